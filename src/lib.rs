@@ -1,4 +1,10 @@
 //! placeholder
 pub mod data;
 pub mod error;
+pub mod checkpoint;
 pub mod metrics;
+pub mod nn;
+pub mod ops;
+pub mod output;
+pub mod tape;
+pub mod tensor;
