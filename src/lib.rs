@@ -1,10 +1,12 @@
 //! placeholder
+pub mod checkpoint;
 pub mod data;
 pub mod error;
-pub mod checkpoint;
+pub mod merge;
 pub mod metrics;
 pub mod nn;
 pub mod ops;
 pub mod output;
 pub mod tape;
 pub mod tensor;
+pub mod train;

@@ -78,9 +78,16 @@ enum State {
     Empty,
     Ready(Tensor),
     /// The gradient of an arena, and which stretches of it have been written.
-    Arena { gradient: Option<Tensor>, written: BTreeMap<usize, usize> },
+    Arena {
+        gradient: Option<Tensor>,
+        written: BTreeMap<usize, usize>,
+    },
     /// A window into an arena's gradient.
-    Window { arena: Id, offset: usize, pitch: usize },
+    Window {
+        arena: Id,
+        offset: usize,
+        pitch: usize,
+    },
 }
 
 impl Tape {
@@ -95,12 +102,7 @@ impl Tape {
     }
 
     /// The output of an op on `inputs`. `backward` is made, and kept, only if one of the inputs wants a gradient.
-    pub fn record(
-        &mut self,
-        value: Tensor,
-        inputs: &[Option<Id>],
-        backward: impl FnOnce() -> Backward,
-    ) -> Var {
+    pub fn record(&mut self, value: Tensor, inputs: &[Option<Id>], backward: impl FnOnce() -> Backward) -> Var {
         if inputs.iter().all(Option::is_none) {
             return Var::constant(value);
         }

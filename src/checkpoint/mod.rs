@@ -63,7 +63,9 @@ impl Checkpoint {
             };
             model.set_running(index, &floats(MEAN)?, &floats(VARIANCE)?);
             // Old files lack the counter.
-            if let Some(Numbers::Integers(counter)) = file.tensors.get(&format!("{}.{COUNTER}", norm.name)).map(|t| &t.numbers) {
+            if let Some(Numbers::Integers(counter)) =
+                file.tensors.get(&format!("{}.{COUNTER}", norm.name)).map(|t| &t.numbers)
+            {
                 model.batches_tracked[index] = counter[0];
             }
         }
@@ -71,7 +73,13 @@ impl Checkpoint {
             let hint = "the training that wrote it diverged; use an earlier checkpoint";
             return Err(Error::checkpoint(&path, format!("{name} holds NaN or infinity"), hint));
         }
-        Ok(Checkpoint { model, architecture, has_head: classes.is_some(), metadata: file.metadata, sha256: file.sha256 })
+        Ok(Checkpoint {
+            model,
+            architecture,
+            has_head: classes.is_some(),
+            metadata: file.metadata,
+            sha256: file.sha256,
+        })
     }
 }
 
@@ -100,7 +108,8 @@ fn check_shapes(file: &TensorFile, network: &Network, has_head: bool) -> Result<
     if wrong.is_empty() {
         return Ok(());
     }
-    let hint = "names and shapes must be those of a torchvision ResNet; `medmerge inspect FILE` lists what a file holds";
+    let hint =
+        "names and shapes must be those of a torchvision ResNet; `medmerge inspect FILE` lists what a file holds";
     Err(Error::checkpoint(&file.path, first_few(&wrong), hint))
 }
 
@@ -124,14 +133,20 @@ fn file_shape(parameter: &Parameter) -> Vec<usize> {
 pub fn to_our_order<T: Copy>(parameter: &Parameter, values: &[T]) -> Vec<T> {
     let (Kind::Filters, &[k, r, s, c]) = (parameter.kind, parameter.shape.dims()) else { return values.to_vec() };
     let index = |k: usize, tap: usize, c_: usize| (k * c + c_) * r * s + tap;
-    (0..k).flat_map(|k| (0..r * s).flat_map(move |tap| (0..c).map(move |c| index(k, tap, c)))).map(|i| values[i]).collect()
+    (0..k)
+        .flat_map(|k| (0..r * s).flat_map(move |tap| (0..c).map(move |c| index(k, tap, c))))
+        .map(|i| values[i])
+        .collect()
 }
 
 /// KRSC to KCRS, as in files; other parameters stay as they are.
 pub fn to_file_order<T: Copy>(parameter: &Parameter, values: &[T]) -> Vec<T> {
     let (Kind::Filters, &[k, r, s, c]) = (parameter.kind, parameter.shape.dims()) else { return values.to_vec() };
     let index = |k: usize, c_: usize, tap: usize| (k * r * s + tap) * c + c_;
-    (0..k).flat_map(|k| (0..c).flat_map(move |c| (0..r * s).map(move |tap| index(k, c, tap)))).map(|i| values[i]).collect()
+    (0..k)
+        .flat_map(|k| (0..c).flat_map(move |c| (0..r * s).map(move |tap| index(k, c, tap))))
+        .map(|i| values[i])
+        .collect()
 }
 
 /// The tensors of a model as they stand in a file.

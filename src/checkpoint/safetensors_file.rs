@@ -61,7 +61,11 @@ impl TensorFile {
     pub fn read(path: &Path) -> Result<TensorFile> {
         let bytes = read_checked(path)?;
         let broken = |error: safetensors::SafeTensorError| {
-            Error::checkpoint(path, format!("the safetensors header is broken: {error}"), "download or export the file again")
+            Error::checkpoint(
+                path,
+                format!("the safetensors header is broken: {error}"),
+                "download or export the file again",
+            )
         };
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
         let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();

@@ -60,6 +60,11 @@ impl Model {
         }
     }
 
+    /// The same numbers in buffers of their own.
+    pub fn copy(&self) -> Model {
+        Model { trunk: self.trunk.copy(), head: self.head.copy(), statistics: self.statistics.copy(), ..self.clone() }
+    }
+
     /// A parameter's numbers in our order, KRSC for filters, without padding.
     pub fn parameter(&self, parameter: &Parameter) -> Tensor {
         self.arena(parameter.region).window(parameter.offset, parameter.shape, parameter.pitch)
@@ -133,9 +138,7 @@ impl Model {
         let unbiased = batch.count as f64 / (batch.count as f64 - 1.0).max(1.0);
         let moved = |running: &Tensor, of_batch: &Tensor, factor: f64| -> Vec<T> {
             let pairs = running.data::<T>().iter().zip(of_batch.data::<T>());
-            pairs
-                .map(|(r, b)| T::from_f64((1.0 - momentum) * r.to_f64() + momentum * factor * b.to_f64()))
-                .collect()
+            pairs.map(|(r, b)| T::from_f64((1.0 - momentum) * r.to_f64() + momentum * factor * b.to_f64())).collect()
         };
         let (mean, variance) = (moved(&mean, &batch.mean, 1.0), moved(&variance, &batch.variance, unbiased));
         self.set_running(index, &mean, &variance);

@@ -24,15 +24,23 @@ pub struct Node(usize);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operation {
     /// No bias: a batch norm follows.
-    Conv2d { conv: Conv2d, weight: usize },
-    BatchNorm { index: usize },
+    Conv2d {
+        conv: Conv2d,
+        weight: usize,
+    },
+    BatchNorm {
+        index: usize,
+    },
     Relu,
     Add,
     MaxPool(Pool),
     AveragePool(Pool),
     GlobalAveragePool,
     Concat,
-    Linear { weight: usize, bias: usize },
+    Linear {
+        weight: usize,
+        bias: usize,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -136,7 +144,8 @@ impl Network {
             let mut inputs: Vec<Var> = Vec::with_capacity(layer.inputs.len());
             for &Node(node) in &layer.inputs {
                 let last = self.last_use[node] == index;
-                inputs.push(if last { nodes[node].take() } else { nodes[node].clone() }.expect("an input that has run"));
+                inputs
+                    .push(if last { nodes[node].take() } else { nodes[node].clone() }.expect("an input that has run"));
             }
             let parameter = |index: usize| {
                 let Parameter { region, shape, offset, pitch, .. } = self.parameters[index];

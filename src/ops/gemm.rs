@@ -30,9 +30,8 @@ impl<'a> Matrix<'a> {
 
     fn faer(self) -> MatRef<'a, f32> {
         // SAFETY: `new` checked that the last element of the last row lies inside `data`.
-        let matrix = unsafe {
-            MatRef::from_raw_parts(self.data.as_ptr(), self.rows, self.columns, self.stride as isize, 1)
-        };
+        let matrix =
+            unsafe { MatRef::from_raw_parts(self.data.as_ptr(), self.rows, self.columns, self.stride as isize, 1) };
         if self.transposed { matrix.transpose() } else { matrix }
     }
 }

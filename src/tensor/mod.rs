@@ -187,10 +187,15 @@ impl Tensor {
     /// Makes the buffer this tensor's own, by a copy if another tensor looks into it.
     pub fn make_unique(&mut self) {
         if !self.is_unique() {
-            *self = match self.dtype() {
-                DType::F32 => self.copied::<f32>(),
-                DType::F64 => self.copied::<f64>(),
-            };
+            *self = self.copy();
+        }
+    }
+
+    /// A tensor with the same numbers in a buffer of its own, without padding.
+    pub fn copy(&self) -> Tensor {
+        match self.dtype() {
+            DType::F32 => self.copied::<f32>(),
+            DType::F64 => self.copied::<f64>(),
         }
     }
 

@@ -75,14 +75,7 @@ fn normalize_block(x: &[f32], mean: &[f32], scale: &[f32], beta: &[f32], y: &mut
     }
 }
 
-pub fn parameter_gradients(
-    x: &[f32],
-    dy: &[f32],
-    mean: &[f32],
-    rstd: &[f32],
-    dgamma: &mut [f32],
-    dbeta: &mut [f32],
-) {
+pub fn parameter_gradients(x: &[f32], dy: &[f32], mean: &[f32], rstd: &[f32], dgamma: &mut [f32], dbeta: &mut [f32]) {
     let channels = mean.len();
     let block = block(channels);
     let sums = x.par_chunks(block).zip(dy.par_chunks(block)).map(|(x, dy)| gradient_sums(x, dy, mean)).collect();

@@ -70,14 +70,7 @@ pub fn normalize(x: &Tensor, mean: &Tensor, rstd: &Tensor, gamma: &Tensor, beta:
 }
 
 /// `dβ = Σ dy` and `dγ = Σ dy·x̂`.
-pub fn parameter_gradients(
-    x: &Tensor,
-    dy: &Tensor,
-    mean: &Tensor,
-    rstd: &Tensor,
-    dgamma: TensorMut,
-    dbeta: TensorMut,
-) {
+pub fn parameter_gradients(x: &Tensor, dy: &Tensor, mean: &Tensor, rstd: &Tensor, dgamma: TensorMut, dbeta: TensorMut) {
     match x.dtype() {
         DType::F32 => {
             cpu::parameter_gradients(x.data(), dy.data(), mean.data(), rstd.data(), dgamma.data(), dbeta.data())

@@ -19,14 +19,7 @@ pub fn normalize<T: Element>(x: &[T], mean: &[T], rstd: &[T], gamma: &[T], beta:
     }
 }
 
-pub fn parameter_gradients<T: Element>(
-    x: &[T],
-    dy: &[T],
-    mean: &[T],
-    rstd: &[T],
-    dgamma: &mut [T],
-    dbeta: &mut [T],
-) {
+pub fn parameter_gradients<T: Element>(x: &[T], dy: &[T], mean: &[T], rstd: &[T], dgamma: &mut [T], dbeta: &mut [T]) {
     dgamma.fill(T::default());
     dbeta.fill(T::default());
     for (i, (&x, &dy)) in x.iter().zip(dy).enumerate() {

@@ -56,8 +56,9 @@ impl Geometry {
         let fits = c == group_channels * conv.groups && k.is_multiple_of(conv.groups);
         assert!(fits, "convolution of {x} by {filters} in {} groups", conv.groups);
         let [p, q] = [(h, r, 0), (w, s, 1)].map(|(size, taps, axis)| {
-            output_size(size, taps, conv.stride[axis], conv.padding[axis], conv.dilation[axis])
-                .unwrap_or_else(|| panic!("convolution of {x} by {filters}: the padded input is smaller than the filter"))
+            output_size(size, taps, conv.stride[axis], conv.padding[axis], conv.dilation[axis]).unwrap_or_else(|| {
+                panic!("convolution of {x} by {filters}: the padded input is smaller than the filter")
+            })
         });
         Geometry { n, h, w, c, k, r, s, p, q, conv, pitch }
     }

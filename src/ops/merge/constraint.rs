@@ -80,7 +80,8 @@ impl Parametrization {
         for j in 0..n {
             match self.constraint {
                 Constraint::Affine | Constraint::Clamp => {
-                    let others: T = (0..self.sources).filter(|&m| m != self.anchor).map(|m| alpha[m * stride + j]).sum();
+                    let others: T =
+                        (0..self.sources).filter(|&m| m != self.anchor).map(|m| alpha[m * stride + j]).sum();
                     alpha[self.anchor * stride + j] = T::from_f64(1.0) - others;
                 }
                 Constraint::Simplex => {
@@ -127,8 +128,7 @@ impl Parametrization {
                 gradient[row * n + j] = match self.constraint {
                     Constraint::Affine | Constraint::Clamp => gathered[m * n + j] - gathered[self.anchor * n + j],
                     Constraint::Simplex => {
-                        let mean: T =
-                            (0..self.sources).map(|i| alpha[i * stride + j] * gathered[i * n + j]).sum();
+                        let mean: T = (0..self.sources).map(|i| alpha[i * stride + j] * gathered[i * n + j]).sum();
                         alpha[m * stride + j] * (gathered[m * n + j] - mean)
                     }
                     Constraint::Free => gathered[m * n + j],
@@ -148,12 +148,8 @@ impl Tape {
             let (parametrization, shape) = (parametrization.clone(), learned.shape());
             Box::new(move |dalpha, gradients| {
                 let gradient = match dalpha.dtype() {
-                    DType::F32 => {
-                        Tensor::from_vec(parametrization.backward::<f32>(kept.data(), dalpha.data()), shape)
-                    }
-                    DType::F64 => {
-                        Tensor::from_vec(parametrization.backward::<f64>(kept.data(), dalpha.data()), shape)
-                    }
+                    DType::F32 => Tensor::from_vec(parametrization.backward::<f32>(kept.data(), dalpha.data()), shape),
+                    DType::F64 => Tensor::from_vec(parametrization.backward::<f64>(kept.data(), dalpha.data()), shape),
                 };
                 gradients.give(id.expect("recorded because its input wants a gradient"), gradient);
             })

@@ -121,9 +121,7 @@ fn shared_gradient(table: &Table, segments: &[&Segment], sources: &[&[f32]], dw:
         .filter(|segment| matches!(segment.choice, Choice::Alpha { .. }))
         .flat_map(|&segment| {
             let per_run = (RUN / segment.pitch).max(1);
-            (0..segment.rows)
-                .step_by(per_run)
-                .map(move |first| (segment, first, (first + per_run).min(segment.rows)))
+            (0..segment.rows).step_by(per_run).map(move |first| (segment, first, (first + per_run).min(segment.rows)))
         })
         .collect();
     let partial: Vec<Vec<f64>> =

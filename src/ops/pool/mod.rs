@@ -126,7 +126,6 @@ pub fn average_pool_backward(pool: Pool, dy: &Tensor, dx: TensorMut) {
     }
 }
 
-
 /// N×H×W×C to N×C.
 pub fn global_average_pool(x: &Tensor) -> Tensor {
     let [n, h, w, c] = x.shape().four();

@@ -34,18 +34,14 @@ pub fn forward_backward(loss: &CrossEntropy, logits: &Tensor, labels: &[u32]) ->
     assert!([0, classes].contains(&loss.class_weights.len()), "class weights for {classes} classes");
     let mut gradient = Tensor::uninit(logits.shape(), logits.dtype(), logits.device());
     let value = match logits.dtype() {
-        DType::F32 => Tensor::scalar(reference::forward_backward::<f32>(
-            loss,
-            logits.data(),
-            labels,
-            gradient.view_mut().data(),
-        ) as f32),
-        DType::F64 => Tensor::scalar(reference::forward_backward::<f64>(
-            loss,
-            logits.data(),
-            labels,
-            gradient.view_mut().data(),
-        )),
+        DType::F32 => {
+            Tensor::scalar(
+                reference::forward_backward::<f32>(loss, logits.data(), labels, gradient.view_mut().data()) as f32
+            )
+        }
+        DType::F64 => {
+            Tensor::scalar(reference::forward_backward::<f64>(loss, logits.data(), labels, gradient.view_mut().data()))
+        }
     };
     (value, gradient)
 }
