@@ -153,3 +153,11 @@ fn mean(values: impl Iterator<Item = f64>) -> f64 {
     let (sum, count) = values.fold((0.0, 0.0), |(sum, count), value| (sum + value, count + 1.0));
     sum / count
 }
+
+/// One row of logits becomes probabilities.
+pub fn softmax(row: &mut [f32]) {
+    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    row.iter_mut().for_each(|score| *score = (*score - largest).exp());
+    let sum: f32 = row.iter().sum();
+    row.iter_mut().for_each(|score| *score /= sum);
+}

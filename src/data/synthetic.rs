@@ -80,7 +80,7 @@ impl Default for SyntheticOptions {
             seed: 0,
             textures: TEXTURES.len(),
             shapes: SHAPES.len(),
-            noise: 0.06,
+            noise: 0.045,
         }
     }
 }

@@ -16,3 +16,5 @@ pub use sources::{Source, Sources};
 pub use weights::{Learned, SourceRecord, training_metadata};
 
 pub use crate::ops::merge::constraint::Constraint;
+mod fixed;
+pub use fixed::{Fixed, fold_fixed};

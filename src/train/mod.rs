@@ -9,6 +9,7 @@
 //! Batch norms normalise by the batch in all three, so that a trunk that has never seen the target's images is judged by
 //! what it computes, not by statistics of another data set.
 
+mod compare;
 mod evaluate;
 mod interrupt;
 mod learn;
@@ -19,6 +20,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+pub use compare::{Baseline, Outcome, Protocol};
 pub use evaluate::{evaluate, reestimate_statistics, scores};
 pub use interrupt::{interrupted, watch_for_interrupt};
 pub use learn::{AnchorChoice, LearnOptions, Learning, learn, probe};
