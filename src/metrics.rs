@@ -161,3 +161,94 @@ pub fn softmax(row: &mut [f32]) {
     let sum: f32 = row.iter().sum();
     row.iter_mut().for_each(|score| *score /= sum);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assert_near(actual: f64, expected: f64) {
+        assert!((actual - expected).abs() < 1e-12, "{actual} is not {expected}");
+    }
+
+    /// 24 images, 4 classes, the last of which is predicted and never right.
+    fn example() -> (Vec<f32>, Vec<u32>) {
+        let score = |at: usize| ((at / 4 * 7 + at % 4 * 13 + at / 4 * (at % 4) * 5) % 17) as f32 / 4.0;
+        let labels = (0..24).map(|image| (image * image + image / 3) % 3);
+        ((0..96).map(score).collect(), labels.collect())
+    }
+
+    #[test]
+    fn figures_are_those_of_scikit_learn() {
+        // scikit-learn 1.9 on `example`: accuracy_score, f1_score(average="macro", zero_division=0),
+        // precision_recall_fscore_support, confusion_matrix, and the mean over the classes with images of
+        // roc_auc_score(labels == c, softmax in float64 [:, c]).
+        let (scores, labels) = example();
+        let metrics = Metrics::compute(&scores, &labels, 4);
+        assert_near(metrics.accuracy, 0.2916666666666667);
+        assert_near(metrics.macro_f1, 0.27142857142857146);
+        assert_near(metrics.auc, 0.5505528484541965);
+        assert_eq!(metrics.confusion, [[2, 2, 0, 3], [3, 3, 0, 3], [2, 1, 2, 3], [0, 0, 0, 0]]);
+        let expected = [
+            [2.0 / 7.0, 2.0 / 7.0, 2.0 / 7.0, 7.0, 0.46638655462184875],
+            [0.5, 1.0 / 3.0, 0.4, 9.0, 0.5407407407407407],
+            [1.0, 0.25, 0.4, 8.0, 0.64453125],
+        ];
+        for (class, [precision, recall, f1, support, auc]) in metrics.per_class.iter().zip(expected) {
+            assert_near(class.precision, precision);
+            assert_near(class.recall, recall);
+            assert_near(class.f1, f1);
+            assert_near(class.support as f64, support);
+            assert_near(class.auc, auc);
+        }
+        assert_eq!((metrics.per_class[3].f1, metrics.per_class[3].support), (0.0, 0));
+        assert!(metrics.per_class[3].auc.is_nan());
+    }
+
+    #[test]
+    fn two_classes_take_the_last_column_and_ties_count_half() {
+        // roc_auc_score(labels, second) of scikit-learn 1.9 is 0.78.
+        let second = [0.1, 0.4, 0.4, 0.4, 0.8, 0.8, 0.6, 0.2, 0.9, 0.4];
+        let labels = [0, 0, 1, 1, 1, 0, 1, 0, 1, 0];
+        let scores: Vec<f32> = second.iter().flat_map(|&p| [1.0 - p, p]).collect();
+        let metrics = Metrics::compute(&scores, &labels, 2);
+        assert_near(metrics.auc, 0.78);
+        assert_near(metrics.per_class[0].auc, 0.78);
+    }
+
+    #[test]
+    fn confident_logits_do_not_tie() {
+        // Every softmax is 1 in float64, and the order is still perfect.
+        let metrics = Metrics::compute(&[0.0, 50.0, 0.0, 60.0, 0.0, 70.0], &[0, 0, 1], 2);
+        assert_eq!(metrics.auc, 1.0);
+    }
+
+    #[test]
+    fn the_first_of_equal_scores_is_predicted() {
+        let metrics = Metrics::compute(&[1.0, 1.0, 0.0, 2.0, 3.0, 3.0], &[0, 1], 3);
+        assert_eq!(metrics.accuracy, 1.0);
+        // The third class neither occurs nor is predicted, and does not count.
+        assert_eq!(metrics.macro_f1, 1.0);
+    }
+
+    #[test]
+    fn broken_scores_have_no_figures() {
+        for broken in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let (mut scores, labels) = example();
+            scores[41] = broken;
+            let metrics = Metrics::compute(&scores, &labels, 4);
+            assert!([metrics.accuracy, metrics.macro_f1, metrics.auc].iter().all(|figure| figure.is_nan()));
+            assert!(metrics.per_class.iter().all(|class| class.f1.is_nan() && class.auc.is_nan()));
+            assert_eq!(metrics.per_class[1].support, 9);
+            assert!(metrics.confusion.iter().flatten().all(|&count| count == 0));
+        }
+        assert!(Metrics::compute(&[], &[], 3).accuracy.is_nan());
+    }
+
+    #[test]
+    fn a_single_class_of_labels_has_no_auc() {
+        let metrics = Metrics::compute(&[0.0, 1.0, 1.0, 0.0], &[1, 1], 2);
+        assert_eq!(metrics.accuracy, 0.5);
+        assert!(metrics.auc.is_nan());
+        assert!(serde_json::to_string(&metrics).unwrap().contains("\"auc\":null"));
+    }
+}

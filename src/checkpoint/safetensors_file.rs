@@ -14,6 +14,10 @@ use super::Metadata;
 use crate::error::{Error, Result};
 use crate::output::OutputPath;
 
+// Numbers are written as they lie in memory, and the format is little-endian.
+#[cfg(target_endian = "big")]
+compile_error!("writing safetensors files on a big-endian machine is not implemented");
+
 /// The most a header may take, as everywhere for this format.
 const MAX_HEADER: u64 = 100_000_000;
 
@@ -186,8 +190,8 @@ pub fn write(output: &mut OutputPath, tensors: &[StoredTensor], metadata: &Metad
         file.write_all(&header)?;
         for tensor in ordered() {
             match &tensor.numbers {
-                Numbers::Integers(values) => values.iter().try_for_each(|v| file.write_all(&v.to_le_bytes()))?,
-                Numbers::Floats(values) => values.iter().try_for_each(|v| file.write_all(&v.to_le_bytes()))?,
+                Numbers::Integers(values) => file.write_all(bytemuck::cast_slice(values))?,
+                Numbers::Floats(values) => file.write_all(bytemuck::cast_slice(values))?,
             }
         }
         Ok(())

@@ -56,3 +56,50 @@ impl Placement {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+
+    const IMAGE: [u8; 6] = [1, 2, 3, 4, 5, 6];
+
+    fn placed(flip: bool, down: isize, right: isize, shape: [usize; 3]) -> Vec<u8> {
+        let mut out = vec![0; IMAGE.len()];
+        Placement { flip, down, right }.apply(&IMAGE, shape, &mut out);
+        out
+    }
+
+    #[test]
+    fn shifts_replicate_the_edge() {
+        let shape = [2, 3, 1];
+        assert_eq!(placed(false, 0, 0, shape), IMAGE);
+        assert_eq!(placed(false, 0, 1, shape), [1, 1, 2, 4, 4, 5]);
+        assert_eq!(placed(false, 0, -1, shape), [2, 3, 3, 5, 6, 6]);
+        assert_eq!(placed(false, 1, 0, shape), [1, 2, 3, 1, 2, 3]);
+        assert_eq!(placed(false, -1, 0, shape), [4, 5, 6, 4, 5, 6]);
+        assert_eq!(placed(false, 9, -9, shape), [3, 3, 3, 3, 3, 3]);
+    }
+
+    #[test]
+    fn flips_keep_a_pixels_channels_in_order() {
+        assert_eq!(placed(true, 0, 0, [2, 3, 1]), [3, 2, 1, 6, 5, 4]);
+        assert_eq!(placed(true, 0, 0, [1, 2, 3]), [4, 5, 6, 1, 2, 3]);
+        assert_eq!(placed(true, 0, 1, [1, 2, 3]), [1, 2, 3, 1, 2, 3]);
+    }
+
+    #[test]
+    fn draws_cover_the_range_and_nothing_else() {
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let draws: Vec<Placement> = (0..400).map(|_| Augmentation { flip: true, shift: 2 }.draw(&mut rng)).collect();
+        for offset in -2..=2 {
+            assert!(draws.iter().any(|draw| draw.down == offset) && draws.iter().any(|draw| draw.right == offset));
+        }
+        assert!(draws.iter().all(|draw| draw.down.abs() <= 2 && draw.right.abs() <= 2));
+        assert!((150..250).contains(&draws.iter().filter(|draw| draw.flip).count()));
+        let none = Augmentation { flip: false, shift: 0 };
+        assert!((0..9).all(|_| none.draw(&mut rng) == Placement { flip: false, down: 0, right: 0 }));
+    }
+}

@@ -162,3 +162,111 @@ impl<'a> Loader<'a> {
         rng
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options() -> LoaderOptions {
+        LoaderOptions {
+            network_channels: 1,
+            normalisation: Normalisation::default(),
+            batch_size: 4,
+            shuffle: true,
+            augmentation: Some(Augmentation { flip: true, shift: 2 }),
+            seed: 7,
+        }
+    }
+
+    /// Grey images of 5×6 with the index as the label.
+    fn split(count: usize) -> Split {
+        let images = (0..count * 30).map(|at| (at * 37 % 251) as u8).collect();
+        Split { images, labels: (0..count as u32).collect() }
+    }
+
+    fn epoch(split: &Split, options: LoaderOptions, epoch: usize) -> Vec<Batch> {
+        let loader = Loader::new(split, 5, 6, 1, options);
+        let batches: Vec<Batch> = loader.epoch(epoch).collect();
+        assert_eq!(batches.len(), loader.batches_per_epoch());
+        batches
+    }
+
+    fn indices(batches: &[Batch]) -> Vec<usize> {
+        batches.iter().flat_map(|batch| batch.indices.clone()).collect()
+    }
+
+    #[test]
+    fn evaluation_is_in_the_order_of_the_file_and_complete() {
+        let split = split(9);
+        let batches = epoch(&split, LoaderOptions { shuffle: false, augmentation: None, ..options() }, 3);
+        assert_eq!(indices(&batches), (0..9).collect::<Vec<_>>());
+        assert_eq!(batches[2].shape, [1, 5, 6, 1]);
+        assert_eq!(batches[1].labels, [4, 5, 6, 7]);
+        let expected: Vec<f32> =
+            split.images[120..240].iter().map(|&byte| (f32::from(byte) / 255.0 - 0.5) / 0.5).collect();
+        assert_eq!(batches[1].images, expected);
+    }
+
+    #[test]
+    fn training_shows_every_image_once_in_a_new_order() {
+        let split = split(11);
+        let (first, second) = (indices(&epoch(&split, options(), 0)), indices(&epoch(&split, options(), 1)));
+        assert_ne!(first, second);
+        assert_ne!(first, indices(&epoch(&split, LoaderOptions { seed: 8, ..options() }, 0)));
+        for mut order in [first, second] {
+            order.sort();
+            assert_eq!(order, (0..11).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn training_drops_a_last_batch_of_one() {
+        let lengths = |count, batch_size| -> Vec<usize> {
+            let options = LoaderOptions { batch_size, ..options() };
+            epoch(&split(count), options, 0).iter().map(|batch| batch.labels.len()).collect()
+        };
+        assert_eq!(lengths(9, 4), [4, 4]);
+        assert_eq!(lengths(10, 4), [4, 4, 2]);
+        assert_eq!(lengths(1, 4), [1]);
+        assert_eq!(lengths(3, 1), [1, 1, 1]);
+        assert_eq!(lengths(0, 4), [0; 0]);
+    }
+
+    #[test]
+    fn an_image_looks_the_same_in_any_batch_and_on_any_thread() {
+        // Enough bytes that the work is shared out.
+        let split = split(4000);
+        let by_index = |threads, batch_size| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let batches = pool.install(|| epoch(&split, LoaderOptions { batch_size, ..options() }, 2));
+            let mut images = vec![Vec::new(); 4000];
+            for batch in &batches {
+                for (image, &index) in batch.images.chunks_exact(30).zip(&batch.indices) {
+                    images[index] = image.to_vec();
+                }
+            }
+            (images, indices(&batches))
+        };
+        let one = by_index(1, 4000);
+        assert!(one == by_index(3, 4000));
+        assert!(one == by_index(2, 400));
+        let later = epoch(&split, LoaderOptions { batch_size: 4000, ..options() }, 3);
+        let same =
+            later[0].images.chunks_exact(30).zip(&later[0].indices).filter(|(image, index)| one.0[**index] == *image);
+        assert!(same.count() < 400, "another epoch augments as this one did");
+    }
+
+    #[test]
+    fn channels_are_repeated_and_normalised_each_by_its_own() {
+        let normalisation = Normalisation { mean: vec![0.0, 1.0, 0.0], std: vec![1.0, 1.0, 0.5] };
+        let options =
+            LoaderOptions { network_channels: 3, normalisation, shuffle: false, augmentation: None, ..options() };
+        let grey = Split { images: vec![0, 255], labels: vec![0, 1] };
+        let batch = Loader::new(&grey, 1, 1, 1, options.clone()).epoch(0).next().unwrap();
+        assert_eq!((batch.shape, &batch.images[..]), ([2, 1, 1, 3], &[0.0, -1.0, 0.0, 1.0, 0.0, 2.0][..]));
+        let colour = Split { images: vec![255, 0, 255], labels: vec![0] };
+        let batch = Loader::new(&colour, 1, 1, 3, options).epoch(0).next().unwrap();
+        assert_eq!(batch.images, [1.0, -1.0, 2.0]);
+        assert!(check_channels(3, 1).is_err() && check_channels(1, 3).is_ok() && check_channels(3, 3).is_ok());
+    }
+}

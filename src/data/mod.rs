@@ -1,8 +1,9 @@
 //! Data sets of labelled images, in the format of MedMNIST.
 //!
 //! A file is a `.npz` with `{train,val,test}_{images,labels}`: images of N×H×W or N×H×W×C bytes (C = 1 or 3), labels of
-//! N or N×1 integers. Everything that can be wrong with a file is found before its pixels are decompressed, so that a
-//! command fails in its first second. This module knows nothing of networks; `loader` turns images into numbers.
+//! N or N×1 integers. Whatever is wrong with a file, damaged pixels excepted, is found before its pixels are
+//! decompressed, so that a command fails in its first second. This module knows nothing of networks; `loader` turns
+//! images into numbers.
 
 use std::{fmt, fs, path::Path, path::PathBuf, str::FromStr};
 
@@ -129,9 +130,12 @@ impl Dataset {
         }
 
         // Labels exist twice for a moment, as the file's integers and as ours.
-        let needed: u64 =
-            entries.iter().map(|(images, labels)| images.bytes + labels.bytes + 4 * labels.shape[0] as u64).sum();
-        if needed > memory {
+        let needed: u128 = entries
+            .iter()
+            .flat_map(|(images, labels)| [images.bytes, labels.bytes, 4 * labels.shape[0] as u64])
+            .map(u128::from)
+            .sum();
+        if needed > memory.into() {
             let message =
                 format!("the images take {} MiB of memory, of which {} MiB are free", needed >> 20, memory >> 20);
             return Err(Error::data(path, message, "use a smaller image size of the data set, or a larger machine"));
@@ -161,8 +165,8 @@ impl Dataset {
 
     /// Writes the three splits as MedMNIST would, whole or not at all; the same data set gives the same bytes.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let label_bytes = if self.classes > 256 { 2 } else { 1 };
-        let mut parts = Vec::new();
+        let (descr, label_bytes) = if self.classes > 256 { ("<u2", 2) } else { ("|u1", 1) };
+        let mut arrays = Vec::new();
         for name in SplitName::ALL {
             let split = self.split(name);
             let mut shape = vec![split.len(), self.height, self.width];
@@ -171,14 +175,10 @@ impl Dataset {
             }
             let labels: Vec<u8> =
                 split.labels.iter().flat_map(|label| label.to_le_bytes().into_iter().take(label_bytes)).collect();
-            parts.push((format!("{name}_images"), format!("{name}_labels"), shape, labels, &split.images));
-        }
-        let mut arrays = Vec::new();
-        let descr = if label_bytes == 1 { "|u1" } else { "<u2" };
-        let label_shapes: Vec<[usize; 2]> = parts.iter().map(|(_, _, shape, ..)| [shape[0], 1]).collect();
-        for ((images_name, labels_name, shape, labels, images), label_shape) in parts.iter().zip(&label_shapes) {
-            arrays.push(npz::Array { name: images_name, descr: "|u1", shape, elements: images });
-            arrays.push(npz::Array { name: labels_name, descr, shape: label_shape, elements: labels });
+            let (images_name, labels_name) = (format!("{name}_images"), format!("{name}_labels"));
+            let images = npz::Array { name: images_name, descr: "|u1", shape, elements: (&split.images).into() };
+            let shape = vec![split.len(), 1];
+            arrays.extend([images, npz::Array { name: labels_name, descr, shape, elements: labels.into() }]);
         }
         npz::write(path, &arrays)
     }
@@ -384,4 +384,185 @@ fn available_memory() -> u64 {
     let Ok(report) = fs::read_to_string("/proc/meminfo") else { return ASSUMED };
     let line = report.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).map_or(ASSUMED, |kib| kib << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use zip::CompressionMethod;
+
+    use super::{npz::Array, *};
+
+    /// A valid file: three images of 2×2 per split, of the classes 0, 1 and 1.
+    fn arrays() -> Vec<Array<'static>> {
+        let pixels: Vec<u8> = (0..12).collect();
+        let labels: Vec<u8> = [0u16, 1, 1].iter().flat_map(|label| label.to_le_bytes()).collect();
+        let array = |name, descr, shape: &[usize], elements: &[u8]| Array {
+            name,
+            descr,
+            shape: shape.to_vec(),
+            elements: elements.to_vec().into(),
+        };
+        let of_split = |split| {
+            [
+                array(format!("{split}_images"), "|u1", &[3, 2, 2], &pixels),
+                array(format!("{split}_labels"), "<u2", &[3, 1], &labels),
+            ]
+        };
+        SplitName::ALL.into_iter().flat_map(of_split).collect()
+    }
+
+    fn write(arrays: &[Array]) -> tempfile::TempPath {
+        let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
+        npz::write(&path, arrays).unwrap();
+        path
+    }
+
+    /// The message about a valid file after `change` to its array `name`.
+    fn refusal(name: &str, change: impl FnOnce(&mut Array)) -> String {
+        let mut arrays = arrays();
+        change(arrays.iter_mut().find(|array| array.name == name).unwrap());
+        let error = Dataset::load(&write(&arrays)).unwrap_err();
+        assert!(matches!(error, Error::Data { .. }) && error.hint().is_some(), "{error:?}");
+        error.to_string()
+    }
+
+    fn shaped(shape: &[usize]) -> impl FnOnce(&mut Array) {
+        move |array| {
+            array.shape = shape.to_vec();
+            array.elements = vec![0; shape.iter().product()].into();
+        }
+    }
+
+    #[test]
+    fn a_valid_file_is_read() {
+        let dataset = Dataset::load(&write(&arrays())).unwrap();
+        assert_eq!([dataset.height, dataset.width, dataset.channels, dataset.classes], [2, 2, 1, 2]);
+        assert_eq!(dataset.val.labels, [0, 1, 1]);
+        assert_eq!(dataset.test.images, (0..12).collect::<Vec<u8>>());
+        assert_eq!(dataset.class_counts(SplitName::Test), [1, 2]);
+    }
+
+    #[test]
+    fn labels_may_be_flat_signed_and_big_endian() {
+        let mut arrays = arrays();
+        arrays[1].shape = vec![3];
+        (arrays[3].descr, arrays[3].elements) =
+            (">i8", [1i64, 0, 1].iter().flat_map(|label| label.to_be_bytes()).collect::<Vec<_>>().into());
+        let dataset = Dataset::load(&write(&arrays)).unwrap();
+        assert_eq!(dataset.train.labels, [0, 1, 1]);
+        assert_eq!(dataset.val.labels, [1, 0, 1]);
+    }
+
+    #[test]
+    fn every_fault_has_its_message() {
+        let message = refusal("val_labels", |array| array.name = "val_\nlabel".into());
+        assert!(message.contains("no val_labels") && message.contains("test_images"), "{message}");
+        assert!(message.contains("val_\\nlabel") && !message.contains('\n'), "{message}");
+
+        for (name, shape, part) in [
+            ("train_images", &[3, 2, 2, 4][..], "one or three channels"),
+            ("train_images", &[3, 3, 28, 28], "channels come first"),
+            ("train_images", &[3, 9, 9, 9], "volumes"),
+            ("train_images", &[3, 2], "N×H×W"),
+            ("train_images", &[3, 1025, 2], "too small or too large"),
+            ("train_images", &[3, 2, 0], "too small or too large"),
+            ("test_images", &[3, 2, 3], "test_images the shape"),
+            ("val_images", &[4, 2, 2], "4 images and val_labels has 3 labels"),
+        ] {
+            let message = refusal(name, shaped(shape));
+            assert!(message.contains(part), "{shape:?}: {message}");
+        }
+
+        let floats = |array: &mut Array| (array.descr, array.elements) = ("<f4", vec![0; 48].into());
+        assert!(refusal("train_images", floats).contains("type '<f4'"));
+        assert!(refusal("train_images", |array| array.descr = "|i1").contains("not unsigned bytes"));
+        let many_labels = |array: &mut Array| (array.shape, array.elements) = (vec![3, 14], vec![0; 84].into());
+        assert!(refusal("train_labels", many_labels).contains("14 labels per image; multi-label"));
+        let negative = |array: &mut Array| (array.descr, array.elements) = ("|i1", vec![0, 0xfe, 1].into());
+        assert!(refusal("val_labels", negative).contains("label -2 at index 1"));
+        let large = |array: &mut Array| {
+            (array.descr, array.elements) = ("<u4", vec![0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 0, 0].into())
+        };
+        assert!(refusal("val_labels", large).contains("label 65536 at index 1"));
+        let skipped = |array: &mut Array| array.elements.to_mut()[4] = 3;
+        assert!(refusal("test_labels", skipped).contains("no training image of classes 2, 3"));
+    }
+
+    #[test]
+    fn a_data_set_needs_images_and_two_classes() {
+        let mut empty = arrays();
+        for array in &mut empty[..2] {
+            array.shape[0] = 0;
+            array.elements.to_mut().clear();
+        }
+        assert!(Dataset::load(&write(&empty)).unwrap_err().to_string().contains("train split is empty"));
+        let mut single = arrays();
+        single
+            .iter_mut()
+            .filter(|array| array.name.ends_with("labels"))
+            .for_each(|array| array.elements.to_mut().fill(0));
+        assert!(Dataset::load(&write(&single)).unwrap_err().to_string().contains("label 0"));
+    }
+
+    #[test]
+    fn fortran_order_is_refused() {
+        let literal = "{'descr': '|u1', 'fortran_order': True, 'shape': (3, 2, 2), }";
+        let entry = npz::tests::npy(literal, &[0; 12]);
+        let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
+        fs::write(&path, npz::tests::zip_of(&[("train_images.npy", entry)], CompressionMethod::Deflated)).unwrap();
+        assert!(Dataset::load(&path).unwrap_err().to_string().contains("Fortran order"));
+    }
+
+    #[test]
+    fn a_data_set_larger_than_memory_is_refused() {
+        let path = write(&arrays());
+        // Three times 12 pixels, and 3 labels of 2 bytes that become 4.
+        assert!(Dataset::load_within(&path, 90).is_ok());
+        assert!(Dataset::load_within(&path, 89).unwrap_err().to_string().contains("memory"));
+    }
+
+    #[test]
+    fn saving_and_loading_gives_the_same_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("set.npz");
+        for (channels, classes) in [(3, 2), (1, 300)] {
+            let split = Split {
+                images: (0..classes * 6 * channels).map(|byte| byte as u8).collect(),
+                labels: (0..classes as u32).collect(),
+            };
+            let (height, width, val, test) = (2, 3, split.clone(), Split::default());
+            let saved = Dataset { path: path.clone(), train: split, val, test, height, width, channels, classes };
+            saved.save(&path).unwrap();
+            assert_eq!(Dataset::load(&path).unwrap(), saved);
+        }
+        let nowhere = Dataset::load(&path).unwrap().save(&folder.path().join("no/set.npz")).unwrap_err();
+        assert!(nowhere.hint().unwrap().contains("folder"));
+    }
+
+    #[test]
+    fn truncation_keeps_images_and_labels_together() {
+        let mut dataset = Dataset::load(&write(&arrays())).unwrap();
+        dataset.truncate_train(5);
+        assert_eq!(dataset.train.len(), 3);
+        dataset.truncate_train(2);
+        assert_eq!((dataset.train.len(), dataset.train.images.len()), (2, 8));
+        assert!(dataset.check_classes().is_ok());
+        dataset.truncate_train(1);
+        assert!(dataset.check_classes().unwrap_err().to_string().contains("class 1"));
+    }
+
+    #[test]
+    fn split_names_are_parsed() {
+        assert_eq!("val".parse::<SplitName>().unwrap(), SplitName::Val);
+        assert_eq!("tset".parse::<SplitName>().unwrap_err().hint().unwrap(), "did you mean 'test'?");
+    }
+
+    #[test]
+    fn normalisations_that_cannot_work_are_refused() {
+        let check = |mean: &[f32], std: &[f32]| Normalisation { mean: mean.into(), std: std.into() }.check(3).is_ok();
+        assert!(check(&[0.5], &[0.1, 0.2, 0.3]));
+        assert!(!check(&[0.5, 0.5], &[0.5]));
+        assert!(!check(&[0.5], &[0.0]));
+        assert!(!check(&[0.5], &[0.5, f32::NAN, 0.5]));
+    }
 }

@@ -5,6 +5,7 @@
 //! to, and a read ends at the declared size. This module knows arrays of integers; what they mean is not its concern.
 
 use std::{
+    borrow::Cow,
     fs::{self, File},
     io::{self, BufReader, BufWriter, Read, Write},
     path::{Path, PathBuf},
@@ -200,13 +201,16 @@ pub struct Entry {
 
 pub struct Archive {
     path: PathBuf,
+    /// Of the file, in bytes: no entry can have stored more, whatever it claims.
+    length: u64,
     zip: ZipArchive<BufReader<File>>,
 }
 
 impl Archive {
     pub fn open(path: &Path) -> Result<Archive> {
         let mut file = File::open(path).map_err(Error::io("open", path))?;
-        if file.metadata().map_err(Error::io("open", path))?.is_dir() {
+        let metadata = file.metadata().map_err(Error::io("open", path))?;
+        if metadata.is_dir() {
             return Err(Error::io("open", path)(io::ErrorKind::IsADirectory.into()));
         }
         let mut magic = Vec::new();
@@ -221,7 +225,7 @@ impl Archive {
             return Err(Error::data(path, "not a .npz archive", "give a data set in the format of MedMNIST"));
         }
         match ZipArchive::new(BufReader::new(file)) {
-            Ok(zip) => Ok(Archive { path: path.to_path_buf(), zip }),
+            Ok(zip) => Ok(Archive { path: path.to_path_buf(), length: metadata.len(), zip }),
             Err(error) => Err(zip_error(path, "the archive", error)),
         }
     }
@@ -241,7 +245,7 @@ impl Archive {
         if !matches!(file.compression(), CompressionMethod::Stored | CompressionMethod::Deflated) {
             return Err(Error::data(path, format!("{name} is compressed by {}", file.compression()), REWRITE));
         }
-        let (declared, stored) = (file.size(), file.compressed_size());
+        let (declared, stored) = (file.size(), file.compressed_size().min(self.length));
         if declared > stored.saturating_mul(MAX_RATIO).saturating_add(RATIO_SLACK) {
             let message = format!("{name} claims to expand from {stored} to {declared} bytes, which deflate cannot do");
             return Err(Error::data(path, message, DAMAGED));
@@ -363,11 +367,11 @@ fn read_error(path: &Path, what: &str, error: io::Error) -> Error {
 
 /// An array to write.
 pub struct Array<'a> {
-    pub name: &'a str,
+    pub name: String,
     /// numpy's name of the element type, such as `|u1`.
-    pub descr: &'a str,
-    pub shape: &'a [usize],
-    pub elements: &'a [u8],
+    pub descr: &'static str,
+    pub shape: Vec<usize>,
+    pub elements: Cow<'a, [u8]>,
 }
 
 /// Writes an archive in one step: a reader finds the old file or the whole new one. The same arrays give the same bytes.
@@ -384,7 +388,7 @@ pub fn write(path: &Path, arrays: &[Array]) -> Result<()> {
                 .large_file(array.elements.len() as u64 >= u64::from(u32::MAX) / 2);
             zip.start_file(format!("{}.npy", array.name), options)?;
             zip.write_all(&header)?;
-            zip.write_all(array.elements)?;
+            zip.write_all(&array.elements)?;
         }
         zip.finish()?.flush()
     })
@@ -420,4 +424,190 @@ fn write_atomically(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>
     write(file.as_file_mut()).and_then(|()| file.as_file().sync_all()).map_err(Error::io("write", path))?;
     file.persist(path).map_err(|error| Error::io("write", path)(error.error))?;
     Ok(())
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// An archive of raw entries, compressed or stored, with the extra fields of zip64 that numpy always writes.
+    pub fn zip_of(entries: &[(&str, Vec<u8>)], method: CompressionMethod) -> Vec<u8> {
+        let mut zip = ZipWriter::new(io::Cursor::new(Vec::new()));
+        for (name, bytes) in entries {
+            let options = SimpleFileOptions::default().compression_method(method).large_file(true);
+            zip.start_file(*name, options).unwrap();
+            zip.write_all(bytes).unwrap();
+        }
+        zip.finish().unwrap().into_inner()
+    }
+
+    /// A `.npy` file of this header literal.
+    pub fn npy(literal: &str, elements: &[u8]) -> Vec<u8> {
+        let length = (literal.len() as u16).to_le_bytes();
+        [MAGIC, &[1, 0], &length, literal.as_bytes(), elements].concat()
+    }
+
+    /// Opens an archive of these bytes and reads its array `a`.
+    fn read_a(bytes: &[u8]) -> Result<Vec<u8>> {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(bytes).unwrap();
+        let mut archive = Archive::open(file.path())?;
+        let entry = archive.entry("a")?.expect("an array called a");
+        archive.read(&entry)
+    }
+
+    fn refusal(bytes: &[u8]) -> String {
+        let error = read_a(bytes).unwrap_err();
+        assert!(matches!(error, Error::Data { .. }), "{error:?}");
+        error.to_string()
+    }
+
+    fn bytes_literal(length: usize) -> String {
+        format!("{{'descr': '|u1', 'fortran_order': False, 'shape': ({length},), }}")
+    }
+
+    /// Overwrites the uncompressed size in the central directory of an archive of one entry.
+    fn declare(mut archive: Vec<u8>, size: u32) -> Vec<u8> {
+        let at = archive.windows(4).position(|window| window == b"PK\x01\x02").unwrap() + 24;
+        archive[at..at + 4].copy_from_slice(&size.to_le_bytes());
+        archive
+    }
+
+    #[test]
+    fn headers_may_be_spaced_and_ordered_freely() {
+        let expected = Header { descr: "<i8".into(), fortran_order: true, shape: vec![3, 4] };
+        for text in [
+            "{'descr': '<i8', 'fortran_order': True, 'shape': (3, 4), }   \n",
+            "{'shape':(3,4),'fortran_order':True,'descr':'<i8'}",
+            " { \"descr\" : \"<i8\" , 'shape' : ( 3L , 4L , ) , 'fortran_order' : True } ",
+        ] {
+            assert_eq!(Header::parse(text).as_ref(), Ok(&expected), "{text}");
+        }
+        let shape = |shape| {
+            Header::parse(&format!("{{'descr': '', 'fortran_order': True, 'shape': {shape}}}")).map(|h| h.shape)
+        };
+        assert_eq!(shape("()"), Ok(vec![]));
+        assert_eq!(shape("(7,)"), Ok(vec![7]));
+    }
+
+    #[test]
+    fn malformed_headers_are_refused() {
+        let good = "{'descr': '|u1', 'fortran_order': False, 'shape': (3,), }";
+        assert!(Header::parse(good).is_ok());
+        for (from, to) in [
+            ("(3,)", "(3)"),
+            ("(3,)", "(-3,)"),
+            ("(3,)", "(3,,)"),
+            ("(3,)", "(99999999999999999999,)"),
+            ("(3,)", "3"),
+            ("False", "0"),
+            ("'|u1'", "[('x', '|u1')]"),
+            ("'|u1'", "'|u1"),
+            ("'descr'", "'shape'"),
+            ("'descr'", "'other'"),
+            ("'descr': '|u1',", ""),
+            ("'descr': '|u1',", "'descr': '|u1'"),
+            ("}", "} {"),
+            ("}", ""),
+            ("{", ""),
+        ] {
+            assert!(Header::parse(&good.replacen(from, to, 1)).is_err(), "{to} for {from}");
+        }
+    }
+
+    #[test]
+    fn later_header_versions_have_longer_lengths() {
+        let literal = bytes_literal(2);
+        for version in [2, 3] {
+            let length = (literal.len() as u32).to_le_bytes();
+            let entry = [MAGIC, &[version, 0], &length, literal.as_bytes(), &[5, 6]].concat();
+            let archive = zip_of(&[("a.npy", entry)], CompressionMethod::Deflated);
+            assert_eq!(read_a(&archive).unwrap(), [5, 6]);
+        }
+        let mut entry = npy(&literal, &[5, 6]);
+        entry[6] = 9;
+        assert!(refusal(&zip_of(&[("a.npy", entry)], CompressionMethod::Stored)).contains("version 9"));
+    }
+
+    #[test]
+    fn integers_of_every_type_are_widened() {
+        let values = |descr, bytes: &[u8]| Integer::parse(descr).unwrap().values(bytes).collect::<Vec<_>>();
+        assert_eq!(values("|b1", &[0, 1]), [0, 1]);
+        assert_eq!(values("|i1", &[0xff, 5]), [-1, 5]);
+        assert_eq!(values("<u2", &[1, 2]), [0x201]);
+        assert_eq!(values(">u2", &[1, 2]), [0x102]);
+        assert_eq!(values("<i4", &(-7i32).to_le_bytes()), [-7]);
+        assert_eq!(values(">i8", &(-7i64).to_be_bytes()), [-7]);
+        assert_eq!(values("<u8", &u64::MAX.to_le_bytes()), [i128::from(u64::MAX)]);
+        for descr in ["<f4", "|O", "<U3", "|u2", "u1", "", "<u3", "é1"] {
+            assert_eq!(Integer::parse(descr), None, "{descr}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.npz");
+        let elements: Vec<u8> = (0..=255).cycle().take(30_000).collect();
+        let array = || Array { name: "a".into(), descr: "|u1", shape: vec![300, 100], elements: (&elements).into() };
+        write(&path, &[array()]).unwrap();
+        let bytes = fs::read(&path).unwrap();
+        assert_eq!(read_a(&bytes).unwrap(), elements);
+        write(&path, &[array()]).unwrap();
+        assert!(fs::read(&path).unwrap() == bytes, "the same data gave other bytes");
+    }
+
+    #[test]
+    fn a_failed_write_leaves_everything_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.npz");
+        fs::write(&path, "old").unwrap();
+        let full_disk = write_atomically(&path, |file| {
+            file.write_all(b"half")?;
+            Err(io::ErrorKind::StorageFull.into())
+        });
+        assert!(matches!(full_disk, Err(Error::Io { .. })));
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn files_that_are_no_archives_are_told_apart() {
+        let whole = zip_of(&[("a.npy", npy(&bytes_literal(3), &[1, 2, 3]))], CompressionMethod::Deflated);
+        assert_eq!(read_a(&whole).unwrap(), [1, 2, 3]);
+        assert!(refusal(&[]).contains("empty"));
+        assert!(refusal(b"index,label").contains("not a .npz"));
+        assert!(refusal(&npy(&bytes_literal(3), &[1, 2, 3])).contains("single .npy"));
+        for length in [10, whole.len() / 2, whole.len() - 1] {
+            assert!(refusal(&whole[..length]).contains("cut off"), "{length}");
+        }
+        let missing = Archive::open(Path::new("/nonexistent/x.npz")).err().unwrap();
+        assert!(matches!(missing, Error::Io { .. }));
+        assert!(matches!(Archive::open(&std::env::temp_dir()).err().unwrap(), Error::Io { .. }));
+    }
+
+    #[test]
+    fn a_flipped_bit_is_noticed() {
+        let mut archive = zip_of(&[("a.npy", npy(&bytes_literal(4), b"wxyz"))], CompressionMethod::Stored);
+        let at = archive.windows(4).position(|window| window == b"wxyz").unwrap();
+        archive[at + 2] ^= 1;
+        assert!(refusal(&archive).contains("checksum"), "{}", refusal(&archive));
+    }
+
+    #[test]
+    fn sizes_that_disagree_are_refused() {
+        let literal = bytes_literal(1000);
+        let header = (10 + literal.len()) as u32;
+        let entry =
+            |elements: usize| zip_of(&[("a.npy", npy(&literal, &vec![7; elements]))], CompressionMethod::Deflated);
+        assert!(read_a(&entry(1000)).is_ok());
+        assert!(refusal(&entry(999)).contains("does not take"));
+        assert!(refusal(&declare(entry(1000), u32::MAX - 1)).contains("which deflate cannot do"));
+        // The header and the archive agree, and the stream holds less, or more.
+        assert!(refusal(&declare(entry(400), header + 1000)).contains("damaged"));
+        assert!(refusal(&declare(entry(200_000), header + 1000)).contains("damaged"));
+        let huge = "{'descr': '<i8', 'fortran_order': False, 'shape': (4294967296, 4294967296), }";
+        let overflow = zip_of(&[("a.npy", npy(huge, &[]))], CompressionMethod::Deflated);
+        assert!(refusal(&overflow).contains("does not take"));
+    }
 }

@@ -356,3 +356,137 @@ impl Pattern {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn small(task: Task) -> Dataset {
+        generate(task, &SyntheticOptions { train: 800, val: 16, test: 400, ..Default::default() })
+    }
+
+    fn images(split: &Split, pixels: usize) -> impl Iterator<Item = (&[u8], usize)> {
+        split.images.chunks_exact(pixels).zip(split.labels.iter().map(|&label| label as usize))
+    }
+
+    #[test]
+    fn splits_are_balanced_and_shuffled() {
+        for (task, classes) in [(Task::Texture, 4), (Task::Shape, 4), (Task::Both, 16)] {
+            let dataset = small(task);
+            assert_eq!(dataset.class_counts(SplitName::Train), vec![800 / classes; classes]);
+            assert_eq!(dataset.class_counts(SplitName::Val), vec![16 / classes; classes]);
+            assert!(dataset.train.labels.iter().enumerate().any(|(index, &label)| label as usize != index % classes));
+        }
+    }
+
+    #[test]
+    fn the_same_options_give_the_same_bytes_on_any_thread() {
+        let options = SyntheticOptions { train: 40, val: 40, test: 40, channels: 3, ..Default::default() };
+        let on = |threads, options: &SyntheticOptions| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| generate(Task::Texture, options))
+        };
+        let dataset = on(1, &options);
+        assert!(dataset == on(3, &options));
+        assert!(dataset.train.images != dataset.val.images, "splits share their images");
+        assert!(dataset.train.images != generate(Task::Shape, &options).train.images, "tasks share their images");
+        assert!(dataset.train.images != on(1, &SyntheticOptions { seed: 1, ..options }).train.images);
+    }
+
+    #[test]
+    fn brightness_says_nothing_about_the_label() {
+        for task in [Task::Texture, Task::Shape] {
+            let dataset = small(task);
+            let mut sums = [[0.0; 3]; 4];
+            for (image, label) in images(&dataset.train, 28 * 28) {
+                let mean = image.iter().map(|&byte| f64::from(byte)).sum::<f64>() / image.len() as f64;
+                sums[label].iter_mut().zip([1.0, mean, mean * mean]).for_each(|(sum, term)| *sum += term);
+            }
+            for [count, sum, squares] in sums {
+                let all: f64 = sums.iter().map(|sums| sums[1]).sum::<f64>() / 800.0;
+                let deviation = (squares / count - (sum / count).powi(2)).sqrt();
+                // Five standard errors.
+                assert!((sum / count - all).abs() < 5.0 * deviation / count.sqrt(), "{task}: {sums:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn single_pixels_do_not_give_the_label_away() {
+        for task in [Task::Texture, Task::Shape] {
+            let dataset = small(task);
+            let mut centroids = vec![vec![0.0; 28 * 28]; 4];
+            for (image, label) in images(&dataset.train, 28 * 28) {
+                centroids[label].iter_mut().zip(image).for_each(|(sum, &byte)| *sum += f64::from(byte) / 200.0);
+            }
+            let distance = |image: &[u8], class: usize| -> f64 {
+                image.iter().zip(&centroids[class]).map(|(&byte, centre)| (f64::from(byte) - centre).powi(2)).sum()
+            };
+            let nearest = |image| (0..4).min_by(|&a, &b| distance(image, a).total_cmp(&distance(image, b)));
+            let correct =
+                images(&dataset.test, 28 * 28).filter(|(image, label)| nearest(image) == Some(*label)).count();
+            assert!(correct < 180, "{task}: a nearest-centroid classifier has {correct} of 400");
+        }
+    }
+
+    /// How much longer than wide the dark blob is, and how rough its inside.
+    fn features(image: &[u8]) -> [f64; 2] {
+        let border: f64 = (0..28).map(|at| f64::from(image[at]) + f64::from(image[27 * 28 + at])).sum::<f64>() / 56.0;
+        let dark = |pixel: usize| (border - f64::from(image[pixel]) - 22.0).max(0.0);
+        let moment = |of: &dyn Fn(f64, f64) -> f64| -> f64 {
+            (0..28 * 28).map(|pixel| dark(pixel) * of((pixel / 28) as f64, (pixel % 28) as f64)).sum()
+        };
+        let total = moment(&|_, _| 1.0);
+        let (y, x) = (moment(&|y, _| y) / total, moment(&|_, x| x) / total);
+        let [yy, xx, yx] =
+            [moment(&|v, _| (v - y).powi(2)), moment(&|_, u| (u - x).powi(2)), moment(&|v, u| (v - y) * (u - x))]
+                .map(|moment| moment / total);
+        let spread = ((yy - xx).powi(2) + 4.0 * yx * yx).sqrt();
+        // Within three pixels of the centre, to keep the outline out.
+        let inside = (0..28 * 28).filter(|pixel| ((pixel / 28) as f64 - y).hypot((pixel % 28) as f64 - x) < 3.0);
+        let roughness: f64 = inside
+            .map(|pixel| {
+                let step = |other: usize| (f64::from(image[pixel]) - f64::from(image[other])).powi(2);
+                step(pixel + 1) + step(pixel + 28)
+            })
+            .sum();
+        [(yy + xx + spread) / (yy + xx - spread), roughness]
+    }
+
+    #[test]
+    fn labels_of_both_are_texture_times_shapes_plus_shape() {
+        let options = SyntheticOptions { train: 640, noise: 0.0, ..Default::default() };
+        let dataset = generate(Task::Both, &options);
+        let (mut elongation, mut roughness) = ([0.0; 4], [0.0; 4]);
+        for (image, label) in images(&dataset.train, 28 * 28) {
+            let [long, rough] = features(image);
+            elongation[label % 4] += long / 160.0;
+            roughness[label / 4] += rough / 160.0;
+        }
+        let (elongated, speckle) = (Shape::Elongated as usize, Texture::Speckle as usize);
+        for other in 0..4 {
+            assert!(other == elongated || elongation[elongated] > 1.5 * elongation[other], "{elongation:?}");
+            assert!(other == speckle || roughness[speckle] < 0.75 * roughness[other], "{roughness:?}");
+        }
+    }
+
+    #[test]
+    fn other_sizes_and_numbers_of_classes_work() {
+        let options =
+            SyntheticOptions { size: 56, channels: 3, train: 12, textures: 2, shapes: 3, ..Default::default() };
+        let dataset = generate(Task::Both, &options);
+        assert_eq!((dataset.classes, dataset.train.images.len()), (6, 12 * 56 * 56 * 3));
+        assert!(dataset.check_classes().is_ok());
+        let default = SyntheticOptions::default();
+        for bad in [
+            SyntheticOptions { size: 8, ..default.clone() },
+            SyntheticOptions { channels: 2, ..default.clone() },
+            SyntheticOptions { textures: 5, ..default.clone() },
+            SyntheticOptions { shapes: 1, ..default.clone() },
+            SyntheticOptions { train: 15, ..default.clone() },
+            SyntheticOptions { noise: f32::NAN, ..default },
+        ] {
+            assert!(bad.check(Task::Both).is_err(), "{bad:?}");
+        }
+    }
+}

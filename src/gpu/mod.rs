@@ -1,6 +1,9 @@
 //! What is known of GPUs on this machine: whether the driver and the run-time compiler are there, and which GPUs the
 //! driver reports. Both libraries are loaded when asked for; a machine without them is an answer, not an error.
 
+/// The embedded sources of the GPU kernels: file name and content.
+pub const KERNELS: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+
 /// What a look around found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Probe {
