@@ -12,7 +12,7 @@ use medmerge::error::Result;
 use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Sources, Start, training_metadata};
 use medmerge::nn::{Architecture, Model};
 use medmerge::output::{OutputPath, make_folder};
-use medmerge::report::{Curve, Table, curves, mean_and_spread};
+use medmerge::report::{Curve, Table, curves, mean_and_spread, save};
 use medmerge::train::{AnchorChoice, Baseline, LearnOptions, Outcome, Protocol, Subject, Target, TrainOptions, train};
 
 use super::progress::Progress;
@@ -47,9 +47,13 @@ pub fn run(options: &Demo, global: &Global) -> Result<()> {
         .write(|file| file.write_all(text.as_bytes()))?;
     let seconds = start.elapsed().as_secs_f64();
     let result = json!({"seeds": seeds, "seconds": seconds, "out": options.out, "runs": runs(&seeds, &outcomes)});
-    let text = format!("{result:#}\n");
-    OutputPath::check(&options.out.join("results.json"), options.force, 0)?
-        .write(|file| file.write_all(text.as_bytes()))?;
+    write(
+        &options.out.join("results.json"),
+        &format!(
+            "{result:#}
+"
+        ),
+    )?;
     report(global, &result, || {
         println!("\nTest split, {} seeds, mean ± standard deviation:\n", seeds.len());
         println!("{}", table.to_text());
@@ -109,7 +113,7 @@ fn one_seed(seed: u64, folder: &Path, global: &Global) -> Result<Vec<Outcome>> {
         let mut progress = Progress::new(label.clone(), global);
         let outcome = protocol.run(baseline, &sources, target, &mut progress)?;
         progress.finish();
-        save(&outcome, &label, &sources, seed, folder)?;
+        save_outcome(&outcome, &label, &sources, seed, folder)?;
         outcomes.push(outcome);
     }
     let shown: Vec<Curve> = outcomes
@@ -143,7 +147,7 @@ fn train_source(data: &Dataset, normalisation: &Normalisation, seed: u64, path: 
 }
 
 /// The network of one method, and its merge weights with their picture where it learned some.
-fn save(outcome: &Outcome, label: &str, sources: &Sources, seed: u64, folder: &Path) -> Result<()> {
+fn save_outcome(outcome: &Outcome, label: &str, sources: &Sources, seed: u64, folder: &Path) -> Result<()> {
     let name = label.replace(": ", "-").replace(", ", "-").replace(' ', "-").to_lowercase();
     let mut metadata = match &outcome.learned {
         Some(learned) => learned.metadata(),
@@ -160,28 +164,26 @@ fn save(outcome: &Outcome, label: &str, sources: &Sources, seed: u64, folder: &P
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {
-    OutputPath::check(path, true, 0)?.write(|file| file.write_all(text.as_bytes()))
+    save(text, &mut OutputPath::check(path, true, 0)?)
 }
 
 /// One row per method: test accuracy, macro F1, AUC and seconds over the seeds.
 fn table(outcomes: &[Vec<Outcome>]) -> Table {
     let names = SOURCES.map(|(name, _)| name);
-    let headers = ["method", "accuracy", "macro F1", "AUC", "seconds"];
-    let rows = (0..outcomes[0].len())
-        .map(|row| {
-            let over_seeds = |value: fn(&Outcome) -> f64| {
-                mean_and_spread(&outcomes.iter().map(|of_seed| value(&of_seed[row])).collect::<Vec<_>>())
-            };
-            vec![
-                outcomes[0][row].baseline.label(&names),
-                over_seeds(|outcome| outcome.metrics.accuracy),
-                over_seeds(|outcome| outcome.metrics.macro_f1),
-                over_seeds(|outcome| outcome.metrics.auc),
-                over_seeds(|outcome| outcome.seconds),
-            ]
-        })
-        .collect();
-    Table::new(headers.map(String::from).to_vec(), rows)
+    let mut table = Table::new(["method", "accuracy", "macro F1", "AUC", "seconds"]);
+    for (row, of_first) in outcomes[0].iter().enumerate() {
+        let over_seeds = |value: fn(&Outcome) -> f64| {
+            mean_and_spread(&outcomes.iter().map(|of_seed| value(&of_seed[row])).collect::<Vec<_>>())
+        };
+        table.row([
+            of_first.baseline.label(&names),
+            over_seeds(|outcome| outcome.metrics.accuracy),
+            over_seeds(|outcome| outcome.metrics.macro_f1),
+            over_seeds(|outcome| outcome.metrics.auc),
+            over_seeds(|outcome| outcome.seconds),
+        ]);
+    }
+    table
 }
 
 fn runs(seeds: &[u64], outcomes: &[Vec<Outcome>]) -> Vec<Value> {

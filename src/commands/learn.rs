@@ -8,7 +8,7 @@ use medmerge::checkpoint;
 use medmerge::error::{Error, Result};
 use medmerge::merge::Sources;
 use medmerge::output::OutputPath;
-use medmerge::report::{LayerWeights, merge_weights};
+use medmerge::report::{LayerWeights, merge_weights, save};
 use medmerge::train::{AnchorChoice, LearnOptions, Target, learn};
 
 use super::progress::Progress;
@@ -58,7 +58,7 @@ pub fn run(options: &Learn, global: &Global) -> Result<()> {
     checkpoint::save(&mut output, &folded, &learned.metadata())?;
     if let Some(path) = &options.picture {
         let svg = picture(learned, &sources);
-        OutputPath::check(path, options.force, 0)?.write(|file| file.write_all(svg.as_bytes()))?;
+        save(&svg, &mut OutputPath::check(path, options.force, 0)?)?;
     }
 
     let anchor = sources.get(learned.method.anchor).path.clone();

@@ -76,6 +76,9 @@ const NAMED: [(&str, bool, &[usize]); 11] = [
     ("resnet152", true, &[3, 8, 36, 3]),
 ];
 
+/// No network has more blocks in a stage, or stages; a file that claims more is broken, and would cost memory to build.
+const MOST: usize = 1000;
+
 /// Channels that leave a bottleneck, per channel inside it.
 const EXPANSION: usize = 4;
 
@@ -124,9 +127,13 @@ impl Architecture {
         let bottleneck = shape("layer1.0.conv3.weight").is_some();
         let (mut blocks, mut widths) = (Vec::new(), Vec::new());
         for stage in 1.. {
-            let count = (0..).take_while(|i| shape(&format!("layer{stage}.{i}.conv1.weight")).is_some()).count();
+            let is_block = |i: &usize| shape(&format!("layer{stage}.{i}.conv1.weight")).is_some();
+            let count = (0..=MOST).take_while(is_block).count();
             if count == 0 {
                 break;
+            }
+            if count > MOST || stage > MOST {
+                return Err(format!("it has more than {MOST} stages, or blocks in a stage"));
             }
             blocks.push(count);
             widths.push(four(&format!("layer{stage}.0.conv1.weight"))?[0]);
