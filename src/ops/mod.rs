@@ -10,6 +10,7 @@
 //! the number of threads. Activations are N, H, W, C; filters K, R, S, C.
 
 pub mod batch_norm;
+pub mod cases;
 pub mod concat;
 pub mod conv2d;
 pub mod gemm;

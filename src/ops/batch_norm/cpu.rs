@@ -1,6 +1,6 @@
 //! Batch normalisation on the CPU. Every pass is bound by memory, so each reads its operands once: statistics are taken
-//! relative to the first pixel, which keeps the one-pass variance from cancelling, in `f32` within a block of pixels and
-//! in `f64` across blocks, in the order of the blocks.
+//! relative to the mean of the first block of pixels, which keeps the one-pass variance from cancelling, in `f32` within
+//! a block and in `f64` across blocks, in the order of the blocks.
 
 use multiversion::multiversion;
 use rayon::prelude::*;
@@ -27,18 +27,24 @@ fn total(channels: usize, sums: Vec<Vec<f32>>) -> Vec<f64> {
 pub fn statistics(x: &[f32], mean: &mut [f32], variance: &mut [f32]) {
     let channels = mean.len();
     let count = (x.len() / channels) as f64;
-    let shift = &x[..channels];
-    let sums = x.par_chunks(block(channels)).map(|x| deviation_sums(x, shift)).collect();
+    let shift = first_mean(x, channels);
+    let sums = x.par_chunks(block(channels)).map(|x| deviation_sums(x, &shift)).collect();
     let sums = total(channels, sums);
     for c in 0..channels {
         let offset = sums[c] / count;
         mean[c] = (f64::from(shift[c]) + offset) as f32;
-        variance[c] = (sums[channels + c] / count - offset * offset).max(0.0) as f32;
-        // `max` swallows NaN; the mean does not.
-        if offset.is_nan() {
-            variance[c] = f32::NAN;
-        }
+        let spread = sums[channels + c] / count - offset * offset;
+        // Not `max`, which would turn the NaN that comes of an infinity into 0.
+        variance[c] = if spread < 0.0 { 0.0 } else { spread as f32 };
     }
+}
+
+/// The mean of the first block: unlike the first pixel, never many deviations from that of all pixels.
+fn first_mean(x: &[f32], channels: usize) -> Vec<f32> {
+    let first = &x[..block(channels).min(x.len())];
+    let count = (first.len() / channels) as f32;
+    let sums = deviation_sums(first, &x[..channels]);
+    x[..channels].iter().zip(sums).map(|(x, sum)| x + sum / count).collect()
 }
 
 /// `Σ (x − shift)` and `Σ (x − shift)²`.

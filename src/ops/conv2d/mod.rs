@@ -25,7 +25,7 @@ pub struct Conv2d {
 }
 
 impl Conv2d {
-    pub fn new(stride: usize, padding: usize) -> Conv2d {
+    pub const fn new(stride: usize, padding: usize) -> Conv2d {
         Conv2d { stride: [stride; 2], padding: [padding; 2], dilation: [1; 2], groups: 1 }
     }
 }

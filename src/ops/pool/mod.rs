@@ -26,7 +26,7 @@ pub struct Pool {
 }
 
 impl Pool {
-    pub fn new(window: usize, stride: usize, padding: usize) -> Pool {
+    pub const fn new(window: usize, stride: usize, padding: usize) -> Pool {
         Pool { window: [window; 2], stride: [stride; 2], padding: [padding; 2], count_padding: true }
     }
 }

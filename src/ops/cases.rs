@@ -1,0 +1,447 @@
+//! The sizes that every check and every measurement of the primitives runs: one table per op, as data.
+//!
+//! A case is there for the edge its name states. The comments that count slabs, blocks and runs refer to the constants
+//! of the CPU implementations: a case that is meant to use several must, so look here when those constants change.
+
+use super::conv2d::{Conv2d, Geometry};
+use super::merge::{Choice, Segment, Table};
+use super::optimizer::{AdamW, Sgd};
+use super::pool::Pool;
+use super::softmax_cross_entropy::CrossEntropy;
+
+/// A convolution. Built as `conv(name, [N, H, W, C], [K, R, S])`, with the rest of its geometry behind.
+#[derive(Clone, Copy, Debug)]
+pub struct ConvCase {
+    pub name: &'static str,
+    /// N, H, W, C.
+    pub x: [usize; 4],
+    /// K, R, S.
+    pub filters: [usize; 3],
+    pub conv: Conv2d,
+    /// Elements behind each filter's row that belong to nobody.
+    pub row_padding: usize,
+}
+
+const fn conv(name: &'static str, x: [usize; 4], filters: [usize; 3]) -> ConvCase {
+    ConvCase { name, x, filters, conv: Conv2d::new(1, 0), row_padding: 0 }
+}
+
+impl ConvCase {
+    const fn stride(mut self, h: usize, w: usize) -> ConvCase {
+        self.conv.stride = [h, w];
+        self
+    }
+
+    const fn padding(mut self, h: usize, w: usize) -> ConvCase {
+        self.conv.padding = [h, w];
+        self
+    }
+
+    const fn dilation(mut self, h: usize, w: usize) -> ConvCase {
+        self.conv.dilation = [h, w];
+        self
+    }
+
+    const fn groups(mut self, groups: usize) -> ConvCase {
+        self.conv.groups = groups;
+        self
+    }
+
+    const fn row_padding(mut self, elements: usize) -> ConvCase {
+        self.row_padding = elements;
+        self
+    }
+
+    pub fn geometry(&self) -> Geometry {
+        let ([_, _, _, c], [k, r, s]) = (self.x, self.filters);
+        let channels = c / self.conv.groups;
+        Geometry::new(self.conv, self.x.into(), [k, r, s, channels].into(), r * s * channels + self.row_padding)
+    }
+}
+
+pub const CONV2D: &[ConvCase] = &[
+    conv("1×1", [2, 5, 7, 8], [16, 1, 1]),
+    conv("1×1, odd channels", [3, 4, 5, 5], [7, 1, 1]),
+    conv("1×1, stride 2, last row and column not reached", [2, 6, 8, 6], [10, 1, 1]).stride(2, 2),
+    conv("1×1, padded", [1, 3, 4, 3], [4, 1, 1]).padding(1, 1),
+    conv("3×3", [2, 7, 9, 8], [16, 3, 3]).padding(1, 1),
+    conv("3×3, odd everything, no padding", [1, 5, 5, 3], [5, 3, 3]),
+    conv("3×1", [2, 6, 7, 4], [6, 3, 1]).padding(1, 0),
+    conv("1×5", [2, 6, 7, 4], [6, 1, 5]).padding(0, 2),
+    conv("2×2, even window", [2, 5, 6, 3], [4, 2, 2]).padding(1, 1),
+    conv("5×5", [2, 8, 8, 3], [9, 5, 5]).padding(2, 2),
+    conv("5×5 over less than its reach", [2, 2, 3, 4], [5, 5, 5]).padding(2, 2),
+    conv("7×7 stem, rows 147 → 148", [2, 30, 33, 3], [8, 7, 7]).stride(2, 2).padding(3, 3).row_padding(1),
+    conv("7×7 stem of one channel, rows 49 → 52", [1, 17, 20, 1], [8, 7, 7]).stride(2, 2).padding(3, 3).row_padding(3),
+    conv("3×3, stride 2", [2, 9, 9, 8], [12, 3, 3]).stride(2, 2).padding(1, 1),
+    conv("3×3, stride 2, last row and column not reached", [2, 8, 10, 4], [5, 3, 3]).stride(2, 2),
+    conv("3×3, stride 3, two last rows not reached", [2, 11, 10, 4], [6, 3, 3]).stride(3, 3),
+    conv("2×2, stride 3, rows between taps not reached", [1, 9, 10, 3], [4, 2, 2]).stride(3, 3),
+    conv("stride 1, 2 and padding 0, 1", [2, 7, 8, 3], [5, 3, 3]).stride(1, 2).padding(0, 1),
+    conv("stride 3, 1 and padding 2, 0", [2, 8, 7, 3], [5, 3, 3]).stride(3, 1).padding(2, 0),
+    conv("dilation 2", [2, 9, 8, 4], [6, 3, 3]).padding(2, 2).dilation(2, 2),
+    conv("dilation 3, no padding", [1, 9, 10, 5], [4, 3, 3]).dilation(3, 3),
+    conv("dilation 1, 3", [2, 6, 11, 3], [5, 3, 3]).padding(1, 3).dilation(1, 3),
+    conv("dilation 2, stride 2", [2, 11, 12, 3], [4, 3, 3]).stride(2, 2).padding(2, 1).dilation(2, 2),
+    conv("2 groups", [2, 6, 7, 8], [12, 3, 3]).padding(1, 1).groups(2),
+    conv("3 groups, rows 27 → 28", [1, 5, 7, 9], [6, 3, 3]).padding(1, 1).groups(3).row_padding(1),
+    conv("4 groups, stride 2, dilation 2", [2, 9, 9, 12], [8, 3, 3])
+        .stride(2, 2)
+        .padding(2, 2)
+        .dilation(2, 2)
+        .groups(4),
+    conv("4 groups, 1×1", [2, 5, 5, 12], [20, 1, 1]).groups(4),
+    conv("depthwise", [2, 7, 8, 10], [10, 3, 3]).padding(1, 1).groups(10),
+    conv("depthwise, rows 9 → 12, stride 2", [3, 8, 9, 7], [7, 3, 3])
+        .stride(2, 2)
+        .padding(1, 1)
+        .groups(7)
+        .row_padding(3),
+    conv("depthwise, dilation 2", [2, 9, 9, 5], [5, 3, 3]).padding(2, 2).dilation(2, 2).groups(5),
+    conv("depthwise, 1×5, stride 1, 3", [2, 4, 11, 17], [17, 1, 5]).stride(1, 3).padding(0, 2).groups(17),
+    conv("two filters per channel", [2, 6, 6, 5], [10, 3, 3]).padding(1, 1).groups(5),
+    conv("three filters per channel, stride 2", [2, 7, 7, 4], [12, 3, 3]).stride(2, 2).padding(1, 1).groups(4),
+    conv("one filter", [2, 6, 5, 8], [1, 3, 3]).padding(1, 1),
+    conv("one channel, rows 9 → 12", [2, 6, 5, 1], [8, 3, 3]).padding(1, 1).row_padding(3),
+    conv("one channel, one filter", [2, 6, 5, 1], [1, 3, 3]).padding(1, 1),
+    conv("padding beyond the filter's reach", [2, 4, 5, 3], [4, 3, 3]).padding(3, 3),
+    conv("padding beyond the filter's reach in one axis", [1, 5, 4, 3], [4, 3, 3]).padding(1, 4),
+    conv("padding beyond the filter's reach, 2 groups, dilation 2", [1, 5, 5, 4], [6, 2, 2])
+        .padding(3, 2)
+        .dilation(2, 2)
+        .groups(2),
+    conv("single pixels", [4, 1, 1, 16], [8, 3, 3]).padding(1, 1),
+    conv("single pixels, 1×1", [2, 1, 1, 5], [3, 1, 1]),
+    conv("a single product", [1, 1, 1, 1], [1, 1, 1]),
+    conv("one row", [2, 1, 9, 3], [4, 3, 3]).padding(1, 1),
+    conv("one column, stride 2", [2, 9, 1, 3], [4, 3, 3]).stride(2, 2).padding(1, 1),
+    // 17 slabs of 1024 pixels: wgrad has 16 partial sums of two slabs each, of which seven stay empty.
+    conv("17 slabs, 16 partial sums", [17, 32, 32, 3], [5, 3, 3]).padding(1, 1).row_padding(1),
+    // 1260 output pixels per image: two slabs in the strided dgrad, and slabs of fprop that cross images.
+    conv("two slabs per image, stride 2, 2 groups", [3, 70, 72, 6], [8, 3, 3]).stride(2, 2).padding(1, 1).groups(2),
+    // 2736 weights per filter: slabs of the least size, 96 pixels, the last of four pixels.
+    conv("many channels", [1, 14, 14, 304], [12, 3, 3]).padding(1, 1),
+    // The same for dgrad.
+    conv("many filters", [1, 14, 14, 12], [304, 3, 3]).padding(1, 1),
+    conv("depthwise, several images", [5, 12, 12, 20], [20, 3, 3]).padding(1, 1).groups(20),
+];
+
+/// A merge of `sources` arenas.
+#[derive(Clone, Copy, Debug)]
+pub struct MergeCase {
+    pub name: &'static str,
+    pub sources: usize,
+    pub segments: &'static [Segment],
+    pub alphas: usize,
+    pub arena_len: usize,
+}
+
+impl MergeCase {
+    pub fn table(&self) -> Table {
+        Table::new(self.segments.to_vec(), self.alphas, self.arena_len)
+    }
+}
+
+/// Rows × weights per row, `pitch` apart, that take `α[first + row·row_step + column mod period]`.
+const fn blended(offset: usize, [rows, row_len, pitch]: [usize; 3], [first, row_step, period]: [usize; 3]) -> Segment {
+    Segment { offset, rows, row_len, pitch, choice: Choice::Alpha { first, row_step, period } }
+}
+
+/// The same, all of it from one source.
+const fn fixed(offset: usize, [rows, row_len, pitch]: [usize; 3], source: usize) -> Segment {
+    Segment { offset, rows, row_len, pitch, choice: Choice::Source(source) }
+}
+
+pub const MERGE: &[MergeCase] = &[
+    MergeCase {
+        name: "one α for all",
+        sources: 2,
+        segments: &[blended(0, [8, 27, 28], [0, 0, 1]), blended(224, [1, 8, 8], [0, 0, 1])],
+        alphas: 1,
+        arena_len: 232,
+    },
+    MergeCase {
+        name: "one α per layer, gaps before, between and behind",
+        sources: 3,
+        segments: &[
+            blended(5, [4, 9, 12], [0, 0, 1]),
+            blended(60, [3, 8, 8], [1, 0, 1]),
+            blended(91, [1, 3, 3], [1, 0, 1]),
+        ],
+        alphas: 2,
+        arena_len: 100,
+    },
+    MergeCase {
+        name: "one α per filter, vectors that share them",
+        sources: 2,
+        segments: &[
+            blended(0, [6, 9, 12], [0, 1, 1]),
+            blended(72, [1, 6, 6], [0, 0, 6]),
+            blended(80, [1, 6, 6], [0, 0, 6]),
+            blended(88, [5, 54, 56], [6, 1, 1]),
+        ],
+        alphas: 11,
+        arena_len: 368,
+    },
+    MergeCase {
+        name: "one α per kernel, vectors of further α, a single filter",
+        sources: 2,
+        segments: &[
+            blended(0, [5, 18, 20], [0, 2, 2]),
+            blended(100, [1, 5, 5], [16, 0, 5]),
+            blended(108, [1, 27, 28], [10, 3, 3]),
+            blended(136, [3, 1, 4], [13, 1, 1]),
+        ],
+        alphas: 21,
+        arena_len: 148,
+    },
+    MergeCase {
+        name: "a vector that shares the α of kernels",
+        sources: 3,
+        segments: &[blended(0, [4, 12, 12], [1, 3, 3]), blended(48, [1, 12, 12], [1, 0, 12])],
+        alphas: 14,
+        arena_len: 60,
+    },
+    MergeCase {
+        name: "fixed sources between, unused α",
+        sources: 8,
+        segments: &[
+            fixed(0, [3, 7, 8], 7),
+            blended(24, [3, 7, 8], [2, 1, 1]),
+            fixed(48, [1, 5, 5], 0),
+            blended(56, [2, 4, 4], [6, 2, 2]),
+        ],
+        alphas: 12,
+        arena_len: 70,
+    },
+    MergeCase {
+        name: "one weight",
+        sources: 2,
+        segments: &[blended(0, [1, 1, 1], [0, 0, 1])],
+        alphas: 1,
+        arena_len: 1,
+    },
+    MergeCase { name: "nothing is learned", sources: 2, segments: &[fixed(2, [2, 3, 4], 1)], alphas: 0, arena_len: 12 },
+    // Runs of 110 rows, of one row, and of 102 rows.
+    MergeCase {
+        name: "several runs at every granularity",
+        sources: 4,
+        segments: &[
+            blended(0, [300, 147, 148], [0, 1, 1]),
+            blended(44_400, [2, 20_001, 20_004], [300, 0, 1]),
+            blended(84_408, [250, 144, 160], [301, 16, 16]),
+            blended(124_408, [1, 250, 250], [4_301, 0, 250]),
+        ],
+        alphas: 4_551,
+        arena_len: 124_660,
+    },
+];
+
+/// A batch norm of numbers around `mean`, `deviation` wide.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchNormCase {
+    pub name: &'static str,
+    /// N, H, W, C.
+    pub x: [usize; 4],
+    pub mean: f64,
+    pub deviation: f64,
+    /// How many deviations the very first pixel lies off.
+    pub first_pixel: f64,
+}
+
+const fn norm(name: &'static str, x: [usize; 4]) -> BatchNormCase {
+    BatchNormCase { name, x, mean: 0.5, deviation: 1.0, first_pixel: 0.0 }
+}
+
+impl BatchNormCase {
+    const fn around(mut self, mean: f64, deviation: f64) -> BatchNormCase {
+        (self.mean, self.deviation) = (mean, deviation);
+        self
+    }
+
+    const fn first_pixel(mut self, deviations: f64) -> BatchNormCase {
+        self.first_pixel = deviations;
+        self
+    }
+}
+
+pub const BATCH_NORM: &[BatchNormCase] = &[
+    norm("one pixel", [1, 1, 1, 4]),
+    norm("two pixels, one channel", [2, 1, 1, 1]),
+    norm("odd channels", [2, 3, 5, 7]),
+    norm("vectors of eight", [3, 6, 6, 32]),
+    // Blocks of 16,384 elements.
+    norm("three blocks, one channel", [3, 100, 120, 1]),
+    norm("six blocks, the last one short", [5, 33, 31, 19]),
+    norm("more channels than a block has elements", [3, 1, 1, 16_400]),
+    // The square of the mean is 10⁶ times the variance: E[x²] − μ² keeps no digit of it.
+    norm("mean far from zero", [4, 20, 20, 6]).around(1000.0, 1.0),
+    norm("tiny deviation", [4, 20, 20, 6]).around(-3.0, 1e-3),
+    norm("first pixel far off", [4, 32, 32, 5]).around(2.0, 0.5).first_pixel(100.0),
+];
+
+/// Sliding windows over N×H×W×C, for max and for average pooling.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolCase {
+    pub name: &'static str,
+    pub x: [usize; 4],
+    pub pool: Pool,
+}
+
+const fn pool(name: &'static str, x: [usize; 4], pool: Pool) -> PoolCase {
+    PoolCase { name, x, pool }
+}
+
+const fn oblong(window: [usize; 2], stride: [usize; 2], padding: [usize; 2]) -> Pool {
+    Pool { window, stride, padding, count_padding: false }
+}
+
+pub const POOL: &[PoolCase] = &[
+    pool("2×2, stride 2", [2, 8, 6, 8], Pool::new(2, 2, 0)),
+    pool("2×2, stride 2, last row not reached", [2, 7, 9, 3], Pool::new(2, 2, 0)),
+    pool("3×3, stride 2, padded: the stem's", [2, 13, 12, 5], Pool::new(3, 2, 1)),
+    pool("2×2, stride 2, padded", [2, 6, 7, 4], Pool::new(2, 2, 1)),
+    pool("2×2, stride 2, padding not counted", [2, 6, 7, 4], oblong([2, 2], [2, 2], [1, 1])),
+    pool("4×4, stride 1, padding not counted", [1, 9, 8, 3], oblong([4, 4], [1, 1], [2, 2])),
+    pool("overlapping 3×3, stride 1", [2, 6, 6, 7], Pool::new(3, 1, 1)),
+    pool("1×4, stride 3, 2", [2, 7, 9, 6], oblong([1, 4], [3, 2], [0, 1])),
+    pool("4×2, stride 1, 5", [2, 8, 13, 6], oblong([4, 2], [1, 5], [2, 0])),
+    pool("windows apart", [1, 9, 9, 2], Pool::new(2, 4, 0)),
+    pool("1×1", [2, 3, 4, 5], Pool::new(1, 1, 0)),
+    pool("the whole image", [3, 4, 8, 9], oblong([4, 8], [1, 1], [0, 0])),
+    pool("256 taps", [1, 17, 18, 3], Pool::new(16, 1, 8)),
+    pool("single pixels", [3, 1, 1, 4], Pool::new(3, 2, 1)),
+    pool("several images", [9, 16, 16, 24], Pool::new(3, 2, 1)),
+];
+
+/// N, H, W, C of global average pooling.
+pub const GLOBAL_POOL: &[[usize; 4]] = &[[1, 1, 1, 1], [2, 4, 4, 8], [3, 7, 7, 5], [2, 8, 16, 33], [4, 64, 64, 3]];
+
+/// Rows, elements per row, and elements that pad each row.
+pub const POINTWISE: &[[usize; 3]] =
+    &[[1, 1, 0], [1, 7, 0], [5, 9, 3], [3, 147, 1], [1, 32_768, 0], [1, 32_769, 0], [3, 40_001, 0]];
+
+/// N, H, W and the channels of each input.
+pub const CONCAT: &[([usize; 3], &[usize])] = &[
+    ([1, 1, 1], &[1, 1]),
+    ([2, 3, 5], &[4]),
+    ([2, 3, 5], &[3, 8, 1]),
+    ([1, 4, 4], &[12, 5, 7, 2]),
+    // Blocks of 1024 pixels.
+    ([3, 25, 31], &[6, 3]),
+];
+
+/// A fully connected layer.
+#[derive(Clone, Copy, Debug)]
+pub struct LinearCase {
+    pub n: usize,
+    pub c: usize,
+    pub k: usize,
+    /// Elements behind each row of the weights.
+    pub row_padding: usize,
+}
+
+const fn linear(n: usize, c: usize, k: usize, row_padding: usize) -> LinearCase {
+    LinearCase { n, c, k, row_padding }
+}
+
+pub const LINEAR: &[LinearCase] = &[
+    linear(1, 1, 1, 0),
+    linear(1, 5, 3, 3),
+    linear(7, 16, 10, 0),
+    linear(8, 33, 2, 3),
+    linear(3, 9, 17, 7),
+    linear(64, 512, 100, 0),
+];
+
+/// A loss over logits that are `scale` wide.
+#[derive(Clone, Copy, Debug)]
+pub struct CrossEntropyCase {
+    pub n: usize,
+    pub classes: usize,
+    /// The weights repeat this list; empty for 1 each.
+    pub class_weights: &'static [f64],
+    pub label_smoothing: f64,
+    pub scale: f64,
+}
+
+const fn loss(n: usize, classes: usize, class_weights: &'static [f64], smoothing: f64, scale: f64) -> CrossEntropyCase {
+    CrossEntropyCase { n, classes, class_weights, label_smoothing: smoothing, scale }
+}
+
+impl CrossEntropyCase {
+    pub fn loss(&self) -> CrossEntropy {
+        let count = if self.class_weights.is_empty() { 0 } else { self.classes };
+        CrossEntropy {
+            class_weights: self.class_weights.iter().copied().cycle().take(count).collect(),
+            label_smoothing: self.label_smoothing,
+        }
+    }
+}
+
+pub const CROSS_ENTROPY: &[CrossEntropyCase] = &[
+    loss(1, 2, &[], 0.0, 1.0),
+    loss(5, 3, &[], 0.0, 4.0),
+    loss(4, 7, &[0.5, 2.0, 1.25], 0.0, 2.0),
+    loss(6, 9, &[], 0.1, 3.0),
+    loss(8, 5, &[0.25, 1.0, 3.0], 0.2, 3.0),
+    loss(128, 100, &[1.0, 0.5], 0.1, 5.0),
+    // exp(10⁴) is infinite, exp(−10⁴) zero.
+    loss(6, 4, &[], 0.0, 1e4),
+    loss(6, 4, &[0.5, 2.0], 0.1, 1e4),
+];
+
+/// Several updates of `len` parameters, each with a gradient of its own.
+#[derive(Clone, Copy, Debug)]
+pub struct OptimizerCase {
+    pub name: &'static str,
+    pub len: usize,
+    pub steps: u64,
+    pub rule: Rule,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Rule {
+    Sgd(Sgd),
+    /// Its step is counted while the case runs.
+    AdamW(AdamW),
+}
+
+const fn sgd(learning_rate: f64, momentum: f64, weight_decay: f64) -> Rule {
+    Rule::Sgd(Sgd { learning_rate, momentum, weight_decay })
+}
+
+const fn adamw(learning_rate: f64, weight_decay: f64) -> Rule {
+    Rule::AdamW(AdamW { learning_rate, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay, step: 1 })
+}
+
+pub const OPTIMIZER: &[OptimizerCase] = &[
+    OptimizerCase { name: "SGD alone", len: 33, steps: 3, rule: sgd(0.1, 0.0, 0.0) },
+    OptimizerCase { name: "SGD", len: 1, steps: 5, rule: sgd(0.05, 0.9, 5e-4) },
+    // Blocks of 16,384 elements.
+    OptimizerCase { name: "SGD, three blocks", len: 40_001, steps: 4, rule: sgd(0.05, 0.9, 5e-4) },
+    OptimizerCase { name: "AdamW without decay", len: 33, steps: 3, rule: adamw(1e-2, 0.0) },
+    OptimizerCase { name: "AdamW", len: 1, steps: 5, rule: adamw(1e-2, 0.05) },
+    OptimizerCase { name: "AdamW, three blocks", len: 40_001, steps: 4, rule: adamw(1e-2, 0.05) },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A case that cannot be built would otherwise show first in whoever runs the table.
+    #[test]
+    fn cases_can_be_built_and_are_named_once() {
+        CONV2D.iter().for_each(|case| assert!(case.geometry().flops() > 0));
+        MERGE.iter().for_each(|case| assert!(case.table().arena_len() == case.arena_len));
+        let names = |names: Vec<&str>| {
+            let unique: std::collections::BTreeSet<&str> = names.iter().copied().collect();
+            assert_eq!(unique.len(), names.len(), "two cases of one name");
+        };
+        names(CONV2D.iter().map(|case| case.name).collect());
+        names(MERGE.iter().map(|case| case.name).collect());
+        names(BATCH_NORM.iter().map(|case| case.name).collect());
+        names(POOL.iter().map(|case| case.name).collect());
+        names(OPTIMIZER.iter().map(|case| case.name).collect());
+    }
+}

@@ -1,0 +1,252 @@
+//! Every op on the tape, as a function of its leaves. The same graphs run in `f64`, where finite differences check their
+//! gradients, and in `f32`, where they must come to the same.
+
+use std::sync::Arc;
+
+use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Method, Plan};
+use medmerge::nn::{Architecture, Mode, Model, Network};
+use medmerge::ops::cases;
+use medmerge::ops::conv2d::Conv2d;
+use medmerge::ops::merge::constraint::{Mean, Parametrization};
+use medmerge::ops::pool::Pool;
+use medmerge::ops::softmax_cross_entropy::CrossEntropy;
+use medmerge::tape::{Tape, Var};
+use medmerge::tensor::{Shape, Tensor};
+
+use crate::common::Numbers;
+
+pub type Build = Box<dyn Fn(&mut Tape, &[Var]) -> Var + Send + Sync>;
+
+pub struct Graph {
+    pub name: String,
+    /// In `f64`.
+    pub leaves: Vec<Tensor>,
+    /// Works in the dtype of the leaves it is given.
+    pub build: Build,
+}
+
+impl Graph {
+    fn new(
+        name: impl ToString,
+        leaves: impl IntoIterator<Item = Tensor>,
+        build: impl Fn(&mut Tape, &[Var]) -> Var + Send + Sync + 'static,
+    ) -> Graph {
+        Graph { name: name.to_string(), leaves: leaves.into_iter().collect(), build: Box::new(build) }
+    }
+}
+
+/// Numbers in [−1, 1).
+pub fn random(shape: impl Into<Shape>, seed: u64) -> Tensor {
+    let shape = shape.into();
+    Tensor::from_vec(Numbers(seed).reals(shape.len()), shape)
+}
+
+/// `factor·t + offset`.
+fn scaled(t: Tensor, factor: f64, offset: f64) -> Tensor {
+    Tensor::from_vec(t.to_f64().into_iter().map(|v| factor * v + offset).collect(), t.shape())
+}
+
+/// Numbers at least 1/20 from zero, for what has a kink there.
+fn away_from_zero(shape: impl Into<Shape>, seed: u64) -> Tensor {
+    let t = random(shape, seed);
+    Tensor::from_vec(t.to_f64().into_iter().map(|v| v + 0.05 * v.signum()).collect(), t.shape())
+}
+
+/// Numbers of which no two lie closer than 1/100, for what has a kink at ties.
+fn without_ties(shape: impl Into<Shape>, seed: u64) -> Tensor {
+    let shape = shape.into();
+    let mut numbers = Numbers(seed);
+    let mut order: Vec<usize> = (0..shape.len()).collect();
+    order.sort_by_cached_key(|_| numbers.next());
+    Tensor::from_vec(order.into_iter().map(|rank| rank as f64 / 100.0).collect(), shape)
+}
+
+/// Convolutions of the table that are small enough to be differentiated weight by weight.
+fn conv2d() -> impl Iterator<Item = Graph> {
+    let small = |case: &&cases::ConvCase| case.geometry().flops() < 60_000;
+    cases::CONV2D.iter().filter(small).map(|case| {
+        let (g, conv) = (case.geometry(), case.conv);
+        let arena = random([(g.k - 1) * g.pitch + g.filter_len()], 2);
+        let filters = [g.k, g.r, g.s, g.group_channels()];
+        Graph::new(format!("conv2d {}", case.name), [random(g.x(), 1), arena], move |tape, leaves| {
+            let w = tape.window(&leaves[1], 0, filters, g.pitch);
+            tape.conv2d(conv, &leaves[0], &w)
+        })
+    })
+}
+
+fn batch_norm() -> impl Iterator<Item = Graph> {
+    [[3, 2, 3, 5], [2, 1, 1, 3], [4, 3, 2, 1]].into_iter().flat_map(|shape: [usize; 4]| {
+        let c = shape[3];
+        let leaves = || [random(shape, 1), scaled(random([c], 2), 0.5, 1.0), random([c], 3)];
+        let training = move |tape: &mut Tape, l: &[Var]| tape.batch_norm_training(&l[0], &l[1], &l[2], 1e-2).0;
+        let inference = move |tape: &mut Tape, l: &[Var]| {
+            let dtype = l[0].value().dtype();
+            let [mean, variance] = [random([c], 4), scaled(random([c], 5), 0.5, 1.0)].map(|t| t.cast(dtype));
+            tape.batch_norm_inference(&l[0], &l[1], &l[2], &mean, &variance, 1e-5)
+        };
+        [
+            Graph::new(format!("batch norm in training, {shape:?}"), leaves(), training),
+            Graph::new(format!("batch norm in inference, {shape:?}"), leaves(), inference),
+        ]
+    })
+}
+
+fn pools() -> impl Iterator<Item = Graph> {
+    let small = |case: &&cases::PoolCase| case.x.iter().product::<usize>() < 500;
+    let sliding = cases::POOL.iter().filter(small).flat_map(|&cases::PoolCase { name, x, pool }| {
+        let other = Pool { count_padding: !pool.count_padding, ..pool };
+        let average = move |pool: Pool| {
+            let name = format!("average pool {name}, padding counts: {}", pool.count_padding);
+            Graph::new(name, [random(x, 1)], move |tape, l| tape.average_pool(pool, &l[0]))
+        };
+        let max =
+            Graph::new(format!("max pool {name}"), [without_ties(x, 1)], move |tape, l| tape.max_pool(pool, &l[0]));
+        [max, average(pool), average(other)]
+    });
+    let global = |x: [usize; 4]| Graph::new("global pool", [random(x, 1)], |tape, l| tape.global_average_pool(&l[0]));
+    sliding.chain([[2, 3, 4, 5], [3, 1, 1, 2]].map(global))
+}
+
+fn pointwise() -> impl Iterator<Item = Graph> {
+    let shape = [2, 3, 4, 5];
+    [
+        Graph::new("ReLU", [away_from_zero(shape, 1)], |tape, l| tape.relu(l[0].clone())),
+        Graph::new("ReLU of what others read", [away_from_zero(shape, 1)], |tape, l| {
+            let y = tape.relu(l[0].clone());
+            tape.add(l[0].clone(), y)
+        }),
+        Graph::new("add", [random(shape, 1), random(shape, 2)], |tape, l| tape.add(l[0].clone(), l[1].clone())),
+        Graph::new("add to itself", [random(shape, 1)], |tape, l| tape.add(l[0].clone(), l[0].clone())),
+        Graph::new("concat", [[2, 2, 3, 1], [2, 2, 3, 4], [2, 2, 3, 2]].map(|s| random(s, s[3] as u64)), |tape, l| {
+            tape.concat(l)
+        }),
+        Graph::new("concat of one thing twice", [random(shape, 1)], |tape, l| {
+            tape.concat(&[l[0].clone(), l[0].clone()])
+        }),
+    ]
+    .into_iter()
+}
+
+fn linear() -> impl Iterator<Item = Graph> {
+    cases::LINEAR.iter().filter(|case| case.n * case.c * case.k < 1000).map(
+        |&cases::LinearCase { n, c, k, row_padding }| {
+            let pitch = c + row_padding;
+            let leaves = [random([n, c], 1), random([(k - 1) * pitch + c], 2), random([k], 3)];
+            Graph::new(format!("linear {n}×{c} by {k}"), leaves, move |tape, l| {
+                let w = tape.window(&l[1], 0, [k, c], pitch);
+                tape.linear(&l[0], &w, &l[2])
+            })
+        },
+    )
+}
+
+fn cross_entropy() -> impl Iterator<Item = Graph> {
+    cases::CROSS_ENTROPY.iter().filter(|case| case.scale < 10.0 && case.n < 100).map(|case| {
+        let (n, classes) = (case.n, case.classes);
+        let logits = scaled(random([n, classes], 1), case.scale, 0.0);
+        Graph::new(format!("{case:?}"), [logits], move |tape, l| {
+            let labels: Vec<u32> = (0..n).map(|i| (3 * i % classes) as u32).collect();
+            tape.softmax_cross_entropy(&case.loss(), &l[0], &labels)
+        })
+    })
+}
+
+/// α as the leaf, at every granularity of the table.
+fn merge() -> impl Iterator<Item = Graph> {
+    cases::MERGE.iter().filter(|case| case.arena_len < 1000 && case.alphas > 0).map(|case| {
+        let table = Arc::new(case.table());
+        let sources: Vec<Tensor> = (0..case.sources as u64).map(|m| random([case.arena_len], 10 + m)).collect();
+        Graph::new(format!("merge {}", case.name), [random([case.sources, case.alphas], 1)], move |tape, l| {
+            let cast = |t: &Tensor| t.cast(l[0].value().dtype());
+            tape.merge(&table, &sources.iter().map(cast).collect::<Vec<_>>(), &l[0])
+        })
+    })
+}
+
+const CONSTRAINTS: [Constraint; 4] = [Constraint::Affine, Constraint::Clamp, Constraint::Simplex, Constraint::Free];
+
+fn constrain() -> impl Iterator<Item = Graph> {
+    let methods = CONSTRAINTS.into_iter().flat_map(|constraint| [2, 3].map(|sources| (constraint, sources)));
+    methods.map(|(constraint, sources)| {
+        let means = vec![Mean { first: 0, rows: 2, period: 3 }, Mean { first: 7, rows: 2, period: 2 }];
+        let parametrization = Arc::new(Parametrization { constraint, sources, anchor: 1, learned: 12, means });
+        let learned = random([parametrization.rows(), 12], 1);
+        Graph::new(format!("constraint {constraint} of {sources} sources"), [learned], move |tape, l| {
+            tape.constrain(&parametrization, &l[0])
+        })
+    })
+}
+
+pub fn ops() -> impl Iterator<Item = Graph> {
+    let two_convolutions = Graph::new(
+        "filters used twice",
+        [random([1, 4, 4, 3], 1), random([3, 3, 3, 3], 2)],
+        |tape: &mut Tape, l: &[Var]| {
+            let y = tape.conv2d(Conv2d::new(1, 1), &l[0], &l[1]);
+            tape.conv2d(Conv2d::new(1, 1), &y, &l[1])
+        },
+    );
+    conv2d()
+        .chain([two_convolutions])
+        .chain(batch_norm())
+        .chain(pools())
+        .chain(pointwise())
+        .chain(linear())
+        .chain(cross_entropy())
+        .chain(merge())
+        .chain(constrain())
+}
+
+const CLASSES: usize = 3;
+
+fn images() -> Tensor {
+    random([3, 6, 6, 1], 77)
+}
+
+fn loss(tape: &mut Tape, network: &Network, trunk: &Var, head: &Var, statistics: &Tensor, mode: Mode) -> Var {
+    let dtype = head.value().dtype();
+    let output = network.forward(tape, trunk, head, &statistics.cast(dtype), images().cast(dtype), mode);
+    let loss = CrossEntropy { class_weights: vec![1.0, 0.5, 2.0], label_smoothing: 0.1 };
+    tape.softmax_cross_entropy(&loss, &output.logits, &[0, 2, 1])
+}
+
+/// Trained in all parameters: no γ is 1 and no β 0, as they are at the start.
+pub fn model(width: usize, seed: u64) -> Model {
+    let network = Architecture::named("resnet8", None, Some(width)).unwrap().build(1, CLASSES);
+    let mut model = Model::initialized(network.clone(), seed);
+    for parameter in network.parameters.iter().filter(|parameter| Model::is_batch_norm(parameter)) {
+        let noise = Numbers(parameter.offset as u64 + seed).reals(parameter.shape.len());
+        let values: Vec<f32> =
+            model.parameter(parameter).to_f64().iter().zip(noise).map(|(v, r)| (v + 0.3 * r) as f32).collect();
+        model.set_parameter(parameter, &values);
+    }
+    model
+}
+
+/// A residual network in all its parameters.
+pub fn network(mode: Mode) -> Graph {
+    let Model { network, trunk, head, statistics, .. } = model(4, 1);
+    Graph::new(
+        format!("resnet8, {mode:?}"),
+        [trunk, head].map(|t| t.cast(medmerge::tensor::DType::F64)),
+        move |tape, l| loss(tape, &network, &l[0], &l[1], &statistics, mode),
+    )
+}
+
+/// A residual network whose trunk is merged, in its merge weights and its head.
+pub fn merged_network(granularity: Granularity, constraint: Constraint, sources: usize) -> Graph {
+    let models: Vec<Model> = (0..sources as u64).map(|seed| model(4, seed + 1)).collect();
+    let Model { network, head, statistics, .. } = models[0].clone();
+    let trunks: Vec<Tensor> = models.into_iter().map(|model| model.trunk).collect();
+    let method = Method { sources, anchor: 0, granularity, constraint, batch_norm: BatchNormPolicy::Merge };
+    let plan = Plan::new(&network, method);
+    let shape = [plan.parametrization.rows(), plan.parametrization.learned];
+    let leaves = [scaled(random(shape, 5), 0.3, 0.5), head.cast(medmerge::tensor::DType::F64)];
+    Graph::new(format!("resnet8 merged of {sources} by {granularity}, {constraint}"), leaves, move |tape, l| {
+        let trunks: Vec<Tensor> = trunks.iter().map(|trunk| trunk.cast(l[0].value().dtype())).collect();
+        let alpha = tape.constrain(&plan.parametrization, &l[0]);
+        let trunk = tape.merge(&plan.table, &trunks, &alpha);
+        loss(tape, &network, &trunk, &l[1], &statistics, Mode::Training)
+    })
+}

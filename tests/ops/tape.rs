@@ -1,0 +1,173 @@
+//! What the tape promises: nothing is computed or kept for a gradient that nobody asked for, and contributions add up.
+
+use medmerge::nn::Mode;
+use medmerge::ops::conv2d::{self, Conv2d};
+use medmerge::ops::softmax_cross_entropy::CrossEntropy;
+use medmerge::tape::{Tape, Var};
+use medmerge::tensor::{DType, Device, Tensor};
+
+use crate::gradients::dot;
+use crate::graphs::{model, random};
+
+const CONV: Conv2d = Conv2d::new(1, 1);
+
+fn image() -> Tensor {
+    random([2, 4, 4, 3], 1)
+}
+
+fn filters() -> Tensor {
+    random([5, 3, 3, 3], 2)
+}
+
+/// The gradients of x and w, of which only the ones asked for are leaves.
+fn conv_gradients(asked: [bool; 2]) -> [Option<Tensor>; 2] {
+    let mut tape = Tape::new();
+    let mut operand = |value: Tensor, asked: bool| if asked { tape.leaf(value) } else { Var::constant(value) };
+    let (x, w) = (operand(image(), asked[0]), operand(filters(), asked[1]));
+    let y = tape.conv2d(CONV, &x, &w);
+    let loss = dot(&mut tape, &y);
+    let mut gradients = tape.backward(loss);
+    [&x, &w].map(|var| gradients.take(var))
+}
+
+#[test]
+fn a_frozen_operand_gets_no_gradient_and_changes_no_other() {
+    let [Some(dx), Some(dw)] = conv_gradients([true, true]) else { panic!("both were asked for") };
+    let [Some(dx_alone), None] = conv_gradients([true, false]) else { panic!("only x was asked for") };
+    let [None, Some(dw_alone)] = conv_gradients([false, true]) else { panic!("only w was asked for") };
+    assert_eq!(dx.to_f64(), dx_alone.to_f64());
+    assert_eq!(dw.to_f64(), dw_alone.to_f64());
+    assert!(matches!(conv_gradients([false, false]), [None, None]));
+}
+
+/// Each operand is kept for the gradient of the other alone.
+#[test]
+fn a_convolution_keeps_only_what_it_will_need() {
+    for (x_asked, w_asked) in [(false, false), (false, true), (true, false), (true, true)] {
+        let (mut x, mut w) = (image(), filters());
+        let mut tape = Tape::new();
+        let y = {
+            let mut operand = |value: &Tensor, asked: bool| match asked {
+                true => tape.leaf(value.clone()),
+                false => Var::constant(value.clone()),
+            };
+            let (x, w) = (operand(&x, x_asked), operand(&w, w_asked));
+            tape.conv2d(CONV, &x, &w)
+        };
+        assert_eq!(y.id().is_some(), x_asked || w_asked);
+        assert_eq!(x.is_unique(), !w_asked, "x is kept for dw");
+        assert_eq!(w.is_unique(), !x_asked, "w is kept for dx");
+    }
+}
+
+#[test]
+fn with_the_head_alone_nothing_upstream_is_kept() {
+    let model = model(4, 1);
+    for trunk_learns in [false, true] {
+        let (mut trunk, mut x) = (model.trunk.copy(), random([2, 6, 6, 1], 3).cast(DType::F32));
+        let mut tape = Tape::new();
+        let head = tape.leaf(model.head.clone());
+        let of_trunk = if trunk_learns { tape.leaf(trunk.clone()) } else { Var::constant(trunk.clone()) };
+        let output = model.network.forward(&mut tape, &of_trunk, &head, &model.statistics, x.clone(), Mode::Training);
+        let loss = tape.softmax_cross_entropy(&CrossEntropy::default(), &output.logits, &[0, 1]);
+        let id = of_trunk.id();
+        drop(of_trunk);
+        assert_eq!(trunk.is_unique(), !trunk_learns, "windows of the trunk");
+        assert_eq!(x.is_unique(), !trunk_learns, "the images");
+        assert_eq!(id.is_some(), trunk_learns);
+        assert!(tape.backward(loss).take(&head).is_some());
+    }
+}
+
+/// Whether the gradients of a batch norm's three operands depend on which of them are asked for.
+#[test]
+fn a_batch_norm_computes_the_gradients_asked_for() {
+    let values = [image(), random([3], 2), random([3], 3)];
+    let run = |asked: [bool; 3], training: bool| -> Vec<Option<Vec<f64>>> {
+        let mut tape = Tape::new();
+        let operands = values.iter().zip(asked);
+        let vars: Vec<Var> =
+            operands.map(|(v, asked)| if asked { tape.leaf(v.clone()) } else { Var::constant(v.clone()) }).collect();
+        let y = if training {
+            tape.batch_norm_training(&vars[0], &vars[1], &vars[2], 1e-5).0
+        } else {
+            let running = Tensor::from_vec(vec![0.5; 3], [3]);
+            tape.batch_norm_inference(&vars[0], &vars[1], &vars[2], &running, &running, 1e-5)
+        };
+        let loss = dot(&mut tape, &y);
+        let mut gradients = tape.backward(loss);
+        vars.iter().map(|var| gradients.take(var).map(|gradient| gradient.to_f64())).collect()
+    };
+    for training in [false, true] {
+        let all = run([true; 3], training);
+        for bits in 0..8 {
+            let asked = [0, 1, 2].map(|i| bits >> i & 1 == 1);
+            for ((alone, together), asked) in run(asked, training).into_iter().zip(&all).zip(asked) {
+                assert_eq!(alone.as_ref(), together.as_ref().filter(|_| asked), "{bits:b}, training {training}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_does_not_reach_the_loss_has_no_gradient() {
+    let mut tape = Tape::new();
+    let (used, unused) = (tape.leaf(image()), tape.leaf(image()));
+    let y = tape.relu(used.clone());
+    let beside = tape.add(used.clone(), unused.clone());
+    let loss = dot(&mut tape, &y);
+    drop(beside);
+    let mut gradients = tape.backward(loss);
+    assert!(gradients.take(&used).is_some() && gradients.take(&unused).is_none());
+}
+
+/// The same image and filters under two convolutions.
+#[test]
+fn a_variable_used_twice_gathers_both_gradients() {
+    let mut tape = Tape::new();
+    let (x, w) = (tape.leaf(image()), tape.leaf(filters()));
+    let dilated = Conv2d { dilation: [2, 2], padding: [2, 2], ..CONV };
+    let first = tape.conv2d(CONV, &x, &w);
+    let second = tape.conv2d(dilated, &x, &w);
+    let y = tape.add(first, second);
+    let loss = dot(&mut tape, &y);
+    let mut both = tape.backward(loss);
+    let cotangent = random(y.shape(), 99);
+    let zeros = |like: Tensor| Tensor::zeros(like.shape(), DType::F64, Device::Cpu);
+    let mut sums = [image(), filters()].map(zeros);
+    for conv in [dilated, CONV] {
+        let [mut dx, mut dw] = sums.clone().map(|sum| sum.copy());
+        conv2d::dgrad(conv, &cotangent, &filters(), dx.view_mut());
+        conv2d::wgrad(conv, &image(), &cotangent, dw.view_mut());
+        for (sum, term) in sums.iter_mut().zip([dx, dw]) {
+            medmerge::ops::pointwise::add_assign(sum.view_mut(), &term);
+        }
+    }
+    for (var, expected) in [x, w].iter().zip(sums) {
+        assert_eq!(both.take(var).unwrap().to_f64(), expected.to_f64());
+    }
+}
+
+/// Two uses of one window with padded rows: the padding's gradient is zero after one contribution and after two.
+#[test]
+fn the_padding_of_a_window_has_no_gradient() {
+    for dtype in [DType::F32, DType::F64] {
+        for uses in 1..=2 {
+            let mut tape = Tape::new();
+            let arena = tape.leaf(random([40], 1).cast(dtype));
+            let x = Var::constant(image().cast(dtype));
+            let mut outputs = (0..uses).map(|_| {
+                let w = tape.window(&arena, 3, [1, 3, 3, 3], 28);
+                tape.conv2d(CONV, &x, &w)
+            });
+            let (first, second) = (outputs.next().unwrap(), outputs.next());
+            drop(outputs);
+            let y = if let Some(second) = second { tape.add(first, second) } else { first };
+            let loss = dot(&mut tape, &y);
+            let gradient = tape.backward(loss).take(&arena).unwrap().to_f64();
+            let outside = gradient[..3].iter().chain(&gradient[30..]);
+            assert!(outside.copied().eq([0.0; 13]), "{gradient:?}");
+            assert!(gradient[3..30].iter().all(|g| *g != 0.0 && g.is_finite()));
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! The bits of a result do not depend on how many threads computed it.
+
+use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Method, Plan, Start};
+use medmerge::nn::{Architecture, Mode, Model, Stem};
+use medmerge::ops::softmax_cross_entropy::CrossEntropy;
+use medmerge::tape::Tape;
+use medmerge::tensor::Tensor;
+use medmerge::train::{MergeState, OptimizerKind, Subject, TrainOptions, step};
+
+use crate::common::{Numbers, f32s};
+use crate::passes;
+
+/// Runs `job` with one, two and three threads and requires equal results.
+fn same_with_any_number_of_threads<R: PartialEq + Send>(what: &str, job: impl Fn() -> R + Sync) {
+    let run = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(&job);
+    let alone = run(1);
+    for threads in 2..=3 {
+        assert!(run(threads) == alone, "{what}: {threads} threads give other bits than one");
+    }
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+#[test]
+fn every_pass() {
+    for pass in passes::all() {
+        let inputs = pass.draw(false);
+        same_with_any_number_of_threads(&pass.name, || {
+            pass.on_cpu(&inputs).iter().map(|y| bits(y)).collect::<Vec<_>>()
+        });
+    }
+}
+
+fn batch() -> (Tensor, Vec<u32>) {
+    let x = Tensor::from_vec(f32s(&Numbers(5).reals(6 * 33 * 33 * 3)), [6, 33, 33, 3]);
+    (x, vec![0, 3, 1, 4, 2, 0])
+}
+
+fn models() -> Vec<Model> {
+    let small = Architecture::named("resnet8", None, Some(12)).unwrap();
+    let large = Architecture::named("resnet18", Some(Stem::Large), Some(8)).unwrap();
+    let bottleneck = Architecture::named("resnet50", Some(Stem::Small), Some(2)).unwrap();
+    [small, large, bottleneck].into_iter().map(|a| Model::initialized(a.build(3, 5), 1)).collect()
+}
+
+#[test]
+fn every_gradient_of_a_network() {
+    for model in models() {
+        let (x, labels) = batch();
+        same_with_any_number_of_threads("gradients", || {
+            let mut tape = Tape::new();
+            let leaves = [tape.leaf(model.trunk.clone()), tape.leaf(model.head.clone())];
+            let [trunk, head] = &leaves;
+            let output = model.network.forward(&mut tape, trunk, head, &model.statistics, x.clone(), Mode::Training);
+            let loss = tape.softmax_cross_entropy(&CrossEntropy::default(), &output.logits, &labels);
+            let value = loss.value().clone();
+            let mut gradients = tape.backward(loss);
+            let [of_trunk, of_head] = leaves.map(|leaf| gradients.take(&leaf).expect("a gradient"));
+            [value, output.logits.into_value(), of_trunk, of_head].map(|tensor| bits(&tensor.to_vec()))
+        });
+    }
+}
+
+fn merge_of(model: &Model, granularity: Granularity) -> Subject {
+    let batch_norm = BatchNormPolicy::Merge;
+    let method = Method { sources: 3, anchor: 1, granularity, constraint: Constraint::Affine, batch_norm };
+    let plan = Plan::new(&model.network, method);
+    let trunks = (1..4).map(|seed| Model::initialized(model.network.clone(), seed).trunk).collect();
+    let numbers = plan.start(Start::Uniform).unwrap();
+    Subject::Merge(MergeState { plan, trunks, numbers })
+}
+
+/// Two steps, so that what the first one wrote is read by the second.
+#[test]
+fn training_steps() {
+    // What learns: everything, or a merge at some granularity.
+    let subjects = [
+        (None, OptimizerKind::Sgd),
+        (None, OptimizerKind::AdamW),
+        (Some(Granularity::Layer), OptimizerKind::AdamW),
+        (Some(Granularity::Kernel), OptimizerKind::Sgd),
+    ];
+    for start in models() {
+        for (granularity, optimizer) in subjects {
+            let name = format!("{granularity:?} with {optimizer:?}");
+            same_with_any_number_of_threads(&name, || {
+                let mut model = start.copy();
+                let mut subject = granularity.map_or(Subject::Everything, |granularity| merge_of(&start, granularity));
+                let mut optimizers = subject.optimizers(&TrainOptions { optimizer, ..TrainOptions::default() });
+                let losses = [1.0, 0.5].map(|factor| {
+                    let ((x, labels), loss) = (batch(), CrossEntropy::default());
+                    step(&mut model, &mut subject, &mut optimizers, &loss, x, &labels, factor).loss
+                });
+                assert!(losses[1].is_finite() && losses[0] != losses[1], "{name}: nothing was learned");
+                let numbers = subject.numbers().map(|numbers| numbers.to_vec()).unwrap_or_default();
+                let arenas = [&model.trunk, &model.head, &model.statistics].map(|arena| arena.to_vec::<f32>());
+                [bits(&losses), bits(&numbers), bits(&arenas.concat())]
+            });
+        }
+    }
+}
