@@ -23,11 +23,13 @@ use crate::cli::{Demo, Global};
 /// Names of the two sources: what each was trained to see.
 const SOURCES: [(&str, Task); 2] = [("texture", Task::Texture), ("shape", Task::Shape)];
 const SEEDS: u64 = 3;
-const SOURCE_IMAGES: usize = 3000;
+const SOURCE_IMAGES: usize = 2400;
 const TARGET_IMAGES: usize = 600;
+const VALIDATION_IMAGES: usize = 320;
+const TEST_IMAGES: usize = 2000;
 const SOURCE_EPOCHS: usize = 8;
-const PROBE_EPOCHS: usize = 8;
-const FINE_TUNING_EPOCHS: usize = 8;
+const PROBE_EPOCHS: usize = 4;
+const FINE_TUNING_EPOCHS: usize = 12;
 const ARCHITECTURE: &str = "resnet8";
 
 pub fn run(options: &Demo, global: &Global) -> Result<()> {
@@ -90,7 +92,8 @@ fn protocol(seed: u64) -> Protocol {
 fn one_seed(seed: u64, folder: &Path, global: &Global) -> Result<Vec<Outcome>> {
     let data = FILES.map(|(task, name)| {
         let train = if task == Task::Both { TARGET_IMAGES } else { SOURCE_IMAGES };
-        let options = SyntheticOptions { train, val: 400, test: 2000, seed, ..SyntheticOptions::default() };
+        let options =
+            SyntheticOptions { train, val: VALIDATION_IMAGES, test: TEST_IMAGES, seed, ..SyntheticOptions::default() };
         (generate(task, &options), name)
     });
     for (dataset, name) in &data {

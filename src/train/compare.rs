@@ -8,8 +8,8 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::{
-    EpochRecord, LearnOptions, Observer, Subject, Target, TrainOptions, evaluate, learn, probe, reestimate_statistics,
-    train,
+    AnchorChoice, EpochRecord, LearnOptions, Observer, Subject, Target, TrainOptions, choose_anchor, evaluate, learn,
+    reestimate_statistics, train,
 };
 use crate::data::SplitName;
 use crate::error::Result;
@@ -137,6 +137,11 @@ impl Protocol {
             Baseline::MedmergeProbe | Baseline::Medmerge => {
                 let is_probe_only = baseline == Baseline::MedmergeProbe;
                 let mut options = self.learn.clone();
+                if options.anchor == AnchorChoice::Auto {
+                    // By a first phase of the usual length, whichever probe follows.
+                    let (anchor, _) = choose_anchor(sources, target, &self.learn.probe, &mut super::Silent)?;
+                    options.anchor = AnchorChoice::Named(anchor);
+                }
                 if is_probe_only {
                     options.probe = self.probe_alone();
                 }

@@ -55,8 +55,8 @@ pub fn probe(
     Ok((model, history))
 }
 
-/// Probes every source and returns the best one's index with all scores.
-fn choose_anchor(
+/// Probes every source and returns the best one's index with all scores: macro F1 on the validation split.
+pub fn choose_anchor(
     sources: &Sources,
     target: Target,
     options: &TrainOptions,

@@ -23,7 +23,7 @@ use serde::Serialize;
 pub use compare::{Baseline, Outcome, Protocol};
 pub use evaluate::{evaluate, reestimate_statistics, scores};
 pub use interrupt::{interrupted, watch_for_interrupt};
-pub use learn::{AnchorChoice, LearnOptions, Learning, learn, probe};
+pub use learn::{AnchorChoice, LearnOptions, Learning, choose_anchor, learn, probe};
 pub use optimizer::{Optimizer, OptimizerKind, Schedule};
 pub use step::{MergeState, Step, Subject, step};
 
