@@ -66,7 +66,11 @@ impl Checkpoint {
             if let Some(Numbers::Integers(counter)) =
                 file.tensors.get(&format!("{}.{COUNTER}", norm.name)).map(|t| &t.numbers)
             {
-                model.batches_tracked[index] = counter[0];
+                let &[counter] = counter.as_slice() else {
+                    let message = format!("{}.{COUNTER} holds {} numbers, not one", norm.name, counter.len());
+                    return Err(Error::checkpoint(&path, message, "the file is broken; export it again"));
+                };
+                model.batches_tracked[index] = counter;
             }
         }
         if let Some(name) = model.first_not_finite() {
