@@ -186,6 +186,15 @@ pub fn stored_statistics(model: &Model) -> Vec<StoredTensor> {
     tensors
 }
 
+/// Checks that `file` has running statistics of the right shapes for every batch norm.
+pub fn check_statistics(network: &Network, file: &TensorFile) -> Result<()> {
+    for norm in &network.batch_norms {
+        file.floats(&format!("{}.{MEAN}", norm.name), &[norm.channels])?;
+        file.floats(&format!("{}.{VARIANCE}", norm.name), &[norm.channels])?;
+    }
+    Ok(())
+}
+
 /// Overwrites running statistics and counters by those in `file`, which has all of them.
 pub fn restore_statistics(model: &mut Model, file: &TensorFile) -> Result<()> {
     let network = model.network.clone();

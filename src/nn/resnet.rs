@@ -76,6 +76,12 @@ const NAMED: [(&str, bool, &[usize]); 11] = [
     ("resnet152", true, &[3, 8, 36, 3]),
 ];
 
+/// The most channels, stages and blocks of a stage that a file may claim: far beyond any network in use, and small enough
+/// that no product of them overflows.
+const MAX_CHANNELS: usize = 1 << 16;
+const MAX_STAGES: usize = 16;
+const MAX_BLOCKS: usize = 1024;
+
 /// Channels that leave a bottleneck, per channel inside it.
 const EXPANSION: usize = 4;
 
@@ -139,7 +145,27 @@ impl Architecture {
             Some(other) => return Err(format!("fc.weight has shape {other:?}, not that of a matrix")),
             None => None,
         };
-        Ok((Architecture { bottleneck, blocks, widths, stem }, input_channels, classes))
+        let architecture = Architecture { bottleneck, blocks, widths, stem };
+        architecture.check(input_channels)?;
+        Ok((architecture, input_channels, classes))
+    }
+
+    /// Refuses sizes that no network has, before anything is laid out by them.
+    pub fn check(&self, input_channels: usize) -> Result<(), String> {
+        let stages = self.blocks.len();
+        if !(1..=MAX_STAGES).contains(&stages) || self.widths.len() != stages {
+            return Err(format!("{stages} stages with {} widths", self.widths.len()));
+        }
+        if let Some(blocks) = self.blocks.iter().find(|blocks| !(1..=MAX_BLOCKS).contains(*blocks)) {
+            return Err(format!("a stage of {blocks} blocks"));
+        }
+        if !(1..=MAX_CHANNELS).contains(&input_channels) {
+            return Err(format!("conv1.weight has {input_channels} input channels"));
+        }
+        match (1..).zip(&self.widths).find(|(_, width)| !(1..=MAX_CHANNELS).contains(*width)) {
+            Some((stage, width)) => Err(format!("layer{stage}.0.conv1.weight has {width} filters")),
+            None => Ok(()),
+        }
     }
 
     pub fn build(&self, input_channels: usize, classes: usize) -> Arc<Network> {
