@@ -117,6 +117,10 @@ impl TrainOptions {
         if !self.weight_decay.is_finite() || self.weight_decay < 0.0 {
             return refuse(format!("--weight-decay {}", self.weight_decay), "give 0 or a small positive number");
         }
+        if let Some(shift) = self.augmentation.as_ref().map(|a| a.shift).filter(|&shift| shift > crate::data::MAX_SIZE)
+        {
+            return refuse(format!("--shift {shift}"), "give a few pixels; images have at most 1024 a side");
+        }
         if !(0.0..1.0).contains(&self.label_smoothing) {
             return refuse(
                 format!("--label-smoothing {}", self.label_smoothing),
