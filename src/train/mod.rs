@@ -223,6 +223,10 @@ pub fn train(
             val_macro_f1: validation.as_ref().map(|metrics| metrics.macro_f1),
             seconds: start.elapsed().as_secs_f64(),
         };
+        // A step's loss tells of the parameters before it; what the last step did shows here.
+        if record.val_macro_f1.is_some_and(f64::is_nan) || model.first_not_finite().is_some() {
+            return Err(Error::Diverged { loss: f32::NAN, step: done, epoch: epoch + 1, kept: observer.kept() });
+        }
         let macro_f1 = record.val_macro_f1.unwrap_or(f64::INFINITY);
         // Without a validation split every epoch counts as an improvement.
         let improved = best.as_ref().is_none_or(|best| macro_f1 > best.macro_f1 || macro_f1 == f64::INFINITY);
