@@ -185,7 +185,7 @@ pub fn train(
     // A transferred trunk is still the source's own buffer.
     *model = model.copy();
     let channels = model.network.input_channels;
-    let augmentation = options.augmentation.clone();
+    let augmentation = options.augmentation;
     let loader = target.loader(SplitName::Train, channels, options.batch_size, true, augmentation, options.seed);
     let loss = CrossEntropy {
         class_weights: if options.balance_classes { balanced_weights(target.data) } else { Vec::new() },
