@@ -258,7 +258,7 @@ pub struct Eval {
     /// train, val or test
     #[arg(long, value_parser = parse::<SplitName>, default_value = "test")]
     pub split: SplitName,
-    /// Images per pass; the result does not depend on it
+    /// Images per pass; it changes results by rounding alone
     #[arg(long, default_value_t = 128)]
     pub batch_size: usize,
 }

@@ -93,7 +93,7 @@ impl Error {
             Error::Exists { .. } => Some("give another path, or --force to overwrite it".into()),
             Error::Diverged { kept, .. } => Some(match kept {
                 Some(path) => format!("use a smaller --learning-rate; the last good checkpoint is {}", path.display()),
-                None => "use a smaller --learning-rate; no epoch had ended, so no checkpoint was written".into(),
+                None => "use a smaller --learning-rate; no checkpoint was written".into(),
             }),
             Error::Device { .. } => Some("`medmerge devices` lists what is here; --device cpu always works".into()),
             Error::Interrupted { kept } => {

@@ -27,8 +27,9 @@ impl OutputPath {
         tempfile::NamedTempFile::new_in(folder).map_err(Error::io("write", path))?;
         let free = fs4::available_space(folder).map_err(Error::io("write", path))?;
         if free < bytes {
+            let (needed, free) = (bytes.div_ceil(1 << 10), free >> 10);
             return Err(Error::usage(
-                format!("{} needs {} MB, and its disk has {} MB free", path.display(), bytes >> 20, free >> 20),
+                format!("{} needs {needed} KB, and its disk has {free} KB free", path.display()),
                 "free some space, or write to another disk",
             ));
         }
@@ -132,6 +133,6 @@ mod tests {
     fn a_disk_without_room_is_found_before_the_work() {
         let folder = tempfile::tempdir().unwrap();
         let error = OutputPath::check(&folder.path().join("result"), false, u64::MAX).unwrap_err();
-        assert!(error.to_string().contains("MB free"), "{error}");
+        assert!(error.to_string().contains("KB free"), "{error}");
     }
 }

@@ -66,7 +66,11 @@ impl Checkpoint {
             if let Some(Numbers::Integers(counter)) =
                 file.tensors.get(&format!("{}.{COUNTER}", norm.name)).map(|t| &t.numbers)
             {
-                model.batches_tracked[index] = counter[0];
+                let &[counter] = counter.as_slice() else {
+                    let message = format!("{}.{COUNTER} holds {} numbers, not one", norm.name, counter.len());
+                    return Err(Error::checkpoint(&path, message, "the file is broken; export it again"));
+                };
+                model.batches_tracked[index] = counter;
             }
         }
         if let Some(name) = model.first_not_finite() {
@@ -180,6 +184,15 @@ pub fn stored_statistics(model: &Model) -> Vec<StoredTensor> {
         });
     }
     tensors
+}
+
+/// Checks that `file` has running statistics of the right shapes for every batch norm.
+pub fn check_statistics(network: &Network, file: &TensorFile) -> Result<()> {
+    for norm in &network.batch_norms {
+        file.floats(&format!("{}.{MEAN}", norm.name), &[norm.channels])?;
+        file.floats(&format!("{}.{VARIANCE}", norm.name), &[norm.channels])?;
+    }
+    Ok(())
 }
 
 /// Overwrites running statistics and counters by those in `file`, which has all of them.

@@ -10,7 +10,9 @@ use crate::cli::Global;
 /// Refuses a device or a precision that this build cannot serve.
 pub fn check(global: &Global) -> Result<()> {
     let unavailable = |reason: String| Err(Error::Device { device: global.device.clone(), reason });
-    match global.device.split(':').next().unwrap_or_default() {
+    // Only GPUs are numbered.
+    let kind = if global.device.starts_with("cuda:") { "cuda" } else { global.device.as_str() };
+    match kind {
         "auto" | "cpu" => {}
         "cuda" => return unavailable("this version has no GPU kernels yet".into()),
         "emulator" => return unavailable("this version has no emulator yet".into()),

@@ -18,8 +18,9 @@ use crate::cli::{Global, Learn};
 pub fn run(options: &Learn, global: &Global) -> Result<()> {
     let probe = train_options(&options.schedule, options.merge_learning_rate, global)?;
     let weights_path = options.weights.clone().unwrap_or_else(|| beside(&options.out));
-    if weights_path == options.out {
-        return Err(Error::usage("--weights and --out name the same file", "give two paths"));
+    let is_picture = |path: &PathBuf| options.picture.as_ref() == Some(path);
+    if weights_path == options.out || is_picture(&options.out) || is_picture(&weights_path) {
+        return Err(Error::usage("two of --out, --weights and --picture name the same file", "give different paths"));
     }
     for path in [&options.out, &weights_path].into_iter().chain(&options.picture) {
         OutputPath::check(path, options.force, 0)?;

@@ -35,7 +35,10 @@ pub fn run(options: &Merge, global: &Global) -> Result<()> {
 
 fn by_coefficients(options: &Merge, sources: &Sources, global: &Global) -> Result<(Model, Metadata)> {
     let coefficients = options.coefficients.as_deref().unwrap_or_default();
-    if coefficients.len() != sources.len() || coefficients.iter().any(|c| !c.is_finite()) {
+    if let Some(odd) = coefficients.iter().find(|coefficient| !coefficient.is_finite()) {
+        return Err(Error::usage(format!("a coefficient of {odd}"), "give finite numbers: --coefficients 0.5,0.5"));
+    }
+    if coefficients.len() != sources.len() {
         let message = format!("{} coefficients for {} sources", coefficients.len(), sources.len());
         return Err(Error::usage(message, "give one number per source: --coefficients 0.5,0.5"));
     }

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use medmerge::checkpoint::{self, Checkpoint};
-use medmerge::error::Result;
+use medmerge::error::{Error, Result};
 use medmerge::merge::training_metadata;
 use medmerge::nn::{Architecture, Model, Region, init};
 use medmerge::output::OutputPath;
@@ -18,6 +18,9 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
     let train_options = train_options(&options.schedule, 0.0, global)?;
     // Found wrong before a large file is read.
     let named = Architecture::named(&options.architecture, options.stem, options.width)?;
+    if let Some(channels) = options.input_channels.filter(|channels| !(1..=4096).contains(channels)) {
+        return Err(Error::usage(format!("--input-channels {channels}"), "give between 1 and 4096; 3 is usual"));
+    }
     OutputPath::check(&options.out, options.force, 0)?;
     let from = options.from.as_deref().map(Checkpoint::load).transpose()?;
     let (data, normalisation) = load_data(&options.data)?;

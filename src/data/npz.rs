@@ -7,7 +7,7 @@
 use std::{
     borrow::Cow,
     fs::{self, File},
-    io::{self, BufReader, BufWriter, Read, Write},
+    io::{self, BufReader, Cursor, Read, Write},
     path::{Path, PathBuf},
 };
 
@@ -377,7 +377,8 @@ pub struct Array<'a> {
 /// Writes an archive in one step: a reader finds the old file or the whole new one. The same arrays give the same bytes.
 pub fn write(path: &Path, arrays: &[Array]) -> Result<()> {
     write_atomically(path, |file| {
-        let mut zip = ZipWriter::new(BufWriter::new(file));
+        // In memory first: on a full disk the archive's own writer would complain to stderr when it is dropped.
+        let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
         for array in arrays {
             let header = header_bytes(array);
             let options = SimpleFileOptions::default()
@@ -390,7 +391,7 @@ pub fn write(path: &Path, arrays: &[Array]) -> Result<()> {
             zip.write_all(&header)?;
             zip.write_all(&array.elements)?;
         }
-        zip.finish()?.flush()
+        file.write_all(zip.finish()?.get_ref())
     })
 }
 

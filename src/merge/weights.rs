@@ -124,7 +124,14 @@ impl Learned {
             return Err(odd("anchor"));
         }
         let classes = *file.tensors.get("fc.bias").and_then(|bias| bias.shape.first()).ok_or_else(|| odd("classes"))?;
-        let network = architecture.build(number("input_channels")? as usize, classes);
+        let input_channels = usize::try_from(number("input_channels")?).map_err(|_| odd("input_channels"))?;
+        architecture.check(input_channels).map_err(|reason| {
+            let message = format!("its header's architecture or input_channels makes no sense: {reason}");
+            Error::checkpoint(&file.path, message, hint)
+        })?;
+        let network = architecture.build(input_channels, classes);
+        // What the header claims is believed, and memory taken for it, only if the statistics say the same.
+        checkpoint::check_statistics(&network, file)?;
         let plan = Plan::new(&network, method);
         let mut model = Model::zeros(network.clone(), DType::F32, Device::Cpu);
         for parameter in network.region(Region::Head) {

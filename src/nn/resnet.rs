@@ -76,8 +76,11 @@ const NAMED: [(&str, bool, &[usize]); 11] = [
     ("resnet152", true, &[3, 8, 36, 3]),
 ];
 
-/// No network has more blocks in a stage, or stages; a file that claims more is broken, and would cost memory to build.
-const MOST: usize = 1000;
+/// The most channels, stages and blocks of a stage that a file may claim: far beyond any network in use, and small enough
+/// that no product of them overflows.
+const MAX_CHANNELS: usize = 1 << 16;
+const MAX_STAGES: usize = 16;
+const MAX_BLOCKS: usize = 1024;
 
 /// Channels that leave a bottleneck, per channel inside it.
 const EXPANSION: usize = 4;
@@ -128,12 +131,12 @@ impl Architecture {
         let (mut blocks, mut widths) = (Vec::new(), Vec::new());
         for stage in 1.. {
             let is_block = |i: &usize| shape(&format!("layer{stage}.{i}.conv1.weight")).is_some();
-            let count = (0..=MOST).take_while(is_block).count();
+            let count = (0..=MAX_BLOCKS).take_while(is_block).count();
             if count == 0 {
                 break;
             }
-            if count > MOST || stage > MOST {
-                return Err(format!("it has more than {MOST} stages, or blocks in a stage"));
+            if count > MAX_BLOCKS || stage > MAX_STAGES {
+                return Err(format!("it has more than {MAX_STAGES} stages, or {MAX_BLOCKS} blocks in one"));
             }
             blocks.push(count);
             widths.push(four(&format!("layer{stage}.0.conv1.weight"))?[0]);
@@ -146,7 +149,27 @@ impl Architecture {
             Some(other) => return Err(format!("fc.weight has shape {other:?}, not that of a matrix")),
             None => None,
         };
-        Ok((Architecture { bottleneck, blocks, widths, stem }, input_channels, classes))
+        let architecture = Architecture { bottleneck, blocks, widths, stem };
+        architecture.check(input_channels)?;
+        Ok((architecture, input_channels, classes))
+    }
+
+    /// Refuses sizes that no network has, before anything is laid out by them.
+    pub fn check(&self, input_channels: usize) -> Result<(), String> {
+        let stages = self.blocks.len();
+        if !(1..=MAX_STAGES).contains(&stages) || self.widths.len() != stages {
+            return Err(format!("{stages} stages with {} widths", self.widths.len()));
+        }
+        if let Some(blocks) = self.blocks.iter().find(|blocks| !(1..=MAX_BLOCKS).contains(*blocks)) {
+            return Err(format!("a stage of {blocks} blocks"));
+        }
+        if !(1..=MAX_CHANNELS).contains(&input_channels) {
+            return Err(format!("conv1.weight has {input_channels} input channels"));
+        }
+        match (1..).zip(&self.widths).find(|(_, width)| !(1..=MAX_CHANNELS).contains(*width)) {
+            Some((stage, width)) => Err(format!("layer{stage}.0.conv1.weight has {width} filters")),
+            None => Ok(()),
+        }
     }
 
     pub fn build(&self, input_channels: usize, classes: usize) -> Arc<Network> {

@@ -1,14 +1,21 @@
-//! Ctrl-C: the first one asks the training loop to stop at the next step, a second one ends the program at once.
+//! Ctrl-C: the first one asks a training loop to stop at the next step. A second one, or one while nothing trains, ends the
+//! program at once.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+/// Loops that look at the flag.
+static LISTENING: AtomicUsize = AtomicUsize::new(0);
+
+/// The exit code of a program that Ctrl-C ended: 128 and the signal's number.
+const EXIT_CODE: i32 = 130;
 
 /// Installs the handler; called once by the program. A library's user keeps their own.
 pub fn watch_for_interrupt() {
     let handler = || {
-        if INTERRUPTED.swap(true, Ordering::SeqCst) {
-            std::process::exit(130);
+        let is_second = INTERRUPTED.swap(true, Ordering::SeqCst);
+        if is_second || LISTENING.load(Ordering::SeqCst) == 0 {
+            std::process::exit(EXIT_CODE);
         }
     };
     // Without a handler Ctrl-C still ends the program, only less politely.
@@ -17,4 +24,20 @@ pub fn watch_for_interrupt() {
 
 pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::SeqCst)
+}
+
+/// A loop that looks at the flag, as long as this lives.
+pub(super) struct Listener;
+
+impl Listener {
+    pub fn new() -> Listener {
+        LISTENING.fetch_add(1, Ordering::SeqCst);
+        Listener
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        LISTENING.fetch_sub(1, Ordering::SeqCst);
+    }
 }

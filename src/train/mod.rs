@@ -117,6 +117,10 @@ impl TrainOptions {
         if !self.weight_decay.is_finite() || self.weight_decay < 0.0 {
             return refuse(format!("--weight-decay {}", self.weight_decay), "give 0 or a small positive number");
         }
+        if let Some(shift) = self.augmentation.as_ref().map(|a| a.shift).filter(|&shift| shift > crate::data::MAX_SIZE)
+        {
+            return refuse(format!("--shift {shift}"), "give a few pixels; images have at most 1024 a side");
+        }
         if !(0.0..1.0).contains(&self.label_smoothing) {
             return refuse(
                 format!("--label-smoothing {}", self.label_smoothing),
@@ -178,6 +182,7 @@ pub fn train(
     observer: &mut dyn Observer,
 ) -> Result<Vec<EpochRecord>> {
     options.check()?;
+    let _listener = interrupt::Listener::new();
     // A transferred trunk is still the source's own buffer.
     *model = model.copy();
     let channels = model.network.input_channels;
@@ -219,6 +224,10 @@ pub fn train(
             val_macro_f1: validation.as_ref().map(|metrics| metrics.macro_f1),
             seconds: start.elapsed().as_secs_f64(),
         };
+        // A step's loss tells of the parameters before it; what the last step did shows here.
+        if record.val_macro_f1.is_some_and(f64::is_nan) || model.first_not_finite().is_some() {
+            return Err(Error::Diverged { loss: f32::NAN, step: done, epoch: epoch + 1, kept: observer.kept() });
+        }
         let macro_f1 = record.val_macro_f1.unwrap_or(f64::INFINITY);
         // Without a validation split every epoch counts as an improvement.
         let improved = best.as_ref().is_none_or(|best| macro_f1 > best.macro_f1 || macro_f1 == f64::INFINITY);

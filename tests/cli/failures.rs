@@ -1,0 +1,93 @@
+//! Work that fails on its way: training that diverges, and Ctrl-C.
+
+use std::path::PathBuf;
+
+use crate::support::{Folder, Run};
+
+fn assert_failed(run: &Run, says: &[&str]) {
+    assert_eq!(run.code, Some(1), "{}", run.stderr);
+    assert_eq!(run.stdout, "");
+    assert_eq!(run.stderr.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{}", run.stderr);
+    for text in says {
+        assert!(run.stderr.contains(text), "does not say '{text}':\n{}", run.stderr);
+    }
+}
+
+#[test]
+fn divergence_in_the_first_epoch_leaves_no_file() {
+    let folder = Folder::with_sources();
+    let before = folder.snapshot();
+    let no_file: &[&str] = &["the loss became", "epoch 1)", "no checkpoint was written", "a smaller --learning-rate"];
+    for (learning_rate, batch_size, at) in [
+        // The first step's loss is that of the network as it was.
+        ("1e30", 16, "at step 2 (epoch 1)"),
+        // A single step in the epoch: what it did shows on the validation split alone.
+        ("1e38", 32, "at step 1 (epoch 1)"),
+        ("1e300", 32, "at step 1 (epoch 1)"),
+    ] {
+        let how = format!("--optimizer sgd --learning-rate {learning_rate} --batch-size {batch_size} --out out");
+        let run = folder.run(&format!("train --from texture.safetensors --data data/texture.npz {how}"));
+        assert_failed(&run, no_file);
+        assert!(run.stderr.contains(at), "{}", run.stderr);
+        let models = "--models texture.safetensors shape.safetensors --data data/target.npz --anchor 0";
+        let says = &["the loss became", "no checkpoint was written"];
+        assert_failed(&folder.run(&format!("learn {models} {how}")), says);
+    }
+    assert_eq!(folder.snapshot(), before);
+}
+
+#[test]
+fn divergence_later_leaves_the_last_good_checkpoint() {
+    let folder = Folder::with_sources();
+    // A decay that multiplies the parameters by −99 each step; one step an epoch.
+    let how = "--optimizer sgd --schedule constant --learning-rate 10 --weight-decay 10 --batch-size 32 --epochs 100";
+    let run = folder.run(&format!("train --from texture.safetensors --data data/texture.npz {how} --out out"));
+    assert_failed(&run, &["the loss became", "the last good checkpoint is out"]);
+    assert!(!run.stderr.contains("(epoch 1)"), "{}", run.stderr);
+    let metrics = folder.json("eval --model out --data data/texture.npz --split val");
+    assert!(metrics["metrics"]["macro_f1"].is_f64(), "{metrics}");
+    assert_eq!(folder.leftovers(), Vec::<PathBuf>::new());
+}
+
+/// A data set whose epochs take long enough to be interrupted.
+fn with_long_epochs() -> Folder {
+    let folder = Folder::with_sources();
+    folder.done("synth --out long --image-size 32 --source-train 3000 --target-train 3000 --val 16 --test 16");
+    folder
+}
+
+#[test]
+fn an_interrupt_before_the_first_epoch_ends_leaves_no_file() {
+    let folder = with_long_epochs();
+    let before = folder.snapshot();
+    let train = "train --from texture.safetensors --new-head --data long/texture.npz --batch-size 8 --out out";
+    let run = folder.start_until(train, "the head is new").interrupt();
+    assert_failed(&run, &["error: interrupted"]);
+    assert!(!run.stderr.contains("hint"), "{}", run.stderr);
+    assert_eq!(folder.snapshot(), before);
+}
+
+#[test]
+fn an_interrupt_later_leaves_the_last_good_checkpoint() {
+    let folder = Folder::with_sources();
+    let train = "train --from texture.safetensors --data data/texture.npz --epochs 1000000 -v --out out";
+    // The line of the second epoch comes after the first epoch's checkpoint.
+    let run = folder.start_until(train, "epoch 2,").interrupt();
+    assert_failed(&run, &["error: interrupted", "hint: the last good checkpoint is out"]);
+    folder.done("eval --model out --data data/texture.npz");
+    assert_eq!(folder.leftovers(), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn an_interrupt_of_learning_leaves_no_file() {
+    let folder = Folder::with_sources();
+    let before = folder.snapshot();
+    let models = "--models texture.safetensors shape.safetensors --data data/target.npz";
+    // Choosing the anchor, and learning.
+    for anchor in ["auto", "0"] {
+        let learn = format!("learn {models} --anchor {anchor} --epochs 1000000 -v --out out --picture picture.svg");
+        let run = folder.start_until(&learn, "epoch 2,").interrupt();
+        assert_failed(&run, &["error: interrupted"]);
+        assert_eq!(folder.snapshot(), before);
+    }
+}

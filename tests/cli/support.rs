@@ -1,0 +1,298 @@
+//! Running the program in a folder of its own.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::time::{Duration, Instant, SystemTime};
+
+use medmerge::checkpoint::{self, Numbers, StoredTensor, TensorFile};
+use medmerge::output::OutputPath;
+use tempfile::TempDir;
+
+/// What a run may take at most that ought to fail at once; an idle machine needs a hundredth of it.
+const AT_ONCE: Duration = Duration::from_secs(10);
+
+/// What no run here takes; one that hangs is ended then.
+const TOO_LONG: Duration = Duration::from_secs(60);
+
+/// Memory of a run, in KiB of addresses. One that believes a number in a file must not take the machine with it.
+const MEMORY: &str = "8000000";
+
+/// Processor time of a run, so that none outlives a test that was ended from outside.
+const SECONDS: &str = "120";
+
+/// A command that runs `program` with little memory and time.
+pub fn limited(program: &Path) -> Command {
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", &format!("ulimit -v {MEMORY}; ulimit -t {SECONDS}; exec \"$@\""), "sh"])
+        .arg(program)
+        .stdin(Stdio::null());
+    command
+}
+
+/// Runs a command and ends it where it takes longer; its exit code is then missing.
+fn output_within(mut command: Command, limit: Duration) -> Output {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let reader = |mut pipe: Box<dyn Read + Send>| {
+        std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            pipe.read_to_end(&mut bytes).unwrap();
+            bytes
+        })
+    };
+    let stdout = reader(Box::new(child.stdout.take().unwrap()));
+    let stderr = reader(Box::new(child.stderr.take().unwrap()));
+    let start = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if start.elapsed() > limit {
+            child.kill().unwrap();
+            break child.wait().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    };
+    Output { status, stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
+}
+
+/// The program; MEDMERGE_BIN names another one, such as a release build.
+pub fn program() -> PathBuf {
+    let named = std::env::var_os("MEDMERGE_BIN").map(PathBuf::from);
+    std::path::absolute(named.unwrap_or_else(|| env!("CARGO_BIN_EXE_medmerge").into())).unwrap()
+}
+
+pub struct Run {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl From<Output> for Run {
+    fn from(output: Output) -> Run {
+        let text = |bytes| String::from_utf8(bytes).expect("the program prints UTF-8");
+        Run { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    }
+}
+
+/// A temporary folder in which the program runs.
+pub struct Folder {
+    dir: TempDir,
+}
+
+impl Folder {
+    pub fn new() -> Folder {
+        Folder { dir: tempfile::tempdir().unwrap() }
+    }
+
+    /// One with `data/{texture,shape,target}.npz` of 16×16 pixels, and `{texture,shape}.safetensors` trained on them.
+    pub fn with_sources() -> Folder {
+        let folder = Folder::new();
+        folder.data("data", "");
+        for name in ["texture", "shape"] {
+            folder.source(name, name, "--architecture resnet8 --width 4");
+        }
+        folder
+    }
+
+    /// Generated data in `folder/name`.
+    pub fn data(&self, name: &str, more: &str) {
+        let counts = "--image-size 16 --source-train 32 --target-train 32 --val 16 --test 24";
+        self.done(&format!("synth --out {name} {counts} {more}"));
+    }
+
+    /// `name.safetensors`, trained for an epoch on `data/task.npz`.
+    pub fn source(&self, name: &str, task: &str, more: &str) {
+        self.done(&format!("train --data data/{task}.npz --epochs 1 --batch-size 16 --out {name}.safetensors {more}"));
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn bytes(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    pub fn text(&self, name: &str) -> String {
+        String::from_utf8(self.bytes(name)).unwrap()
+    }
+
+    pub fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
+        std::fs::write(self.path(name), bytes).unwrap();
+    }
+
+    /// Copies a safetensors file with its contents changed.
+    pub fn rewrite(&self, from: &str, to: &str, change: impl FnOnce(&mut TensorFile)) {
+        let mut file = TensorFile::read(&self.path(from)).unwrap();
+        change(&mut file);
+        let tensors: Vec<StoredTensor> = file.tensors.into_values().collect();
+        let mut output = OutputPath::check(&self.path(to), false, 0).unwrap();
+        checkpoint::write(&mut output, &tensors, &file.metadata).unwrap();
+    }
+
+    /// The program with `arguments`, which spaces separate.
+    pub fn command(&self, arguments: &str) -> Command {
+        let mut command = limited(&program());
+        command.current_dir(self.dir.path()).args(arguments.split_whitespace());
+        command
+    }
+
+    pub fn run(&self, arguments: &str) -> Run {
+        Run::from(output_within(self.command(arguments), TOO_LONG))
+    }
+
+    /// Runs what has to succeed and returns what it prints.
+    #[track_caller]
+    pub fn done(&self, arguments: &str) -> String {
+        let run = self.run(arguments);
+        assert_eq!(run.code, Some(0), "medmerge {arguments}\n{}", run.stderr);
+        run.stdout
+    }
+
+    /// As [`Folder::done`], with `--json`.
+    #[track_caller]
+    pub fn json(&self, arguments: &str) -> serde_json::Value {
+        let stdout = self.done(&format!("{arguments} --json"));
+        serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("medmerge {arguments}: {error}\n{stdout}"))
+    }
+
+    /// Runs in the background until it prints a line that contains `text` on stderr.
+    pub fn start_until(&self, arguments: &str, text: &str) -> Running {
+        let mut child = self.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        let mut seen = String::new();
+        while !seen.lines().any(|line| line.contains(text)) {
+            let read = stderr.read_line(&mut seen).unwrap();
+            assert_ne!(read, 0, "medmerge {arguments} ended before it said '{text}':\n{seen}");
+        }
+        Running { child, stderr, seen }
+    }
+
+    /// Every folder, and every file with its size and time of change.
+    pub fn snapshot(&self) -> Snapshot {
+        let mut files = BTreeMap::new();
+        walk(self.dir.path(), &mut files);
+        files
+    }
+
+    /// Names of temporary files that a run forgot.
+    pub fn leftovers(&self) -> Vec<PathBuf> {
+        let hidden = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        self.snapshot().into_keys().filter(hidden).collect()
+    }
+}
+
+pub type Snapshot = BTreeMap<PathBuf, Option<(u64, SystemTime)>>;
+
+fn walk(folder: &Path, files: &mut Snapshot) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let details = std::fs::symlink_metadata(&path).unwrap();
+        if details.is_dir() {
+            walk(&path, files);
+        }
+        // A temporary file that came and went is no change.
+        let state = details.is_file().then(|| (details.len(), details.modified().unwrap()));
+        files.insert(path, state);
+    }
+}
+
+pub struct Running {
+    child: Child,
+    stderr: BufReader<ChildStderr>,
+    seen: String,
+}
+
+impl Running {
+    /// Presses Ctrl-C and waits.
+    pub fn interrupt(mut self) -> Run {
+        let sent = Command::new("kill").args(["-INT", &self.child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+        self.stderr.read_to_string(&mut self.seen).unwrap();
+        let mut stdout = String::new();
+        self.child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
+        let code = self.child.wait().unwrap().code();
+        Run { code, stdout, stderr: self.seen }
+    }
+}
+
+/// A command that must be refused, and what the refusal must say.
+pub struct Case<'a> {
+    pub name: &'a str,
+    pub arguments: String,
+    pub says: &'a [&'a str],
+}
+
+pub fn case<'a>(name: &'a str, arguments: impl Into<String>, says: &'a [&'a str]) -> Case<'a> {
+    Case { name, arguments: arguments.into(), says }
+}
+
+/// Checks every case and reports all that fail: exit code 2, one error, a hint, nothing on stdout, nothing written, and
+/// all that soon.
+#[track_caller]
+pub fn assert_refused(folder: &Folder, cases: &[Case]) {
+    let mut before = folder.snapshot();
+    let mut failed = Vec::new();
+    for case in cases {
+        let start = Instant::now();
+        let output = output_within(folder.command(&case.arguments), AT_ONCE);
+        let run = Run::from(output);
+        let mut problems = refusal_problems(&run);
+        problems.extend(
+            case.says.iter().filter(|text| !run.stderr.contains(**text)).map(|t| format!("does not say '{t}'")),
+        );
+        if start.elapsed() > AT_ONCE {
+            problems.push(format!("took {:?}", start.elapsed()));
+        }
+        let after = folder.snapshot();
+        if after != before {
+            problems.push("changed the folder".into());
+            before = after;
+        }
+        if !problems.is_empty() {
+            let (name, arguments) = (case.name, &case.arguments);
+            failed.push(format!("{name}: {}\n$ medmerge {arguments}\n{}", problems.join("; "), run.stderr));
+        }
+        if std::env::var_os("MEDMERGE_SHOW").is_some() {
+            println!("--- {}\n{}", case.name, run.stderr);
+        }
+    }
+    assert!(failed.is_empty(), "{} of {} cases:\n\n{}", failed.len(), cases.len(), failed.join("\n"));
+}
+
+/// What is wrong with the way a command was refused.
+pub fn refusal_problems(run: &Run) -> Vec<String> {
+    let mut problems = Vec::new();
+    if run.code != Some(2) {
+        problems.push(format!("exit code {:?}", run.code));
+    }
+    if !run.stdout.is_empty() {
+        problems.push(format!("stdout: {}", run.stdout));
+    }
+    let lines = || run.stderr.lines().filter(|line| !line.is_empty());
+    if lines().filter(|line| line.starts_with("error: ")).count() != 1 {
+        problems.push("not exactly one error line".into());
+    }
+    // The others are how the parser of the command line says the same.
+    let ours = ["error: ", "caused by: ", "hint: ", "note: "];
+    let parsers = ["  ", "Usage: ", "For more information, try '--help'."];
+    let known = |line: &&str| ours.iter().chain(&parsers).any(|start| line.starts_with(start));
+    problems.extend(lines().filter(|line| !known(line)).map(|line| format!("an odd line: {line}")));
+    if !lines().any(|line| line.starts_with("hint: ") || line.starts_with(parsers[2])) {
+        problems.push("no hint".into());
+    }
+    problems
+}
+
+/// Tensors of a safetensors file as floats, by name.
+pub fn floats(folder: &Folder, name: &str) -> BTreeMap<String, Vec<f32>> {
+    let file = TensorFile::read(&folder.path(name)).unwrap();
+    let floats = |(name, tensor): (String, StoredTensor)| match tensor.numbers {
+        Numbers::Floats(values) => Some((name, values)),
+        Numbers::Integers(_) => None,
+    };
+    file.tensors.into_iter().filter_map(floats).collect()
+}
