@@ -12,8 +12,8 @@ use crate::pass::{Input, Layout, Output, Pass, Values, slices};
 const SUM: f64 = 1e-6;
 /// Sums of up to 16,384 numbers, added one by one in `f32`: a block of batch norm with one channel, a global mean.
 const LONG_SUM: f64 = 1e-5;
-/// A handful of operations per element.
-const FEW: f64 = 2e-7;
+/// A handful of operations per element, or of updates.
+const FEW: f64 = 5e-7;
 
 fn dense(shape: Shape) -> Layout {
     Layout::dense(shape.len())
