@@ -1,5 +1,5 @@
-//! Every op on the tape, as a function of its leaves. The same graphs run in `f64`, where finite differences check their
-//! gradients, and in `f32`, where they must come to the same.
+//! Every op on the tape, as a function of its leaves. The same graphs run in `f64`, where finite differences check
+//! their gradients, and in `f32`, where they must come to the same.
 
 use std::sync::Arc;
 

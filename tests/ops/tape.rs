@@ -154,10 +154,10 @@ fn the_padding_of_a_window_has_no_gradient() {
     for dtype in [DType::F32, DType::F64] {
         for uses in 1..=2 {
             let mut tape = Tape::new();
-            let arena = tape.leaf(random([40], 1).cast(dtype));
+            let arena = tape.leaf(random([64], 1).cast(dtype));
             let x = Var::constant(image().cast(dtype));
             let mut outputs = (0..uses).map(|_| {
-                let w = tape.window(&arena, 3, [1, 3, 3, 3], 28);
+                let w = tape.window(&arena, 3, [2, 3, 3, 3], 28);
                 tape.conv2d(CONV, &x, &w)
             });
             let (first, second) = (outputs.next().unwrap(), outputs.next());
@@ -165,9 +165,10 @@ fn the_padding_of_a_window_has_no_gradient() {
             let y = if let Some(second) = second { tape.add(first, second) } else { first };
             let loss = dot(&mut tape, &y);
             let gradient = tape.backward(loss).take(&arena).unwrap().to_f64();
-            let outside = gradient[..3].iter().chain(&gradient[30..]);
-            assert!(outside.copied().eq([0.0; 13]), "{gradient:?}");
-            assert!(gradient[3..30].iter().all(|g| *g != 0.0 && g.is_finite()));
+            for (i, g) in gradient.into_iter().enumerate() {
+                let covered = (3..30).contains(&i) || (31..58).contains(&i);
+                assert!(if covered { g != 0.0 && g.is_finite() } else { g == 0.0 }, "{dtype}, {uses} uses: {g} at {i}");
+            }
         }
     }
 }
