@@ -32,6 +32,7 @@ pub mod checkpoint;
 pub mod data;
 pub mod error;
 pub mod gpu;
+pub mod interrupt;
 pub mod merge;
 pub mod metrics;
 pub mod nn;

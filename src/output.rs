@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::interrupt::Shield;
 
 /// A place where a file may be written, found good before the work that fills it starts.
 #[derive(Clone, Debug)]
@@ -24,7 +25,7 @@ impl OutputPath {
             return Err(Error::Exists { path: path.to_path_buf() });
         }
         let folder = folder(path);
-        tempfile::NamedTempFile::new_in(folder).map_err(Error::io("write", path))?;
+        temporary(path).map_err(Error::io("write", path))?;
         let free = fs4::available_space(folder).map_err(Error::io("write", path))?;
         if free < bytes {
             let (needed, free) = (bytes.div_ceil(1 << 10), free >> 10);
@@ -43,14 +44,14 @@ impl OutputPath {
     /// Replaces the file by what `fill` writes: into a temporary file beside it, then by renaming. What this run wrote
     /// itself it may write again.
     pub fn write(&mut self, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
+        let _shield = Shield::new();
         let failed = || Error::io("write", &self.path);
-        let mut file = tempfile::NamedTempFile::new_in(folder(&self.path)).map_err(failed())?;
+        let mut file = temporary(&self.path).map_err(failed())?;
         let mut writer = std::io::BufWriter::with_capacity(1 << 20, file.as_file_mut());
         fill(&mut writer).and_then(|()| writer.flush()).map_err(failed())?;
         drop(writer);
         // A full disk may show only here.
         file.as_file().sync_all().map_err(failed())?;
-        set_usual_permissions(file.as_file());
         if self.force {
             file.persist(&self.path).map_err(|error| failed()(error.error))?;
         } else {
@@ -72,16 +73,14 @@ fn folder(path: &Path) -> &Path {
     }
 }
 
-/// Temporary files are readable by their owner alone; results are ordinary files.
-fn set_usual_permissions(file: &std::fs::File) {
+/// A temporary file in the folder of `path`. Such files are readable by their owner alone unless told otherwise; this one
+/// becomes an ordinary file, under the umask.
+fn temporary(path: &Path) -> std::io::Result<tempfile::NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".medmerge-");
     #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // A file system without permissions is no reason to lose a result.
-        let _ = file.set_permissions(std::fs::Permissions::from_mode(0o644));
-    }
-    #[cfg(not(unix))]
-    let _ = file;
+    builder.permissions(<std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o666));
+    builder.tempfile_in(folder(path))
 }
 
 /// Makes a folder for several files; it must be new or empty unless `force`.

@@ -361,7 +361,9 @@ fn formula(name: &str, shape: &[usize], last_norm: &str) -> Vec<f32> {
     }
 }
 
-fn full_network(name: &str, last_norm: &str, input: &str) {
+/// `gradients` is the normalised error that a gradient may have.
+fn full_network(name: &str, last_norm: &str, input: &str, dtype: DType, gradients: f64) {
+    let tolerance = if dtype == DType::F64 { F64 } else { 1e-4 };
     let file = golden(&format!("{name}_full"));
     let network = Architecture::named(name, None, None).unwrap().build(3, 10);
     let mut model = Model::zeros(network.clone(), DType::F32, Device::Cpu);
@@ -381,18 +383,17 @@ fn full_network(name: &str, last_norm: &str, input: &str) {
         let values = |suffix: &str| formula(&format!("{}.{suffix}", norm.name), &[norm.channels], last_norm);
         model.set_running(index, &values("running_mean"), &values("running_var"));
     }
-    let x = nhwc(&formula(input, &[2, 3, 64, 64], last_norm), &[2, 3, 64, 64]);
-    assert_close(&model.logits(x.clone()).to_f64(), &doubles(&file, "eval/logits"), 1e-5, "eval/logits");
+    let mut model = model.cast(dtype);
+    let x = nhwc(&formula(input, &[2, 3, 64, 64], last_norm), &[2, 3, 64, 64]).cast(dtype);
+    assert_close(&model.logits(x.clone()).to_f64(), &doubles(&file, "eval/logits"), tolerance, "eval/logits");
 
     let pass = training_pass(&mut model, x, &labels(&file), &CrossEntropy::default());
-    // Fifty layers, and batch norms over as few as eight numbers, amplify the rounding of f32.
-    let tolerance = 2e-3;
     assert_close(&pass.logits.to_f64(), &doubles(&file, "train/logits"), tolerance, "train/logits");
     assert_close(&[pass.loss], &doubles(&file, "train/loss"), tolerance, "train/loss");
     for parameter in &network.parameters {
         let arena = if parameter.region == Region::Trunk { &pass.trunk } else { &pass.head };
         let ours = arena.window(parameter.offset, parameter.shape, parameter.pitch).to_f64();
-        compare_sample(&file, "grad", parameter, &ours, 5.0 * tolerance);
+        compare_sample(&file, "grad", parameter, &ours, gradients);
     }
     for (index, norm) in network.batch_norms.iter().enumerate() {
         let (mean, variance) = model.running(index);
@@ -417,11 +418,24 @@ fn compare_sample(file: &TensorFile, what: &str, parameter: &medmerge::nn::Param
 }
 
 #[test]
-fn the_full_resnet18() {
-    full_network("resnet18", "bn2", "input10");
+fn the_full_resnet18_f64() {
+    full_network("resnet18", "bn2", "input10", DType::F64, 1e-5);
 }
 
 #[test]
-fn the_full_resnet50() {
-    full_network("resnet50", "bn3", "input");
+fn the_full_resnet18_f32() {
+    full_network("resnet18", "bn2", "input10", DType::F32, 1e-4);
+}
+
+#[test]
+fn the_full_resnet50_f64() {
+    full_network("resnet50", "bn3", "input", DType::F64, 1e-5);
+}
+
+/// Its last stage normalises over eight numbers per channel, and no input keeps all its ReLUs away from zero by more
+/// than the rounding of `f32`: where one flips, PyTorch's own `f32` gradients are off by up to 1.5e-2 (the README beside
+/// the goldens). The `f64` test pins the gradients; this one would notice anything but such a flip.
+#[test]
+fn the_full_resnet50_f32() {
+    full_network("resnet50", "bn3", "input", DType::F32, 3e-2);
 }

@@ -6,7 +6,7 @@
 
 use std::{
     borrow::Cow,
-    fs::{self, File},
+    fs::File,
     io::{self, BufReader, Cursor, Read, Write},
     path::{Path, PathBuf},
 };
@@ -14,6 +14,7 @@ use std::{
 use zip::{CompressionMethod, DateTime, ZipArchive, ZipWriter, result::ZipError, write::SimpleFileOptions};
 
 use crate::error::{Error, Result};
+use crate::output::OutputPath;
 
 const MAGIC: &[u8] = b"\x93NUMPY";
 
@@ -376,7 +377,7 @@ pub struct Array<'a> {
 
 /// Writes an archive in one step: a reader finds the old file or the whole new one. The same arrays give the same bytes.
 pub fn write(path: &Path, arrays: &[Array]) -> Result<()> {
-    write_atomically(path, |file| {
+    OutputPath::check(path, true, 0)?.write(|file| {
         // In memory first: on a full disk the archive's own writer would complain to stderr when it is dropped.
         let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
         for array in arrays {
@@ -410,25 +411,10 @@ fn header_bytes(array: &Array) -> Vec<u8> {
     header
 }
 
-/// Hands `write` a temporary file in the folder of `path` and moves it there once it is whole and on the disk.
-fn write_atomically(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".medmerge-");
-    // Temporary files are private by default; this one becomes an ordinary file, under the umask.
-    #[cfg(unix)]
-    builder.permissions(<fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o666));
-    let mut file = builder.tempfile_in(folder).map_err(Error::io("write", path))?;
-    write(file.as_file_mut()).and_then(|()| file.as_file().sync_all()).map_err(Error::io("write", path))?;
-    file.persist(path).map_err(|error| Error::io("write", path)(error.error))?;
-    Ok(())
-}
-
 #[cfg(test)]
 pub(super) mod tests {
+    use std::fs;
+
     use super::*;
 
     /// An archive of raw entries, compressed or stored, with the extra fields of zip64 that numpy always writes.

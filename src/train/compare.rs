@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::{
     AnchorChoice, EpochRecord, LearnOptions, Observer, Subject, Target, TrainOptions, choose_anchor, evaluate, learn,
-    reestimate_statistics, train,
+    probe, reestimate_statistics, train,
 };
 use crate::data::SplitName;
 use crate::error::Result;

@@ -11,7 +11,6 @@
 
 mod compare;
 mod evaluate;
-mod interrupt;
 mod learn;
 mod optimizer;
 mod step;
@@ -22,13 +21,13 @@ use serde::Serialize;
 
 pub use compare::{Baseline, Outcome, Protocol};
 pub use evaluate::{evaluate, reestimate_statistics, scores};
-pub use interrupt::{interrupted, watch_for_interrupt};
 pub use learn::{AnchorChoice, LearnOptions, Learning, choose_anchor, learn, probe};
 pub use optimizer::{Optimizer, OptimizerKind, Schedule};
 pub use step::{MergeState, Step, Subject, step};
 
 use crate::data::{Augmentation, Dataset, Loader, LoaderOptions, Normalisation, SplitName};
 use crate::error::{Error, Result};
+use crate::interrupt::{Listener, interrupted};
 use crate::metrics::Metrics;
 use crate::nn::Model;
 use crate::ops::softmax_cross_entropy::CrossEntropy;
@@ -182,7 +181,7 @@ pub fn train(
     observer: &mut dyn Observer,
 ) -> Result<Vec<EpochRecord>> {
     options.check()?;
-    let _listener = interrupt::Listener::new();
+    let _listener = Listener::new();
     // A transferred trunk is still the source's own buffer.
     *model = model.copy();
     let channels = model.network.input_channels;

@@ -280,10 +280,10 @@ impl Arrays {
 
     fn write(&self, folder: &Folder, to: &str) {
         let array = |(name, descr, shape, elements): &'_ (String, String, Vec<usize>, Vec<u8>)| npz::Array {
-            name: name.clone().leak(),
+            name: name.clone(),
             descr: descr.clone().leak(),
-            shape: shape.clone().leak(),
-            elements: elements.clone().leak(),
+            shape: shape.clone(),
+            elements: elements.clone().into(),
         };
         npz::write(&folder.path(to), &self.0.iter().map(array).collect::<Vec<_>>()).unwrap();
     }

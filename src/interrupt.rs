@@ -1,10 +1,10 @@
-//! Ctrl-C: the first one asks a training loop to stop at the next step. A second one, or one while nothing trains, ends the
-//! program at once.
+//! Ctrl-C: the first one asks a training loop to stop at the next step, or waits for a file to be whole. A second one, or one
+//! while neither happens, ends the program at once.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-/// Loops that look at the flag.
+/// Loops that look at the flag, and files being written.
 static LISTENING: AtomicUsize = AtomicUsize::new(0);
 
 /// The exit code of a program that Ctrl-C ended: 128 and the signal's number.
@@ -27,17 +27,35 @@ pub fn interrupted() -> bool {
 }
 
 /// A loop that looks at the flag, as long as this lives.
-pub(super) struct Listener;
+pub(crate) struct Listener(());
 
 impl Listener {
     pub fn new() -> Listener {
         LISTENING.fetch_add(1, Ordering::SeqCst);
-        Listener
+        Listener(())
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
         LISTENING.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// A file is being written: Ctrl-C waits until it is whole, so that no temporary file stays behind.
+pub(crate) struct Shield(Option<Listener>);
+
+impl Shield {
+    pub fn new() -> Shield {
+        Shield(Some(Listener::new()))
+    }
+}
+
+impl Drop for Shield {
+    fn drop(&mut self) {
+        drop(self.0.take());
+        if interrupted() && LISTENING.load(Ordering::SeqCst) == 0 {
+            std::process::exit(EXIT_CODE);
+        }
     }
 }
