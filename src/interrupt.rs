@@ -7,15 +7,18 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// Loops that look at the flag, and files being written.
 static LISTENING: AtomicUsize = AtomicUsize::new(0);
 
-/// The exit code of a program that Ctrl-C ended: 128 and the signal's number.
-const EXIT_CODE: i32 = 130;
+/// Ends the program as `main` does when a training loop was interrupted.
+fn end() -> ! {
+    eprintln!("error: interrupted");
+    std::process::exit(1)
+}
 
 /// Installs the handler; called once by the program. A library's user keeps their own.
 pub fn watch_for_interrupt() {
     let handler = || {
         let is_second = INTERRUPTED.swap(true, Ordering::SeqCst);
         if is_second || LISTENING.load(Ordering::SeqCst) == 0 {
-            std::process::exit(EXIT_CODE);
+            end();
         }
     };
     // Without a handler Ctrl-C still ends the program, only less politely.
@@ -55,7 +58,7 @@ impl Drop for Shield {
     fn drop(&mut self) {
         drop(self.0.take());
         if interrupted() && LISTENING.load(Ordering::SeqCst) == 0 {
-            std::process::exit(EXIT_CODE);
+            end();
         }
     }
 }
