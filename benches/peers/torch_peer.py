@@ -1,0 +1,423 @@
+"""PyTorch's side of the comparison: the works of shapes.json, one JSON line for each on stdout.
+
+    torch_peer.py {torch,torch-cl} [--only step,conv,merge,triad] [--match TEXT] [--threads N] [--seconds S] [--cap S] [--quick]
+
+`torch` uses the default memory format, `torch-cl` channels_last. Merging knows no such formats: `torch` measures it in
+every form that a PyTorch user might write, each as a peer of its own. The rules of timing, the numbers and the names
+are those of src/measure.rs, src/numbers.rs and src/works.rs.
+"""
+
+import argparse
+import functools
+import json
+import pathlib
+import statistics
+import sys
+import time
+
+import torch
+import torchvision
+
+SHAPES = json.loads((pathlib.Path(__file__).parent / "shapes.json").read_text())
+LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 5e-4
+X, W, DY, LABELS, STEP, ALPHA, SOURCE, GRADIENT = 1, 2, 3, 4, 100, 500, 1000, 100
+TRIAD = 64 << 20
+
+
+# ---- numbers
+
+def hashes(seed, count):
+    mask = 0xFFFFFFFF
+    h = (torch.arange(count, dtype=torch.int64) * 0x9E3779B1 + seed * 0x85EBCA77) & mask
+    h = ((h ^ (h >> 16)) * 0x7FEB352D) & mask
+    h = ((h ^ (h >> 15)) * 0x846CA68B) & mask
+    return (h ^ (h >> 16)) >> 8
+
+
+def uniform(seed, *shape, bound=1.0):
+    count = 1
+    for size in shape:
+        count *= size
+    return ((hashes(seed, count).float() / 8388608.0 - 1.0) * bound).reshape(shape)
+
+
+def mean_abs(*tensors):
+    count = sum(t.numel() for t in tensors)
+    return sum(t.detach().abs().double().sum().item() for t in tensors) / count
+
+
+# ---- timing
+
+def measure(run, options):
+    start = time.perf_counter()
+    for _ in range(3):
+        run()
+        if time.perf_counter() - start > options.cap / 4:
+            break
+    seconds, start = [], time.perf_counter()
+    while True:
+        before = time.perf_counter()
+        run()
+        after = time.perf_counter()
+        seconds.append(after - before)
+        elapsed = after - start
+        if elapsed >= options.cap or (elapsed >= options.seconds and len(seconds) >= 7):
+            return seconds
+
+
+def report(peer, work, options, prepare, flops, bytes_):
+    """`prepare` returns (run, check). A form that does not work here becomes a note instead of a figure."""
+    if options.match not in work:
+        return
+    print(f"{peer}: {work}", file=sys.stderr)
+    try:
+        run, check = prepare()
+        seconds = measure(run, options)
+    except Exception as error:  # whatever it is, the other works still count
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        print(json.dumps({"peer": peer, "work": work, "note": f"failed: {reason}"}), flush=True)
+        return
+    print(json.dumps({
+        "peer": peer, "work": work,
+        "seconds_median": statistics.median(seconds), "seconds_min": min(seconds), "seconds_max": max(seconds),
+        "runs": len(seconds), "flops": flops, "bytes": bytes_, "check": check(), "threads": torch.get_num_threads(),
+    }), flush=True)
+
+
+# ---- training step
+
+def step(shape, memory_format):
+    model = torchvision.models.resnet18(num_classes=shape["classes"])
+    stem = shape["stem"]
+    model.conv1 = torch.nn.Conv2d(3, stem["k"], (stem["r"], stem["s"]), stem["stride"], stem["pad"], bias=False)
+    if not shape["max_pool"]:
+        model.maxpool = torch.nn.Identity()
+    convs = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
+    with torch.no_grad():
+        for i, conv in enumerate(convs):
+            fan_in = conv.weight[0].numel()
+            conv.weight.copy_(uniform(STEP + i, *conv.weight.shape, bound=(6 / fan_in) ** 0.5))
+        model.fc.weight.copy_(uniform(STEP + len(convs), *model.fc.weight.shape, bound=(1 / 512) ** 0.5))
+        model.fc.bias.zero_()
+    model = model.to(memory_format=memory_format).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True)
+    x = uniform(X, shape["n"], 3, shape["px"], shape["px"]).contiguous(memory_format=memory_format)
+    labels = hashes(LABELS, shape["n"]) % shape["classes"]
+    losses = []
+
+    def run():
+        optimizer.zero_grad(set_to_none=True)
+        loss = torch.nn.functional.cross_entropy(model(x), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+
+    return run, lambda: losses[:2]
+
+
+def steps(peer, options, memory_format):
+    for shape in SHAPES["steps"]:
+        convs = [conv for conv in SHAPES["convs"] if conv["px"] == shape["px"]]
+        flops = sum(conv_flops(conv) * passes(conv) * conv["count"] for conv in convs)
+        flops += 3 * 2 * shape["n"] * 512 * shape["classes"]
+        work = f"step/resnet18/{shape['px']}px/{shape['n']}"
+        report(peer, work, options, lambda: step(shape, memory_format), flops, None)
+
+
+# ---- convolution
+
+def is_stem(conv):
+    return conv["c"] == 3
+
+
+def passes(conv):
+    return 2 if is_stem(conv) else 3
+
+
+def sizes(conv):
+    n, h, w, c, k, r, s, stride, pad = (conv[key] for key in ("n", "h", "w", "c", "k", "r", "s", "stride", "pad"))
+    p, q = (h + 2 * pad - r) // stride + 1, (w + 2 * pad - s) // stride + 1
+    return n * c * h * w, k * c * r * s, n * k * p * q
+
+
+def conv_flops(conv):
+    return 2 * sizes(conv)[2] * conv["c"] * conv["r"] * conv["s"]
+
+
+def convolution(conv, which, memory_format):
+    stride, pad = [conv["stride"]] * 2, [conv["pad"]] * 2
+    x = uniform(X, conv["n"], conv["c"], conv["h"], conv["w"]).contiguous(memory_format=memory_format)
+    w = uniform(W, conv["k"], conv["c"], conv["r"], conv["s"]).contiguous(memory_format=memory_format)
+    y = torch.nn.functional.conv2d(x, w, None, stride, pad)
+    dy = uniform(DY, *y.shape).contiguous(memory_format=memory_format)
+    ones = torch.ones_like(y)
+    x.requires_grad_(which == "all" and not is_stem(conv))
+    w.requires_grad_(which == "all")
+    results = []
+
+    def backward(mask):
+        gradients = torch.ops.aten.convolution_backward(dy, x, w, None, stride, pad, [1, 1], False, [0, 0], 1, mask)
+        results[:] = [gradient for gradient in gradients if gradient is not None]
+
+    def fprop():
+        results[:] = [torch.nn.functional.conv2d(x, w, None, stride, pad)]
+
+    def everything():
+        y = torch.nn.functional.conv2d(x, w, None, stride, pad)
+        inputs = [w] if is_stem(conv) else [x, w]
+        results[:] = [y, *torch.autograd.grad(y, inputs, ones)]
+
+    run = {
+        "fprop": fprop,
+        "dgrad": lambda: backward([True, False, False]),
+        "wgrad": lambda: backward([False, True, False]),
+        "all": everything,
+    }[which]
+    return run, lambda: [mean_abs(result) for result in results]
+
+
+def convs(peer, options, memory_format):
+    for which in ("fprop", "dgrad", "wgrad", "all"):
+        for conv in SHAPES["convs"]:
+            if which == "dgrad" and is_stem(conv):
+                continue
+            times = passes(conv) if which == "all" else 1
+            work = f"conv_{which}/{conv['name']}/{conv['px']}/{conv['n']}"
+            prepare = lambda: convolution(conv, which, memory_format)
+            report(peer, work, options, prepare, conv_flops(conv) * times, 4 * sum(sizes(conv)) * times)
+
+
+# ---- merging
+
+class Sources:
+    """M sources of ResNet-50, a list of tensors each: per layer W (K, C, R, S), γ (K), β (K); and α to match.
+
+    alpha[m][i] is shaped to broadcast over tensor i. Three tensors of a layer share their filters' α.
+    """
+
+    def __init__(self, count):
+        self.count = count
+        self.tensors = [self.network(m + 1) for m in range(count)]
+        self.gradient = self.network(GRADIENT)
+        layers = SHAPES["resnet50_filters"]
+        flat = [uniform(ALPHA + m, sum(layer["k"] for layer in layers)) for m in range(count)]
+        self.flat_alpha = [a.split([layer["k"] for layer in layers]) for a in flat]
+        self.alpha = [[form for a in alphas for form in (a.view(-1, 1, 1, 1), a, a)] for alphas in self.flat_alpha]
+        self.parameters = sum(t.numel() for t in self.gradient)
+
+    @staticmethod
+    @functools.cache
+    def network(number):
+        tensors = []
+        for i, layer in enumerate(SHAPES["resnet50_filters"]):
+            seed, k = SOURCE * number + 3 * i, layer["k"]
+            tensors += [uniform(seed, k, layer["c"], layer["r"], layer["s"]), uniform(seed + 1, k), uniform(seed + 2, k)]
+        return tensors
+
+    def stacked(self):
+        """Per tensor (K, M, P): the sources of one filter beside each other."""
+        return [torch.stack([t.reshape(t.shape[0], -1) for t in ts], 1).contiguous() for ts in zip(*self.tensors)]
+
+    def stacked_alpha(self):
+        """Per tensor (K, 1, M)."""
+        return [torch.stack([a.reshape(-1) for a in alphas], 1).unsqueeze(1).contiguous() for alphas in zip(*self.alpha)]
+
+
+def mixed(sources, alphas):
+    """Tensor by tensor Σ_m α_m·W_m, without the needless 0 + … of Python's `sum`."""
+    terms = ([a * w for a, w in zip(a_s, ws)] for a_s, ws in zip(zip(*alphas), zip(*sources)))
+    return [functools.reduce(torch.add, products) for products in terms]
+
+
+def merge_eager(s):
+    return lambda: mixed(s.tensors, s.alpha)
+
+
+def merge_out(s):
+    outs = [torch.empty_like(t) for t in s.gradient]
+
+    def run():
+        for i, out in enumerate(outs):
+            torch.mul(s.tensors[0][i], s.alpha[0][i], out=out)
+            for m in range(1, s.count):
+                out.addcmul_(s.tensors[m][i], s.alpha[m][i])
+        return outs
+
+    return run
+
+
+def merge_einsum(s):
+    stacked = [torch.stack(ts) for ts in zip(*s.tensors)]
+    alphas = [torch.stack([a.reshape(-1) for a in form]) for form in zip(*s.alpha)]
+    return lambda: [torch.einsum("mk,mk...->k...", a, w) for a, w in zip(alphas, stacked)]
+
+
+def merge_bmm(s):
+    stacked, alphas = s.stacked(), s.stacked_alpha()
+    outs = [torch.empty(w.shape[0], 1, w.shape[2]) for w in stacked]
+
+    def run():
+        for out, a, w in zip(outs, alphas, stacked):
+            torch.bmm(a, w, out=out)
+        return outs
+
+    return run
+
+
+def merge_foreach(s):
+    def run():
+        merged = torch._foreach_mul(s.tensors[0], s.alpha[0])
+        for m in range(1, s.count):
+            torch._foreach_addcmul_(merged, s.tensors[m], s.alpha[m])
+        return merged
+
+    return run
+
+
+def merge_lerp(s):
+    """W_0 + α_1·(W_1 − W_0): its α sum to one, so its result differs from the others' and is not checked."""
+    outs = [torch.empty_like(t) for t in s.gradient]
+
+    def run():
+        for out, first, second, a in zip(outs, *s.tensors, s.alpha[1]):
+            torch.lerp(first, second, a, out=out)
+        return outs
+
+    return run
+
+
+def merge_compile(s):
+    @torch.compile(dynamic=False)
+    def merged(tensors, alphas):
+        return mixed(tensors, alphas)
+
+    return lambda: merged(s.tensors, s.alpha)
+
+
+def rows(tensor):
+    return tensor.reshape(tensor.shape[0], -1)
+
+
+def per_layer(dots):
+    """W's, γ's and β's share of dα added up, layer by layer."""
+    return [dots[i] + dots[i + 1] + dots[i + 2] for i in range(0, len(dots), 3)]
+
+
+def backward_eager(s):
+    return lambda: [
+        torch.cat(per_layer([(rows(d) * rows(w)).sum(1) for d, w in zip(s.gradient, tensors)])) for tensors in s.tensors
+    ]
+
+
+def backward_vecdot(s):
+    return lambda: [
+        torch.cat(per_layer([torch.linalg.vecdot(rows(d), rows(w)) for d, w in zip(s.gradient, tensors)]))
+        for tensors in s.tensors
+    ]
+
+
+def backward_einsum(s):
+    stacked = [torch.stack(ts) for ts in zip(*s.tensors)]
+    return lambda: [
+        torch.cat(per_layer([torch.einsum("k...,mk...->km", d, w) for d, w in zip(s.gradient, stacked)]))
+    ]
+
+
+def backward_bmm(s):
+    stacked = s.stacked()
+    return lambda: [
+        torch.cat(per_layer([torch.bmm(w, rows(d).unsqueeze(2)).squeeze(2) for d, w in zip(s.gradient, stacked)]))
+    ]
+
+
+def backward_foreach(s):
+    def run():
+        products = [torch._foreach_mul(s.gradient, tensors) for tensors in s.tensors]
+        return [torch.cat(per_layer([rows(p).sum(1) for p in ps])) for ps in products]
+
+    return run
+
+
+def backward_compile(s):
+    @torch.compile(dynamic=False)
+    def dots(gradient, sources):
+        return [
+            torch.cat(per_layer([(rows(d) * rows(w)).sum(1) for d, w in zip(gradient, tensors)])) for tensors in sources
+        ]
+
+    return lambda: dots(s.gradient, s.tensors)
+
+
+FORMS = {
+    "merge": {
+        "eager": merge_eager, "out": merge_out, "einsum": merge_einsum, "bmm": merge_bmm, "foreach": merge_foreach,
+        "lerp": merge_lerp, "compile": merge_compile,
+    },
+    "merge_backward": {
+        "eager": backward_eager, "vecdot": backward_vecdot, "einsum": backward_einsum, "bmm": backward_bmm,
+        "foreach": backward_foreach, "compile": backward_compile,
+    },
+}
+
+
+def merge(form, sources):
+    run, results = form(sources), []
+
+    def keep():
+        results[:] = run()
+
+    return keep, lambda: [] if form is merge_lerp else [mean_abs(*results)]
+
+
+def merges(options):
+    for kind, forms in FORMS.items():
+        for count in (2,) if options.quick else (2, 4, 8):
+            sources = None
+            for name, form in forms.items():
+                work = f"{kind}/resnet50/{count}"
+                if options.match not in work or (form is merge_lerp and count != 2):
+                    continue
+                sources = sources or Sources(count)
+                torch._dynamo.reset()
+                flops, bytes_ = 2 * count * sources.parameters, 4 * (count + 1) * sources.parameters
+                report(f"torch-{name}", work, options, lambda: merge(form, sources), flops, bytes_)
+
+
+# ---- triad
+
+def triad():
+    a, b, c = torch.empty(TRIAD), torch.full((TRIAD,), 0.5), torch.full((TRIAD,), 2.0)
+    return lambda: torch.add(b, c, alpha=3.0, out=a), lambda: []
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("peer", choices=("torch", "torch-cl"))
+    parser.add_argument("--only", default="step,conv,merge,triad")
+    parser.add_argument("--match", default="")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--seconds", type=float, default=1.5)
+    parser.add_argument("--cap", type=float, default=20.0)
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.quick:
+        for group in ("steps", "convs"):
+            SHAPES[group] = [{**shape, "n": 8} for shape in SHAPES[group] if shape["px"] == 28]
+
+    memory_format = torch.channels_last if options.peer == "torch-cl" else torch.contiguous_format
+    only = options.only.split(",")
+    if "step" in only:
+        steps(options.peer, options, memory_format)
+    if "conv" in only:
+        convs(options.peer, options, memory_format)
+    if "merge" in only and options.peer == "torch":
+        with torch.no_grad():
+            merges(options)
+    if "triad" in only and options.peer == "torch":
+        report("torch", f"triad/{TRIAD >> 20}Mi", options, triad, 2 * TRIAD, 12 * TRIAD)
+
+
+if __name__ == "__main__":
+    main()
