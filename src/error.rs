@@ -79,7 +79,9 @@ impl Error {
                     _ => "check the spelling of the path".into(),
                 },
                 std::io::ErrorKind::PermissionDenied => "check the permissions of the file and its folder".into(),
-                std::io::ErrorKind::StorageFull => "free some space or write to another disk; nothing was left behind".into(),
+                std::io::ErrorKind::StorageFull => {
+                    "free some space or write to another disk; nothing was left behind".into()
+                }
                 std::io::ErrorKind::IsADirectory => "give the path of a file, not of a folder".into(),
                 _ => "check the path and the disk".into(),
             }),
@@ -94,7 +96,9 @@ impl Error {
                 None => "use a smaller --learning-rate; no epoch had ended, so no checkpoint was written".into(),
             }),
             Error::Device { .. } => Some("`medmerge devices` lists what is here; --device cpu always works".into()),
-            Error::Interrupted { kept } => kept.as_ref().map(|path| format!("the last good checkpoint is {}", path.display())),
+            Error::Interrupted { kept } => {
+                kept.as_ref().map(|path| format!("the last good checkpoint is {}", path.display()))
+            }
         }
     }
 

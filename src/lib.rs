@@ -1,4 +1,43 @@
-//! placeholder
+//! MedMerge: merge networks that others trained by learning, on the target task, how much of each to keep.
+//!
+//! ```text
+//!  train · merge                 workflows and the method
+//!  checkpoint · data · report    files in and out
+//!  nn                            a network is data: a graph of named layers
+//!  tape ── ops                   differentiation; the primitives, each with its definition and a fast form
+//!  tensor ── gpu                 memory
+//! ```
+//!
+//! Each line uses only those below it. A first program:
+//!
+//! ```
+//! use medmerge::data::synthetic::{SyntheticOptions, Task, generate};
+//! use medmerge::data::Normalisation;
+//! use medmerge::nn::{Architecture, Model};
+//! use medmerge::train::{Silent, Subject, Target, TrainOptions, train};
+//!
+//! # fn main() -> medmerge::error::Result<()> {
+//! let data = generate(Task::Shape, &SyntheticOptions { train: 64, val: 16, test: 16, ..Default::default() });
+//! let network = Architecture::named("resnet8", None, Some(4))?.build(data.channels, data.classes);
+//! let mut model = Model::initialized(network, 0);
+//! let target = Target { data: &data, normalisation: &Normalisation::default() };
+//! let options = TrainOptions { epochs: 1, batch_size: 16, ..Default::default() };
+//! let history = train(&mut model, &mut Subject::Everything, target, &options, &mut Silent)?;
+//! assert!(history[0].train_loss.is_finite());
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod checkpoint;
 pub mod data;
 pub mod error;
+pub mod gpu;
+pub mod merge;
 pub mod metrics;
+pub mod nn;
+pub mod ops;
+pub mod output;
+pub mod report;
+pub mod tape;
+pub mod tensor;
+pub mod train;

@@ -1,0 +1,340 @@
+//! The command line, as `clap` structs and nothing else.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use medmerge::data::SplitName;
+use medmerge::error::Error;
+use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Start};
+use medmerge::nn::Stem;
+
+/// Learn how much of each source network to keep, per convolution filter; fold them into one; fine-tune it.
+///
+/// Start with `medmerge demo`, which makes data, trains two sources, merges them and prints a table.
+/// On your own files: `train` the sources, `learn` the merge weights, `train --from` the merged network, `eval` it.
+#[derive(Parser)]
+#[command(
+    version,
+    max_term_width = 110,
+    propagate_version = true,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub verb: Verb,
+    #[command(flatten)]
+    pub global: Global,
+}
+
+#[derive(Args, Clone)]
+pub struct Global {
+    /// Where to compute: auto, cpu, cuda[:N] or emulator
+    #[arg(long, global = true, default_value = "auto", help_heading = "Global options")]
+    pub device: String,
+    /// Precision of activations: f32 (tf32, bf16 and f16 need a GPU)
+    #[arg(long, global = true, default_value = "f32", help_heading = "Global options")]
+    pub precision: String,
+    /// Seed of everything random; the same seed gives the same bits
+    #[arg(long, global = true, default_value_t = 0, help_heading = "Global options")]
+    pub seed: u64,
+    /// CPU threads; results do not depend on it [default: all cores]
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub threads: Option<usize>,
+    /// Print a line per epoch to stderr
+    #[arg(short, long, global = true, help_heading = "Global options")]
+    pub verbose: bool,
+    /// No progress bars and no notes
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Global options")]
+    pub quiet: bool,
+    /// Print the result as one JSON object
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub json: bool,
+}
+
+#[derive(Subcommand)]
+pub enum Verb {
+    /// The whole job on generated data: two sources, merge weights, merged network, a table against the baselines
+    Demo(Demo),
+    /// Train a network, or fine-tune one with --from
+    Train(Box<Train>),
+    /// Learn merge weights for sources on a target; write them and the folded network
+    Learn(Box<Learn>),
+    /// Fold learned weights, or fixed coefficients, into one network
+    Merge(Merge),
+    /// Accuracy, macro F1, AUC and per-class figures of a network on a split
+    Eval(Eval),
+    /// Scores per image as CSV
+    Predict(Predict),
+    /// What a checkpoint, a data set or a file of merge weights holds
+    Inspect(Inspect),
+    /// Write the generated data sets: texture.npz, shape.npz and target.npz
+    Synth(Synth),
+    /// What can compute here, and why something cannot
+    Devices,
+}
+
+#[derive(Args)]
+pub struct Demo {
+    /// One seed instead of three: under a minute
+    #[arg(long)]
+    pub quick: bool,
+    /// Folder for everything it makes
+    #[arg(long, default_value = "demo")]
+    pub out: PathBuf,
+    /// Write into the folder even if it holds something
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// The images, and how they become numbers.
+#[derive(Args)]
+pub struct Data {
+    /// A data set in MedMNIST's .npz format
+    #[arg(long, value_name = "FILE.npz")]
+    pub data: PathBuf,
+    /// Mean per channel, after dividing by 255
+    #[arg(long, value_delimiter = ',', default_value = "0.5")]
+    pub mean: Vec<f32>,
+    /// Standard deviation per channel, after dividing by 255
+    #[arg(long, value_delimiter = ',', default_value = "0.5")]
+    pub std: Vec<f32>,
+}
+
+/// How long and how fast to learn.
+#[derive(Args)]
+pub struct Schedule {
+    /// Passes over the training split
+    #[arg(long, default_value_t = 10)]
+    pub epochs: usize,
+    /// Images per step
+    #[arg(long, default_value_t = 128)]
+    pub batch_size: usize,
+    /// Learning rate at the start
+    #[arg(long, default_value_t = 1e-3, allow_negative_numbers = true)]
+    pub learning_rate: f64,
+    /// How the learning rate falls
+    #[arg(long, value_enum, default_value_t = ScheduleName::Cosine)]
+    pub schedule: ScheduleName,
+    /// Update rule
+    #[arg(long, value_enum, default_value_t = OptimizerName::Adamw)]
+    pub optimizer: OptimizerName,
+    /// Decay of the parameters towards zero
+    #[arg(long, default_value_t = 1e-4)]
+    pub weight_decay: f64,
+    /// Share of each label that is spread over all classes
+    #[arg(long, default_value_t = 0.0)]
+    pub label_smoothing: f64,
+    /// Weight of each class in the loss
+    #[arg(long, value_enum, default_value_t = ClassWeights::None)]
+    pub class_weights: ClassWeights,
+    /// Flip training images left to right half of the time
+    #[arg(long)]
+    pub flip: bool,
+    /// Shift training images by up to so many pixels
+    #[arg(long, default_value_t = 0, value_name = "PIXELS")]
+    pub shift: usize,
+    /// Stop after so many epochs without a better macro F1 on the validation split
+    #[arg(long, value_name = "EPOCHS")]
+    pub patience: Option<usize>,
+}
+
+#[derive(Args)]
+pub struct Train {
+    #[command(flatten)]
+    pub data: Data,
+    /// resnet8, 14, 20, 32, 44, 56 (three stages) or resnet18, 34, 50, 101, 152 (four)
+    #[arg(long, default_value = "resnet18", conflicts_with = "from")]
+    pub architecture: String,
+    /// 3x3 for small images, 7x7 with max pooling for large ones [default: 3x3 for three stages, 7x7 for four]
+    #[arg(long, value_parser = parse::<Stem>, conflicts_with = "from")]
+    pub stem: Option<Stem>,
+    /// Filters of the first stage [default: 16 for three stages, 64 for four]
+    #[arg(long, conflicts_with = "from")]
+    pub width: Option<usize>,
+    /// Channels the network sees; grey images are repeated to fill them [default: the images']
+    #[arg(long, conflicts_with = "from", value_name = "CHANNELS")]
+    pub input_channels: Option<usize>,
+    /// Fine-tune this network; its head is kept if it fits the classes
+    #[arg(long, value_name = "CKPT")]
+    pub from: Option<PathBuf>,
+    /// Start with a new head even if the old one fits
+    #[arg(long, requires = "from")]
+    pub new_head: bool,
+    /// Train the head alone: linear probing
+    #[arg(long, requires = "from")]
+    pub head_only: bool,
+    #[command(flatten)]
+    pub schedule: Schedule,
+    /// The trained network: the best epoch on the validation split
+    #[arg(long, value_name = "FILE.safetensors")]
+    pub out: PathBuf,
+    /// Overwrite what exists
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Args)]
+pub struct Learn {
+    /// The sources, two or more
+    #[arg(long, num_args = 1.., required = true, value_name = "CKPT")]
+    pub models: Vec<PathBuf>,
+    #[command(flatten)]
+    pub data: Data,
+    /// The source on the `1 − w` side: its path, its name, its number from 0, or auto (the better linear probe)
+    #[arg(long, default_value = "auto")]
+    pub anchor: String,
+    /// What shares one merge weight: model, layer, filter or kernel
+    #[arg(long, value_parser = parse::<Granularity>, default_value = "filter")]
+    pub granularity: Granularity,
+    /// affine, clamp, simplex or free
+    #[arg(long, value_parser = parse::<Constraint>, default_value = "affine")]
+    pub constraint: Constraint,
+    /// Weight that every source but the anchor starts with: a number, or uniform
+    #[arg(long, value_parser = parse::<Start>, default_value = "0", allow_negative_numbers = true)]
+    pub start: Start,
+    /// Batch norms are merged, or the anchor's
+    #[arg(long, value_parser = parse::<BatchNormPolicy>, default_value = "merge")]
+    pub batch_norm: BatchNormPolicy,
+    /// Keep the running statistics of the probe instead of re-estimating them on the training split
+    #[arg(long)]
+    pub keep_statistics: bool,
+    /// Learning rate of the merge weights; --learning-rate is the head's
+    #[arg(long, default_value_t = 1e-2, allow_negative_numbers = true)]
+    pub merge_learning_rate: f64,
+    #[command(flatten)]
+    pub schedule: Schedule,
+    /// The folded network
+    #[arg(long, value_name = "FILE.safetensors")]
+    pub out: PathBuf,
+    /// The learned merge weights [default: beside --out, named *.weights.safetensors]
+    #[arg(long, value_name = "FILE.safetensors")]
+    pub weights: Option<PathBuf>,
+    /// A picture of the learned weights per layer
+    #[arg(long, value_name = "FILE.svg")]
+    pub picture: Option<PathBuf>,
+    /// Overwrite what exists
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Args)]
+pub struct Merge {
+    /// The sources, two or more, in the order in which the weights were learned
+    #[arg(long, num_args = 1.., required = true, value_name = "CKPT")]
+    pub models: Vec<PathBuf>,
+    /// Merge weights that `learn` wrote
+    #[arg(long, value_name = "FILE", required_unless_present = "coefficients")]
+    pub weights: Option<PathBuf>,
+    /// One fixed coefficient per source, such as 0.3,0.7
+    #[arg(long, value_delimiter = ',', conflicts_with = "weights", allow_negative_numbers = true)]
+    pub coefficients: Option<Vec<f64>>,
+    /// With --coefficients: the source whose head and running statistics are kept
+    #[arg(long, default_value = "0", conflicts_with = "weights")]
+    pub anchor: String,
+    /// With --coefficients: batch norms are merged, or the anchor's
+    #[arg(long, value_parser = parse::<BatchNormPolicy>, default_value = "merge", conflicts_with = "weights")]
+    pub batch_norm: BatchNormPolicy,
+    /// With --coefficients: re-estimate the running statistics on this data set's training split
+    #[arg(long, value_name = "FILE.npz", conflicts_with = "weights")]
+    pub data: Option<PathBuf>,
+    /// The merged network
+    #[arg(long, value_name = "FILE.safetensors")]
+    pub out: PathBuf,
+    /// Overwrite what exists
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Args)]
+pub struct Eval {
+    /// The network
+    #[arg(long, value_name = "CKPT")]
+    pub model: PathBuf,
+    #[command(flatten)]
+    pub data: Data,
+    /// train, val or test
+    #[arg(long, value_parser = parse::<SplitName>, default_value = "test")]
+    pub split: SplitName,
+    /// Images per pass; the result does not depend on it
+    #[arg(long, default_value_t = 128)]
+    pub batch_size: usize,
+}
+
+#[derive(Args)]
+pub struct Predict {
+    #[command(flatten)]
+    pub eval: Eval,
+    /// Write logits; without it, softmax probabilities
+    #[arg(long)]
+    pub logits: bool,
+    /// CSV with a row per image in file order: index,score0,score1,…
+    #[arg(long, value_name = "FILE.csv")]
+    pub out: PathBuf,
+    /// Overwrite what exists
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Args)]
+pub struct Inspect {
+    /// A .safetensors or .npz file
+    pub file: PathBuf,
+}
+
+#[derive(Args)]
+pub struct Synth {
+    /// Folder for texture.npz, shape.npz and target.npz
+    #[arg(long, value_name = "FOLDER")]
+    pub out: PathBuf,
+    /// Height and width of the images
+    #[arg(long, default_value_t = 28)]
+    pub image_size: usize,
+    /// 1 for grey, 3 for RGB
+    #[arg(long, default_value_t = 1)]
+    pub channels: usize,
+    /// Training images of each source task
+    #[arg(long, default_value_t = 4000)]
+    pub source_train: usize,
+    /// Training images of the target
+    #[arg(long, default_value_t = 600)]
+    pub target_train: usize,
+    /// Validation images of each task
+    #[arg(long, default_value_t = 600)]
+    pub val: usize,
+    /// Test images of each task
+    #[arg(long, default_value_t = 2000)]
+    pub test: usize,
+    /// Overwrite what exists
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum ScheduleName {
+    Cosine,
+    Constant,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum OptimizerName {
+    Adamw,
+    Sgd,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum ClassWeights {
+    None,
+    /// Each class weighs as if all had the same number of images
+    Balanced,
+}
+
+/// Reads a named value; the nearest known name goes into the message.
+fn parse<T: FromStr<Err = Error>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|error: Error| match error.hint() {
+        Some(hint) => format!("{error}; {hint}"),
+        None => error.to_string(),
+    })
+}

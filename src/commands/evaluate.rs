@@ -1,0 +1,95 @@
+//! `eval` and `predict`.
+
+use std::io::Write;
+
+use serde_json::json;
+
+use medmerge::checkpoint::Checkpoint;
+use medmerge::data::{Dataset, Normalisation};
+use medmerge::error::{Error, Result};
+use medmerge::metrics::{Metrics, softmax};
+use medmerge::output::OutputPath;
+use medmerge::train::{Target, scores};
+
+use super::{check_fit, load_data, report};
+use crate::cli::{Eval, Global, Predict};
+
+/// A network and a data set that fit each other.
+fn load(options: &Eval) -> Result<(Checkpoint, Dataset, Normalisation)> {
+    if options.batch_size == 0 {
+        return Err(Error::usage("a batch size of 0", "give at least 1; 128 is usual"));
+    }
+    let checkpoint = Checkpoint::load(&options.model)?;
+    if !checkpoint.has_head {
+        let hint = "train one: medmerge train --from";
+        return Err(Error::checkpoint(&options.model, "it has no classifier (fc.weight)", hint));
+    }
+    let (data, normalisation) = load_data(&options.data)?;
+    check_fit(&data, &normalisation, &checkpoint.model.network, Some(&options.model))?;
+    if data.split(options.split).is_empty() {
+        return Err(Error::data(&data.path, format!("its {} split is empty", options.split), "choose another --split"));
+    }
+    Ok((checkpoint, data, normalisation))
+}
+
+fn split_scores(options: &Eval) -> Result<(Vec<f32>, Checkpoint, Dataset)> {
+    let (checkpoint, data, normalisation) = load(options)?;
+    let target = Target { data: &data, normalisation: &normalisation };
+    let scores = scores(&checkpoint.model, target, options.split, options.batch_size);
+    Ok((scores, checkpoint, data))
+}
+
+pub fn eval(options: &Eval, global: &Global) -> Result<()> {
+    let (scores, checkpoint, data) = split_scores(options)?;
+    let labels = &data.split(options.split).labels;
+    let metrics = Metrics::compute(&scores, labels, checkpoint.model.network.classes);
+    let result = json!({
+        "model": options.model, "data": options.data.data, "split": options.split.to_string(),
+        "images": labels.len(), "metrics": metrics,
+    });
+    report(global, &result, || {
+        println!(
+            "{} on {} ({} split, {} images)",
+            options.model.display(),
+            data.path.display(),
+            options.split,
+            labels.len()
+        );
+        println!("accuracy {:.4}   macro F1 {:.4}   AUC {:.4}\n", metrics.accuracy, metrics.macro_f1, metrics.auc);
+        println!("class   images   precision   recall       F1      AUC");
+        for (class, m) in metrics.per_class.iter().enumerate() {
+            println!(
+                "{class:>5} {:>8} {:>11.4} {:>8.4} {:>8.4} {:>8.4}",
+                m.support, m.precision, m.recall, m.f1, m.auc
+            );
+        }
+    });
+    Ok(())
+}
+
+pub fn predict(options: &Predict, global: &Global) -> Result<()> {
+    let mut output = OutputPath::check(&options.out, options.force, 0)?;
+    let (mut scores, checkpoint, _) = split_scores(&options.eval)?;
+    let classes = checkpoint.model.network.classes;
+    if !options.logits {
+        scores.chunks_mut(classes).for_each(softmax);
+    }
+    output.write(|file| write_scores(file, &scores, classes))?;
+    let images = scores.len() / classes;
+    report(global, &json!({"out": options.out, "images": images, "logits": options.logits}), || {
+        let kind = if options.logits { "logits" } else { "probabilities" };
+        println!("{}: {kind} of {images} images", options.out.display());
+    });
+    Ok(())
+}
+
+/// Rust prints the shortest digits that give the same `f32` back.
+fn write_scores(file: &mut dyn Write, scores: &[f32], classes: usize) -> std::io::Result<()> {
+    let names: Vec<String> = (0..classes).map(|class| format!("score{class}")).collect();
+    writeln!(file, "index,{}", names.join(","))?;
+    for (index, row) in scores.chunks(classes).enumerate() {
+        let row: Vec<String> = row.iter().map(f32::to_string).collect();
+        writeln!(file, "{index},{}", row.join(","))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,120 @@
+//! `inspect`.
+
+use serde_json::json;
+
+use medmerge::checkpoint::{Checkpoint, TensorFile};
+use medmerge::data::Dataset;
+use medmerge::error::{Error, Result};
+use medmerge::merge::Learned;
+
+use super::report;
+use crate::cli::{Global, Inspect};
+
+pub fn run(options: &Inspect, global: &Global) -> Result<()> {
+    let mut start = [0; 2];
+    let read = || Error::io("read", &options.file);
+    std::io::Read::read(&mut std::fs::File::open(&options.file).map_err(read())?, &mut start).map_err(read())?;
+    let named_npz = options.file.extension().is_some_and(|extension| extension == "npz");
+    if named_npz || (&start == b"PK" && options.file.extension().is_none()) {
+        return data_set(options, global);
+    }
+    let file = TensorFile::read(&options.file)?;
+    if file.metadata.get("medmerge.content").is_some_and(|content| content == "merge weights") {
+        return merge_weights(&file, global);
+    }
+    network(file, global)
+}
+
+fn data_set(options: &Inspect, global: &Global) -> Result<()> {
+    let data = Dataset::load(&options.file)?;
+    let summary = data.describe();
+    report(global, &json!({"kind": "data set", "summary": summary}), || {
+        println!(
+            "{}: data set, {}×{} pixels, {} channels, {} classes",
+            options.file.display(),
+            data.height,
+            data.width,
+            data.channels,
+            data.classes
+        );
+        for split in medmerge::data::SplitName::ALL {
+            println!("  {split:5} {:>7} images, per class {:?}", data.split(split).len(), data.class_counts(split));
+        }
+    });
+    Ok(())
+}
+
+fn network(file: TensorFile, global: &Global) -> Result<()> {
+    let tensors: Vec<(String, Vec<usize>)> =
+        file.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shape.clone())).collect();
+    let (path, metadata, sha256) = (file.path.clone(), file.metadata.clone(), file.sha256.clone());
+    // A file of something else is listed all the same.
+    let checkpoint = Checkpoint::from_file(file);
+    let architecture = checkpoint.as_ref().ok().map(|c| c.architecture.clone());
+    let parameters: usize = tensors.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+    let result = json!({
+        "kind": "checkpoint", "architecture": architecture, "classes": checkpoint.as_ref().ok().map(|c| c.model.network.classes),
+        "problem": checkpoint.as_ref().err().map(ToString::to_string), "sha256": sha256, "metadata": metadata,
+        "tensors": tensors.iter().map(|(name, shape)| json!({"name": name, "shape": shape})).collect::<Vec<_>>(),
+    });
+    report(global, &result, || {
+        match &checkpoint {
+            Ok(c) => println!(
+                "{}: {}, {} input channels, {}",
+                path.display(),
+                c.architecture,
+                c.model.network.input_channels,
+                if c.has_head { format!("{} classes", c.model.network.classes) } else { "no head".into() }
+            ),
+            Err(error) => println!("{}: not a network that medmerge can use ({error})", path.display()),
+        }
+        println!("{} tensors, {parameters} numbers, SHA-256 {sha256}", tensors.len());
+        for (key, value) in &metadata {
+            println!("  {key}: {value}");
+        }
+        for (name, shape) in &tensors {
+            println!("  {name} {shape:?}");
+        }
+    });
+    Ok(())
+}
+
+fn merge_weights(file: &TensorFile, global: &Global) -> Result<()> {
+    let learned = Learned::from_file(file)?;
+    let plan = learned.plan();
+    // Per layer and source: smallest, mean and largest α.
+    let summary: Vec<_> = plan
+        .entries
+        .iter()
+        .map(|entry| {
+            let of_sources: Vec<[f32; 3]> = plan
+                .alphas_of(entry, &learned.numbers)
+                .iter()
+                .map(|alpha| {
+                    let smallest = alpha.iter().copied().fold(f32::INFINITY, f32::min);
+                    let largest = alpha.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                    [smallest, alpha.iter().sum::<f32>() / alpha.len() as f32, largest]
+                })
+                .collect();
+            (entry, of_sources)
+        })
+        .collect();
+    let layers: Vec<_> = summary
+        .iter()
+        .map(|(entry, of_sources)| json!({"layer": entry.name, "shape": entry.shape, "min_mean_max": of_sources}))
+        .collect();
+    let result = json!({"kind": "merge weights", "metadata": file.metadata, "sha256": file.sha256, "layers": layers});
+    report(global, &result, || {
+        println!("{}: merge weights for {}", file.path.display(), learned.architecture);
+        for (key, value) in &file.metadata {
+            println!("  {key}: {value}");
+        }
+        println!("\nlayer                         weights   of each source: smallest / mean / largest");
+        for (entry, of_sources) in &summary {
+            let columns: Vec<String> =
+                of_sources.iter().map(|[low, mean, high]| format!("{low:6.3} /{mean:6.3} /{high:6.3}")).collect();
+            println!("{:28} {:>8}   {}", entry.name, entry.count(), columns.join("    "));
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,109 @@
+//! `learn`.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use medmerge::checkpoint;
+use medmerge::error::{Error, Result};
+use medmerge::merge::Sources;
+use medmerge::output::OutputPath;
+use medmerge::report::{LayerWeights, merge_weights};
+use medmerge::train::{AnchorChoice, LearnOptions, Target, learn};
+
+use super::progress::Progress;
+use super::{check_fit, load_data, report, train_options};
+use crate::cli::{Global, Learn};
+
+pub fn run(options: &Learn, global: &Global) -> Result<()> {
+    let probe = train_options(&options.schedule, options.merge_learning_rate, global)?;
+    let weights_path = options.weights.clone().unwrap_or_else(|| beside(&options.out));
+    if weights_path == options.out {
+        return Err(Error::usage("--weights and --out name the same file", "give two paths"));
+    }
+    for path in [&options.out, &weights_path].into_iter().chain(&options.picture) {
+        OutputPath::check(path, options.force, 0)?;
+    }
+    let sources = Sources::load(&options.models)?;
+    let anchor = match options.anchor.as_str() {
+        "auto" => AnchorChoice::Auto,
+        name => AnchorChoice::Named(sources.find(name)?),
+    };
+    let (data, normalisation) = load_data(&options.data)?;
+    let network = sources.network(data.classes);
+    check_fit(&data, &normalisation, &network, None)?;
+    let size = checkpoint::file_size(&network);
+    let mut output = OutputPath::check(&options.out, options.force, size)?;
+    let mut weights_output = OutputPath::check(&weights_path, options.force, size)?;
+
+    let learn_options = LearnOptions {
+        granularity: options.granularity,
+        constraint: options.constraint,
+        start: options.start,
+        anchor,
+        batch_norm: options.batch_norm,
+        keep_statistics: options.keep_statistics,
+        probe,
+    };
+    let target = Target { data: &data, normalisation: &normalisation };
+    let mut anchor_progress = Progress::new("choosing the anchor", global);
+    let mut progress = Progress::new("learning merge weights", global);
+    let learning = learn(&sources, target, &learn_options, &mut anchor_progress, &mut progress)?;
+    anchor_progress.finish();
+    progress.finish();
+
+    let learned = &learning.learned;
+    learned.save(&mut weights_output)?;
+    let folded = learned.fold(&sources.trunks());
+    checkpoint::save(&mut output, &folded, &learned.metadata())?;
+    if let Some(path) = &options.picture {
+        let svg = picture(learned, &sources);
+        OutputPath::check(path, options.force, 0)?.write(|file| file.write_all(svg.as_bytes()))?;
+    }
+
+    let anchor = sources.get(learned.method.anchor).path.clone();
+    let result = json!({
+        "out": options.out, "weights": weights_path, "anchor": anchor, "anchor_scores": learning.anchor_scores,
+        "granularity": options.granularity, "learned": learned.numbers.shape().len(), "epochs": learning.history,
+    });
+    report(global, &result, || {
+        println!("anchor: {}", anchor.display());
+        if let Some(scores) = &learning.anchor_scores {
+            for (source, score) in sources.iter().zip(scores) {
+                println!("  linear probe of {}: validation macro F1 {score:.4}", source.path.display());
+            }
+        }
+        let best = learning.history.iter().filter_map(|record| record.val_macro_f1).fold(f64::NAN, f64::max);
+        println!("{} merge weights ({} per source)", learned.numbers.shape().len(), options.granularity);
+        println!("{}: merge weights", weights_path.display());
+        println!("{}: merged network, best validation macro F1 {best:.4}", options.out.display());
+        println!(
+            "next: medmerge train --from {} --data {} --out FILE",
+            options.out.display(),
+            options.data.data.display()
+        );
+    });
+    Ok(())
+}
+
+/// `folder/name.safetensors` to `folder/name.weights.safetensors`.
+fn beside(out: &std::path::Path) -> PathBuf {
+    out.with_extension("weights.safetensors")
+}
+
+/// The α of the first source that is not the anchor, layer by layer.
+pub fn picture(learned: &medmerge::merge::Learned, sources: &Sources) -> String {
+    let plan = learned.plan();
+    let shown = (0..sources.len()).find(|&source| source != learned.method.anchor).expect("two sources at least");
+    let layers: Vec<LayerWeights> = plan
+        .entries
+        .iter()
+        .map(|entry| LayerWeights {
+            name: entry.name.clone(),
+            weights: plan.alphas_of(entry, &learned.numbers)[shown].clone(),
+        })
+        .collect();
+    let name = |source: usize| learned.sources[source].name.clone();
+    let title = format!("Learned merge weights of {} (anchor: {})", name(shown), name(learned.method.anchor));
+    merge_weights(&title, "merge weight", &layers)
+}

@@ -1,0 +1,60 @@
+//! `merge`.
+
+use serde_json::json;
+
+use medmerge::checkpoint::{self, Metadata};
+use medmerge::data::{Dataset, Normalisation};
+use medmerge::error::{Error, Result};
+use medmerge::merge::{Learned, Sources, fold_fixed};
+use medmerge::nn::Model;
+use medmerge::output::OutputPath;
+use medmerge::train::{Target, reestimate_statistics};
+
+use super::{check_fit, note, report};
+use crate::cli::{Global, Merge};
+
+pub fn run(options: &Merge, global: &Global) -> Result<()> {
+    OutputPath::check(&options.out, options.force, 0)?;
+    let learned = options.weights.as_deref().map(Learned::load).transpose()?;
+    let sources = Sources::load(&options.models)?;
+    let (model, metadata) = match (&learned, &options.weights) {
+        (Some(learned), Some(path)) => {
+            learned.check_sources(path, &sources)?;
+            (learned.fold(&sources.trunks()), learned.metadata())
+        }
+        _ => by_coefficients(options, &sources, global)?,
+    };
+    let mut output = OutputPath::check(&options.out, options.force, checkpoint::file_size(&model.network))?;
+    checkpoint::save(&mut output, &model, &metadata)?;
+    let result = json!({"out": options.out, "architecture": sources.architecture(), "classes": model.network.classes});
+    report(global, &result, || {
+        println!("{}: {}, {} classes", options.out.display(), sources.architecture(), model.network.classes);
+    });
+    Ok(())
+}
+
+fn by_coefficients(options: &Merge, sources: &Sources, global: &Global) -> Result<(Model, Metadata)> {
+    let coefficients = options.coefficients.as_deref().unwrap_or_default();
+    if coefficients.len() != sources.len() || coefficients.iter().any(|c| !c.is_finite()) {
+        let message = format!("{} coefficients for {} sources", coefficients.len(), sources.len());
+        return Err(Error::usage(message, "give one number per source: --coefficients 0.5,0.5"));
+    }
+    let anchor = sources.find(&options.anchor)?;
+    let data = options.data.as_deref().map(Dataset::load).transpose()?;
+    let mut merged = fold_fixed(sources, coefficients, anchor, options.batch_norm);
+    if !merged.head_merged {
+        note(global, format_args!("note: the sources' heads differ in shape; the anchor's is kept"));
+    }
+    match &data {
+        Some(data) => {
+            let normalisation = Normalisation::default();
+            check_fit(data, &normalisation, &merged.model.network, None)?;
+            reestimate_statistics(&mut merged.model, Target { data, normalisation: &normalisation }, 128);
+        }
+        None => note(
+            global,
+            format_args!("note: running statistics are the anchor's; --data re-estimates them, which a blend needs"),
+        ),
+    }
+    Ok((merged.model, merged.metadata))
+}

@@ -1,0 +1,39 @@
+//! `synth`.
+
+use serde_json::json;
+
+use medmerge::data::synthetic::{SyntheticOptions, Task, generate};
+use medmerge::error::Result;
+use medmerge::output::OutputPath;
+
+use super::report;
+use crate::cli::{Global, Synth};
+
+/// Which task becomes which file.
+pub const FILES: [(Task, &str); 3] =
+    [(Task::Texture, "texture.npz"), (Task::Shape, "shape.npz"), (Task::Both, "target.npz")];
+
+pub fn run(options: &Synth, global: &Global) -> Result<()> {
+    let of_task = |task: Task| SyntheticOptions {
+        size: options.image_size,
+        channels: options.channels,
+        train: if task == Task::Both { options.target_train } else { options.source_train },
+        val: options.val,
+        test: options.test,
+        seed: global.seed,
+        ..SyntheticOptions::default()
+    };
+    for (task, _) in FILES {
+        of_task(task).check(task)?;
+    }
+    std::fs::create_dir_all(&options.out).map_err(medmerge::error::Error::io("create", &options.out))?;
+    let paths = FILES.map(|(_, name)| options.out.join(name));
+    for path in &paths {
+        OutputPath::check(path, options.force, 0)?;
+    }
+    for ((task, _), path) in FILES.iter().zip(&paths) {
+        generate(*task, &of_task(*task)).save(path)?;
+    }
+    report(global, &json!({"out": paths}), || paths.iter().for_each(|path| println!("{}", path.display())));
+    Ok(())
+}

@@ -1,0 +1,20 @@
+//! The method: which α a weight takes, how sources are checked, and how everything learned becomes one network.
+//!
+//! ```text
+//! learned ──constraint──▶ α ──merge──▶ trunk     (every step of the probe, on the tape)
+//! learned + head + running statistics ──fold──▶ one ordinary network
+//! ```
+//!
+//! Knows networks and checkpoints; knows no device, and no file but through `checkpoint`.
+
+mod plan;
+mod sources;
+mod weights;
+
+pub use plan::{BatchNormPolicy, Entry, Granularity, Method, Plan, Start};
+pub use sources::{Source, Sources};
+pub use weights::{Learned, SourceRecord, training_metadata};
+
+pub use crate::ops::merge::constraint::Constraint;
+mod fixed;
+pub use fixed::{Fixed, fold_fixed};

@@ -1,0 +1,197 @@
+//! What learning leaves behind, in a file of its own: the learned numbers of every layer, the new head and the running
+//! statistics of the merged network. With the sources, that is all [`Learned::fold`] needs, so that folding again gives
+//! the same bytes.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::plan::{Entry, Method, Plan};
+use super::{Sources, Start};
+use crate::checkpoint::{self, Checkpoint, Metadata, StoredTensor, TensorFile};
+use crate::error::{Error, Result};
+use crate::nn::{Architecture, Model, Region};
+use crate::output::OutputPath;
+use crate::tensor::{DType, Device, Tensor};
+
+/// What identifies a source.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceRecord {
+    /// The file's name without its folder.
+    pub name: String,
+    pub sha256: String,
+}
+
+/// Everything learned on the target.
+#[derive(Clone, Debug)]
+pub struct Learned {
+    pub architecture: Architecture,
+    pub method: Method,
+    pub start: Start,
+    pub seed: u64,
+    pub sources: Vec<SourceRecord>,
+    /// Learned rows × learned numbers.
+    pub numbers: Tensor,
+    /// The head and the running statistics; its trunk is not used.
+    pub model: Model,
+}
+
+/// The suffix of a layer's merge weights in a file.
+const SUFFIX: &str = "merge_weight";
+
+impl Learned {
+    pub fn plan(&self) -> Plan {
+        Plan::new(&self.model.network, self.method)
+    }
+
+    /// The merged network: an ordinary one.
+    pub fn fold(&self, trunks: &[Tensor]) -> Model {
+        Model { trunk: self.plan().blend(trunks, &self.numbers), ..self.model.clone() }
+    }
+
+    /// What the header of the merged network says.
+    pub fn metadata(&self) -> Metadata {
+        let Method { granularity, constraint, batch_norm, anchor, .. } = self.method;
+        let text = |value: &dyn std::fmt::Display| value.to_string();
+        let json = |value: serde_json::Result<String>| value.expect("plain data is JSON");
+        Metadata::from(
+            [
+                ("method", "medmerge".to_string()),
+                ("granularity", text(&granularity)),
+                ("constraint", text(&constraint)),
+                ("batch_norm", text(&batch_norm)),
+                ("anchor", text(&anchor)),
+                ("start", text(&self.start)),
+                ("seed", text(&self.seed)),
+                ("sources", json(serde_json::to_string(&self.sources))),
+                ("architecture", json(serde_json::to_string(&self.architecture))),
+                ("input_channels", text(&self.model.network.input_channels)),
+                ("classes", text(&self.model.network.classes)),
+            ]
+            .map(|(key, value)| (format!("medmerge.{key}"), value)),
+        )
+    }
+
+    pub fn save(&self, output: &mut OutputPath) -> Result<()> {
+        let plan = self.plan();
+        let numbers = self.numbers.to_vec::<f32>();
+        let mut tensors: Vec<StoredTensor> = plan
+            .entries
+            .iter()
+            .map(|entry| {
+                let rows = numbers.chunks(plan.parametrization.learned);
+                let values = rows.flat_map(|row| &row[entry.first..][..entry.count()]).copied().collect();
+                StoredTensor::floats_named(format!("{}.{SUFFIX}", entry.name), stored_shape(&plan, entry), values)
+            })
+            .collect();
+        for parameter in self.model.network.region(Region::Head) {
+            let values = self.model.parameter(parameter).to_vec();
+            tensors.push(StoredTensor::floats_named(parameter.name.clone(), parameter.shape.dims().to_vec(), values));
+        }
+        tensors.extend(checkpoint::stored_statistics(&self.model));
+        let mut metadata = self.metadata();
+        metadata.insert("medmerge.content".into(), "merge weights".into());
+        checkpoint::write(output, &tensors, &metadata)
+    }
+
+    pub fn load(path: &Path) -> Result<Learned> {
+        Learned::from_file(&TensorFile::read(path)?)
+    }
+
+    pub fn from_file(file: &TensorFile) -> Result<Learned> {
+        let hint = "give the file that `medmerge learn --weights` wrote";
+        let field = |key: &str| {
+            file.metadata.get(&format!("medmerge.{key}")).map(String::as_str).ok_or_else(|| {
+                Error::checkpoint(&file.path, format!("it is no file of merge weights: its header lacks {key}"), hint)
+            })
+        };
+        let odd = |key: &str| Error::checkpoint(&file.path, format!("its header's {key} makes no sense"), hint);
+        let number = |key: &str| field(key)?.parse::<u64>().map_err(|_| odd(key));
+        if field("content")? != "merge weights" {
+            return Err(odd("content"));
+        }
+        let architecture: Architecture =
+            serde_json::from_str(field("architecture")?).map_err(|_| odd("architecture"))?;
+        let sources: Vec<SourceRecord> = serde_json::from_str(field("sources")?).map_err(|_| odd("sources"))?;
+        let method = Method {
+            sources: sources.len(),
+            anchor: number("anchor")? as usize,
+            granularity: field("granularity")?.parse()?,
+            constraint: field("constraint")?.parse()?,
+            batch_norm: field("batch_norm")?.parse()?,
+        };
+        if method.anchor >= sources.len() || sources.len() < 2 {
+            return Err(odd("anchor"));
+        }
+        let classes = *file.tensors.get("fc.bias").and_then(|bias| bias.shape.first()).ok_or_else(|| odd("classes"))?;
+        let network = architecture.build(number("input_channels")? as usize, classes);
+        let plan = Plan::new(&network, method);
+        let mut model = Model::zeros(network.clone(), DType::F32, Device::Cpu);
+        for parameter in network.region(Region::Head) {
+            model.set_parameter(parameter, &file.floats(&parameter.name, parameter.shape.dims())?);
+        }
+        checkpoint::restore_statistics(&mut model, file)?;
+        let (rows, count) = (plan.parametrization.rows(), plan.parametrization.learned);
+        let mut numbers = vec![0f32; rows * count];
+        for entry in &plan.entries {
+            let values = file.floats(&format!("{}.{SUFFIX}", entry.name), &stored_shape(&plan, entry))?;
+            for (row, values) in values.chunks(entry.count()).enumerate() {
+                numbers[row * count + entry.first..][..entry.count()].copy_from_slice(values);
+            }
+        }
+        if numbers.iter().any(|number| !number.is_finite()) {
+            return Err(Error::checkpoint(&file.path, "a merge weight is NaN or infinity", hint));
+        }
+        let numbers = Tensor::from_vec(numbers, [rows, count]);
+        Ok(Learned {
+            architecture,
+            method,
+            start: field("start")?.parse()?,
+            seed: number("seed")?,
+            sources,
+            numbers,
+            model,
+        })
+    }
+
+    /// Checks that these are the very sources the weights were learned for, in their order.
+    pub fn check_sources(&self, path: &Path, sources: &Sources) -> Result<()> {
+        let given = sources.records();
+        if given.len() != self.sources.len() {
+            let message = format!("it holds merge weights for {} sources, not for {}", self.sources.len(), given.len());
+            let names: Vec<&str> = self.sources.iter().map(|source| source.name.as_str()).collect();
+            return Err(Error::checkpoint(path, message, format!("they are {}, in this order", names.join(", "))));
+        }
+        for (learned, given) in self.sources.iter().zip(&given) {
+            if learned.sha256 != given.sha256 {
+                let message = format!("its merge weights were learned for another file than {}", given.name);
+                let hint = format!("that place belongs to {} with SHA-256 {}", learned.name, learned.sha256);
+                return Err(Error::checkpoint(path, message, hint));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Learned rows first, then the entry's own shape.
+fn stored_shape(plan: &Plan, entry: &Entry) -> Vec<usize> {
+    [&[plan.parametrization.rows()], entry.shape.as_slice()].concat()
+}
+
+/// The metadata of a network that was not learned by merging.
+pub fn training_metadata(architecture: &Architecture, seed: u64, from: Option<&Checkpoint>) -> Metadata {
+    let mut metadata = Metadata::new();
+    metadata.insert("medmerge.method".into(), if from.is_some() { "fine-tune" } else { "train" }.into());
+    metadata.insert("medmerge.architecture".into(), serde_json::to_string(architecture).expect("plain data is JSON"));
+    metadata.insert("medmerge.seed".into(), seed.to_string());
+    if let Some(from) = from {
+        metadata.insert("medmerge.from".into(), from.sha256.clone());
+        let kept = ["sources", "granularity", "constraint", "batch_norm", "anchor", "start"];
+        for key in kept.map(|key| format!("medmerge.{key}")) {
+            if let Some(value) = from.metadata.get(&key) {
+                metadata.insert(key, value.clone());
+            }
+        }
+    }
+    metadata
+}

@@ -1,0 +1,173 @@
+//! A network together with its numbers.
+
+use std::sync::Arc;
+
+use super::network::Mode;
+use super::{Kind, Network, Parameter, Region, init};
+use crate::ops::batch_norm::Statistics;
+use crate::tape::{Tape, Var};
+use crate::tensor::{DType, Device, Element, Tensor};
+
+/// The graph and the arenas. Cloning shares the numbers until one of the two is written.
+#[derive(Clone, Debug)]
+pub struct Model {
+    pub network: Arc<Network>,
+    pub trunk: Tensor,
+    pub head: Tensor,
+    /// Running means and variances.
+    pub statistics: Tensor,
+    /// Batches that the running statistics of each batch norm have seen: PyTorch's `num_batches_tracked`.
+    pub batches_tracked: Vec<i64>,
+}
+
+impl Model {
+    /// All parameters zero, running means 0 and variances 1.
+    pub fn zeros(network: Arc<Network>, dtype: DType, device: Device) -> Model {
+        let arena = |len: usize| Tensor::zeros([len], dtype, device);
+        let mut model = Model {
+            trunk: arena(network.trunk_len),
+            head: arena(network.head_len),
+            statistics: arena(network.statistics_len),
+            batches_tracked: vec![0; network.batch_norms.len()],
+            network,
+        };
+        model.reset_statistics();
+        model
+    }
+
+    /// A fresh network, initialised from `seed`.
+    pub fn initialized(network: Arc<Network>, seed: u64) -> Model {
+        let mut model = Model::zeros(network, DType::F32, Device::Cpu);
+        init::initialize(&mut model, Region::Trunk, seed);
+        init::initialize(&mut model, Region::Head, seed);
+        model
+    }
+
+    pub fn dtype(&self) -> DType {
+        self.trunk.dtype()
+    }
+
+    pub fn device(&self) -> Device {
+        self.trunk.device()
+    }
+
+    pub fn cast(&self, dtype: DType) -> Model {
+        Model {
+            trunk: self.trunk.cast(dtype),
+            head: self.head.cast(dtype),
+            statistics: self.statistics.cast(dtype),
+            ..self.clone()
+        }
+    }
+
+    /// The same numbers in buffers of their own.
+    pub fn copy(&self) -> Model {
+        Model { trunk: self.trunk.copy(), head: self.head.copy(), statistics: self.statistics.copy(), ..self.clone() }
+    }
+
+    /// A parameter's numbers in our order, KRSC for filters, without padding.
+    pub fn parameter(&self, parameter: &Parameter) -> Tensor {
+        self.arena(parameter.region).window(parameter.offset, parameter.shape, parameter.pitch)
+    }
+
+    pub fn arena(&self, region: Region) -> &Tensor {
+        match region {
+            Region::Trunk => &self.trunk,
+            Region::Head => &self.head,
+        }
+    }
+
+    /// Overwrites a parameter with `values` in our order, without padding.
+    pub fn set_parameter<T: Element>(&mut self, parameter: &Parameter, values: &[T]) {
+        let arena = match parameter.region {
+            Region::Trunk => &mut self.trunk,
+            Region::Head => &mut self.head,
+        };
+        arena.make_unique();
+        let row = if parameter.shape.rank() == 1 { 1 } else { parameter.shape.row_len() };
+        let window = arena.view_mut().window(parameter.offset, parameter.shape, parameter.pitch);
+        for (to, from) in window.data::<T>().chunks_mut(parameter.pitch).zip(values.chunks(row)) {
+            to[..row].copy_from_slice(from);
+        }
+    }
+
+    /// The running mean and variance of a batch norm.
+    pub fn running(&self, index: usize) -> (Tensor, Tensor) {
+        let norm = &self.network.batch_norms[index];
+        let window = |offset| self.statistics.window(offset, [norm.channels], 1);
+        (window(norm.mean), window(norm.variance))
+    }
+
+    pub fn set_running<T: Element>(&mut self, index: usize, mean: &[T], variance: &[T]) {
+        let norm = &self.network.batch_norms[index];
+        self.statistics.make_unique();
+        for (offset, values) in [(norm.mean, mean), (norm.variance, variance)] {
+            let window = self.statistics.view_mut().window(offset, [norm.channels], 1);
+            window.data::<T>().copy_from_slice(values);
+        }
+    }
+
+    /// Running means 0, variances 1, no batch seen.
+    pub fn reset_statistics(&mut self) {
+        let network = self.network.clone();
+        for (index, norm) in network.batch_norms.iter().enumerate() {
+            match self.dtype() {
+                DType::F32 => self.set_running(index, &vec![0f32; norm.channels], &vec![1.0; norm.channels]),
+                DType::F64 => self.set_running(index, &vec![0f64; norm.channels], &vec![1.0; norm.channels]),
+            }
+        }
+        self.batches_tracked.fill(0);
+    }
+
+    /// Moves the running statistics towards a batch's: `running += momentum·(batch − running)`, with the unbiased
+    /// variance. `None` takes the cumulative average over all batches since the last reset.
+    pub fn update_statistics(&mut self, of_batch: &[Statistics], momentum: Option<f64>) {
+        assert_eq!(of_batch.len(), self.network.batch_norms.len(), "statistics of a batch");
+        for (index, batch) in of_batch.iter().enumerate() {
+            self.batches_tracked[index] += 1;
+            let momentum = momentum.unwrap_or(1.0 / self.batches_tracked[index] as f64);
+            match self.dtype() {
+                DType::F32 => self.move_running::<f32>(index, batch, momentum),
+                DType::F64 => self.move_running::<f64>(index, batch, momentum),
+            }
+        }
+    }
+
+    fn move_running<T: Element>(&mut self, index: usize, batch: &Statistics, momentum: f64) {
+        let (mean, variance) = self.running(index);
+        let unbiased = batch.count as f64 / (batch.count as f64 - 1.0).max(1.0);
+        let moved = |running: &Tensor, of_batch: &Tensor, factor: f64| -> Vec<T> {
+            let pairs = running.data::<T>().iter().zip(of_batch.data::<T>());
+            pairs.map(|(r, b)| T::from_f64((1.0 - momentum) * r.to_f64() + momentum * factor * b.to_f64())).collect()
+        };
+        let (mean, variance) = (moved(&mean, &batch.mean, 1.0), moved(&variance, &batch.variance, unbiased));
+        self.set_running(index, &mean, &variance);
+    }
+
+    /// Logits of a batch (NHWC) by the running statistics.
+    pub fn logits(&self, x: Tensor) -> Tensor {
+        let (trunk, head) = (Var::constant(self.trunk.clone()), Var::constant(self.head.clone()));
+        let output = self.network.forward(&mut Tape::new(), &trunk, &head, &self.statistics, x, Mode::Inference);
+        output.logits.into_value()
+    }
+
+    /// The name of the first parameter or statistic that is not finite.
+    pub fn first_not_finite(&self) -> Option<String> {
+        let finite = |tensor: &Tensor| tensor.to_f64().iter().all(|value| value.is_finite());
+        let parameter = self.network.parameters.iter().find(|p| !finite(&self.parameter(p)));
+        parameter.map(|p| p.name.clone()).or_else(|| {
+            let broken = |&index: &usize| {
+                let (mean, variance) = self.running(index);
+                !finite(&mean) || !finite(&variance)
+            };
+            (0..self.network.batch_norms.len())
+                .find(broken)
+                .map(|index| format!("{}.running_mean or running_var", self.network.batch_norms[index].name))
+        })
+    }
+
+    /// Whether a parameter is part of a batch norm.
+    pub fn is_batch_norm(parameter: &Parameter) -> bool {
+        matches!(parameter.kind, Kind::Gamma(_) | Kind::Beta(_))
+    }
+}

@@ -1,0 +1,343 @@
+//! The graph: layers in the order they run, and the layout of what they own.
+//!
+//! Parameters lie in two arenas with rows padded to 16 bytes: the *trunk*, which sources share and merging is about, and
+//! the *head*, the classifier, which is always new. Running statistics lie in a third. Names are PyTorch's.
+
+use std::sync::Arc;
+
+use crate::ops::batch_norm::Statistics;
+use crate::ops::conv2d::Conv2d;
+use crate::ops::pool::Pool;
+use crate::tape::{Tape, Var};
+use crate::tensor::{Shape, Tensor};
+
+/// Floats to a multiple of which rows are padded: 16 bytes.
+const ROW: usize = 4;
+
+/// Added to the variance of a batch norm, as in PyTorch.
+pub const EPSILON: f64 = 1e-5;
+
+/// A value in the graph: the input, or a layer's output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Node(usize);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// No bias: a batch norm follows.
+    Conv2d {
+        conv: Conv2d,
+        weight: usize,
+    },
+    BatchNorm {
+        index: usize,
+    },
+    Relu,
+    Add,
+    MaxPool(Pool),
+    AveragePool(Pool),
+    GlobalAveragePool,
+    Concat,
+    Linear {
+        weight: usize,
+        bias: usize,
+    },
+}
+
+#[derive(Clone, Debug)]
+pub struct Layer {
+    pub name: String,
+    pub operation: Operation,
+    pub inputs: Vec<Node>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Region {
+    Trunk,
+    Head,
+}
+
+/// What a parameter is, which decides its order in files and how it is initialised and merged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Filters, K×R×S×C here and K×C×R×S in PyTorch.
+    Filters,
+    /// The weight of a linear layer.
+    Matrix,
+    Bias,
+    /// γ of the batch norm with this index.
+    Gamma(usize),
+    /// β of the batch norm with this index.
+    Beta(usize),
+}
+
+/// Where a named parameter lies in its arena.
+#[derive(Clone, Debug)]
+pub struct Parameter {
+    pub name: String,
+    pub kind: Kind,
+    pub region: Region,
+    pub shape: Shape,
+    pub offset: usize,
+    pub pitch: usize,
+}
+
+/// A batch norm's channels and where its running statistics lie.
+#[derive(Clone, Debug)]
+pub struct BatchNorm {
+    pub name: String,
+    pub channels: usize,
+    pub gamma: usize,
+    pub beta: usize,
+    /// Offsets of the running mean and variance in the arena of statistics.
+    pub mean: usize,
+    pub variance: usize,
+    /// The parameter (filters) whose outputs it normalises, where that is a convolution.
+    pub fed_by: Option<usize>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Network {
+    pub layers: Vec<Layer>,
+    pub parameters: Vec<Parameter>,
+    pub batch_norms: Vec<BatchNorm>,
+    pub input_channels: usize,
+    pub classes: usize,
+    pub trunk_len: usize,
+    pub head_len: usize,
+    pub statistics_len: usize,
+    /// For each node, the layer after which nobody reads it.
+    last_use: Vec<usize>,
+}
+
+/// Which statistics batch norms normalise by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// The batch's own.
+    Training,
+    /// The running ones.
+    Inference,
+}
+
+pub struct Output {
+    /// N × classes.
+    pub logits: Var,
+    /// Of each batch norm, in training mode.
+    pub statistics: Vec<Statistics>,
+}
+
+impl Network {
+    /// Runs the graph on `x` (NHWC). `trunk` and `head` are the arenas of parameters, `statistics` the running ones.
+    pub fn forward(
+        &self,
+        tape: &mut Tape,
+        trunk: &Var,
+        head: &Var,
+        statistics: &Tensor,
+        x: Tensor,
+        mode: Mode,
+    ) -> Output {
+        let mut nodes: Vec<Option<Var>> = vec![None; self.layers.len() + 1];
+        nodes[0] = Some(Var::constant(x));
+        let mut batch_statistics = Vec::new();
+        for (index, layer) in self.layers.iter().enumerate() {
+            // Taken, not copied, where this is the last use: then ops may write over it, and it is freed early.
+            let mut inputs: Vec<Var> = Vec::with_capacity(layer.inputs.len());
+            for &Node(node) in &layer.inputs {
+                let last = self.last_use[node] == index;
+                inputs
+                    .push(if last { nodes[node].take() } else { nodes[node].clone() }.expect("an input that has run"));
+            }
+            let parameter = |index: usize| {
+                let Parameter { region, shape, offset, pitch, .. } = self.parameters[index];
+                let arena = if region == Region::Trunk { trunk } else { head };
+                (arena, offset, shape, pitch)
+            };
+            let window = |tape: &mut Tape, index: usize| {
+                let (arena, offset, shape, pitch) = parameter(index);
+                tape.window(arena, offset, shape, pitch)
+            };
+            let mut inputs = inputs.into_iter();
+            let mut input = || inputs.next().expect("an op has its inputs");
+            let y = match layer.operation {
+                Operation::Conv2d { conv, weight } => {
+                    let weight = window(tape, weight);
+                    tape.conv2d(conv, &input(), &weight)
+                }
+                Operation::BatchNorm { index } => {
+                    let norm = &self.batch_norms[index];
+                    let (gamma, beta) = (window(tape, norm.gamma), window(tape, norm.beta));
+                    match mode {
+                        Mode::Training => {
+                            let (y, of_batch) = tape.batch_norm_training(&input(), &gamma, &beta, EPSILON);
+                            batch_statistics.push(of_batch);
+                            y
+                        }
+                        Mode::Inference => {
+                            let mean = statistics.window(norm.mean, [norm.channels], 1);
+                            let variance = statistics.window(norm.variance, [norm.channels], 1);
+                            tape.batch_norm_inference(&input(), &gamma, &beta, &mean, &variance, EPSILON)
+                        }
+                    }
+                }
+                Operation::Relu => tape.relu(input()),
+                Operation::Add => tape.add(input(), input()),
+                Operation::MaxPool(pool) => tape.max_pool(pool, &input()),
+                Operation::AveragePool(pool) => tape.average_pool(pool, &input()),
+                Operation::GlobalAveragePool => tape.global_average_pool(&input()),
+                Operation::Concat => tape.concat(&inputs.collect::<Vec<_>>()),
+                Operation::Linear { weight, bias } => {
+                    let (weight, bias) = (window(tape, weight), window(tape, bias));
+                    tape.linear(&input(), &weight, &bias)
+                }
+            };
+            nodes[index + 1] = Some(y);
+        }
+        let logits = nodes.pop().flatten().expect("the last layer's output");
+        Output { logits, statistics: batch_statistics }
+    }
+
+    pub fn parameter(&self, name: &str) -> Option<&Parameter> {
+        self.parameters.iter().find(|parameter| parameter.name == name)
+    }
+
+    /// Parameters of one region, in the order of their offsets.
+    pub fn region(&self, region: Region) -> impl Iterator<Item = &Parameter> {
+        self.parameters.iter().filter(move |parameter| parameter.region == region)
+    }
+
+    /// How many numbers are trained, padding left out.
+    pub fn parameter_count(&self) -> usize {
+        self.parameters.iter().map(|parameter| parameter.shape.len()).sum()
+    }
+
+    /// The smallest height and width of an image that passes through all layers.
+    pub fn accepts(&self, height: usize, width: usize) -> bool {
+        let mut sizes = vec![Some([height, width])];
+        for layer in &self.layers {
+            let input = sizes[layer.inputs[0].0];
+            let (window, stride, padding, dilation) = match &layer.operation {
+                Operation::Conv2d { conv, weight } => {
+                    let [_, r, s, _] = self.parameters[*weight].shape.four();
+                    ([r, s], conv.stride, conv.padding, conv.dilation)
+                }
+                Operation::MaxPool(pool) | Operation::AveragePool(pool) => {
+                    (pool.window, pool.stride, pool.padding, [1, 1])
+                }
+                _ => {
+                    sizes.push(input);
+                    continue;
+                }
+            };
+            let size = |axis: usize, input: [usize; 2]| {
+                crate::ops::conv2d::output_size(input[axis], window[axis], stride[axis], padding[axis], dilation[axis])
+            };
+            sizes.push(input.and_then(|input| Some([size(0, input)?, size(1, input)?])));
+        }
+        sizes.iter().all(Option::is_some)
+    }
+}
+
+/// Adds layers one by one, and lays out what they own.
+pub struct NetworkBuilder {
+    network: Network,
+    channels: Vec<usize>,
+}
+
+impl NetworkBuilder {
+    pub fn new(input_channels: usize) -> NetworkBuilder {
+        let network = Network {
+            layers: Vec::new(),
+            parameters: Vec::new(),
+            batch_norms: Vec::new(),
+            input_channels,
+            classes: 0,
+            trunk_len: 0,
+            head_len: 0,
+            statistics_len: 0,
+            last_use: Vec::new(),
+        };
+        NetworkBuilder { network, channels: vec![input_channels] }
+    }
+
+    pub fn input(&self) -> Node {
+        Node(0)
+    }
+
+    /// Channels of a node.
+    pub fn channels(&self, node: Node) -> usize {
+        self.channels[node.0]
+    }
+
+    pub fn conv2d(&mut self, name: &str, input: Node, filters: usize, window: usize, conv: Conv2d) -> Node {
+        let shape = [filters, window, window, self.channels(input) / conv.groups];
+        let weight = self.parameter(format!("{name}.weight"), Kind::Filters, Region::Trunk, shape.into());
+        self.layer(name, Operation::Conv2d { conv, weight }, vec![input], filters)
+    }
+
+    pub fn batch_norm(&mut self, name: &str, input: Node) -> Node {
+        let (channels, index) = (self.channels(input), self.network.batch_norms.len());
+        let shape = Shape::from([channels]);
+        let gamma = self.parameter(format!("{name}.weight"), Kind::Gamma(index), Region::Trunk, shape);
+        let beta = self.parameter(format!("{name}.bias"), Kind::Beta(index), Region::Trunk, shape);
+        let fed_by = match self.network.layers.get(input.0.wrapping_sub(1)).map(|layer| &layer.operation) {
+            Some(Operation::Conv2d { weight, .. }) => Some(*weight),
+            _ => None,
+        };
+        let mean = self.network.statistics_len;
+        let variance = mean + channels.next_multiple_of(ROW);
+        self.network.statistics_len = variance + channels.next_multiple_of(ROW);
+        let name_owned = name.to_string();
+        self.network.batch_norms.push(BatchNorm { name: name_owned, channels, gamma, beta, mean, variance, fed_by });
+        self.layer(name, Operation::BatchNorm { index }, vec![input], channels)
+    }
+
+    pub fn linear(&mut self, name: &str, input: Node, outputs: usize) -> Node {
+        let shape = [outputs, self.channels(input)];
+        let weight = self.parameter(format!("{name}.weight"), Kind::Matrix, Region::Head, shape.into());
+        let bias = self.parameter(format!("{name}.bias"), Kind::Bias, Region::Head, [outputs].into());
+        self.layer(name, Operation::Linear { weight, bias }, vec![input], outputs)
+    }
+
+    /// A layer that owns nothing.
+    pub fn plain(&mut self, name: &str, operation: Operation, inputs: &[Node]) -> Node {
+        let channels = match operation {
+            Operation::Concat => inputs.iter().map(|&input| self.channels(input)).sum(),
+            _ => self.channels(inputs[0]),
+        };
+        self.layer(name, operation, inputs.to_vec(), channels)
+    }
+
+    pub fn finish(mut self) -> Arc<Network> {
+        let network = &mut self.network;
+        network.classes = *self.channels.last().expect("the input at least");
+        network.last_use = vec![usize::MAX; network.layers.len() + 1];
+        for (index, layer) in network.layers.iter().enumerate() {
+            for &Node(node) in &layer.inputs {
+                network.last_use[node] = index;
+            }
+        }
+        Arc::new(self.network)
+    }
+
+    fn layer(&mut self, name: &str, operation: Operation, inputs: Vec<Node>, channels: usize) -> Node {
+        self.network.layers.push(Layer { name: name.to_string(), operation, inputs });
+        self.channels.push(channels);
+        Node(self.network.layers.len())
+    }
+
+    fn parameter(&mut self, name: String, kind: Kind, region: Region, shape: Shape) -> usize {
+        let end = match region {
+            Region::Trunk => &mut self.network.trunk_len,
+            Region::Head => &mut self.network.head_len,
+        };
+        // A vector is one row.
+        let (pitch, len) = match shape.rank() {
+            1 => (1, shape.len().next_multiple_of(ROW)),
+            _ => (shape.row_len().next_multiple_of(ROW), shape.rows() * shape.row_len().next_multiple_of(ROW)),
+        };
+        let offset = *end;
+        *end += len;
+        self.network.parameters.push(Parameter { name, kind, region, shape, offset, pitch });
+        self.network.parameters.len() - 1
+    }
+}

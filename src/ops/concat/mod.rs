@@ -1,0 +1,64 @@
+//! Concatenation along the channels: N×H×W×C₁, N×H×W×C₂, … to N×H×W×(C₁ + C₂ + …). Backward cuts `dy` apart again.
+//!
+//! It moves numbers and computes none, so one form serves every dtype: [`reference`] copies pixel by pixel, [`cpu`] the
+//! same with pixels in parallel.
+
+pub mod cpu;
+pub mod reference;
+
+use crate::tape::{Tape, Var};
+use crate::tensor::{DType, Shape, Tensor, TensorMut};
+
+/// Shape of the concatenation.
+///
+/// # Panics
+/// If the inputs differ in anything but their channels.
+pub fn output(inputs: &[Shape]) -> Shape {
+    let [n, h, w, _] = inputs[0].four();
+    assert!(inputs.iter().all(|input| input.four()[..3] == [n, h, w]), "concatenation of {inputs:?}");
+    [n, h, w, inputs.iter().map(Shape::channels).sum()].into()
+}
+
+pub fn forward(inputs: &[&Tensor]) -> Tensor {
+    let shapes: Vec<Shape> = inputs.iter().map(|x| x.shape()).collect();
+    let shape = output(&shapes);
+    let mut y = Tensor::uninit(shape, inputs[0].dtype(), inputs[0].device());
+    let mut first = 0;
+    for x in inputs {
+        let (channels, total) = (x.shape().channels(), shape.channels());
+        match x.dtype() {
+            DType::F32 => cpu::insert(x.data(), channels, y.view_mut().data(), total, first),
+            DType::F64 => reference::insert::<f64>(x.data(), channels, y.view_mut().data(), total, first),
+        }
+        first += channels;
+    }
+    y
+}
+
+/// The part of `dy` that belongs to the input whose channels begin at `first`.
+pub fn backward(dy: &Tensor, first: usize, dx: TensorMut) {
+    let (channels, total) = (dx.shape().channels(), dy.shape().channels());
+    match dy.dtype() {
+        DType::F32 => cpu::extract(dy.data(), total, first, dx.data(), channels),
+        DType::F64 => reference::extract::<f64>(dy.data(), total, first, dx.data(), channels),
+    }
+}
+
+impl Tape {
+    pub fn concat(&mut self, inputs: &[Var]) -> Var {
+        let y = forward(&inputs.iter().map(Var::value).collect::<Vec<_>>());
+        let ids: Vec<_> = inputs.iter().map(Var::id).collect();
+        let channels: Vec<usize> = inputs.iter().map(|input| input.shape().channels()).collect();
+        self.record(y, &ids.clone(), || {
+            Box::new(move |dy, gradients| {
+                let mut first = 0;
+                for (id, channels) in ids.into_iter().zip(channels) {
+                    if let Some(id) = id {
+                        gradients.contribute(id, |dx| backward(&dy, first, dx));
+                    }
+                    first += channels;
+                }
+            })
+        })
+    }
+}

@@ -1,0 +1,186 @@
+//! The merge on the CPU, at the speed of memory.
+//!
+//! Work is cut into runs of rows of about 64 KB. Within a row the blend stays in the first-level cache while the sources
+//! stream past it, so each byte crosses the memory bus once. Its sums run in the order of the sources, without fused
+//! multiply-adds: the bits are the reference's.
+//!
+//! Backward takes one dot product per row and source, in 32 fixed lanes, then adds those that share an α in the order of
+//! the rows in `f64`. Per-kernel α share nothing and are written in place.
+
+use multiversion::multiversion;
+use rayon::prelude::*;
+
+use super::{Choice, Segment, Table};
+
+/// Weights per task.
+const RUN: usize = 1 << 14;
+const LANES: usize = 32;
+
+pub fn blend(table: &Table, sources: &[&[f32]], alpha: &[f32], blend: &mut [f32]) {
+    let mut tasks = Vec::new();
+    let mut rest = blend;
+    let mut position = 0;
+    for segment in table.segments() {
+        let (gap, tail) = rest.split_at_mut(segment.offset - position);
+        gap.fill(0.0);
+        rest = tail;
+        position = segment.offset;
+        let per_task = (RUN / segment.pitch).max(1);
+        for first in (0..segment.rows).step_by(per_task) {
+            let rows = per_task.min(segment.rows - first);
+            // The padding behind the last row belongs to the gap that follows.
+            let len = if first + rows == segment.rows {
+                (rows - 1) * segment.pitch + segment.row_len
+            } else {
+                rows * segment.pitch
+            };
+            let (run, tail) = rest.split_at_mut(len);
+            rest = tail;
+            position += len;
+            tasks.push((segment, first, run));
+        }
+    }
+    rest.fill(0.0);
+    tasks.into_par_iter().for_each(|(segment, first, run)| blend_run(table, sources, alpha, segment, first, run));
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
+fn blend_run(table: &Table, sources: &[&[f32]], alpha: &[f32], segment: &Segment, first_row: usize, run: &mut [f32]) {
+    for (i, padded) in run.chunks_mut(segment.pitch).enumerate() {
+        let row = first_row + i;
+        let start = segment.offset + row * segment.pitch;
+        let (blend, padding) = padded.split_at_mut(segment.row_len);
+        padding.fill(0.0);
+        match segment.choice {
+            Choice::Source(source) => blend.copy_from_slice(&sources[source][start..start + segment.row_len]),
+            Choice::Alpha { first, row_step, period } => {
+                for (m, source) in sources.iter().enumerate() {
+                    let source = &source[start..start + segment.row_len];
+                    let alpha = &alpha[m * table.alphas() + first + row * row_step..][..period];
+                    match (period, m) {
+                        (1, 0) => {
+                            for (blend, &weight) in blend.iter_mut().zip(source) {
+                                *blend = alpha[0] * weight;
+                            }
+                        }
+                        (1, _) => {
+                            for (blend, &weight) in blend.iter_mut().zip(source) {
+                                *blend += alpha[0] * weight;
+                            }
+                        }
+                        _ => {
+                            for (blend, source) in blend.chunks_exact_mut(period).zip(source.chunks_exact(period)) {
+                                for ((blend, &weight), &alpha) in blend.iter_mut().zip(source).zip(alpha) {
+                                    *blend = if m == 0 { alpha * weight } else { *blend + alpha * weight };
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+pub fn alpha_gradient(table: &Table, sources: &[&[f32]], dw: &[f32], dalpha: &mut [f32]) {
+    dalpha.fill(0.0);
+    let (kernels, shared): (Vec<&Segment>, Vec<&Segment>) =
+        table.segments().iter().partition(|segment| segment.is_per_kernel());
+    for (source, dalpha) in sources.iter().zip(dalpha.chunks_mut(table.alphas().max(1))) {
+        for segment in &kernels {
+            kernel_gradient(segment, source, dw, dalpha);
+        }
+    }
+    shared_gradient(table, &shared, sources, dw, dalpha);
+}
+
+fn kernel_gradient(segment: &Segment, source: &[f32], dw: &[f32], dalpha: &mut [f32]) {
+    let Choice::Alpha { first, period, .. } = segment.choice else { unreachable!("a per-kernel segment has α") };
+    let rows = dalpha[first..first + segment.rows * period].par_chunks_mut(period);
+    rows.with_min_len((RUN / segment.pitch).max(1)).enumerate().for_each(|(row, dalpha)| {
+        let range = segment.offset + row * segment.pitch..segment.offset + row * segment.pitch + segment.row_len;
+        add_products(&dw[range.clone()], &source[range], dalpha);
+    });
+}
+
+/// `dalpha[j] += Σ dw·w` over the weights whose column is j modulo the number of α.
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
+fn add_products(dw: &[f32], w: &[f32], dalpha: &mut [f32]) {
+    let period = dalpha.len();
+    for (dw, w) in dw.chunks_exact(period).zip(w.chunks_exact(period)) {
+        for ((dalpha, &dw), &w) in dalpha.iter_mut().zip(dw).zip(w) {
+            *dalpha += dw * w;
+        }
+    }
+}
+
+/// The gradient of every α that several rows, or several segments, share.
+fn shared_gradient(table: &Table, segments: &[&Segment], sources: &[&[f32]], dw: &[f32], dalpha: &mut [f32]) {
+    let runs: Vec<(&Segment, usize, usize)> = segments
+        .iter()
+        .filter(|segment| matches!(segment.choice, Choice::Alpha { .. }))
+        .flat_map(|&segment| {
+            let per_run = (RUN / segment.pitch).max(1);
+            (0..segment.rows).step_by(per_run).map(move |first| (segment, first, (first + per_run).min(segment.rows)))
+        })
+        .collect();
+    let partial: Vec<Vec<f64>> =
+        runs.par_iter().map(|&(segment, first, end)| run_products(segment, first, end, sources, dw)).collect();
+
+    let mut total = vec![0.0; dalpha.len()];
+    for (&(segment, first_row, end), products) in runs.iter().zip(&partial) {
+        let Choice::Alpha { first, row_step, period } = segment.choice else { continue };
+        let mut products = products.iter();
+        for row in first_row..end {
+            for m in 0..sources.len() {
+                let start = m * table.alphas() + first + row * row_step;
+                for total in &mut total[start..start + period] {
+                    *total += products.next().expect("one product per row, source and α");
+                }
+            }
+        }
+    }
+    for (dalpha, total) in dalpha.iter_mut().zip(total) {
+        *dalpha += total as f32;
+    }
+}
+
+/// For each row, for each source, for each of the row's α: `Σ dw·w`.
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
+fn run_products(segment: &Segment, first: usize, end: usize, sources: &[&[f32]], dw: &[f32]) -> Vec<f64> {
+    let Choice::Alpha { period, .. } = segment.choice else { return Vec::new() };
+    let mut products = Vec::with_capacity((end - first) * sources.len() * period);
+    for row in first..end {
+        let start = segment.offset + row * segment.pitch;
+        let dw = &dw[start..start + segment.row_len];
+        for source in sources {
+            let source = &source[start..start + segment.row_len];
+            if period == 1 {
+                products.push(dot(dw, source));
+                continue;
+            }
+            let base = products.len();
+            products.resize(base + period, 0.0);
+            for (dw, source) in dw.chunks_exact(period).zip(source.chunks_exact(period)) {
+                for ((product, &dw), &w) in products[base..].iter_mut().zip(dw).zip(source) {
+                    *product += f64::from(dw) * f64::from(w);
+                }
+            }
+        }
+    }
+    products
+}
+
+#[inline(always)]
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    let mut lanes = [0f32; LANES];
+    let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let tail: f64 =
+        a_chunks.remainder().iter().zip(b_chunks.remainder()).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
+    for (a, b) in a_chunks.zip(b_chunks) {
+        for lane in 0..LANES {
+            lanes[lane] += a[lane] * b[lane];
+        }
+    }
+    lanes.iter().map(|&lane| f64::from(lane)).sum::<f64>() + tail
+}

@@ -1,0 +1,167 @@
+//! The merge: every weight of a network as a weighted sum of the same weight in M source networks.
+//!
+//! ```text
+//! blend      W[i]  = Σ_m α[m, a(i)]·W_m[i]
+//! backward   dα[m, j] = Σ_{i : a(i) = j} dW[i]·W_m[i]
+//! ```
+//!
+//! Parameters lie in arenas with identical layout, and a [`Table`] says for each stretch of them which α it takes: one
+//! call merges a whole network. The sources are frozen; only α has a gradient. Both directions are bound by memory:
+//! M + 1 passes over the arena each, the least there can be.
+//!
+//! How α comes from what is learned is [`constraint`]'s matter.
+
+pub mod constraint;
+pub mod cpu;
+pub mod reference;
+
+use std::sync::Arc;
+
+use crate::tape::{Tape, Var};
+use crate::tensor::{DType, Tensor, TensorMut};
+
+/// Where the α of a stretch come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// The weight at (row, column) takes `α[first + row·row_step + column mod period]`.
+    ///
+    /// | granularity | row_step | period |
+    /// |---|---|---|
+    /// | one α for the stretch | 0 | 1 |
+    /// | one per row, a filter | 1 | 1 |
+    /// | one per row and channel, a kernel | C | C |
+    /// | one per column, a vector of K channels as one row | 0 | K |
+    Alpha { first: usize, row_step: usize, period: usize },
+    /// All of it is taken from one source, as it is.
+    Source(usize),
+}
+
+/// Rows of one length, `pitch` apart, from `offset` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    pub offset: usize,
+    pub rows: usize,
+    pub row_len: usize,
+    pub pitch: usize,
+    pub choice: Choice,
+}
+
+impl Segment {
+    /// One past the last α that this segment takes.
+    fn alpha_end(&self) -> usize {
+        match self.choice {
+            Choice::Alpha { first, row_step, period } => first + (self.rows - 1) * row_step + period,
+            Choice::Source(_) => 0,
+        }
+    }
+
+    /// Whether each weight of a row has one of many α, and each row its own.
+    fn is_per_kernel(&self) -> bool {
+        matches!(self.choice, Choice::Alpha { period, .. } if period > 1 && self.rows > 1)
+    }
+}
+
+/// Which α every weight of an arena takes.
+#[derive(Clone, Debug)]
+pub struct Table {
+    segments: Vec<Segment>,
+    alphas: usize,
+    arena_len: usize,
+}
+
+impl Table {
+    /// `segments` in the order of their offsets, not overlapping; α beyond `alphas` and weights beyond `arena_len` are
+    /// not touched.
+    ///
+    /// # Panics
+    /// If a segment breaks these rules, or two per-kernel segments share an α.
+    pub fn new(segments: Vec<Segment>, alphas: usize, arena_len: usize) -> Table {
+        let mut end = 0;
+        let mut kernels_end = 0;
+        for segment in &segments {
+            assert!(segment.offset >= end && segment.pitch >= segment.row_len, "{segment:?} overlaps another");
+            end = segment.offset + (segment.rows - 1) * segment.pitch + segment.row_len;
+            assert!(end <= arena_len && segment.alpha_end() <= alphas, "{segment:?} leaves its arena or its α");
+            if let Choice::Alpha { first, row_step, period } = segment.choice
+                && period > 1
+            {
+                assert!(segment.row_len.is_multiple_of(period), "{segment:?}");
+                if segment.is_per_kernel() {
+                    assert!(row_step == period && first >= kernels_end, "{segment:?} shares an α");
+                    kernels_end = segment.alpha_end();
+                }
+            }
+        }
+        Table { segments, alphas, arena_len }
+    }
+
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// How many α each source has.
+    pub fn alphas(&self) -> usize {
+        self.alphas
+    }
+
+    pub fn arena_len(&self) -> usize {
+        self.arena_len
+    }
+
+    /// Bytes that a blend of `sources` must at least move, padding left out.
+    pub fn bytes(&self, sources: usize) -> usize {
+        let weights: usize = self.segments.iter().map(|s| s.rows * s.row_len).sum();
+        weights * size_of::<f32>() * (sources + 1)
+    }
+
+    fn check(&self, sources: &[&Tensor], alpha: &Tensor) {
+        assert_eq!(alpha.dims(), [sources.len(), self.alphas], "α of a merge of {} sources", sources.len());
+        assert!(sources.iter().all(|source| source.dims() == [self.arena_len]), "sources of a merge differ in layout");
+    }
+}
+
+/// Overwrites what the table covers of `blend`; the rest of it becomes zero.
+pub fn blend(table: &Table, sources: &[&Tensor], alpha: &Tensor, blend: TensorMut) {
+    table.check(sources, alpha);
+    match alpha.dtype() {
+        DType::F32 => {
+            let sources: Vec<&[f32]> = sources.iter().map(|source| source.data()).collect();
+            cpu::blend(table, &sources, alpha.data(), blend.data());
+        }
+        DType::F64 => {
+            let sources: Vec<&[f64]> = sources.iter().map(|source| source.data()).collect();
+            reference::blend::<f64>(table, &sources, alpha.data(), blend.data());
+        }
+    }
+}
+
+/// Overwrites `dalpha`, M × alphas.
+pub fn alpha_gradient(table: &Table, sources: &[&Tensor], dw: &Tensor, dalpha: TensorMut) {
+    match dw.dtype() {
+        DType::F32 => {
+            let sources: Vec<&[f32]> = sources.iter().map(|source| source.data()).collect();
+            cpu::alpha_gradient(table, &sources, dw.data(), dalpha.data());
+        }
+        DType::F64 => {
+            let sources: Vec<&[f64]> = sources.iter().map(|source| source.data()).collect();
+            reference::alpha_gradient::<f64>(table, &sources, dw.data(), dalpha.data());
+        }
+    }
+}
+
+impl Tape {
+    /// The arena of the blended network.
+    pub fn merge(&mut self, table: &Arc<Table>, sources: &[Tensor], alpha: &Var) -> Var {
+        let mut arena = Tensor::uninit([table.arena_len], alpha.value().dtype(), alpha.value().device());
+        blend(table, &sources.iter().collect::<Vec<_>>(), alpha.value(), arena.view_mut());
+        let id = alpha.id();
+        self.record(arena, &[id], || {
+            let (table, sources) = (table.clone(), sources.to_vec());
+            Box::new(move |dw, gradients| {
+                let id = id.expect("recorded because its input wants a gradient");
+                let sources: Vec<&Tensor> = sources.iter().collect();
+                gradients.contribute(id, |dalpha| alpha_gradient(&table, &sources, &dw, dalpha));
+            })
+        })
+    }
+}

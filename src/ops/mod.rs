@@ -1,0 +1,21 @@
+//! The primitives. An op with kernels is a folder; what several of them share is a file.
+//!
+//! A folder holds one contract and its implementations:
+//!
+//! * `mod.rs` the formula, shapes and checks; the dispatch on where the tensors live; the record on the tape;
+//! * `reference.rs` naive loops, generic over `f32` and `f64`: the definition, and what `f64` tensors run;
+//! * `cpu.rs` the fast form for `f32`.
+//!
+//! Every op writes into what it is given, allocates no result of its own, and sums in an order that does not depend on
+//! the number of threads. Activations are N, H, W, C; filters K, R, S, C.
+
+pub mod batch_norm;
+pub mod concat;
+pub mod conv2d;
+pub mod gemm;
+pub mod linear;
+pub mod merge;
+pub mod optimizer;
+pub mod pointwise;
+pub mod pool;
+pub mod softmax_cross_entropy;

@@ -1,0 +1,78 @@
+//! Sums and rectification, element by element.
+//!
+//! | op | forward | backward |
+//! |---|---|---|
+//! | add | `y = a + b` | `da = dy`, `db = dy` |
+//! | ReLU | `y = max(x, 0)` | `dx = dy` where `y > 0`, else 0 |
+//!
+//! Both write over an input that nobody else reads, since they are bound by memory alone. ReLU keeps its output for
+//! backward, not its input: the next convolution keeps the same tensor anyway. NaN passes through both.
+
+pub mod cpu;
+pub mod reference;
+
+use crate::tape::{Tape, Var};
+use crate::tensor::{DType, Tensor, TensorMut};
+
+/// `sum += term`. Rows of `sum` may be padded, those of `term` not.
+pub fn add_assign(sum: TensorMut, term: &Tensor) {
+    assert_eq!(sum.shape(), term.shape(), "add");
+    let (row, pitch) = (sum.shape().row_len().max(1), sum.pitch().max(1));
+    match sum.dtype() {
+        DType::F32 if row == pitch => cpu::add_assign(sum.data(), term.data()),
+        DType::F32 => reference::add_assign::<f32>(sum.data(), term.data(), row, pitch),
+        DType::F64 => reference::add_assign::<f64>(sum.data(), term.data(), row, pitch),
+    }
+}
+
+/// `x = max(x, 0)`.
+pub fn relu_assign(x: TensorMut) {
+    match x.dtype() {
+        DType::F32 => cpu::relu_assign(x.data()),
+        DType::F64 => reference::relu_assign::<f64>(x.data()),
+    }
+}
+
+/// `dy = dy` where `y > 0`, else 0.
+pub fn relu_backward_assign(dy: TensorMut, y: &Tensor) {
+    assert_eq!(dy.shape(), y.shape(), "ReLU backward");
+    match dy.dtype() {
+        DType::F32 => cpu::relu_backward_assign(dy.data(), y.data()),
+        DType::F64 => reference::relu_backward_assign::<f64>(dy.data(), y.data()),
+    }
+}
+
+impl Tape {
+    pub fn add(&mut self, a: Var, b: Var) -> Var {
+        let ids = [a.id(), b.id()];
+        let (mut sum, mut term) = (a.into_value(), b.into_value());
+        // Addition commutes to the last bit, so it may run in whichever buffer is free.
+        if !sum.is_unique() && term.is_unique() {
+            std::mem::swap(&mut sum, &mut term);
+        }
+        sum.make_unique();
+        add_assign(sum.view_mut(), &term);
+        self.record(sum, &ids, || {
+            Box::new(move |dy, gradients| {
+                for id in ids.into_iter().flatten() {
+                    gradients.give(id, dy.clone());
+                }
+            })
+        })
+    }
+
+    pub fn relu(&mut self, x: Var) -> Var {
+        let id = x.id();
+        let mut y = x.into_value();
+        y.make_unique();
+        relu_assign(y.view_mut());
+        let kept = y.clone();
+        self.record(y, &[id], || {
+            Box::new(move |mut dy, gradients| {
+                dy.make_unique();
+                relu_backward_assign(dy.view_mut(), &kept);
+                gradients.give(id.expect("recorded because its input wants a gradient"), dy);
+            })
+        })
+    }
+}

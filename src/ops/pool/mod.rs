@@ -1,0 +1,181 @@
+//! Pooling over a sliding window, and over the whole image.
+//!
+//! | op | forward | backward |
+//! |---|---|---|
+//! | max | `y = max over the window of x`; padding never wins | `dy` goes to the first element that attained the maximum |
+//! | average | `y = Σ x / divisor` | `dy / divisor` to every element of the window |
+//! | global average | mean over H·W, N×C | `dy / (H·W)` |
+//!
+//! The divisor is the window's size, or, with `count_padding: false`, the number of elements inside the image. Max
+//! pooling keeps one byte per output, which tap won. A NaN in a window wins.
+
+pub mod cpu;
+pub mod reference;
+
+use crate::ops::conv2d::output_size;
+use crate::tape::{Tape, Var};
+use crate::tensor::{DType, Shape, Tensor, TensorMut};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pool {
+    pub window: [usize; 2],
+    pub stride: [usize; 2],
+    pub padding: [usize; 2],
+    /// Whether the zeros of the padding count in an average. Max pooling ignores it.
+    pub count_padding: bool,
+}
+
+impl Pool {
+    pub fn new(window: usize, stride: usize, padding: usize) -> Pool {
+        Pool { window: [window; 2], stride: [stride; 2], padding: [padding; 2], count_padding: true }
+    }
+}
+
+/// All sizes of one call.
+#[derive(Clone, Copy, Debug)]
+pub struct Geometry {
+    pub n: usize,
+    pub h: usize,
+    pub w: usize,
+    pub c: usize,
+    pub p: usize,
+    pub q: usize,
+    pub pool: Pool,
+}
+
+impl Geometry {
+    /// # Panics
+    /// If the window does not fit, has more than 256 taps, or padding exceeds half of it.
+    pub fn new(pool: Pool, x: Shape) -> Geometry {
+        let [n, h, w, c] = x.four();
+        assert!(pool.window[0] * pool.window[1] <= 256, "a pooling window has at most 256 taps");
+        let half = [0, 1].iter().all(|&axis| pool.padding[axis] <= pool.window[axis] / 2);
+        assert!(half, "pooling is padded by at most half its window");
+        let [p, q] = [(h, 0), (w, 1)].map(|(size, axis)| {
+            output_size(size, pool.window[axis], pool.stride[axis], pool.padding[axis], 1)
+                .unwrap_or_else(|| panic!("pooling of {x}: the padded input is smaller than the window"))
+        });
+        Geometry { n, h, w, c, p, q, pool }
+    }
+
+    pub fn y(&self) -> Shape {
+        [self.n, self.p, self.q, self.c].into()
+    }
+
+    /// Calls `visit(tap, pixel)` for every input pixel of image `n` that output pixel (`p`, `q`) sees.
+    #[inline(always)]
+    pub fn for_each_tap(&self, n: usize, p: usize, q: usize, mut visit: impl FnMut(usize, usize)) {
+        let Pool { window, stride, padding, .. } = self.pool;
+        for r in 0..window[0] {
+            let h = (p * stride[0] + r).wrapping_sub(padding[0]);
+            if h >= self.h {
+                continue;
+            }
+            for s in 0..window[1] {
+                let w = (q * stride[1] + s).wrapping_sub(padding[1]);
+                if w < self.w {
+                    visit(r * window[1] + s, (n * self.h + h) * self.w + w);
+                }
+            }
+        }
+    }
+
+    /// What the average at (`p`, `q`) divides by.
+    pub fn divisor(&self, p: usize, q: usize) -> f64 {
+        let mut seen = 0;
+        self.for_each_tap(0, p, q, |_, _| seen += 1);
+        if self.pool.count_padding { (self.pool.window[0] * self.pool.window[1]) as f64 } else { f64::from(seen) }
+    }
+}
+
+/// The maxima, and for each the tap that attained it.
+pub fn max_pool(pool: Pool, x: &Tensor) -> (Tensor, Vec<u8>) {
+    let g = Geometry::new(pool, x.shape());
+    let mut y = Tensor::uninit(g.y(), x.dtype(), x.device());
+    let mut taps = vec![0; g.y().len()];
+    match x.dtype() {
+        DType::F32 => cpu::max_pool(&g, x.data(), y.view_mut().data(), &mut taps),
+        DType::F64 => reference::max_pool::<f64>(&g, x.data(), y.view_mut().data(), &mut taps),
+    }
+    (y, taps)
+}
+
+pub fn max_pool_backward(pool: Pool, dy: &Tensor, taps: &[u8], dx: TensorMut) {
+    let g = Geometry::new(pool, dx.shape());
+    match dy.dtype() {
+        DType::F32 => cpu::max_pool_backward(&g, dy.data(), taps, dx.data()),
+        DType::F64 => reference::max_pool_backward::<f64>(&g, dy.data(), taps, dx.data()),
+    }
+}
+
+pub fn average_pool(pool: Pool, x: &Tensor) -> Tensor {
+    let g = Geometry::new(pool, x.shape());
+    let mut y = Tensor::uninit(g.y(), x.dtype(), x.device());
+    match x.dtype() {
+        DType::F32 => cpu::average_pool(&g, x.data(), y.view_mut().data()),
+        DType::F64 => reference::average_pool::<f64>(&g, x.data(), y.view_mut().data()),
+    }
+    y
+}
+
+pub fn average_pool_backward(pool: Pool, dy: &Tensor, dx: TensorMut) {
+    let g = Geometry::new(pool, dx.shape());
+    match dy.dtype() {
+        DType::F32 => cpu::average_pool_backward(&g, dy.data(), dx.data()),
+        DType::F64 => reference::average_pool_backward::<f64>(&g, dy.data(), dx.data()),
+    }
+}
+
+/// N×H×W×C to N×C.
+pub fn global_average_pool(x: &Tensor) -> Tensor {
+    let [n, h, w, c] = x.shape().four();
+    let mut y = Tensor::uninit([n, c], x.dtype(), x.device());
+    match x.dtype() {
+        DType::F32 => cpu::global_average_pool(h * w, x.data(), c, y.view_mut().data()),
+        DType::F64 => reference::global_average_pool::<f64>(h * w, x.data(), c, y.view_mut().data()),
+    }
+    y
+}
+
+pub fn global_average_pool_backward(dy: &Tensor, dx: TensorMut) {
+    let [_, h, w, c] = dx.shape().four();
+    match dy.dtype() {
+        DType::F32 => cpu::global_average_pool_backward(h * w, dy.data(), c, dx.data()),
+        DType::F64 => reference::global_average_pool_backward::<f64>(h * w, dy.data(), c, dx.data()),
+    }
+}
+
+impl Tape {
+    pub fn max_pool(&mut self, pool: Pool, x: &Var) -> Var {
+        let (y, taps) = max_pool(pool, x.value());
+        let id = x.id();
+        self.record(y, &[id], || {
+            Box::new(move |dy, gradients| {
+                let id = id.expect("recorded because its input wants a gradient");
+                gradients.contribute(id, |dx| max_pool_backward(pool, &dy, &taps, dx));
+            })
+        })
+    }
+
+    pub fn average_pool(&mut self, pool: Pool, x: &Var) -> Var {
+        let y = average_pool(pool, x.value());
+        let id = x.id();
+        self.record(y, &[id], || {
+            Box::new(move |dy, gradients| {
+                let id = id.expect("recorded because its input wants a gradient");
+                gradients.contribute(id, |dx| average_pool_backward(pool, &dy, dx));
+            })
+        })
+    }
+
+    pub fn global_average_pool(&mut self, x: &Var) -> Var {
+        let y = global_average_pool(x.value());
+        let id = x.id();
+        self.record(y, &[id], || {
+            Box::new(move |dy, gradients| {
+                let id = id.expect("recorded because its input wants a gradient");
+                gradients.contribute(id, |dx| global_average_pool_backward(&dy, dx));
+            })
+        })
+    }
+}

@@ -1,0 +1,137 @@
+//! Files appear complete or not at all, and never over another one unless told so.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// A place where a file may be written, found good before the work that fills it starts.
+#[derive(Clone, Debug)]
+pub struct OutputPath {
+    path: PathBuf,
+    force: bool,
+}
+
+impl OutputPath {
+    /// Checks that nothing is overwritten unless `force`, that the folder exists and can be written to, and that its disk
+    /// has `bytes` free.
+    pub fn check(path: &Path, force: bool, bytes: u64) -> Result<OutputPath> {
+        if path.is_dir() {
+            let source = std::io::Error::from(std::io::ErrorKind::IsADirectory);
+            return Err(Error::Io { action: "write", path: path.to_path_buf(), source });
+        }
+        if path.exists() && !force {
+            return Err(Error::Exists { path: path.to_path_buf() });
+        }
+        let folder = folder(path);
+        tempfile::NamedTempFile::new_in(folder).map_err(Error::io("write", path))?;
+        let free = fs4::available_space(folder).map_err(Error::io("write", path))?;
+        if free < bytes {
+            return Err(Error::usage(
+                format!("{} needs {} MB, and its disk has {} MB free", path.display(), bytes >> 20, free >> 20),
+                "free some space, or write to another disk",
+            ));
+        }
+        Ok(OutputPath { path: path.to_path_buf(), force })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Replaces the file by what `fill` writes: into a temporary file beside it, then by renaming. What this run wrote
+    /// itself it may write again.
+    pub fn write(&mut self, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
+        let failed = || Error::io("write", &self.path);
+        let mut file = tempfile::NamedTempFile::new_in(folder(&self.path)).map_err(failed())?;
+        let mut writer = std::io::BufWriter::with_capacity(1 << 20, file.as_file_mut());
+        fill(&mut writer).and_then(|()| writer.flush()).map_err(failed())?;
+        drop(writer);
+        // A full disk may show only here.
+        file.as_file().sync_all().map_err(failed())?;
+        set_usual_permissions(file.as_file());
+        if self.force {
+            file.persist(&self.path).map_err(|error| failed()(error.error))?;
+        } else {
+            file.persist_noclobber(&self.path).map_err(|error| match error.error.kind() {
+                std::io::ErrorKind::AlreadyExists => Error::Exists { path: self.path.clone() },
+                _ => failed()(error.error),
+            })?;
+        }
+        self.force = true;
+        Ok(())
+    }
+}
+
+/// The folder that a path names a file in.
+fn folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Temporary files are readable by their owner alone; results are ordinary files.
+fn set_usual_permissions(file: &std::fs::File) {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        // A file system without permissions is no reason to lose a result.
+        let _ = file.set_permissions(std::fs::Permissions::from_mode(0o644));
+    }
+    #[cfg(not(unix))]
+    let _ = file;
+}
+
+/// Makes a folder for several files; it must be new or empty unless `force`.
+pub fn make_folder(path: &Path, force: bool) -> Result<()> {
+    if path.exists() && !path.is_dir() {
+        return Err(Error::Exists { path: path.to_path_buf() });
+    }
+    if path.is_dir() && !force {
+        let mut entries = std::fs::read_dir(path).map_err(Error::io("read", path))?;
+        if entries.next().is_some() {
+            return Err(Error::Exists { path: path.to_path_buf() });
+        }
+    }
+    std::fs::create_dir_all(path).map_err(Error::io("create", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_write_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("result");
+        let mut output = OutputPath::check(&path, false, 0).unwrap();
+        let failure = output.write(|file| {
+            file.write_all(b"half")?;
+            Err(std::io::ErrorKind::StorageFull.into())
+        });
+        assert!(failure.unwrap_err().hint().unwrap().contains("free some space"));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn an_existing_file_is_kept_unless_forced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("result");
+        let mut output = OutputPath::check(&path, false, 0).unwrap();
+        std::fs::write(&path, "theirs").unwrap();
+        assert!(matches!(OutputPath::check(&path, false, 0), Err(Error::Exists { .. })));
+        assert!(matches!(output.write(|file| file.write_all(b"ours")), Err(Error::Exists { .. })));
+        assert_eq!(std::fs::read(&path).unwrap(), b"theirs");
+        let mut forced = OutputPath::check(&path, true, 0).unwrap();
+        forced.write(|file| file.write_all(b"ours")).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"ours");
+    }
+
+    #[test]
+    fn a_disk_without_room_is_found_before_the_work() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = OutputPath::check(&folder.path().join("result"), false, u64::MAX).unwrap_err();
+        assert!(error.to_string().contains("MB free"), "{error}");
+    }
+}

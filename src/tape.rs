@@ -1,0 +1,307 @@
+//! Reverse-mode differentiation: a list of what was done, walked backwards.
+//!
+//! Each op that runs on [`Var`]s appends one closure that turns the gradient of its output into contributions to the
+//! gradients of its inputs. [`Tape::backward`] pops the closures in reverse order, so what a closure holds is freed as
+//! soon as it has run. A variable that leads to no leaf whose gradient is wanted carries no [`Id`]; ops record nothing
+//! for it, hold nothing for it and compute no gradient of it.
+//!
+//! Parameters of a network are windows into one arena ([`Tape::window`]). Their gradients are written straight into
+//! windows of the arena's gradient, which is therefore complete, and in one piece, when the arena's own record runs:
+//! merging and the optimiser see one buffer, never a list of layers.
+//!
+//! The tape knows tensors, not ops: each op's record stands beside its formula, in `ops`.
+
+use std::collections::BTreeMap;
+
+use crate::ops::pointwise;
+use crate::tensor::{DType, Device, Shape, Tensor, TensorMut};
+
+/// Which gradient on its tape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Id(usize);
+
+/// A value, and where its gradient goes if anybody asked for it.
+#[derive(Clone, Debug)]
+pub struct Var {
+    value: Tensor,
+    id: Option<Id>,
+}
+
+impl Var {
+    /// A value whose gradient nobody wants.
+    pub fn constant(value: Tensor) -> Var {
+        Var { value, id: None }
+    }
+
+    pub fn value(&self) -> &Tensor {
+        &self.value
+    }
+
+    pub fn into_value(self) -> Tensor {
+        self.value
+    }
+
+    /// Where the gradient goes; `None` where nobody wants it.
+    pub fn id(&self) -> Option<Id> {
+        self.id
+    }
+
+    pub fn shape(&self) -> Shape {
+        self.value.shape()
+    }
+}
+
+type Backward = Box<dyn FnOnce(Tensor, &mut Gradients)>;
+
+#[derive(Default)]
+pub struct Tape {
+    slots: Vec<Slot>,
+    records: Vec<(Id, Backward)>,
+    windows: BTreeMap<(usize, usize), Var>,
+}
+
+/// Gradients gathered so far, one slot per [`Id`].
+pub struct Gradients {
+    slots: Vec<Slot>,
+}
+
+/// What is known of a gradient.
+struct Slot {
+    shape: Shape,
+    dtype: DType,
+    device: Device,
+    state: State,
+}
+
+enum State {
+    /// Nothing has been contributed yet.
+    Empty,
+    Ready(Tensor),
+    /// The gradient of an arena, and which stretches of it have been written.
+    Arena {
+        gradient: Option<Tensor>,
+        written: BTreeMap<usize, usize>,
+    },
+    /// A window into an arena's gradient.
+    Window {
+        arena: Id,
+        offset: usize,
+        pitch: usize,
+    },
+}
+
+impl Tape {
+    pub fn new() -> Tape {
+        Tape::default()
+    }
+
+    /// A value whose gradient [`Gradients::take`] will be asked for.
+    pub fn leaf(&mut self, value: Tensor) -> Var {
+        let id = self.slot(&value, State::Empty);
+        Var { value, id: Some(id) }
+    }
+
+    /// The output of an op on `inputs`. `backward` is made, and kept, only if one of the inputs wants a gradient.
+    pub fn record(&mut self, value: Tensor, inputs: &[Option<Id>], backward: impl FnOnce() -> Backward) -> Var {
+        if inputs.iter().all(Option::is_none) {
+            return Var::constant(value);
+        }
+        let id = self.slot(&value, State::Empty);
+        self.records.push((id, backward()));
+        Var { value, id: Some(id) }
+    }
+
+    /// A parameter in an arena. The same window asked for twice is the same variable: its contributions add up.
+    /// Windows of one arena must not overlap otherwise.
+    pub fn window(&mut self, arena: &Var, offset: usize, shape: impl Into<Shape>, pitch: usize) -> Var {
+        let value = arena.value.window(offset, shape, pitch);
+        let Some(arena) = arena.id else { return Var::constant(value) };
+        if let Some(known) = self.windows.get(&(arena.0, offset)) {
+            assert_eq!(known.shape(), value.shape(), "two windows of different shape at one offset");
+            return known.clone();
+        }
+        let slot = &mut self.slots[arena.0];
+        if let State::Empty = slot.state {
+            slot.state = State::Arena { gradient: None, written: BTreeMap::new() };
+        }
+        let id = self.slot(&value, State::Window { arena, offset, pitch });
+        let window = Var { value, id: Some(id) };
+        self.windows.insert((arena.0, offset), window.clone());
+        window
+    }
+
+    /// The gradients of every leaf with respect to `loss`, a single number.
+    pub fn backward(mut self, loss: Var) -> Gradients {
+        let mut gradients = Gradients { slots: std::mem::take(&mut self.slots) };
+        self.windows.clear();
+        assert_eq!(loss.shape().len(), 1, "backward starts from a single number, not from {}", loss.shape());
+        let Some(id) = loss.id else { return gradients };
+        gradients.contribute(id, |seed| seed.fill(1.0));
+        drop(loss);
+        while let Some((id, backward)) = self.records.pop() {
+            if let Some(gradient) = gradients.take_id(id) {
+                backward(gradient, &mut gradients);
+            }
+        }
+        gradients
+    }
+
+    fn slot(&mut self, value: &Tensor, state: State) -> Id {
+        self.slots.push(Slot { shape: value.shape(), dtype: value.dtype(), device: value.device(), state });
+        Id(self.slots.len() - 1)
+    }
+}
+
+impl Gradients {
+    /// Hands `fill` a buffer of the gradient's shape, which it must overwrite whole; adds it to what is there.
+    pub fn contribute(&mut self, id: Id, fill: impl FnOnce(TensorMut)) {
+        let slot = &self.slots[id.0];
+        let (shape, dtype, device) = (slot.shape, slot.dtype, slot.device);
+        if let State::Window { arena, offset, pitch } = slot.state {
+            let (gradient, written) = self.arena(arena);
+            let mut window = gradient.view_mut().window(offset, shape, pitch);
+            let end = offset + (shape.rows() - 1) * pitch + shape.row_len();
+            if written.insert(offset, end).is_none() {
+                if pitch > shape.row_len() {
+                    window.reborrow().fill(0.0);
+                }
+                return fill(window);
+            }
+            let mut second = Tensor::uninit(shape, dtype, device);
+            fill(second.view_mut());
+            return pointwise::add_assign(window, &second);
+        }
+        let mut gradient = Tensor::uninit(shape, dtype, device);
+        fill(gradient.view_mut());
+        self.give(id, gradient);
+    }
+
+    /// Adds a gradient that is already there as a tensor; the first one is taken over without a copy.
+    pub fn give(&mut self, id: Id, gradient: Tensor) {
+        let slot = &mut self.slots[id.0];
+        assert_eq!(slot.shape, gradient.shape(), "the gradient of a {} came as {}", slot.shape, gradient.shape());
+        slot.state = match std::mem::replace(&mut slot.state, State::Empty) {
+            State::Empty => State::Ready(gradient),
+            State::Ready(mut sum) => {
+                sum.make_unique();
+                pointwise::add_assign(sum.view_mut(), &gradient);
+                State::Ready(sum)
+            }
+            State::Arena { .. } | State::Window { .. } => panic!("an arena's gradient is contributed window by window"),
+        };
+    }
+
+    /// The gradient of a leaf; `None` if nothing depended on it.
+    pub fn take(&mut self, var: &Var) -> Option<Tensor> {
+        self.take_id(var.id?)
+    }
+
+    fn take_id(&mut self, id: Id) -> Option<Tensor> {
+        let slot = &mut self.slots[id.0];
+        match std::mem::replace(&mut slot.state, State::Empty) {
+            State::Ready(gradient) => Some(gradient),
+            State::Arena { gradient: Some(mut gradient), written } => {
+                zero_gaps(gradient.view_mut(), slot.shape.len(), &written);
+                Some(gradient)
+            }
+            State::Empty | State::Arena { gradient: None, .. } | State::Window { .. } => None,
+        }
+    }
+
+    fn arena(&mut self, id: Id) -> (&mut Tensor, &mut BTreeMap<usize, usize>) {
+        let Slot { shape, dtype, device, state } = &mut self.slots[id.0];
+        let State::Arena { gradient, written } = state else { panic!("a window into what is no arena") };
+        (gradient.get_or_insert_with(|| Tensor::uninit(*shape, *dtype, *device)), written)
+    }
+}
+
+/// Zeroes what no window covers: padding behind a last row, and parameters that nothing depended on.
+fn zero_gaps(mut gradient: TensorMut, len: usize, written: &BTreeMap<usize, usize>) {
+    let mut end = 0;
+    for (&start, &stop) in written.iter().chain([(&len, &len)]) {
+        if start > end {
+            gradient.reborrow().window(end, [start - end], 1).fill(0.0);
+        }
+        end = stop.min(len).max(end);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(values: &[f64]) -> Tensor {
+        Tensor::from_vec(values.to_vec(), [values.len()])
+    }
+
+    /// An op for these tests: the sum of `factor · x`.
+    fn weighted_sum(tape: &mut Tape, x: &Var, factor: f64) -> Var {
+        let value = Tensor::scalar(x.value().to_f64().iter().sum::<f64>() * factor);
+        let id = x.id();
+        tape.record(value, &[id], || {
+            Box::new(move |dy, gradients| {
+                gradients.contribute(id.unwrap(), |dx| dx.fill(factor * dy.to_f64()[0]));
+            })
+        })
+    }
+
+    fn sum(tape: &mut Tape, a: &Var, b: &Var) -> Var {
+        let value = Tensor::scalar(a.value().to_f64()[0] + b.value().to_f64()[0]);
+        let ids = [a.id(), b.id()];
+        tape.record(value, &ids, || {
+            Box::new(move |dy, gradients| ids.into_iter().flatten().for_each(|id| gradients.give(id, dy.clone())))
+        })
+    }
+
+    #[test]
+    fn contributions_add_up() {
+        let mut tape = Tape::new();
+        let x = tape.leaf(numbers(&[1.0, 2.0]));
+        let (a, b) = (weighted_sum(&mut tape, &x, 3.0), weighted_sum(&mut tape, &x, 4.0));
+        let loss = sum(&mut tape, &a, &b);
+        let mut gradients = tape.backward(loss);
+        assert_eq!(gradients.take(&x).unwrap().to_f64(), [7.0, 7.0]);
+    }
+
+    #[test]
+    fn nothing_is_recorded_for_constants() {
+        let mut tape = Tape::new();
+        let x = Var::constant(numbers(&[1.0]));
+        let loss = weighted_sum(&mut tape, &x, 3.0);
+        assert!(loss.id().is_none() && tape.records.is_empty());
+    }
+
+    #[test]
+    fn windows_meet_in_the_arena_and_gaps_are_zero() {
+        let mut tape = Tape::new();
+        let arena = tape.leaf(numbers(&[0.0; 8]));
+        let first = tape.window(&arena, 1, [2], 1);
+        let second = tape.window(&arena, 4, [3], 1);
+        let again = tape.window(&arena, 4, [3], 1);
+        let (a, b) = (weighted_sum(&mut tape, &first, 1.0), weighted_sum(&mut tape, &second, 2.0));
+        let c = weighted_sum(&mut tape, &again, 3.0);
+        let ab = sum(&mut tape, &a, &b);
+        let loss = sum(&mut tape, &ab, &c);
+        let mut gradients = tape.backward(loss);
+        assert_eq!(gradients.take(&arena).unwrap().to_f64(), [0.0, 1.0, 1.0, 0.0, 5.0, 5.0, 5.0, 0.0]);
+    }
+
+    #[test]
+    fn what_a_record_holds_is_freed_when_it_has_run() {
+        let mut tape = Tape::new();
+        let x = tape.leaf(numbers(&[1.0]));
+        let mut held = numbers(&[5.0]);
+        let inner = held.clone();
+        let y = weighted_sum(&mut tape, &x, 1.0);
+        let id = y.id().unwrap();
+        let z = tape.record(numbers(&[0.0]), &[y.id()], || {
+            Box::new(move |dy, gradients| {
+                let _held = inner;
+                gradients.give(id, dy);
+            })
+        });
+        assert!(!held.is_unique());
+        tape.backward(z);
+        assert!(held.is_unique());
+    }
+}

@@ -1,0 +1,126 @@
+//! Learning merge weights: choose the anchor, probe, re-estimate the running statistics.
+
+use super::{EpochRecord, MergeState, Observer, Subject, Target, TrainOptions, evaluate, reestimate_statistics, train};
+use crate::data::SplitName;
+use crate::error::{Error, Result};
+use crate::merge::{BatchNormPolicy, Constraint, Granularity, Learned, Method, Plan, Sources, Start};
+use crate::nn::{Model, Region, init};
+
+/// Which source stands on the `1 − w` side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AnchorChoice {
+    Named(usize),
+    /// The source whose linear probe has the better macro F1 on the validation split.
+    Auto,
+}
+
+#[derive(Clone, Debug)]
+pub struct LearnOptions {
+    pub granularity: Granularity,
+    pub constraint: Constraint,
+    pub start: Start,
+    pub anchor: AnchorChoice,
+    pub batch_norm: BatchNormPolicy,
+    /// Keep the running statistics of the probe instead of re-estimating them.
+    pub keep_statistics: bool,
+    pub probe: TrainOptions,
+}
+
+/// What learning came to.
+pub struct Learning {
+    pub learned: Learned,
+    pub history: Vec<EpochRecord>,
+    /// Macro F1 of each source's linear probe on the validation split, where the anchor was chosen by it.
+    pub anchor_scores: Option<Vec<f64>>,
+}
+
+/// A source's trunk under a new head.
+fn with_new_head(sources: &Sources, index: usize, classes: usize, seed: u64) -> Model {
+    let mut model = sources.transfer(index, &sources.network(classes));
+    init::initialize(&mut model, Region::Head, seed);
+    model
+}
+
+/// Trains a new head on a source whose trunk stays frozen.
+pub fn probe(
+    sources: &Sources,
+    index: usize,
+    target: Target,
+    options: &TrainOptions,
+    observer: &mut dyn Observer,
+) -> Result<(Model, Vec<EpochRecord>)> {
+    let mut model = with_new_head(sources, index, target.data.classes, options.seed);
+    let history = train(&mut model, &mut Subject::Head, target, options, observer)?;
+    reestimate_statistics(&mut model, target, options.batch_size);
+    Ok((model, history))
+}
+
+/// Probes every source and returns the best one's index with all scores.
+fn choose_anchor(
+    sources: &Sources,
+    target: Target,
+    options: &TrainOptions,
+    observer: &mut dyn Observer,
+) -> Result<(usize, Vec<f64>)> {
+    if target.data.val.is_empty() {
+        let hint = "name the anchor: --anchor FILE";
+        return Err(Error::usage("--anchor auto compares sources on the validation split, which is empty", hint));
+    }
+    let mut scores = Vec::new();
+    for index in 0..sources.len() {
+        let (model, _) = probe(sources, index, target, options, observer)?;
+        scores.push(evaluate(&model, target, SplitName::Val, options.batch_size).macro_f1);
+    }
+    // The first of equals.
+    let best = (0..scores.len()).rev().max_by(|&a, &b| scores[a].total_cmp(&scores[b])).expect("two sources at least");
+    Ok((best, scores))
+}
+
+/// `anchor_observer` sees the probes that choose the anchor, `observer` the learning itself.
+pub fn learn(
+    sources: &Sources,
+    target: Target,
+    options: &LearnOptions,
+    anchor_observer: &mut dyn Observer,
+    observer: &mut dyn Observer,
+) -> Result<Learning> {
+    options.probe.check()?;
+    let classes = target.data.classes;
+    let method = |anchor| Method {
+        sources: sources.len(),
+        anchor,
+        granularity: options.granularity,
+        constraint: options.constraint,
+        batch_norm: options.batch_norm,
+    };
+    let network = sources.network(classes);
+    // A start that the constraint refuses is refused before the probes.
+    Plan::new(&network, method(0)).start(options.start)?;
+    let (anchor, anchor_scores) = match options.anchor {
+        AnchorChoice::Named(index) => (index, None),
+        AnchorChoice::Auto => {
+            let (best, scores) = choose_anchor(sources, target, &options.probe, anchor_observer)?;
+            (best, Some(scores))
+        }
+    };
+    let plan = Plan::new(&network, method(anchor));
+    let numbers = plan.start(options.start)?;
+    let mut model = with_new_head(sources, anchor, classes, options.probe.seed);
+    let mut subject = Subject::Merge(MergeState { plan, trunks: sources.trunks(), numbers });
+    let history = train(&mut model, &mut subject, target, &options.probe, observer)?;
+    subject.materialize(&mut model);
+    if !options.keep_statistics {
+        reestimate_statistics(&mut model, target, options.probe.batch_size);
+    }
+    let Subject::Merge(state) = subject else { unreachable!("made above") };
+    let learned = Learned {
+        architecture: sources.architecture().clone(),
+        method: state.plan.method,
+        start: options.start,
+        seed: options.probe.seed,
+        sources: sources.records(),
+        numbers: state.numbers,
+        model,
+    };
+    Ok(Learning { learned, history, anchor_scores })
+}

@@ -1,0 +1,254 @@
+//! Training: one loop for everything that learns, and the workflows made of it.
+//!
+//! | what learns | trunk | head | merge weights |
+//! |---|---|---|---|
+//! | [`Subject::Everything`]: pre-training, fine-tuning | yes | yes | |
+//! | [`Subject::Head`]: a linear probe | | yes | |
+//! | [`Subject::Merge`]: the probe of a merge | blended from frozen sources | yes | yes |
+//!
+//! Batch norms normalise by the batch in all three, so that a trunk that has never seen the target's images is judged by
+//! what it computes, not by statistics of another data set.
+
+mod compare;
+mod evaluate;
+mod interrupt;
+mod learn;
+mod optimizer;
+mod step;
+
+use std::time::Instant;
+
+use serde::Serialize;
+
+pub use compare::{Baseline, Outcome, Protocol};
+pub use evaluate::{evaluate, reestimate_statistics, scores};
+pub use interrupt::{interrupted, watch_for_interrupt};
+pub use learn::{AnchorChoice, LearnOptions, Learning, learn, probe};
+pub use optimizer::{Optimizer, OptimizerKind, Schedule};
+pub use step::{MergeState, Step, Subject, step};
+
+use crate::data::{Augmentation, Dataset, Loader, LoaderOptions, Normalisation, SplitName};
+use crate::error::{Error, Result};
+use crate::metrics::Metrics;
+use crate::nn::Model;
+use crate::ops::softmax_cross_entropy::CrossEntropy;
+use crate::tensor::Tensor;
+
+/// A data set and how its images become numbers.
+#[derive(Clone, Copy)]
+pub struct Target<'a> {
+    pub data: &'a Dataset,
+    pub normalisation: &'a Normalisation,
+}
+
+impl<'a> Target<'a> {
+    /// Batches in file order, for evaluation.
+    pub fn in_order(&self, split: SplitName, network_channels: usize, batch_size: usize) -> Loader<'a> {
+        self.loader(split, network_channels, batch_size, false, None, 0)
+    }
+
+    fn loader(
+        &self,
+        split: SplitName,
+        network_channels: usize,
+        batch_size: usize,
+        shuffle: bool,
+        augmentation: Option<Augmentation>,
+        seed: u64,
+    ) -> Loader<'a> {
+        let Dataset { height, width, channels, .. } = *self.data;
+        let normalisation = self.normalisation.clone();
+        let options = LoaderOptions { network_channels, normalisation, batch_size, shuffle, augmentation, seed };
+        Loader::new(self.data.split(split), height, width, channels, options)
+    }
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct TrainOptions {
+    pub epochs: usize,
+    pub batch_size: usize,
+    pub learning_rate: f64,
+    /// Of merge weights, where there are some.
+    pub merge_learning_rate: f64,
+    pub optimizer: OptimizerKind,
+    pub schedule: Schedule,
+    pub weight_decay: f64,
+    pub label_smoothing: f64,
+    /// Weighs each class by N / (classes · its images).
+    pub balance_classes: bool,
+    #[serde(skip)]
+    pub augmentation: Option<Augmentation>,
+    /// Stops when the validation split's macro F1 has not improved for so many epochs.
+    pub patience: Option<usize>,
+    pub seed: u64,
+}
+
+impl Default for TrainOptions {
+    fn default() -> TrainOptions {
+        TrainOptions {
+            epochs: 10,
+            batch_size: 128,
+            learning_rate: 1e-3,
+            merge_learning_rate: 1e-2,
+            optimizer: OptimizerKind::AdamW,
+            schedule: Schedule::Cosine,
+            weight_decay: 1e-4,
+            label_smoothing: 0.0,
+            balance_classes: false,
+            augmentation: None,
+            patience: None,
+            seed: 0,
+        }
+    }
+}
+
+impl TrainOptions {
+    /// Refuses what cannot work before anything is read or computed.
+    pub fn check(&self) -> Result<()> {
+        let refuse = |message: String, hint: &str| Err(Error::usage(message, hint));
+        if self.batch_size == 0 {
+            return refuse("a batch size of 0".into(), "give at least 1; 128 is usual");
+        }
+        for (name, rate) in [("learning-rate", self.learning_rate), ("merge-learning-rate", self.merge_learning_rate)] {
+            if !rate.is_finite() || rate < 0.0 {
+                return refuse(format!("--{name} {rate}"), "give a positive number, such as 1e-3");
+            }
+        }
+        if !self.weight_decay.is_finite() || self.weight_decay < 0.0 {
+            return refuse(format!("--weight-decay {}", self.weight_decay), "give 0 or a small positive number");
+        }
+        if !(0.0..1.0).contains(&self.label_smoothing) {
+            return refuse(
+                format!("--label-smoothing {}", self.label_smoothing),
+                "give a number from 0 up to, not including, 1",
+            );
+        }
+        Ok(())
+    }
+}
+
+/// What one epoch came to.
+#[derive(Clone, Debug, Serialize)]
+pub struct EpochRecord {
+    /// Counted from 1.
+    pub epoch: usize,
+    /// Mean over the epoch's batches.
+    pub train_loss: f64,
+    /// On the validation split; `None` where it is empty.
+    pub val_accuracy: Option<f64>,
+    pub val_macro_f1: Option<f64>,
+    pub seconds: f64,
+}
+
+/// What happens during training, for whoever shows or saves it.
+pub trait Observer {
+    fn step(&mut self, _step: usize, _steps: usize, _loss: f32) {}
+
+    /// After each epoch; `best` is the model to keep if this epoch is the best so far.
+    fn epoch(&mut self, _record: &EpochRecord, _best: Option<&Model>) -> Result<()> {
+        Ok(())
+    }
+
+    /// The file to which a good checkpoint has been written, if any.
+    fn kept(&self) -> Option<std::path::PathBuf> {
+        None
+    }
+}
+
+/// Shows and saves nothing.
+pub struct Silent;
+
+impl Observer for Silent {}
+
+/// What is kept of the best epoch.
+struct Best {
+    macro_f1: f64,
+    epoch: usize,
+    model: Model,
+    numbers: Option<Tensor>,
+}
+
+/// Trains `subject` on the training split and leaves in `model` (and in the subject's merge weights) the best epoch by
+/// macro F1 on the validation split; the last one where that split is empty.
+pub fn train(
+    model: &mut Model,
+    subject: &mut Subject,
+    target: Target,
+    options: &TrainOptions,
+    observer: &mut dyn Observer,
+) -> Result<Vec<EpochRecord>> {
+    options.check()?;
+    // A transferred trunk is still the source's own buffer.
+    *model = model.copy();
+    let channels = model.network.input_channels;
+    let augmentation = options.augmentation.clone();
+    let loader = target.loader(SplitName::Train, channels, options.batch_size, true, augmentation, options.seed);
+    let loss = CrossEntropy {
+        class_weights: if options.balance_classes { balanced_weights(target.data) } else { Vec::new() },
+        label_smoothing: options.label_smoothing,
+    };
+    let steps = loader.batches_per_epoch() * options.epochs;
+    let mut optimizers = subject.optimizers(options);
+    let mut history = Vec::new();
+    let mut best: Option<Best> = None;
+    let mut done = 0;
+    for epoch in 0..options.epochs {
+        let start = Instant::now();
+        let (mut sum, mut batches) = (0.0, 0);
+        for batch in loader.epoch(epoch) {
+            if interrupted() {
+                return Err(Error::Interrupted { kept: observer.kept() });
+            }
+            let factor = options.schedule.factor(done, steps);
+            let images = Tensor::from_vec(batch.images, batch.shape);
+            let Step { loss: value, .. } = step(model, subject, &mut optimizers, &loss, images, &batch.labels, factor);
+            done += 1;
+            if !value.is_finite() {
+                return Err(Error::Diverged { loss: value, step: done, epoch: epoch + 1, kept: observer.kept() });
+            }
+            sum += f64::from(value);
+            batches += 1;
+            observer.step(done, steps, value);
+        }
+        subject.materialize(model);
+        let validation = validate(model, target, options.batch_size);
+        let record = EpochRecord {
+            epoch: epoch + 1,
+            train_loss: sum / batches as f64,
+            val_accuracy: validation.as_ref().map(|metrics| metrics.accuracy),
+            val_macro_f1: validation.as_ref().map(|metrics| metrics.macro_f1),
+            seconds: start.elapsed().as_secs_f64(),
+        };
+        let macro_f1 = record.val_macro_f1.unwrap_or(f64::INFINITY);
+        // Without a validation split every epoch counts as an improvement.
+        let improved = best.as_ref().is_none_or(|best| macro_f1 > best.macro_f1 || macro_f1 == f64::INFINITY);
+        if improved {
+            best = Some(Best { macro_f1, epoch, model: model.copy(), numbers: subject.numbers() });
+        }
+        observer.epoch(&record, improved.then_some(&*model))?;
+        history.push(record);
+        let since = epoch - best.as_ref().map_or(epoch, |best| best.epoch);
+        if options.patience.is_some_and(|patience| since >= patience) {
+            break;
+        }
+    }
+    if let Some(best) = best {
+        *model = best.model;
+        subject.restore(best.numbers);
+    }
+    Ok(history)
+}
+
+fn validate(model: &Model, target: Target, batch_size: usize) -> Option<Metrics> {
+    if target.data.val.is_empty() {
+        return None;
+    }
+    Some(evaluate(model, target, SplitName::Val, batch_size))
+}
+
+/// N / (classes · images of the class).
+fn balanced_weights(data: &Dataset) -> Vec<f64> {
+    let counts = data.class_counts(SplitName::Train);
+    let total: usize = counts.iter().sum();
+    counts.iter().map(|&count| total as f64 / (counts.len() * count.max(1)) as f64).collect()
+}

@@ -1,0 +1,79 @@
+//! Update rules with their state, one per arena.
+
+use serde::Serialize;
+
+use crate::ops::optimizer::{AdamW, Sgd, adamw, sgd};
+use crate::tensor::Tensor;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerKind {
+    /// With a momentum of 0.9.
+    Sgd,
+    /// With β = (0.9, 0.999) and ε = 1e-8.
+    AdamW,
+}
+
+/// How the learning rate falls from its first value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Schedule {
+    Constant,
+    /// Half a cosine, to 0 after the last step.
+    Cosine,
+}
+
+impl Schedule {
+    /// What the learning rate is multiplied by at `step` (from 0) of `steps`.
+    pub fn factor(self, step: usize, steps: usize) -> f64 {
+        match self {
+            Schedule::Constant => 1.0,
+            Schedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * step as f64 / steps as f64).cos()),
+        }
+    }
+}
+
+/// An update rule and its state for one arena.
+#[derive(Clone, Debug)]
+pub struct Optimizer {
+    kind: OptimizerKind,
+    learning_rate: f64,
+    weight_decay: f64,
+    step: u64,
+    moments: Vec<Tensor>,
+}
+
+impl Optimizer {
+    pub fn new(kind: OptimizerKind, learning_rate: f64, weight_decay: f64) -> Optimizer {
+        Optimizer { kind, learning_rate, weight_decay, step: 0, moments: Vec::new() }
+    }
+
+    /// Moves `parameters` against `gradient`; the learning rate is multiplied by `factor`.
+    pub fn update(&mut self, parameters: &mut Tensor, gradient: &Tensor, factor: f64) {
+        if self.moments.is_empty() {
+            let count = if self.kind == OptimizerKind::Sgd { 1 } else { 2 };
+            let zeros = || Tensor::zeros(parameters.shape(), parameters.dtype(), parameters.device());
+            self.moments = (0..count).map(|_| zeros()).collect();
+        }
+        self.step += 1;
+        let learning_rate = self.learning_rate * factor;
+        match (self.kind, self.moments.as_mut_slice()) {
+            (OptimizerKind::Sgd, [velocity]) => {
+                let rule = Sgd { learning_rate, momentum: 0.9, weight_decay: self.weight_decay };
+                sgd(&rule, parameters, gradient, velocity);
+            }
+            (OptimizerKind::AdamW, [first, second]) => {
+                let rule = AdamW {
+                    learning_rate,
+                    beta1: 0.9,
+                    beta2: 0.999,
+                    epsilon: 1e-8,
+                    weight_decay: self.weight_decay,
+                    step: self.step,
+                };
+                adamw(&rule, parameters, gradient, first, second);
+            }
+            _ => unreachable!("each rule has its own number of moments"),
+        }
+    }
+}

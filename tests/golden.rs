@@ -1,0 +1,427 @@
+//! Against PyTorch: logits, every gradient, running statistics, optimiser steps and merge weights, from the files that
+//! `tests/golden/make.py` wrote. PyTorch computed them in double precision, so they are right to the last bit of `f32`;
+//! our `f64` path must agree to that, our `f32` path within its own rounding.
+
+mod common;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use common::{assert_close, mix, nhwc};
+use medmerge::checkpoint::{Numbers, TensorFile, to_our_order};
+use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Method, Plan};
+use medmerge::nn::{Architecture, Mode, Model, Network, Region};
+use medmerge::ops::softmax_cross_entropy::CrossEntropy;
+use medmerge::tape::{Gradients, Tape, Var};
+use medmerge::tensor::{DType, Device, Tensor};
+use medmerge::train::{Optimizer, OptimizerKind};
+
+/// The file's own rounding to `f32`, through a deep network's conditioning.
+const F64: f64 = 1e-6;
+/// `f32` arithmetic through twenty layers with batch norms over six images.
+const F32: f64 = 2e-5;
+
+fn tolerance(dtype: DType) -> f64 {
+    match dtype {
+        DType::F32 => F32,
+        DType::F64 => F64,
+    }
+}
+
+fn golden(name: &str) -> TensorFile {
+    TensorFile::read(&Path::new("tests/golden").join(format!("{name}.safetensors"))).expect("a golden file")
+}
+
+fn floats(file: &TensorFile, name: &str) -> Vec<f32> {
+    let stored = file.tensors.get(name).unwrap_or_else(|| panic!("no '{name}' in {}", file.path.display()));
+    stored.floats(&file.path, name).unwrap()
+}
+
+fn doubles(file: &TensorFile, name: &str) -> Vec<f64> {
+    floats(file, name).into_iter().map(f64::from).collect()
+}
+
+fn labels(file: &TensorFile) -> Vec<u32> {
+    match &file.tensors["labels"].numbers {
+        Numbers::Integers(values) => values.iter().map(|&v| v as u32).collect(),
+        Numbers::Floats(_) => panic!("labels are integers"),
+    }
+}
+
+fn input(file: &TensorFile, dtype: DType) -> Tensor {
+    nhwc(&floats(file, "input"), &file.tensors["input"].shape).cast(dtype)
+}
+
+/// The network whose state stands under `prefix`.
+fn network(file: &TensorFile, prefix: &str, classes: usize) -> (Architecture, Arc<Network>) {
+    let shape = |name: &str| file.tensors.get(&format!("{prefix}{name}")).map(|stored| stored.shape.clone());
+    let (architecture, channels, _) = Architecture::infer(&shape).expect("a known architecture");
+    let network = architecture.build(channels, classes);
+    (architecture, network)
+}
+
+/// The model whose state dict stands under `prefix`; a head that is not there stays zero.
+fn model(file: &TensorFile, prefix: &str, classes: usize) -> Model {
+    let (_, network) = network(file, prefix, classes);
+    let mut model = Model::zeros(network.clone(), DType::F32, Device::Cpu);
+    for parameter in &network.parameters {
+        let name = format!("{prefix}{}", parameter.name);
+        if file.tensors.contains_key(&name) {
+            model.set_parameter(parameter, &to_our_order(parameter, &floats(file, &name)));
+        }
+    }
+    for (index, norm) in network.batch_norms.iter().enumerate() {
+        let read = |suffix: &str| floats(file, &format!("{prefix}{}.{suffix}", norm.name));
+        model.set_running(index, &read("running_mean"), &read("running_var"));
+        model.batches_tracked[index] = file.integer(&format!("{prefix}{}.num_batches_tracked", norm.name)).unwrap();
+    }
+    model
+}
+
+struct Pass {
+    loss: f64,
+    logits: Tensor,
+    trunk: Tensor,
+    head: Tensor,
+}
+
+/// One training pass with the gradients of both arenas; updates the running statistics.
+fn training_pass(model: &mut Model, x: Tensor, labels: &[u32], loss: &CrossEntropy) -> Pass {
+    let mut tape = Tape::new();
+    let (trunk, head) = (tape.leaf(model.trunk.clone()), tape.leaf(model.head.clone()));
+    let network = model.network.clone();
+    let output = network.forward(&mut tape, &trunk, &head, &model.statistics, x, Mode::Training);
+    let loss = tape.softmax_cross_entropy(loss, &output.logits, labels);
+    model.update_statistics(&output.statistics, Some(0.1));
+    let value = loss.value().to_f64()[0];
+    let mut gradients = tape.backward(loss);
+    let mut take = |var: &Var| gradients.take(var).expect("a gradient");
+    Pass { loss: value, logits: output.logits.into_value(), trunk: take(&trunk), head: take(&head) }
+}
+
+fn compare_parameters(
+    file: &TensorFile,
+    prefix: &str,
+    network: &Network,
+    trunk: &Tensor,
+    head: &Tensor,
+    tolerance: f64,
+) {
+    for parameter in &network.parameters {
+        let arena = if parameter.region == Region::Trunk { trunk } else { head };
+        let ours = arena.window(parameter.offset, parameter.shape, parameter.pitch).to_f64();
+        let name = format!("{prefix}{}", parameter.name);
+        assert_close(&ours, &to_our_order(parameter, &doubles(file, &name)), tolerance, &name);
+    }
+}
+
+fn compare_statistics(file: &TensorFile, prefix: &str, model: &Model, tolerance: f64) {
+    for (index, norm) in model.network.batch_norms.iter().enumerate() {
+        let (mean, variance) = model.running(index);
+        for (suffix, values) in [("running_mean", mean), ("running_var", variance)] {
+            let name = format!("{prefix}{}.{suffix}", norm.name);
+            assert_close(&values.to_f64(), &doubles(file, &name), tolerance, &name);
+        }
+        let counter = format!("{prefix}{}.num_batches_tracked", norm.name);
+        assert_eq!(model.batches_tracked[index], file.integer(&counter).unwrap(), "{counter}");
+    }
+}
+
+fn narrow_network(name: &str, dtype: DType) {
+    let (file, tolerance) = (golden(name), tolerance(dtype));
+    let start = model(&file, "state/", 5).cast(dtype);
+    let (x, labels) = (input(&file, dtype), labels(&file));
+
+    assert_close(&start.logits(x.clone()).to_f64(), &doubles(&file, "eval/logits"), tolerance, "eval/logits");
+
+    let mut after_one = start.copy();
+    let pass = training_pass(&mut after_one, x.clone(), &labels, &CrossEntropy::default());
+    assert_close(&[pass.loss], &doubles(&file, "train/loss"), tolerance, "train/loss");
+    assert_close(&pass.logits.to_f64(), &doubles(&file, "train/logits"), tolerance, "train/logits");
+    compare_parameters(&file, "grad/", &start.network, &pass.trunk, &pass.head, 10.0 * tolerance);
+    compare_statistics(&file, "running/", &after_one, tolerance);
+
+    optimizer_steps(&file, "steps/", &start, Optimizer::new(OptimizerKind::Sgd, 0.05, 5e-4), 20.0 * tolerance);
+}
+
+/// Five steps on the one batch.
+fn optimizer_steps(file: &TensorFile, prefix: &str, start: &Model, rule: Optimizer, tolerance: f64) {
+    let (x, labels) = (input(file, start.dtype()), labels(file));
+    let mut model = start.copy();
+    let (mut of_trunk, mut of_head) = (rule.clone(), rule);
+    let mut losses = Vec::new();
+    for _ in 0..5 {
+        let pass = training_pass(&mut model, x.clone(), &labels, &CrossEntropy::default());
+        losses.push(pass.loss);
+        of_trunk.update(&mut model.trunk, &pass.trunk, 1.0);
+        of_head.update(&mut model.head, &pass.head, 1.0);
+    }
+    assert_close(&losses, &doubles(file, &format!("{prefix}loss")), tolerance, "losses of five steps");
+    let state = format!("{prefix}state/");
+    compare_parameters(file, &state, &model.network, &model.trunk, &model.head, tolerance);
+    compare_statistics(file, &state, &model, tolerance);
+}
+
+#[test]
+fn resnet20_f64() {
+    narrow_network("resnet20", DType::F64);
+}
+
+#[test]
+fn resnet20_f32() {
+    narrow_network("resnet20", DType::F32);
+}
+
+#[test]
+fn resnet18_with_the_small_stem_f64() {
+    narrow_network("resnet18_stem3", DType::F64);
+}
+
+#[test]
+fn resnet18_with_the_small_stem_f32() {
+    narrow_network("resnet18_stem3", DType::F32);
+}
+
+#[test]
+fn resnet18_with_the_large_stem_f64() {
+    narrow_network("resnet18_stem7", DType::F64);
+}
+
+#[test]
+fn resnet18_with_the_large_stem_f32() {
+    narrow_network("resnet18_stem7", DType::F32);
+}
+
+#[test]
+fn adamw_steps() {
+    let file = golden("resnet20");
+    for dtype in [DType::F64, DType::F32] {
+        let start = model(&file, "state/", 5).cast(dtype);
+        let rule = Optimizer::new(OptimizerKind::AdamW, 1e-2, 0.05);
+        // Adam divides by the gradient's own size: rounding of the smallest gradients becomes a step's.
+        optimizer_steps(&file, "adamw/", &start, rule, if dtype == DType::F64 { 1e-5 } else { 2e-3 });
+    }
+}
+
+#[test]
+fn class_weights_and_label_smoothing() {
+    let file = golden("resnet20");
+    let loss = CrossEntropy { class_weights: vec![0.5, 1.0, 2.0, 1.5, 0.25], label_smoothing: 0.1 };
+    for dtype in [DType::F64, DType::F32] {
+        let mut model = model(&file, "state/", 5).cast(dtype);
+        let pass = training_pass(&mut model, input(&file, dtype), &labels(&file), &loss);
+        let tolerance = tolerance(dtype);
+        assert_close(&[pass.loss], &doubles(&file, "weighted/loss"), tolerance, "weighted/loss");
+        let (_, dlogits) = medmerge::ops::softmax_cross_entropy::forward_backward(&loss, &pass.logits, &labels(&file));
+        assert_close(&dlogits.to_f64(), &doubles(&file, "weighted/dlogits"), 10.0 * tolerance, "weighted/dlogits");
+        for parameter in model.network.region(Region::Head) {
+            let ours = pass.head.window(parameter.offset, parameter.shape, parameter.pitch).to_f64();
+            let name = format!("weighted/grad/{}", parameter.name);
+            assert_close(&ours, &doubles(&file, &name), 10.0 * tolerance, &name);
+        }
+    }
+}
+
+/// A merge of the first `sources` networks of merge.safetensors.
+struct MergeCase {
+    file: TensorFile,
+    network: Arc<Network>,
+    trunks: Vec<Tensor>,
+    head: Tensor,
+    statistics: Tensor,
+    dtype: DType,
+}
+
+impl MergeCase {
+    fn new(sources: usize, dtype: DType) -> MergeCase {
+        let file = golden("merge");
+        let models: Vec<Model> = (0..sources).map(|m| model(&file, &format!("source{m}/"), 5).cast(dtype)).collect();
+        let mut with_head = models[0].cast(DType::F32);
+        for parameter in with_head.network.clone().region(Region::Head) {
+            with_head.set_parameter(parameter, &floats(&file, &format!("head/{}", parameter.name)));
+        }
+        MergeCase {
+            network: models[0].network.clone(),
+            trunks: models.iter().map(|model| model.trunk.clone()).collect(),
+            head: with_head.head.cast(dtype),
+            statistics: models[0].statistics.clone(),
+            file,
+            dtype,
+        }
+    }
+
+    fn method(&self, granularity: Granularity, constraint: Constraint, batch_norm: BatchNormPolicy) -> Method {
+        Method { sources: self.trunks.len(), anchor: 0, granularity, constraint, batch_norm }
+    }
+
+    /// The learned numbers of a plan, from the tensors `{prefix}/{layer}`.
+    fn numbers(&self, plan: &Plan, prefix: &str) -> Tensor {
+        let (rows, count) = (plan.parametrization.rows(), plan.parametrization.learned);
+        let mut numbers = vec![0f32; rows * count];
+        for entry in &plan.entries {
+            let values = floats(&self.file, &key(prefix, &entry.name));
+            for (row, values) in values.chunks(entry.count()).enumerate() {
+                numbers[row * count + entry.first..][..entry.count()].copy_from_slice(values);
+            }
+        }
+        Tensor::from_vec(numbers, [rows, count]).cast(self.dtype)
+    }
+
+    /// Checks loss, logits and the gradients of the numbers learned and of the head under `prefix`.
+    fn check(&self, plan: &Plan, numbers: &str, prefix: &str, gradients: &str) {
+        let tolerance = tolerance(self.dtype);
+        let mut tape = Tape::new();
+        let learned = tape.leaf(self.numbers(plan, numbers));
+        let head = tape.leaf(self.head.clone());
+        let alpha = tape.constrain(&plan.parametrization, &learned);
+        let trunk = tape.merge(&plan.table, &self.trunks, &alpha);
+        let x = input(&self.file, self.dtype);
+        let output = self.network.forward(&mut tape, &trunk, &head, &self.statistics, x, Mode::Training);
+        let loss = tape.softmax_cross_entropy(&CrossEntropy::default(), &output.logits, &labels(&self.file));
+        assert_close(&loss.value().to_f64(), &doubles(&self.file, &format!("{prefix}/loss")), tolerance, prefix);
+        let logits = doubles(&self.file, &format!("{prefix}/logits"));
+        assert_close(&output.logits.value().to_f64(), &logits, tolerance, prefix);
+        let mut all: Gradients = tape.backward(loss);
+        let gradient = all.take(&learned).expect("a gradient").to_f64();
+        for entry in &plan.entries {
+            let name = key(&format!("{prefix}/{gradients}"), &entry.name);
+            let rows = gradient.chunks(plan.parametrization.learned);
+            let ours: Vec<f64> = rows.flat_map(|row| &row[entry.first..][..entry.count()]).copied().collect();
+            assert_close(&ours, &doubles(&self.file, &name), 10.0 * tolerance, &name);
+        }
+        let of_head = all.take(&head).expect("a gradient");
+        for parameter in self.network.region(Region::Head) {
+            let name = format!("{prefix}/grad/{}", parameter.name);
+            if self.file.tensors.contains_key(&name) {
+                let ours = of_head.window(parameter.offset, parameter.shape, parameter.pitch).to_f64();
+                assert_close(&ours, &doubles(&self.file, &name), 10.0 * tolerance, &name);
+            }
+        }
+    }
+}
+
+/// A layer's tensor under `prefix`; the whole model's has no name of its own.
+fn key(prefix: &str, layer: &str) -> String {
+    if layer == "model" { prefix.to_string() } else { format!("{prefix}/{layer}") }
+}
+
+fn merge_weights(dtype: DType) {
+    for sources in [2, 3] {
+        let case = MergeCase::new(sources, dtype);
+        for granularity in [Granularity::Model, Granularity::Layer, Granularity::Filter, Granularity::Kernel] {
+            let plan = Plan::new(&case.network, case.method(granularity, Constraint::Free, BatchNormPolicy::Merge));
+            let prefix = format!("m{sources}/{granularity}");
+            case.check(&plan, &format!("{prefix}/alpha"), &prefix, "grad/alpha");
+        }
+        let anchored = case.method(Granularity::Filter, Constraint::Free, BatchNormPolicy::Anchor);
+        let (alpha, prefix) = (format!("m{sources}/filter/alpha"), format!("m{sources}/filter_anchor"));
+        case.check(&Plan::new(&case.network, anchored), &alpha, &prefix, "grad/alpha");
+        for constraint in [Constraint::Affine, Constraint::Simplex] {
+            let plan = Plan::new(&case.network, case.method(Granularity::Filter, constraint, BatchNormPolicy::Merge));
+            let prefix = format!("m{sources}/{constraint}");
+            case.check(&plan, &format!("{prefix}/learned"), &prefix, "grad");
+        }
+    }
+}
+
+#[test]
+fn merge_weights_f64() {
+    merge_weights(DType::F64);
+}
+
+#[test]
+fn merge_weights_f32() {
+    merge_weights(DType::F32);
+}
+
+/// Parameters of the full networks come from a formula that both sides compute; README.md beside the files states it.
+fn formula(name: &str, shape: &[usize], last_norm: &str) -> Vec<f32> {
+    let seed = name
+        .bytes()
+        .fold(0xCBF2_9CE4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3));
+    let count = shape.iter().product::<usize>() as u64;
+    let signed = (0..count).map(|i| {
+        let z = mix(seed.wrapping_add((i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15)));
+        2.0 * ((z >> 40) as f32 / (1u32 << 24) as f32) - 1.0
+    });
+    let is_norm = !name.starts_with("fc.") && shape.len() == 1;
+    match shape {
+        _ if name.starts_with("input") => signed.collect(),
+        [k, _, r, s] => {
+            let scale = (3f64.sqrt() * (2.0 / (k * r * s) as f64).sqrt()) as f32;
+            signed.map(|u| u * scale).collect()
+        }
+        _ if name.starts_with("layer") && name.ends_with(&format!("{last_norm}.weight")) => {
+            signed.map(|u| 0.5 * (1.0 + 0.25 * u)).collect()
+        }
+        _ if is_norm && (name.ends_with(".weight") || name.ends_with(".running_var")) => {
+            signed.map(|u| 1.0 + 0.25 * u).collect()
+        }
+        _ => signed.map(|u| u * 0.1).collect(),
+    }
+}
+
+fn full_network(name: &str, last_norm: &str, input: &str) {
+    let file = golden(&format!("{name}_full"));
+    let network = Architecture::named(name, None, None).unwrap().build(3, 10);
+    let mut model = Model::zeros(network.clone(), DType::F32, Device::Cpu);
+    for parameter in &network.parameters {
+        let shape = match *parameter.shape.dims() {
+            [k, r, s, c] => vec![k, c, r, s],
+            ref other => other.to_vec(),
+        };
+        let values = formula(&parameter.name, &shape, last_norm);
+        let check = format!("check/{}", parameter.name);
+        if file.tensors.contains_key(&check) {
+            assert_eq!(values[..4], floats(&file, &check), "the formula for {}", parameter.name);
+        }
+        model.set_parameter(parameter, &to_our_order(parameter, &values));
+    }
+    for (index, norm) in network.batch_norms.iter().enumerate() {
+        let values = |suffix: &str| formula(&format!("{}.{suffix}", norm.name), &[norm.channels], last_norm);
+        model.set_running(index, &values("running_mean"), &values("running_var"));
+    }
+    let x = nhwc(&formula(input, &[2, 3, 64, 64], last_norm), &[2, 3, 64, 64]);
+    assert_close(&model.logits(x.clone()).to_f64(), &doubles(&file, "eval/logits"), 1e-5, "eval/logits");
+
+    let pass = training_pass(&mut model, x, &labels(&file), &CrossEntropy::default());
+    // Fifty layers, and batch norms over as few as eight numbers, amplify the rounding of f32.
+    let tolerance = 2e-3;
+    assert_close(&pass.logits.to_f64(), &doubles(&file, "train/logits"), tolerance, "train/logits");
+    assert_close(&[pass.loss], &doubles(&file, "train/loss"), tolerance, "train/loss");
+    for parameter in &network.parameters {
+        let arena = if parameter.region == Region::Trunk { &pass.trunk } else { &pass.head };
+        let ours = arena.window(parameter.offset, parameter.shape, parameter.pitch).to_f64();
+        compare_sample(&file, "grad", parameter, &ours, 5.0 * tolerance);
+    }
+    for (index, norm) in network.batch_norms.iter().enumerate() {
+        let (mean, variance) = model.running(index);
+        for (suffix, values) in [("running_mean", mean), ("running_var", variance)] {
+            let sample = doubles(&file, &format!("running_sample/{}.{suffix}", norm.name));
+            let values = values.to_f64();
+            let ours: Vec<f64> = (0..sample.len()).map(|j| values[j * values.len() / sample.len()]).collect();
+            assert_close(&ours, &sample, tolerance, &format!("{}.{suffix}", norm.name));
+        }
+    }
+}
+
+/// The norm of a parameter's tensor, and entries spread over it in PyTorch's order.
+fn compare_sample(file: &TensorFile, what: &str, parameter: &medmerge::nn::Parameter, ours: &[f64], tolerance: f64) {
+    let ours = medmerge::checkpoint::to_file_order(parameter, ours);
+    let name = &parameter.name;
+    let norm = ours.iter().map(|v| v * v).sum::<f64>().sqrt();
+    assert_close(&[norm], &doubles(file, &format!("{what}_norm/{name}")), tolerance, &format!("norm of {name}"));
+    let sample = doubles(file, &format!("{what}_sample/{name}"));
+    let picked: Vec<f64> = (0..sample.len()).map(|j| ours[j * ours.len() / sample.len()]).collect();
+    assert_close(&picked, &sample, tolerance, &format!("sample of {name}"));
+}
+
+#[test]
+fn the_full_resnet18() {
+    full_network("resnet18", "bn2", "input10");
+}
+
+#[test]
+fn the_full_resnet50() {
+    full_network("resnet50", "bn3", "input");
+}
