@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Runs every peer on the same works, in turn and several rounds, and writes the ratios as Markdown.
 
-A round runs group by group (steps, convolutions, merging, triad), and within a group one peer after another, so that
-peers compared with each other are measured minutes apart. A figure is the median over the rounds of each round's median.
+A round runs group by group (steps, convolutions, merging, learning, triad), and within a group one peer after another,
+so that peers compared with each other are measured minutes apart. A figure is the median over the rounds of each round's
+median.
 Everything runs on the same cores with the same number of threads, and nothing runs beside it.
 """
 
@@ -21,16 +22,18 @@ import sys
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
-GROUPS = ("step", "conv", "merge", "triad")
+GROUPS = ("step", "conv", "merge", "learn", "triad")
 TITLES = {
     "step": "Training step",
     "conv": "Convolution",
     "merge": "Merging ResNet-50",
+    "learn": "Learning merge weights",
     "triad": "Memory",
 }
 # The others tuned to this processor, our own code as its users build it: run.sh makes both.
 BINARIES = (HERE / "target/native/release/medmerge-peers", HERE / "target/release/medmerge-peers")
 BASELINES = ("ours", "torch-cl", "torch-eager", "torch")
+ALONE = {"learn": ("ours",)}  # groups that only these peers have
 ON_REQUEST = ("burn-ndarray",)  # minutes per training step: only where --peers names it
 THREAD_VARIABLES = ("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "MATMUL_NUM_THREADS")
 TOLERANCE = 2e-3  # of checks, relative
@@ -135,7 +138,7 @@ def duration(seconds):
 
 def rate(line, seconds):
     """Memory-bound works are told in bytes, the others in operations."""
-    if line["work"].split("/")[0].startswith(("merge", "triad")):
+    if line["work"].split("/")[0].startswith(("merge", "learn_merge", "triad")):
         return f"{line['bytes'] / seconds / 1e9:.1f} GB/s"
     return f"{line['flops'] / seconds / 1e9:.1f} GFLOP/s"
 
@@ -166,6 +169,24 @@ def section(results, group, wanted_baseline):
     if group == "conv":
         rows = [*sums(results, works, baseline, peers), *rows]
     return f"## {TITLES[group]}\n\n{table(head, rows)}"
+
+
+def learning(results):
+    """What a learning step spends on merging, and how long it takes beside a step that trains everything."""
+    rows = []
+    for work in (work for work in results.works("learn") if work.startswith("learn_step/")):
+        setting = work.removeprefix("learn_step/")
+        for peer in results.peers([work]):
+            whole = results.seconds(work, peer)
+            merging = results.seconds(f"learn_merge/{setting}", peer)
+            training = results.seconds(f"step/{setting}", peer)
+            rows.append([work, peer, duration(whole), results.spread(work, peer),
+                         duration(merging) if merging else "–", f"{merging / whole:.2%}" if merging else "–",
+                         f"{whole / training:.2f}" if training else "–"])
+    if not rows:
+        return None
+    head = ["work", "peer", "learning step", "±", "blend and dα alone", "their share", "÷ training step"]
+    return f"## {TITLES['learn']}\n\n{table(head, rows)}"
 
 
 def sums(results, works, baseline, peers):
@@ -271,7 +292,8 @@ def document(results, options, rounds, peers, before):
     parts = ["# medmerge and its peers", header(options, rounds, peers, before)]
     parts.append("The first peer of each table has its time, the spread of its rounds and its rate; every other column "
                  "is that peer's time divided by the first peer's: above 1, the first is faster.")
-    parts += filter(None, (section(results, group, options.baseline) for group in GROUPS))
+    sections = (learning(results) if group == "learn" else section(results, group, options.baseline) for group in GROUPS)
+    parts += filter(None, sections)
     wrong = list(results.disagreements())
     parts.append("Every peer that computes a work computes the same." if not wrong else
                  "**Peers that compute something else:**\n\n" + "\n".join(f"* {line}" for line in wrong))
@@ -285,7 +307,7 @@ def document(results, options, rounds, peers, before):
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(GROUPS), metavar="GROUPS", help="of step,conv,merge,triad")
+    parser.add_argument("--only", default=",".join(GROUPS), metavar="GROUPS", help=f"of {','.join(GROUPS)}")
     parser.add_argument("--match", default="", metavar="TEXT", help="only works whose name contains this")
     parser.add_argument("--peers", metavar="NAMES", help="only these programs, as `torch,torch-cl,ours,candle`")
     parser.add_argument("--baseline", default="ours", help="the peer that the others are divided by (default: ours)")
@@ -330,6 +352,8 @@ def main():
     for number in range(1, rounds + 1):
         for group in (group for group in GROUPS if group in options.only.split(",")):
             for peer, command in chosen.items():
+                if peer not in ALONE.get(group, chosen):
+                    continue
                 say(f"== round {number} of {rounds}: {group}, {peer}")
                 lines, status = measure(command, group, options, environment)
                 if status:

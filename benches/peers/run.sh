@@ -19,7 +19,7 @@ fi
 
 jobs=${PEERS_JOBS:-$(nproc)}
 # The others are tuned to this processor; our own code is built as its users build it.
-cargo build --release --jobs "$jobs" --no-default-features --features ours
+CARGO_PROFILE_RELEASE_LTO=false cargo build --release --jobs "$jobs" --no-default-features --features ours
 RUSTFLAGS="-C target-cpu=native" cargo build --release --jobs "$jobs" --target-dir target/native \
     --no-default-features --features candle,burn
 

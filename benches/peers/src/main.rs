@@ -1,7 +1,7 @@
 //! Measures the works of `shapes.json` in one peer and prints one JSON line for each.
 //!
 //!     medmerge-peers list
-//!     medmerge-peers PEER [--only step,conv,merge,triad] [--match TEXT] [--seconds S] [--cap S] [--quick]
+//!     medmerge-peers PEER [--only step,conv,merge,learn,triad] [--match TEXT] [--seconds S] [--cap S] [--quick]
 //!
 //! The thread count comes from RAYON_NUM_THREADS, which every peer here obeys. Results go to stdout, progress to stderr.
 
@@ -13,6 +13,7 @@ mod machine;
 mod measure;
 #[allow(dead_code)] // how much of it is used depends on the peers in this build
 mod numbers;
+#[cfg(feature = "ours")]
 mod ours;
 #[allow(dead_code)] // as above
 mod works;
@@ -25,6 +26,8 @@ use works::{Case, Peer, cases};
 /// Every peer that this build contains, by the name it has in the table.
 fn peers() -> Vec<(&'static str, Box<dyn Peer>)> {
     vec![
+        #[cfg(feature = "ours")]
+        ("ours", Box::new(ours::Ours)),
         ("machine", Box::new(machine::Machine)),
         #[cfg(feature = "candle")]
         ("candle", Box::new(candle::Candle)),

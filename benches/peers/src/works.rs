@@ -28,6 +28,15 @@ pub trait Peer {
     fn merge_backward(&self, _sources: usize, _layers: &[Filters]) -> Option<Box<dyn Work>> {
         None
     }
+    /// One step that learns merge weights: blend of two frozen sources with one α per filter, forward, loss, backward,
+    /// update of the α and the head.
+    fn learn_step(&self, _step: &Step) -> Option<Box<dyn Work>> {
+        None
+    }
+    /// What merging adds to that step: the α, the blend, dα and the gradient of what is learned.
+    fn learn_merge(&self, _step: &Step) -> Option<Box<dyn Work>> {
+        None
+    }
     /// a = b + s·c over arrays of `length`.
     fn triad(&self, _length: usize) -> Option<Box<dyn Work>> {
         None
@@ -144,8 +153,12 @@ pub enum Case {
     Step { step: Step, flops: usize },
     Conv(Conv, Pass),
     Merge { backward: bool, sources: usize, layers: Vec<Filters> },
+    Learn { only_merge: bool, step: Step, flops: usize, parameters: usize },
     Triad,
 }
+
+/// Of a learning step.
+pub const LEARN_SOURCES: usize = 2;
 
 impl Case {
     pub fn group(&self) -> &'static str {
@@ -153,6 +166,7 @@ impl Case {
             Case::Step { .. } => "step",
             Case::Conv(..) => "conv",
             Case::Merge { .. } => "merge",
+            Case::Learn { .. } => "learn",
             Case::Triad => "triad",
         }
     }
@@ -172,6 +186,9 @@ impl Case {
             Case::Merge { backward, sources, .. } => {
                 format!("merge{}/resnet50/{sources}", if *backward { "_backward" } else { "" })
             }
+            Case::Learn { only_merge, step, .. } => {
+                format!("learn_{}/resnet18/{}px/{}", if *only_merge { "merge" } else { "step" }, step.px, step.n)
+            }
             Case::Triad => format!("triad/{}Mi", TRIAD >> 20),
         }
     }
@@ -182,6 +199,8 @@ impl Case {
             Case::Conv(conv, pass) => peer.conv(conv, *pass),
             Case::Merge { backward: false, sources, layers } => peer.merge(*sources, layers),
             Case::Merge { backward: true, sources, layers } => peer.merge_backward(*sources, layers),
+            Case::Learn { only_merge: false, step, .. } => peer.learn_step(step),
+            Case::Learn { only_merge: true, step, .. } => peer.learn_merge(step),
             Case::Triad => peer.triad(TRIAD),
         }
     }
@@ -192,6 +211,7 @@ impl Case {
             Case::Conv(conv, Pass::All) => conv.flops() * conv.passes(),
             Case::Conv(conv, _) => conv.flops(),
             Case::Merge { sources, layers, .. } => 2 * sources * parameters(layers),
+            Case::Learn { flops, .. } => *flops,
             Case::Triad => 2 * TRIAD,
         }
     }
@@ -199,10 +219,12 @@ impl Case {
     /// The least that must move: every input read once, every output written once. A whole step has no such figure.
     pub fn bytes(&self) -> Option<usize> {
         let elements = match self {
-            Case::Step { .. } => return None,
+            Case::Step { .. } | Case::Learn { only_merge: false, .. } => return None,
             Case::Conv(conv, Pass::All) => conv.sizes().iter().sum::<usize>() * conv.passes(),
             Case::Conv(conv, _) => conv.sizes().iter().sum(),
             Case::Merge { sources, layers, .. } => (sources + 1) * parameters(layers),
+            // The sources are read twice, the blend is written, and its gradient read.
+            Case::Learn { parameters, .. } => 2 * (LEARN_SOURCES + 1) * parameters,
             Case::Triad => 3 * TRIAD,
         };
         Some(4 * elements)
@@ -225,11 +247,19 @@ pub fn cases(quick: bool) -> Vec<Case> {
     let sources: &[usize] = if quick { &[2] } else { &[2, 4, 8] };
 
     let mut cases = vec![];
+    let mut learning = vec![];
     for step in &shapes.steps {
         let head = 3 * 2 * step.n * 512 * step.classes;
         let convs = shapes.convs.iter().filter(|conv| conv.px == step.px);
         let flops = head + convs.map(|conv| conv.flops() * conv.passes() * conv.count).sum::<usize>();
         cases.push(Case::Step { step: step.clone(), flops });
+        if step.px == 28 {
+            let filters = shapes.convs.iter().filter(|conv| conv.px == step.px);
+            let parameters = filters.map(|conv| conv.count * (conv.sizes()[1] + 2 * conv.k)).sum();
+            let merging = 2 * 2 * LEARN_SOURCES * parameters;
+            learning.push(Case::Learn { only_merge: false, step: step.clone(), flops: flops + merging, parameters });
+            learning.push(Case::Learn { only_merge: true, step: step.clone(), flops: merging, parameters });
+        }
     }
     for pass in [Pass::Fprop, Pass::Dgrad, Pass::Wgrad, Pass::All] {
         let convs = shapes.convs.iter().filter(|conv| !(pass == Pass::Dgrad && conv.is_stem()));
@@ -239,6 +269,7 @@ pub fn cases(quick: bool) -> Vec<Case> {
         let layers = &shapes.resnet50_filters;
         cases.extend(sources.iter().map(|&sources| Case::Merge { backward, sources, layers: layers.clone() }));
     }
+    cases.extend(learning);
     cases.push(Case::Triad);
     cases
 }

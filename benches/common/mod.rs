@@ -1,0 +1,41 @@
+//! What the benches share: inputs, and how long to measure.
+
+#![allow(dead_code)] // Each bench uses its part.
+
+use std::time::Duration;
+
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion, SamplingMode, Throughput};
+use medmerge::tensor::{DType, Device, Shape, Tensor};
+
+/// Few samples of one length: most of these run for tens of milliseconds or more, and a bench should end in minutes.
+pub fn criterion() -> Criterion {
+    Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_secs(1))
+        .nresamples(2000)
+        .configure_from_args()
+}
+
+pub fn group<'a>(criterion: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
+    let mut group = criterion.benchmark_group(name);
+    group.sampling_mode(SamplingMode::Flat);
+    group
+}
+
+/// Bytes of `arrays` arrays of `f32` of this length.
+pub fn bytes(arrays: usize, len: usize) -> Throughput {
+    Throughput::BytesDecimal((arrays * len * size_of::<f32>()) as u64)
+}
+
+/// Numbers between −1 and 1 with no pattern that an op could notice.
+pub fn numbers(shape: impl Into<Shape>) -> Tensor {
+    let shape = shape.into();
+    let number = |i: usize| ((i as u32).wrapping_mul(0x9E37_79B1) >> 8) as f32 / 8_388_608.0 - 1.0;
+    Tensor::from_vec((0..shape.len()).map(number).collect(), shape)
+}
+
+pub fn empty(shape: impl Into<Shape>) -> Tensor {
+    Tensor::zeros(shape, DType::F32, Device::Cpu)
+}
