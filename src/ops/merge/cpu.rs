@@ -1,8 +1,8 @@
 //! The merge on the CPU, at the speed of memory.
 //!
-//! Work is cut into runs of rows of about 64 KB. Within a row the blend stays in the first-level cache while the sources
-//! stream past it, so each byte crosses the memory bus once. Its sums run in the order of the sources, without fused
-//! multiply-adds: the bits are the reference's.
+//! Work is cut into runs of rows of about 64 KB. The blend of a run stays in the core's cache while one source after
+//! the other streams past it, so each byte crosses the memory bus once, in stretches long enough for the prefetcher. Its
+//! sums run in the order of the sources, without fused multiply-adds: the bits are the reference's.
 //!
 //! Backward takes one dot product per row and source, in 32 fixed lanes, then adds those that share an α in the order of
 //! the rows in `f64`. Per-kernel α share nothing and are written in place.
@@ -46,38 +46,51 @@ pub fn blend(table: &Table, sources: &[&[f32]], alpha: &[f32], blend: &mut [f32]
 
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
 fn blend_run(table: &Table, sources: &[&[f32]], alpha: &[f32], segment: &Segment, first_row: usize, run: &mut [f32]) {
-    for (i, padded) in run.chunks_mut(segment.pitch).enumerate() {
-        let row = first_row + i;
-        let start = segment.offset + row * segment.pitch;
-        let (blend, padding) = padded.split_at_mut(segment.row_len);
-        padding.fill(0.0);
-        match segment.choice {
-            Choice::Source(source) => blend.copy_from_slice(&sources[source][start..start + segment.row_len]),
-            Choice::Alpha { first, row_step, period } => {
-                for (m, source) in sources.iter().enumerate() {
-                    let source = &source[start..start + segment.row_len];
-                    let alpha = &alpha[m * table.alphas() + first + row * row_step..][..period];
+    let Segment { row_len, pitch, .. } = *segment;
+    let start = segment.offset + first_row * pitch;
+    let end = start + run.len();
+    match segment.choice {
+        Choice::Source(source) => run.copy_from_slice(&sources[source][start..end]),
+        Choice::Alpha { first, row_step, period } => {
+            for (m, source) in sources.iter().enumerate() {
+                let rows = run.chunks_mut(pitch).zip(source[start..end].chunks(pitch));
+                for (i, (blend, source)) in rows.enumerate() {
+                    let (blend, source) = (&mut blend[..row_len], &source[..row_len]);
+                    let first = m * table.alphas() + first + (first_row + i) * row_step;
                     match (period, m) {
-                        (1, 0) => {
-                            for (blend, &weight) in blend.iter_mut().zip(source) {
-                                *blend = alpha[0] * weight;
-                            }
-                        }
-                        (1, _) => {
-                            for (blend, &weight) in blend.iter_mut().zip(source) {
-                                *blend += alpha[0] * weight;
-                            }
-                        }
-                        _ => {
-                            for (blend, source) in blend.chunks_exact_mut(period).zip(source.chunks_exact(period)) {
-                                for ((blend, &weight), &alpha) in blend.iter_mut().zip(source).zip(alpha) {
-                                    *blend = if m == 0 { alpha * weight } else { *blend + alpha * weight };
-                                }
-                            }
-                        }
+                        (1, 0) => scale(blend, source, alpha[first]),
+                        (1, _) => add_scaled(blend, source, alpha[first]),
+                        _ => blend_kernels(blend, source, &alpha[first..first + period], m == 0),
                     }
                 }
             }
+        }
+    }
+    if pitch > row_len {
+        run.chunks_mut(pitch).for_each(|row| row[row_len..].fill(0.0));
+    }
+}
+
+#[inline(always)]
+fn scale(blend: &mut [f32], source: &[f32], alpha: f32) {
+    for (blend, &weight) in blend.iter_mut().zip(source) {
+        *blend = alpha * weight;
+    }
+}
+
+#[inline(always)]
+fn add_scaled(blend: &mut [f32], source: &[f32], alpha: f32) {
+    for (blend, &weight) in blend.iter_mut().zip(source) {
+        *blend += alpha * weight;
+    }
+}
+
+/// One α per column, repeated with the period of `alpha`.
+#[inline(always)]
+fn blend_kernels(blend: &mut [f32], source: &[f32], alpha: &[f32], is_first: bool) {
+    for (blend, source) in blend.chunks_exact_mut(alpha.len()).zip(source.chunks_exact(alpha.len())) {
+        for ((blend, &weight), &alpha) in blend.iter_mut().zip(source).zip(alpha) {
+            *blend = if is_first { alpha * weight } else { *blend + alpha * weight };
         }
     }
 }
@@ -131,11 +144,11 @@ fn shared_gradient(table: &Table, segments: &[&Segment], sources: &[&[f32]], dw:
     for (&(segment, first_row, end), products) in runs.iter().zip(&partial) {
         let Choice::Alpha { first, row_step, period } = segment.choice else { continue };
         let mut products = products.iter();
-        for row in first_row..end {
-            for m in 0..sources.len() {
+        for m in 0..sources.len() {
+            for row in first_row..end {
                 let start = m * table.alphas() + first + row * row_step;
                 for total in &mut total[start..start + period] {
-                    *total += products.next().expect("one product per row, source and α");
+                    *total += products.next().expect("one product per source, row and α");
                 }
             }
         }
@@ -145,16 +158,15 @@ fn shared_gradient(table: &Table, segments: &[&Segment], sources: &[&[f32]], dw:
     }
 }
 
-/// For each row, for each source, for each of the row's α: `Σ dw·w`.
+/// For each source, for each row, for each of the row's α: `Σ dw·w`.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
 fn run_products(segment: &Segment, first: usize, end: usize, sources: &[&[f32]], dw: &[f32]) -> Vec<f64> {
     let Choice::Alpha { period, .. } = segment.choice else { return Vec::new() };
     let mut products = Vec::with_capacity((end - first) * sources.len() * period);
-    for row in first..end {
-        let start = segment.offset + row * segment.pitch;
-        let dw = &dw[start..start + segment.row_len];
-        for source in sources {
-            let source = &source[start..start + segment.row_len];
+    for source in sources {
+        for row in first..end {
+            let start = segment.offset + row * segment.pitch;
+            let (dw, source) = (&dw[start..start + segment.row_len], &source[start..start + segment.row_len]);
             if period == 1 {
                 products.push(dot(dw, source));
                 continue;
