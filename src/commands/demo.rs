@@ -23,13 +23,13 @@ use crate::cli::{Demo, Global};
 /// Names of the two sources: what each was trained to see.
 const SOURCES: [(&str, Task); 2] = [("texture", Task::Texture), ("shape", Task::Shape)];
 const SEEDS: u64 = 3;
-const SOURCE_IMAGES: usize = 2400;
+const SOURCE_IMAGES: usize = 2000;
 const TARGET_IMAGES: usize = 600;
-const VALIDATION_IMAGES: usize = 320;
+const VALIDATION_IMAGES: usize = 256;
 const TEST_IMAGES: usize = 2000;
 const SOURCE_EPOCHS: usize = 8;
 const PROBE_EPOCHS: usize = 4;
-const FINE_TUNING_EPOCHS: usize = 12;
+const FINE_TUNING_EPOCHS: usize = 10;
 const ARCHITECTURE: &str = "resnet8";
 
 pub fn run(options: &Demo, global: &Global) -> Result<()> {

@@ -15,6 +15,8 @@ const RETAINED: usize = 2 << 30;
 #[derive(Debug)]
 pub struct Buffer<T: Pooled> {
     data: Vec<T>,
+    /// Whether it came from here. Others are freed: nobody asks for their lengths again, and they would pile up.
+    is_pooled: bool,
 }
 
 #[derive(Default)]
@@ -63,13 +65,13 @@ impl<T: Pooled> Buffer<T> {
         if cfg!(debug_assertions) {
             data.fill(T::POISON);
         }
-        Buffer { data }
+        Buffer { data, is_pooled: true }
     }
 }
 
 impl<T: Pooled> From<Vec<T>> for Buffer<T> {
     fn from(data: Vec<T>) -> Buffer<T> {
-        Buffer { data }
+        Buffer { data, is_pooled: false }
     }
 }
 
@@ -77,7 +79,7 @@ impl<T: Pooled> Drop for Buffer<T> {
     fn drop(&mut self) {
         let data = std::mem::take(&mut self.data);
         // Small blocks are the allocator's trade.
-        if data.len() * size_of::<T>() >= 1 << 14 {
+        if self.is_pooled && data.len() * size_of::<T>() >= 1 << 14 {
             T::with_shelf(|shelf| {
                 shelf.bytes += data.len() * size_of::<T>();
                 shelf.waiting.entry(data.len()).or_default().push(data);
