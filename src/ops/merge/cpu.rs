@@ -52,15 +52,23 @@ fn blend_run(table: &Table, sources: &[&[f32]], alpha: &[f32], segment: &Segment
     match segment.choice {
         Choice::Source(source) => run.copy_from_slice(&sources[source][start..end]),
         Choice::Alpha { first, row_step, period } => {
-            for (m, source) in sources.iter().enumerate() {
-                let rows = run.chunks_mut(pitch).zip(source[start..end].chunks(pitch));
-                for (i, (blend, source)) in rows.enumerate() {
-                    let (blend, source) = (&mut blend[..row_len], &source[..row_len]);
-                    let first = m * table.alphas() + first + (first_row + i) * row_step;
-                    match (period, m) {
-                        (1, 0) => scale(blend, source, alpha[first]),
-                        (1, _) => add_scaled(blend, source, alpha[first]),
-                        _ => blend_kernels(blend, source, &alpha[first..first + period], m == 0),
+            for (pair, sources) in sources.chunks(2).enumerate() {
+                for (i, blend) in run.chunks_mut(pitch).enumerate() {
+                    let blend = &mut blend[..row_len];
+                    let row = |source: usize| &sources[source][start + i * pitch..][..row_len];
+                    let alpha = |source: usize| {
+                        let m = 2 * pair + source;
+                        &alpha[m * table.alphas() + first + (first_row + i) * row_step..][..period]
+                    };
+                    match (period, sources.len(), pair) {
+                        (1, 2, 0) => scale_two(blend, row(0), row(1), alpha(0)[0], alpha(1)[0]),
+                        (1, 2, _) => add_two(blend, row(0), row(1), alpha(0)[0], alpha(1)[0]),
+                        (1, _, _) => add_one(blend, row(0), alpha(0)[0]),
+                        _ => {
+                            for source in 0..sources.len() {
+                                blend_kernels(blend, row(source), alpha(source), 2 * pair + source == 0);
+                            }
+                        }
                     }
                 }
             }
@@ -72,14 +80,21 @@ fn blend_run(table: &Table, sources: &[&[f32]], alpha: &[f32], segment: &Segment
 }
 
 #[inline(always)]
-fn scale(blend: &mut [f32], source: &[f32], alpha: f32) {
-    for (blend, &weight) in blend.iter_mut().zip(source) {
-        *blend = alpha * weight;
+fn scale_two(blend: &mut [f32], a: &[f32], b: &[f32], alpha: f32, beta: f32) {
+    for ((blend, &a), &b) in blend.iter_mut().zip(a).zip(b) {
+        *blend = alpha * a + beta * b;
     }
 }
 
 #[inline(always)]
-fn add_scaled(blend: &mut [f32], source: &[f32], alpha: f32) {
+fn add_two(blend: &mut [f32], a: &[f32], b: &[f32], alpha: f32, beta: f32) {
+    for ((blend, &a), &b) in blend.iter_mut().zip(a).zip(b) {
+        *blend = (*blend + alpha * a) + beta * b;
+    }
+}
+
+#[inline(always)]
+fn add_one(blend: &mut [f32], source: &[f32], alpha: f32) {
     for (blend, &weight) in blend.iter_mut().zip(source) {
         *blend += alpha * weight;
     }
@@ -140,22 +155,22 @@ fn shared_gradient(table: &Table, segments: &[&Segment], sources: &[&[f32]], dw:
     let partial: Vec<Vec<f64>> =
         runs.par_iter().map(|&(segment, first, end)| run_products(segment, first, end, sources, dw)).collect();
 
-    let mut total = vec![0.0; dalpha.len()];
-    for (&(segment, first_row, end), products) in runs.iter().zip(&partial) {
-        let Choice::Alpha { first, row_step, period } = segment.choice else { continue };
-        let mut products = products.iter();
-        for m in 0..sources.len() {
-            for row in first_row..end {
-                let start = m * table.alphas() + first + row * row_step;
-                for total in &mut total[start..start + period] {
-                    *total += products.next().expect("one product per source, row and α");
+    // Sources share nothing; within one, rows add up in their order.
+    dalpha.par_chunks_mut(table.alphas().max(1)).enumerate().for_each(|(m, dalpha)| {
+        let mut total = vec![0.0; dalpha.len()];
+        for (&(segment, first_row, end), products) in runs.iter().zip(&partial) {
+            let Choice::Alpha { first, row_step, period } = segment.choice else { continue };
+            let of_source = &products[m * (end - first_row) * period..][..(end - first_row) * period];
+            for (row, products) in (first_row..end).zip(of_source.chunks_exact(period)) {
+                for (total, product) in total[first + row * row_step..].iter_mut().zip(products) {
+                    *total += product;
                 }
             }
         }
-    }
-    for (dalpha, total) in dalpha.iter_mut().zip(total) {
-        *dalpha += total as f32;
-    }
+        for (dalpha, total) in dalpha.iter_mut().zip(total) {
+            *dalpha += total as f32;
+        }
+    });
 }
 
 /// For each source, for each row, for each of the row's α: `Σ dw·w`.
@@ -183,16 +198,18 @@ fn run_products(segment: &Segment, first: usize, end: usize, sources: &[&[f32]],
     products
 }
 
+/// `Σ a·b` in [`LANES`] sums that are added at the end, one after the other: a tree would be shorter, but then the compiler
+/// scatters the loop above over mixed vectors and it runs at half the speed.
 #[inline(always)]
 fn dot(a: &[f32], b: &[f32]) -> f64 {
     let mut lanes = [0f32; LANES];
-    let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let tail: f64 =
-        a_chunks.remainder().iter().zip(b_chunks.remainder()).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
-    for (a, b) in a_chunks.zip(b_chunks) {
+    let (a_blocks, b_blocks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let rest: f64 =
+        a_blocks.remainder().iter().zip(b_blocks.remainder()).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
+    for (a, b) in a_blocks.zip(b_blocks) {
         for lane in 0..LANES {
             lanes[lane] += a[lane] * b[lane];
         }
     }
-    lanes.iter().map(|&lane| f64::from(lane)).sum::<f64>() + tail
+    lanes.iter().map(|&lane| f64::from(lane)).sum::<f64>() + rest
 }
