@@ -75,7 +75,7 @@ pub fn run(options: &Learn, global: &Global) -> Result<()> {
             }
         }
         let best = learning.history.iter().filter_map(|record| record.val_macro_f1).fold(f64::NAN, f64::max);
-        println!("{} merge weights ({} per source)", learned.numbers.shape().len(), options.granularity);
+        println!("{} merge weights, by {}", learned.numbers.shape().len(), options.granularity);
         println!("{}: merge weights", weights_path.display());
         println!("{}: merged network, best validation macro F1 {best:.4}", options.out.display());
         println!(

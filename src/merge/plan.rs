@@ -114,7 +114,7 @@ pub struct Entry {
     pub name: String,
     /// Where its numbers begin in each learned row.
     pub first: usize,
-    /// Shape of its numbers in each learned row: [], [K] or [K, C].
+    /// Shape of its numbers in each learned row: none, K, or K×C.
     pub shape: Vec<usize>,
 }
 

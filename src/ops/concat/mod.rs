@@ -1,6 +1,6 @@
 //! Concatenation along the channels: N×H×W×C₁, N×H×W×C₂, … to N×H×W×(C₁ + C₂ + …). Backward cuts `dy` apart again.
 //!
-//! It moves numbers and computes none, so one form serves every dtype: [`reference`] copies pixel by pixel, [`cpu`] the
+//! It moves numbers and computes none, so one form serves every dtype: `reference` copies pixel by pixel, `cpu` the
 //! same with pixels in parallel.
 
 pub mod cpu;
