@@ -168,6 +168,9 @@ pub struct Train {
     pub head_only: bool,
     #[command(flatten)]
     pub schedule: Schedule,
+    /// Keep the state of the run beside --out after each epoch, and continue from it where there is one
+    #[arg(long)]
+    pub resume: bool,
     /// The trained network: the best epoch on the validation split
     #[arg(long, value_name = "FILE.safetensors")]
     pub out: PathBuf,

@@ -1,14 +1,16 @@
 //! `train`.
 
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
 use medmerge::checkpoint::{self, Checkpoint};
+use medmerge::data::Dataset;
 use medmerge::error::{Error, Result};
 use medmerge::merge::training_metadata;
 use medmerge::nn::{Architecture, Model, Region, init};
 use medmerge::output::OutputPath;
 use medmerge::tensor::{DType, Device};
-use medmerge::train::{Subject, Target, train};
+use medmerge::train::{ResumeFile, Subject, Target, TrainOptions, train_resumable};
 
 use super::progress::Progress;
 use super::{check_fit, load_data, note, report, train_options};
@@ -21,7 +23,10 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
     if let Some(channels) = options.input_channels.filter(|channels| !(1..=4096).contains(channels)) {
         return Err(Error::usage(format!("--input-channels {channels}"), "give between 1 and 4096; 3 is usual"));
     }
-    OutputPath::check(&options.out, options.force, 0)?;
+    let state_path = options.out.with_extension("resume.safetensors");
+    // What an interrupted run wrote, its continuation may overwrite.
+    let force = options.force || (options.resume && state_path.exists());
+    OutputPath::check(&options.out, force, 0)?;
     let from = options.from.as_deref().map(Checkpoint::load).transpose()?;
     let (data, normalisation) = load_data(&options.data)?;
 
@@ -31,7 +36,7 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
     };
     let network = architecture.build(channels, data.classes);
     check_fit(&data, &normalisation, &network, None)?;
-    let output = OutputPath::check(&options.out, options.force, checkpoint::file_size(&network))?;
+    let output = OutputPath::check(&options.out, force, checkpoint::file_size(&network))?;
     let mut model = match &from {
         None => Model::initialized(network, global.seed),
         Some(from) => {
@@ -54,9 +59,17 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
     let mut progress = Progress::new("training", global).saving_to(output, metadata.clone());
     let mut subject = if options.head_only { Subject::Head } else { Subject::Everything };
     let target = Target { data: &data, normalisation: &normalisation };
-    let history = train(&mut model, &mut subject, target, &train_options, &mut progress)?;
+    let mut state = match options.resume {
+        true => Some(ResumeFile::new(&state_path, fingerprint(options, &train_options, &model, from.as_ref(), &data))?),
+        false => None,
+    };
+    if state.as_ref().is_some_and(ResumeFile::exists) {
+        note(global, format_args!("continuing from {}", state_path.display()));
+    }
+    let history = train_resumable(&mut model, &mut subject, target, &train_options, &mut progress, state.as_mut())?;
     let mut output = progress.finish().expect("given above");
     checkpoint::save(&mut output, &model, &metadata)?;
+    state.map_or(Ok(()), ResumeFile::remove)?;
 
     let best = history.iter().filter_map(|record| record.val_macro_f1).fold(f64::NAN, f64::max);
     let result = json!({
@@ -71,4 +84,27 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
         );
     });
     Ok(())
+}
+
+/// Whatever changes the result of a run.
+fn fingerprint(
+    options: &Train,
+    train_options: &TrainOptions,
+    model: &Model,
+    from: Option<&Checkpoint>,
+    data: &Dataset,
+) -> String {
+    let mut images = Sha256::new();
+    for split in [&data.train, &data.val] {
+        images.update(&split.images);
+        images.update(bytemuck::cast_slice(&split.labels));
+    }
+    let run = json!({
+        "parameters": model.network.parameters.iter().map(|p| (&p.name, p.shape.dims())).collect::<Vec<_>>(),
+        "options": train_options, "flip": options.schedule.flip, "shift": options.schedule.shift,
+        "mean": options.data.mean, "std": options.data.std,
+        "from": from.map(|from| &from.sha256), "new_head": options.new_head, "head_only": options.head_only,
+        "data": images.finalize().to_vec(),
+    });
+    Sha256::digest(run.to_string()).iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -13,17 +13,19 @@ mod compare;
 mod evaluate;
 mod learn;
 mod optimizer;
+mod resume;
 mod step;
 
 use std::time::Instant;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use compare::{Baseline, Outcome, Protocol};
 pub use evaluate::{evaluate, reestimate_statistics, scores};
 pub use learn::{AnchorChoice, LearnOptions, Learning, choose_anchor, learn, probe};
 pub use optimizer::{Optimizer, OptimizerKind, Schedule};
-pub use step::{MergeState, Step, Subject, step};
+pub use resume::ResumeFile;
+pub use step::{MergeState, Optimizers, Step, Subject, step};
 
 use crate::data::{Augmentation, Dataset, Loader, LoaderOptions, Normalisation, SplitName};
 use crate::error::{Error, Result};
@@ -131,7 +133,7 @@ impl TrainOptions {
 }
 
 /// What one epoch came to.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct EpochRecord {
     /// Counted from 1.
     pub epoch: usize,
@@ -180,7 +182,22 @@ pub fn train(
     options: &TrainOptions,
     observer: &mut dyn Observer,
 ) -> Result<Vec<EpochRecord>> {
+    train_resumable(model, subject, target, options, observer, None)
+}
+
+/// [`train`], keeping its state in a file after each epoch, and continuing from it where there is one. Merge weights are
+/// not part of that state: a merge is not resumable.
+pub fn train_resumable(
+    model: &mut Model,
+    subject: &mut Subject,
+    target: Target,
+    options: &TrainOptions,
+    observer: &mut dyn Observer,
+    mut resume: Option<&mut ResumeFile>,
+) -> Result<Vec<EpochRecord>> {
     options.check()?;
+    let is_merge = matches!(subject, Subject::Merge(_));
+    assert!(resume.is_none() || !is_merge, "a merge is not resumable");
     let _listener = Listener::new();
     // A transferred trunk is still the source's own buffer.
     *model = model.copy();
@@ -196,7 +213,16 @@ pub fn train(
     let mut history = Vec::new();
     let mut best: Option<Best> = None;
     let mut done = 0;
-    for epoch in 0..options.epochs {
+    if let Some(file) = &resume
+        && let Some(before) = file.load(model, &mut optimizers)?
+    {
+        (done, history, best) = (before.steps, before.history, before.best);
+    }
+    for epoch in history.len()..options.epochs {
+        let since = epoch - best.as_ref().map_or(epoch, |best| best.epoch + 1);
+        if epoch > 0 && options.patience.is_some_and(|patience| since >= patience) {
+            break;
+        }
         let start = Instant::now();
         let (mut sum, mut batches) = (0.0, 0);
         for batch in loader.epoch(epoch) {
@@ -235,9 +261,8 @@ pub fn train(
         }
         observer.epoch(&record, improved.then_some(&*model))?;
         history.push(record);
-        let since = epoch - best.as_ref().map_or(epoch, |best| best.epoch);
-        if options.patience.is_some_and(|patience| since >= patience) {
-            break;
+        if let Some(file) = &mut resume {
+            file.save(model, &optimizers, best.as_ref(), &history, done)?;
         }
     }
     if let Some(best) = best {

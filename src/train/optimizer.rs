@@ -48,6 +48,21 @@ impl Optimizer {
         Optimizer { kind, learning_rate, weight_decay, step: 0, moments: Vec::new() }
     }
 
+    /// Updates so far.
+    pub fn steps(&self) -> u64 {
+        self.step
+    }
+
+    /// Velocity, or first and second moment; empty before the first update.
+    pub fn moments(&self) -> &[Tensor] {
+        &self.moments
+    }
+
+    /// Continues from what [`Optimizer::steps`] and [`Optimizer::moments`] said.
+    pub fn restore(&mut self, steps: u64, moments: Vec<Tensor>) {
+        (self.step, self.moments) = (steps, moments);
+    }
+
     /// Moves `parameters` against `gradient`; the learning rate is multiplied by `factor`.
     pub fn update(&mut self, parameters: &mut Tensor, gradient: &Tensor, factor: f64) {
         if self.moments.is_empty() {

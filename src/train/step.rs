@@ -35,6 +35,18 @@ pub struct Optimizers {
     merge: Option<Optimizer>,
 }
 
+impl Optimizers {
+    pub(super) fn named(&self) -> impl Iterator<Item = (&'static str, &Optimizer)> {
+        let trunk = self.trunk.iter().map(|optimizer| ("trunk", optimizer));
+        trunk.chain([("head", &self.head)])
+    }
+
+    pub(super) fn named_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut Optimizer)> {
+        let trunk = self.trunk.iter_mut().map(|optimizer| ("trunk", optimizer));
+        trunk.chain([("head", &mut self.head)])
+    }
+}
+
 pub struct Step {
     pub loss: f32,
 }

@@ -78,6 +78,34 @@ fn an_interrupt_later_leaves_the_last_good_checkpoint() {
     assert_eq!(folder.leftovers(), Vec::<PathBuf>::new());
 }
 
+/// Killed as many times as it takes to end, a run comes to the same bytes as one that was left alone.
+#[test]
+fn a_resumed_run_equals_an_uninterrupted_one() {
+    let folder = Folder::with_sources();
+    for optimizer in ["sgd", "adamw"] {
+        let train = format!(
+            "train --from texture.safetensors --data data/texture.npz --epochs 40 --optimizer {optimizer} \
+             --batch-size 8 --flip --shift 1 -v --out"
+        );
+        folder.done(&format!("{train} whole --force"));
+        let parts = format!("{train} parts --resume");
+        for epoch in [2, 9] {
+            let run = folder.start_until(&parts, &format!("epoch {epoch},")).interrupt();
+            assert_failed(&run, &["error: interrupted"]);
+            assert!(folder.path("parts.resume.safetensors").exists());
+        }
+        // The state is this run's alone.
+        let other = folder.run(&parts.replace("--shift 1", "--shift 2"));
+        assert!(other.code == Some(2) && other.stderr.contains("the state of another run"), "{}", other.stderr);
+        let last = folder.run(&parts);
+        assert_eq!(last.code, Some(0), "{}", last.stderr);
+        assert!(last.stderr.contains("continuing from") && !last.stderr.contains("epoch 1,"), "{}", last.stderr);
+        assert_eq!(folder.bytes("whole"), folder.bytes("parts"), "{optimizer}");
+        assert!(!folder.path("parts.resume.safetensors").exists());
+        std::fs::remove_file(folder.path("parts")).unwrap();
+    }
+}
+
 #[test]
 fn an_interrupt_of_learning_leaves_no_file() {
     let folder = Folder::with_sources();
