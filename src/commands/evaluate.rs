@@ -11,6 +11,7 @@ use medmerge::metrics::{Metrics, softmax};
 use medmerge::output::OutputPath;
 use medmerge::train::{Target, scores};
 
+use super::progress::bar;
 use super::{check_fit, load_data, report};
 use crate::cli::{Eval, Global, Predict};
 
@@ -32,15 +33,19 @@ fn load(options: &Eval) -> Result<(Checkpoint, Dataset, Normalisation)> {
     Ok((checkpoint, data, normalisation))
 }
 
-fn split_scores(options: &Eval) -> Result<(Vec<f32>, Checkpoint, Dataset)> {
+fn split_scores(options: &Eval, global: &Global) -> Result<(Vec<f32>, Checkpoint, Dataset)> {
     let (checkpoint, data, normalisation) = load(options)?;
     let target = Target { data: &data, normalisation: &normalisation };
-    let scores = scores(&checkpoint.model, target, options.split, options.batch_size);
+    let bar = bar(&format!("{} split", options.split), global);
+    bar.set_length(data.split(options.split).len() as u64);
+    let watch = |done| bar.set_position(done as u64);
+    let scores = scores(&checkpoint.model, target, options.split, options.batch_size, watch);
+    bar.finish_and_clear();
     Ok((scores, checkpoint, data))
 }
 
 pub fn eval(options: &Eval, global: &Global) -> Result<()> {
-    let (scores, checkpoint, data) = split_scores(options)?;
+    let (scores, checkpoint, data) = split_scores(options, global)?;
     let labels = &data.split(options.split).labels;
     let metrics = Metrics::compute(&scores, labels, checkpoint.model.network.classes);
     let result = json!({
@@ -69,7 +74,7 @@ pub fn eval(options: &Eval, global: &Global) -> Result<()> {
 
 pub fn predict(options: &Predict, global: &Global) -> Result<()> {
     let mut output = OutputPath::check(&options.out, options.force, 0)?;
-    let (mut scores, checkpoint, _) = split_scores(&options.eval)?;
+    let (mut scores, checkpoint, _) = split_scores(&options.eval, global)?;
     let classes = checkpoint.model.network.classes;
     if !options.logits {
         scores.chunks_mut(classes).for_each(softmax);

@@ -10,11 +10,13 @@ use medmerge::nn::Model;
 use medmerge::output::OutputPath;
 use medmerge::train::{Target, reestimate_statistics};
 
+use super::progress::spinner;
 use super::{check_fit, note, report};
 use crate::cli::{Global, Merge};
 
 pub fn run(options: &Merge, global: &Global) -> Result<()> {
     OutputPath::check(&options.out, options.force, 0)?;
+    let spinner = spinner("merging", global);
     let learned = options.weights.as_deref().map(Learned::load).transpose()?;
     let sources = Sources::load(&options.models)?;
     let (model, metadata) = match (&learned, &options.weights) {
@@ -26,6 +28,7 @@ pub fn run(options: &Merge, global: &Global) -> Result<()> {
     };
     let mut output = OutputPath::check(&options.out, options.force, checkpoint::file_size(&model.network))?;
     checkpoint::save(&mut output, &model, &metadata)?;
+    spinner.finish_and_clear();
     let result = json!({"out": options.out, "architecture": sources.architecture(), "classes": model.network.classes});
     report(global, &result, || {
         println!("{}: {}, {} classes", options.out.display(), sources.architecture(), model.network.classes);

@@ -81,3 +81,9 @@ pub fn bar(name: &str, global: &Global) -> ProgressBar {
     bar.enable_steady_tick(Duration::from_millis(500));
     bar
 }
+
+/// A sign of life for work whose length is not known beforehand.
+pub fn spinner(name: &str, global: &Global) -> ProgressBar {
+    let style = ProgressStyle::with_template("{prefix:28} {spinner} {elapsed}").expect("a valid template");
+    bar(name, global).with_style(style)
+}

@@ -6,6 +6,7 @@ use medmerge::data::synthetic::{SyntheticOptions, Task, generate};
 use medmerge::error::Result;
 use medmerge::output::OutputPath;
 
+use super::progress::spinner;
 use super::report;
 use crate::cli::{Global, Synth};
 
@@ -31,9 +32,11 @@ pub fn run(options: &Synth, global: &Global) -> Result<()> {
     for path in &paths {
         OutputPath::check(path, options.force, 0)?;
     }
+    let spinner = spinner("drawing images", global);
     for ((task, _), path) in FILES.iter().zip(&paths) {
         generate(*task, &of_task(*task)).save(path)?;
     }
+    spinner.finish_and_clear();
     report(global, &json!({"out": paths}), || paths.iter().for_each(|path| println!("{}", path.display())));
     Ok(())
 }

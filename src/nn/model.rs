@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::network::Mode;
-use super::{Kind, Network, Parameter, Region, init};
+use super::{Network, Parameter, Region, init};
 use crate::ops::batch_norm::Statistics;
 use crate::tape::{Tape, Var};
 use crate::tensor::{DType, Device, Element, Tensor};
@@ -164,10 +164,5 @@ impl Model {
                 .find(broken)
                 .map(|index| format!("{}.running_mean or running_var", self.network.batch_norms[index].name))
         })
-    }
-
-    /// Whether a parameter is part of a batch norm.
-    pub fn is_batch_norm(parameter: &Parameter) -> bool {
-        matches!(parameter.kind, Kind::Gamma(_) | Kind::Beta(_))
     }
 }

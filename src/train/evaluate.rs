@@ -7,17 +7,27 @@ use crate::nn::{Mode, Model};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 
-/// Logits of a split, images × classes, in file order.
-pub fn scores(model: &Model, target: Target, split: SplitName, batch_size: usize) -> Vec<f32> {
+/// Logits of a split, images × classes, in file order. `watch` is told after each batch how many images are done.
+pub fn scores(
+    model: &Model,
+    target: Target,
+    split: SplitName,
+    batch_size: usize,
+    mut watch: impl FnMut(usize),
+) -> Vec<f32> {
     let loader = target.in_order(split, model.network.input_channels, batch_size);
-    loader
-        .epoch(0)
-        .flat_map(|batch| model.logits(Tensor::from_vec(batch.images, batch.shape)).to_vec::<f32>())
-        .collect()
+    let mut scores = Vec::new();
+    let mut done = 0;
+    for batch in loader.epoch(0) {
+        scores.extend(model.logits(Tensor::from_vec(batch.images, batch.shape)).to_vec::<f32>());
+        done += batch.labels.len();
+        watch(done);
+    }
+    scores
 }
 
 pub fn evaluate(model: &Model, target: Target, split: SplitName, batch_size: usize) -> Metrics {
-    let scores = scores(model, target, split, batch_size);
+    let scores = scores(model, target, split, batch_size, |_| {});
     Metrics::compute(&scores, &target.data.split(split).labels, model.network.classes)
 }
 

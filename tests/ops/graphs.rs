@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Method, Plan};
-use medmerge::nn::{Architecture, Mode, Model, Network};
+use medmerge::nn::{Architecture, Kind, Mode, Model, Network};
 use medmerge::ops::cases;
 use medmerge::ops::conv2d::Conv2d;
 use medmerge::ops::merge::constraint::{Mean, Parametrization};
@@ -215,7 +215,9 @@ fn loss(tape: &mut Tape, network: &Network, trunk: &Var, head: &Var, statistics:
 pub fn model(width: usize, seed: u64) -> Model {
     let network = Architecture::named("resnet8", None, Some(width)).unwrap().build(1, CLASSES);
     let mut model = Model::initialized(network.clone(), seed);
-    for parameter in network.parameters.iter().filter(|parameter| Model::is_batch_norm(parameter)) {
+    for parameter in
+        network.parameters.iter().filter(|parameter| matches!(parameter.kind, Kind::Gamma(_) | Kind::Beta(_)))
+    {
         let noise = Numbers(parameter.offset as u64 + seed).reals(parameter.shape.len());
         let values: Vec<f32> =
             model.parameter(parameter).to_f64().iter().zip(noise).map(|(v, r)| (v + 0.3 * r) as f32).collect();
