@@ -6,8 +6,8 @@
 //! * `reference.rs` naive loops, generic over `f32` and `f64`: the definition, and what `f64` tensors run;
 //! * `cpu.rs` the fast form for `f32`.
 //!
-//! Every op writes into what it is given, allocates no result of its own, and sums in an order that does not depend on
-//! the number of threads. Activations are N, H, W, C; filters K, R, S, C.
+//! Implementations write into what they are given; where a contract returns a tensor, it comes from the pool of buffers.
+//! Sums run in an order that does not depend on the number of threads. Activations are N, H, W, C; filters K, R, S, C.
 
 pub mod batch_norm;
 pub mod cases;
