@@ -1,7 +1,12 @@
-//! Embeds the sources of the GPU kernels, so that the program can compile them where it runs.
+//! Embeds the sources of the GPU kernels, so that the program can compile them where it runs; with the feature
+//! `emulator`, also compiles them for the host, once per storage type of activations.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+
+#[cfg(feature = "emulator")]
+/// The types that activations are stored as: the name in symbols, and the macro that chooses it.
+const STORAGE: [(&str, &str); 3] = [("f32", "STORAGE_F32"), ("bf16", "STORAGE_BF16"), ("f16", "STORAGE_F16")];
 
 fn main() {
     println!("cargo::rerun-if-changed=kernels");
@@ -12,12 +17,71 @@ fn main() {
         .collect();
     sources.sort();
     let mut table = String::from("&[\n");
-    for path in sources {
-        let name = path.file_name().expect("a file has a name").to_string_lossy().into_owned();
+    for path in &sources {
+        let name = path.file_name().expect("a file has a name").to_string_lossy();
         let path = path.canonicalize().expect("a file that was just listed");
         writeln!(table, "    ({name:?}, include_str!({path:?})),").expect("writing to a string");
     }
     table.push_str("]\n");
     let out = std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR");
     std::fs::write(Path::new(&out).join("kernels.rs"), table).expect("OUT_DIR can be written to");
+    #[cfg(feature = "emulator")]
+    emulator::build(&sources, Path::new(&out));
+}
+
+#[cfg(feature = "emulator")]
+mod emulator {
+    use super::*;
+
+    /// The names in `KERNEL(name, Parameters, THREADS)`.
+    fn entry_points(source: &str) -> Vec<&str> {
+        let names = source.lines().filter_map(|line| line.strip_prefix("KERNEL(")?.split(',').next());
+        names.map(str::trim).collect()
+    }
+
+    pub fn build(sources: &[PathBuf], out: &Path) {
+        let (mut externs, mut table) = (String::new(), String::new());
+        for (storage, macro_name) in STORAGE {
+            let folder = out.join(storage);
+            std::fs::create_dir_all(&folder).expect("OUT_DIR can be written to");
+            let mut build = cc::Build::new();
+            build.cpp(true).std("c++17").opt_level(2).warnings(true).extra_warnings(true).out_dir(&folder);
+            // Each operation rounds, as without fused multiply-add: the host's contraction is not the GPU's either.
+            for flag in [
+                "-xc++",
+                "-ffp-contract=off",
+                "-fno-exceptions",
+                "-fno-rtti",
+                "-Wno-unknown-pragmas",
+                "-Wno-unused-function",
+            ] {
+                build.flag(flag);
+            }
+            build.define("MEDMERGE_EMULATOR", None).define(macro_name, None).include("kernels");
+            for path in sources.iter().filter(|path| path.extension().is_some_and(|extension| extension == "cu")) {
+                let source = std::fs::read_to_string(path).expect("a file that was just listed");
+                if storage != "f32" && !source.contains("element") {
+                    continue;
+                }
+                build.file(path);
+                for name in entry_points(&source) {
+                    writeln!(
+                        externs,
+                        "    fn {name}_{storage}(parameters: *const c_void, slot: *const *const Context);\n    \
+                         static {name}_size_{storage}: u32;\n    static {name}_threads_{storage}: u32;"
+                    )
+                    .expect("writing to a string");
+                    writeln!(
+                        table,
+                        "    Entry {{ symbol: \"{name}_{storage}\", run: {name}_{storage}, \
+                         size: unsafe {{ &{name}_size_{storage} }}, threads: unsafe {{ &{name}_threads_{storage} }} }},"
+                    )
+                    .expect("writing to a string");
+                }
+            }
+            build.compile(&format!("kernels_{storage}"));
+        }
+        let text = format!("unsafe extern \"C\" {{\n{externs}}}\n\nstatic ENTRIES: &[Entry] = &[\n{table}];\n");
+        std::fs::write(out.join("entries.rs"), text).expect("OUT_DIR can be written to");
+    }
 }

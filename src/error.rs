@@ -5,6 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::gpu::Failure;
+
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +42,10 @@ pub enum Error {
     /// A device that was asked for and is not here.
     #[error("device '{device}' is not available: {reason}")]
     Device { device: String, reason: String },
+
+    /// Something that failed on a GPU.
+    #[error(transparent)]
+    Gpu(#[from] Failure),
 
     /// Ctrl-C.
     #[error("interrupted")]
@@ -96,6 +102,7 @@ impl Error {
                 None => "use a smaller --learning-rate; no checkpoint was written".into(),
             }),
             Error::Device { .. } => Some("`medmerge devices` lists what is here; --device cpu always works".into()),
+            Error::Gpu(failure) => Some(failure.hint()),
             Error::Interrupted { kept } => {
                 kept.as_ref().map(|path| format!("the last good checkpoint is {}", path.display()))
             }
@@ -106,6 +113,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Diverged { .. } | Error::Interrupted { .. } => 1,
+            Error::Gpu(failure) => failure.exit_code(),
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::Interrupted => 1,
             _ => 2,
         }

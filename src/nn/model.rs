@@ -114,6 +114,7 @@ impl Model {
             match self.dtype() {
                 DType::F32 => self.set_running(index, &vec![0f32; norm.channels], &vec![1.0; norm.channels]),
                 DType::F64 => self.set_running(index, &vec![0f64; norm.channels], &vec![1.0; norm.channels]),
+                other => panic!("running statistics of {other}"),
             }
         }
         self.batches_tracked.fill(0);
@@ -129,6 +130,7 @@ impl Model {
             match self.dtype() {
                 DType::F32 => self.move_running::<f32>(index, batch, momentum),
                 DType::F64 => self.move_running::<f64>(index, batch, momentum),
+                other => panic!("running statistics of {other}"),
             }
         }
     }

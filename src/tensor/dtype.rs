@@ -6,10 +6,25 @@ use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
 use super::{Buffer, DataMut, Storage};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
     F32,
     F64,
+    /// 8 bits of exponent, 7 of fraction; on GPUs only.
+    BF16,
+    /// IEEE half precision; on GPUs only.
+    F16,
+}
+
+impl DType {
+    /// Bytes of one number.
+    pub const fn size(self) -> usize {
+        match self {
+            DType::F64 => 8,
+            DType::F32 => 4,
+            DType::BF16 | DType::F16 => 2,
+        }
+    }
 }
 
 impl fmt::Display for DType {
@@ -17,6 +32,8 @@ impl fmt::Display for DType {
         f.write_str(match self {
             DType::F32 => "f32",
             DType::F64 => "f64",
+            DType::BF16 => "bf16",
+            DType::F16 => "f16",
         })
     }
 }
@@ -91,7 +108,7 @@ macro_rules! element {
             fn slice(storage: &Storage) -> &[Self] {
                 match storage {
                     Storage::$variant(buffer) => buffer,
-                    #[allow(unreachable_patterns)]
+                    Storage::Gpu { .. } => panic!("a tensor on a GPU is read as if it were on the CPU"),
                     _ => panic!("a tensor of another dtype is read as {}", Self::DTYPE),
                 }
             }
@@ -99,7 +116,7 @@ macro_rules! element {
             fn slice_mut(data: DataMut<'_>) -> &mut [Self] {
                 match data {
                     DataMut::$variant(data) => data,
-                    #[allow(unreachable_patterns)]
+                    DataMut::Gpu { .. } => panic!("a tensor on a GPU is written as if it were on the CPU"),
                     _ => panic!("a tensor of another dtype is written as {}", Self::DTYPE),
                 }
             }

@@ -8,12 +8,17 @@
 //! This module knows nothing of operations, networks or files.
 
 mod dtype;
+mod integers;
 mod pool;
 mod shape;
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 
+use crate::gpu::{self, Address};
+
 pub use dtype::{DType, Element};
+pub use integers::Integers;
 pub use pool::Buffer;
 pub use shape::Shape;
 
@@ -22,12 +27,33 @@ pub use shape::Shape;
 pub enum Device {
     /// Host memory. `f32` runs the fast implementations, `f64` the reference.
     Cpu,
+    /// A GPU's memory, or the emulator's.
+    Gpu(gpu::Handle),
+}
+
+/// Which of an op's implementations runs on a tensor.
+#[derive(Clone, Copy, Debug)]
+pub enum Implementation {
+    Cpu,
+    Reference,
+    Gpu(gpu::Handle),
+}
+
+impl Device {
+    /// The first failure of the device, if there was one.
+    pub fn check(self) -> Result<(), gpu::Failure> {
+        match self {
+            Device::Cpu => Ok(()),
+            Device::Gpu(gpu) => gpu.check(),
+        }
+    }
 }
 
 impl std::fmt::Display for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Device::Cpu => f.write_str("cpu"),
+            Device::Gpu(gpu) => gpu.fmt(f),
         }
     }
 }
@@ -36,6 +62,7 @@ impl std::fmt::Display for Device {
 enum Storage {
     F32(Buffer<f32>),
     F64(Buffer<f64>),
+    Gpu { buffer: gpu::Buffer, dtype: DType },
 }
 
 #[derive(Clone, Debug)]
@@ -56,6 +83,7 @@ pub struct TensorMut<'a> {
 enum DataMut<'a> {
     F32(&'a mut [f32]),
     F64(&'a mut [f64]),
+    Gpu { gpu: gpu::Handle, address: Address, dtype: DType, alone: PhantomData<&'a mut ()> },
 }
 
 /// Elements that `shape` spans when its rows lie `pitch` apart; the padding behind the last row is not part of it.
@@ -71,10 +99,12 @@ impl Tensor {
     /// that an element nobody wrote shows).
     pub fn uninit(shape: impl Into<Shape>, dtype: DType, device: Device) -> Tensor {
         let shape = shape.into();
-        let Device::Cpu = device;
-        let storage = match dtype {
-            DType::F32 => Storage::F32(Buffer::recycled(shape.len())),
-            DType::F64 => Storage::F64(Buffer::recycled(shape.len())),
+        let storage = match (device, dtype) {
+            (Device::Cpu, DType::F32) => Storage::F32(Buffer::recycled(shape.len())),
+            (Device::Cpu, DType::F64) => Storage::F64(Buffer::recycled(shape.len())),
+            (Device::Cpu, _) => panic!("{dtype} lives on GPUs only"),
+            (Device::Gpu(_), DType::F64) => panic!("f64 lives on the CPU only"),
+            (Device::Gpu(gpu), _) => Storage::Gpu { buffer: gpu.allocate(shape.len() * dtype.size()), dtype },
         };
         Tensor { storage: Arc::new(storage), offset: 0, shape, pitch: shape.row_len() }
     }
@@ -107,11 +137,34 @@ impl Tensor {
         match &*self.storage {
             Storage::F32(_) => DType::F32,
             Storage::F64(_) => DType::F64,
+            Storage::Gpu { dtype, .. } => *dtype,
         }
     }
 
     pub fn device(&self) -> Device {
-        Device::Cpu
+        match &*self.storage {
+            Storage::F32(_) | Storage::F64(_) => Device::Cpu,
+            Storage::Gpu { buffer, .. } => Device::Gpu(buffer.gpu()),
+        }
+    }
+
+    pub fn implementation(&self) -> Implementation {
+        match &*self.storage {
+            Storage::F32(_) => Implementation::Cpu,
+            Storage::F64(_) => Implementation::Reference,
+            Storage::Gpu { buffer, .. } => Implementation::Gpu(buffer.gpu()),
+        }
+    }
+
+    /// Where the first number lies in a GPU's memory.
+    ///
+    /// # Panics
+    /// If the tensor is on the CPU.
+    pub fn address(&self) -> Address {
+        match &*self.storage {
+            Storage::Gpu { buffer, dtype } => buffer.address().offset(self.offset * dtype.size()),
+            _ => panic!("a tensor on the CPU has no address on a GPU"),
+        }
     }
 
     /// Elements from the start of one row to the start of the next.
@@ -126,13 +179,18 @@ impl Tensor {
     /// The numbers, padding between rows included where there is some.
     ///
     /// # Panics
-    /// If the tensor is of another dtype.
+    /// If the tensor is of another dtype, or not on the CPU.
     pub fn data<T: Element>(&self) -> &[T] {
         &T::slice(&self.storage)[self.offset..self.offset + span(self.shape, self.pitch)]
     }
 
     /// A copy of the numbers without padding.
+    ///
+    /// From a GPU they come as `f32`, whatever they are stored as; NaN if the device has failed.
     pub fn to_vec<T: Element>(&self) -> Vec<T> {
+        if let Device::Gpu(_) = self.device() {
+            return self.to_cpu().to_vec();
+        }
         let (rows, row) = (self.shape.rows(), self.shape.row_len());
         let data = self.data::<T>();
         (0..rows).flat_map(|i| &data[i * self.pitch..i * self.pitch + row]).copied().collect()
@@ -140,16 +198,54 @@ impl Tensor {
 
     pub fn to_f64(&self) -> Vec<f64> {
         match self.dtype() {
-            DType::F32 => self.to_vec::<f32>().into_iter().map(f64::from).collect(),
             DType::F64 => self.to_vec::<f64>(),
+            _ => self.to_vec::<f32>().into_iter().map(f64::from).collect(),
         }
     }
 
+    /// The numbers as another dtype, on the same device, without padding.
     pub fn cast(&self, dtype: DType) -> Tensor {
-        match dtype {
-            DType::F32 => Tensor::from_vec(self.to_f64().into_iter().map(|v| v as f32).collect(), self.shape),
-            DType::F64 => Tensor::from_vec(self.to_f64(), self.shape),
+        match (self.device(), dtype) {
+            (Device::Gpu(gpu), _) => {
+                let packed = if self.is_contiguous() { self.clone() } else { self.copy() };
+                if self.dtype() == dtype {
+                    return packed;
+                }
+                let mut cast = Tensor::uninit(self.shape, dtype, self.device());
+                let y = cast.view_mut().address();
+                gpu.convert(packed.address(), self.dtype(), y, dtype, self.shape.len());
+                cast
+            }
+            (Device::Cpu, DType::F32) => {
+                Tensor::from_vec(self.to_f64().into_iter().map(|v| v as f32).collect(), self.shape)
+            }
+            (Device::Cpu, DType::F64) => Tensor::from_vec(self.to_f64(), self.shape),
+            (Device::Cpu, _) => panic!("{dtype} lives on GPUs only"),
         }
+    }
+
+    /// The same numbers on another device; itself if it is there already. To the CPU they come as `f32`.
+    pub fn to_device(&self, device: Device) -> Tensor {
+        if self.device() == device {
+            return self.clone();
+        }
+        match (self.device(), device) {
+            (_, Device::Cpu) => self.to_cpu(),
+            (Device::Cpu, Device::Gpu(_)) => {
+                let mut tensor = Tensor::uninit(self.shape, DType::F32, device);
+                tensor.view_mut().copy_from(&self.copy());
+                tensor
+            }
+            (Device::Gpu(_), Device::Gpu(_)) => self.to_cpu().to_device(device),
+        }
+    }
+
+    fn to_cpu(&self) -> Tensor {
+        let packed = self.cast(DType::F32);
+        let Device::Gpu(gpu) = packed.device() else { panic!("a tensor on the CPU is downloaded") };
+        let mut numbers = vec![0f32; self.shape.len()];
+        gpu.download(packed.address(), bytemuck::cast_slice_mut(&mut numbers));
+        Tensor::from_vec(numbers, self.shape)
     }
 
     /// A window of `shape` into this tensor that begins `offset` elements in, with rows `pitch` apart.
@@ -180,6 +276,10 @@ impl Tensor {
         let data = match storage {
             Storage::F32(buffer) => DataMut::F32(&mut buffer[range]),
             Storage::F64(buffer) => DataMut::F64(&mut buffer[range]),
+            Storage::Gpu { buffer, dtype } => {
+                let address = buffer.address().offset(range.start * dtype.size());
+                DataMut::Gpu { gpu: buffer.gpu(), address, dtype: *dtype, alone: PhantomData }
+            }
         };
         TensorMut { data, shape: self.shape, pitch: self.pitch }
     }
@@ -193,9 +293,26 @@ impl Tensor {
 
     /// A tensor with the same numbers in a buffer of its own, without padding.
     pub fn copy(&self) -> Tensor {
-        match self.dtype() {
-            DType::F32 => self.copied::<f32>(),
-            DType::F64 => self.copied::<f64>(),
+        match self.implementation() {
+            Implementation::Cpu => self.copied::<f32>(),
+            Implementation::Reference => self.copied::<f64>(),
+            Implementation::Gpu(gpu) => {
+                let mut copy = Tensor::uninit(self.shape, self.dtype(), self.device());
+                let (to, size) = (copy.view_mut().address(), self.dtype().size());
+                if self.is_contiguous() {
+                    gpu.copy(to, self.address(), self.shape.len() * size);
+                } else {
+                    let row = self.shape.row_len();
+                    for i in 0..self.shape.rows() {
+                        gpu.copy(
+                            to.offset(i * row * size),
+                            self.address().offset(i * self.pitch * size),
+                            row * size,
+                        );
+                    }
+                }
+                copy
+            }
         }
     }
 
@@ -223,6 +340,26 @@ impl<'a> TensorMut<'a> {
         match self.data {
             DataMut::F32(_) => DType::F32,
             DataMut::F64(_) => DType::F64,
+            DataMut::Gpu { dtype, .. } => dtype,
+        }
+    }
+
+    pub fn implementation(&self) -> Implementation {
+        match self.data {
+            DataMut::F32(_) => Implementation::Cpu,
+            DataMut::F64(_) => Implementation::Reference,
+            DataMut::Gpu { gpu, .. } => Implementation::Gpu(gpu),
+        }
+    }
+
+    /// Where the first number lies in a GPU's memory.
+    ///
+    /// # Panics
+    /// If the tensor is on the CPU.
+    pub fn address(&self) -> Address {
+        match self.data {
+            DataMut::Gpu { address, .. } => address,
+            _ => panic!("a tensor on the CPU has no address on a GPU"),
         }
     }
 
@@ -235,6 +372,9 @@ impl<'a> TensorMut<'a> {
         let data = match &mut self.data {
             DataMut::F32(data) => DataMut::F32(data),
             DataMut::F64(data) => DataMut::F64(data),
+            DataMut::Gpu { gpu, address, dtype, .. } => {
+                DataMut::Gpu { gpu, address: *address, dtype: *dtype, alone: PhantomData }
+            }
         };
         TensorMut { data, shape: self.shape, pitch: self.pitch }
     }
@@ -246,17 +386,29 @@ impl<'a> TensorMut<'a> {
         let data = match self.data {
             DataMut::F32(data) => DataMut::F32(&mut data[range]),
             DataMut::F64(data) => DataMut::F64(&mut data[range]),
+            DataMut::Gpu { gpu, address, dtype, alone } => {
+                assert!(range.end <= span(self.shape, self.pitch), "window {shape} at {offset} leaves {}", self.shape);
+                DataMut::Gpu { gpu, address: address.offset(range.start * dtype.size()), dtype, alone }
+            }
         };
         TensorMut { data, shape, pitch }
     }
 
-    /// Overwrites this window with the numbers of `source`; neither may have padding.
+    /// Overwrites this window with the numbers of `source`, which has the same dtype and may be on the CPU; neither may
+    /// have padding.
     pub fn copy_from(self, source: &Tensor) {
         assert_eq!(self.shape, source.shape(), "copy");
         assert!(self.pitch == self.shape.row_len() && source.is_contiguous(), "copy of padded rows");
         match self.data {
             DataMut::F32(data) => data.copy_from_slice(source.data()),
             DataMut::F64(data) => data.copy_from_slice(source.data()),
+            DataMut::Gpu { gpu, address, dtype, .. } => {
+                assert_eq!(dtype, source.dtype(), "copy to another dtype");
+                match source.device() {
+                    Device::Cpu => gpu.upload(address, bytemuck::cast_slice(source.data::<f32>())),
+                    Device::Gpu(_) => gpu.copy(address, source.address(), self.shape.len() * dtype.size()),
+                }
+            }
         }
     }
 
@@ -264,6 +416,14 @@ impl<'a> TensorMut<'a> {
         match self.data {
             DataMut::F32(data) => data.fill(value as f32),
             DataMut::F64(data) => data.fill(value),
+            DataMut::Gpu { gpu, address, dtype, .. } => {
+                let count = span(self.shape, self.pitch);
+                if value == 0.0 {
+                    gpu.fill(address, 0, count * dtype.size());
+                } else {
+                    gpu.fill_numbers(address, dtype, count, value);
+                }
+            }
         }
     }
 }

@@ -14,7 +14,7 @@ pub mod cpu;
 pub mod reference;
 
 use crate::tape::{Tape, Var};
-use crate::tensor::{DType, Element, Tensor, TensorMut};
+use crate::tensor::{Implementation, Element, Tensor, TensorMut};
 
 /// Mean and biased variance of each channel, and over how many numbers they were taken.
 #[derive(Clone, Debug)]
@@ -31,9 +31,10 @@ pub fn statistics(x: &Tensor) -> Statistics {
     let mut variance = mean.clone();
     variance.make_unique();
     let (m, v) = (mean.view_mut(), variance.view_mut());
-    match x.dtype() {
-        DType::F32 => cpu::statistics(x.data(), m.data(), v.data()),
-        DType::F64 => reference::statistics::<f64>(x.data(), m.data(), v.data()),
+    match x.implementation() {
+        Implementation::Cpu => cpu::statistics(x.data(), m.data(), v.data()),
+        Implementation::Reference => reference::statistics::<f64>(x.data(), m.data(), v.data()),
+        Implementation::Gpu(_) => todo!(),
     }
     Statistics { mean, variance, count }
 }
@@ -44,20 +45,21 @@ pub fn reciprocal_deviation(variance: &Tensor, epsilon: f64) -> Tensor {
         let one = T::from_f64(1.0);
         variance.iter().map(|&v| one / (v + T::from_f64(epsilon)).sqrt()).collect()
     }
-    match variance.dtype() {
-        DType::F32 => Tensor::from_vec(compute::<f32>(variance.data(), epsilon), variance.shape()),
-        DType::F64 => Tensor::from_vec(compute::<f64>(variance.data(), epsilon), variance.shape()),
+    match variance.implementation() {
+        Implementation::Cpu => Tensor::from_vec(compute::<f32>(variance.data(), epsilon), variance.shape()),
+        Implementation::Reference => Tensor::from_vec(compute::<f64>(variance.data(), epsilon), variance.shape()),
+        Implementation::Gpu(_) => todo!(),
     }
 }
 
 /// `y = γ·(x − mean)·rstd + β`.
 pub fn normalize(x: &Tensor, mean: &Tensor, rstd: &Tensor, gamma: &Tensor, beta: &Tensor) -> Tensor {
     let mut y = Tensor::uninit(x.shape(), x.dtype(), x.device());
-    match x.dtype() {
-        DType::F32 => {
+    match x.implementation() {
+        Implementation::Cpu => {
             cpu::normalize(x.data(), mean.data(), rstd.data(), gamma.data(), beta.data(), y.view_mut().data())
         }
-        DType::F64 => reference::normalize::<f64>(
+        Implementation::Reference => reference::normalize::<f64>(
             x.data(),
             mean.data(),
             rstd.data(),
@@ -65,17 +67,18 @@ pub fn normalize(x: &Tensor, mean: &Tensor, rstd: &Tensor, gamma: &Tensor, beta:
             beta.data(),
             y.view_mut().data(),
         ),
+        Implementation::Gpu(_) => todo!(),
     }
     y
 }
 
 /// `dβ = Σ dy` and `dγ = Σ dy·x̂`.
 pub fn parameter_gradients(x: &Tensor, dy: &Tensor, mean: &Tensor, rstd: &Tensor, dgamma: TensorMut, dbeta: TensorMut) {
-    match x.dtype() {
-        DType::F32 => {
+    match x.implementation() {
+        Implementation::Cpu => {
             cpu::parameter_gradients(x.data(), dy.data(), mean.data(), rstd.data(), dgamma.data(), dbeta.data())
         }
-        DType::F64 => reference::parameter_gradients::<f64>(
+        Implementation::Reference => reference::parameter_gradients::<f64>(
             x.data(),
             dy.data(),
             mean.data(),
@@ -83,6 +86,7 @@ pub fn parameter_gradients(x: &Tensor, dy: &Tensor, mean: &Tensor, rstd: &Tensor
             dgamma.data(),
             dbeta.data(),
         ),
+        Implementation::Gpu(_) => todo!(),
     }
 }
 
@@ -102,8 +106,8 @@ impl Saved {
     fn input_gradient(&self, mut dy: Tensor, dgamma: &Tensor, dbeta: &Tensor) -> Tensor {
         dy.make_unique();
         let Saved { x, gamma, mean, rstd, training } = self;
-        match x.dtype() {
-            DType::F32 => cpu::input_gradient_assign(
+        match x.implementation() {
+            Implementation::Cpu => cpu::input_gradient_assign(
                 dy.view_mut().data(),
                 x.data(),
                 mean.data(),
@@ -113,7 +117,7 @@ impl Saved {
                 dbeta.data(),
                 *training,
             ),
-            DType::F64 => reference::input_gradient_assign::<f64>(
+            Implementation::Reference => reference::input_gradient_assign::<f64>(
                 dy.view_mut().data(),
                 x.data(),
                 mean.data(),
@@ -123,6 +127,7 @@ impl Saved {
                 dbeta.data(),
                 *training,
             ),
+            Implementation::Gpu(_) => todo!(),
         }
         dy
     }

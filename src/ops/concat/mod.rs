@@ -7,7 +7,7 @@ pub mod cpu;
 pub mod reference;
 
 use crate::tape::{Tape, Var};
-use crate::tensor::{DType, Shape, Tensor, TensorMut};
+use crate::tensor::{Implementation, Shape, Tensor, TensorMut};
 
 /// Shape of the concatenation.
 ///
@@ -26,9 +26,10 @@ pub fn forward(inputs: &[&Tensor]) -> Tensor {
     let mut first = 0;
     for x in inputs {
         let (channels, total) = (x.shape().channels(), shape.channels());
-        match x.dtype() {
-            DType::F32 => cpu::insert(x.data(), channels, y.view_mut().data(), total, first),
-            DType::F64 => reference::insert::<f64>(x.data(), channels, y.view_mut().data(), total, first),
+        match x.implementation() {
+            Implementation::Cpu => cpu::insert(x.data(), channels, y.view_mut().data(), total, first),
+            Implementation::Reference => reference::insert::<f64>(x.data(), channels, y.view_mut().data(), total, first),
+            Implementation::Gpu(_) => todo!(),
         }
         first += channels;
     }
@@ -38,9 +39,10 @@ pub fn forward(inputs: &[&Tensor]) -> Tensor {
 /// The part of `dy` that belongs to the input whose channels begin at `first`.
 pub fn backward(dy: &Tensor, first: usize, dx: TensorMut) {
     let (channels, total) = (dx.shape().channels(), dy.shape().channels());
-    match dy.dtype() {
-        DType::F32 => cpu::extract(dy.data(), total, first, dx.data(), channels),
-        DType::F64 => reference::extract::<f64>(dy.data(), total, first, dx.data(), channels),
+    match dy.implementation() {
+        Implementation::Cpu => cpu::extract(dy.data(), total, first, dx.data(), channels),
+        Implementation::Reference => reference::extract::<f64>(dy.data(), total, first, dx.data(), channels),
+        Implementation::Gpu(_) => todo!(),
     }
 }
 

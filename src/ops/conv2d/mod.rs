@@ -13,7 +13,7 @@ pub mod cpu;
 pub mod reference;
 
 use crate::tape::{Tape, Var};
-use crate::tensor::{DType, Shape, Tensor, TensorMut};
+use crate::tensor::{Implementation, Shape, Tensor, TensorMut};
 
 /// What a convolution layer fixes: height first, then width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,9 +107,10 @@ pub fn output_size(input: usize, taps: usize, stride: usize, padding: usize, dil
 pub fn fprop(conv: Conv2d, x: &Tensor, w: &Tensor) -> Tensor {
     let g = Geometry::new(conv, x.shape(), w.shape(), w.pitch());
     let mut y = Tensor::uninit(g.y(), x.dtype(), x.device());
-    match x.dtype() {
-        DType::F32 => cpu::fprop(&g, x.data(), w.data(), y.view_mut().data()),
-        DType::F64 => reference::fprop::<f64>(&g, x.data(), w.data(), y.view_mut().data()),
+    match x.implementation() {
+        Implementation::Cpu => cpu::fprop(&g, x.data(), w.data(), y.view_mut().data()),
+        Implementation::Reference => reference::fprop::<f64>(&g, x.data(), w.data(), y.view_mut().data()),
+        Implementation::Gpu(_) => todo!(),
     }
     y
 }
@@ -118,9 +119,10 @@ pub fn fprop(conv: Conv2d, x: &Tensor, w: &Tensor) -> Tensor {
 pub fn dgrad(conv: Conv2d, dy: &Tensor, w: &Tensor, dx: TensorMut) {
     let g = Geometry::new(conv, dx.shape(), w.shape(), w.pitch());
     assert_eq!(dy.shape(), g.y(), "the gradient of a convolution's output");
-    match dy.dtype() {
-        DType::F32 => cpu::dgrad(&g, dy.data(), w.data(), dx.data()),
-        DType::F64 => reference::dgrad::<f64>(&g, dy.data(), w.data(), dx.data()),
+    match dy.implementation() {
+        Implementation::Cpu => cpu::dgrad(&g, dy.data(), w.data(), dx.data()),
+        Implementation::Reference => reference::dgrad::<f64>(&g, dy.data(), w.data(), dx.data()),
+        Implementation::Gpu(_) => todo!(),
     }
 }
 
@@ -128,9 +130,10 @@ pub fn dgrad(conv: Conv2d, dy: &Tensor, w: &Tensor, dx: TensorMut) {
 pub fn wgrad(conv: Conv2d, x: &Tensor, dy: &Tensor, dw: TensorMut) {
     let g = Geometry::new(conv, x.shape(), dw.shape(), dw.pitch());
     assert_eq!(dy.shape(), g.y(), "the gradient of a convolution's output");
-    match dy.dtype() {
-        DType::F32 => cpu::wgrad(&g, x.data(), dy.data(), dw.data()),
-        DType::F64 => reference::wgrad::<f64>(&g, x.data(), dy.data(), dw.data()),
+    match dy.implementation() {
+        Implementation::Cpu => cpu::wgrad(&g, x.data(), dy.data(), dw.data()),
+        Implementation::Reference => reference::wgrad::<f64>(&g, x.data(), dy.data(), dw.data()),
+        Implementation::Gpu(_) => todo!(),
     }
 }
 

@@ -6,7 +6,7 @@ pub mod cpu;
 pub mod reference;
 
 use crate::tape::{Tape, Var};
-use crate::tensor::{DType, Shape, Tensor, TensorMut};
+use crate::tensor::{Implementation, Shape, Tensor, TensorMut};
 
 #[derive(Clone, Copy, Debug)]
 pub struct Geometry {
@@ -31,35 +31,39 @@ pub fn forward(x: &Tensor, w: &Tensor, b: &Tensor) -> Tensor {
     let g = Geometry::new(x.shape(), w.shape(), w.pitch());
     assert_eq!(b.dims(), [g.k], "bias of a linear layer");
     let mut y = Tensor::uninit([g.n, g.k], x.dtype(), x.device());
-    match x.dtype() {
-        DType::F32 => cpu::forward(&g, x.data(), w.data(), b.data(), y.view_mut().data()),
-        DType::F64 => reference::forward::<f64>(&g, x.data(), w.data(), b.data(), y.view_mut().data()),
+    match x.implementation() {
+        Implementation::Cpu => cpu::forward(&g, x.data(), w.data(), b.data(), y.view_mut().data()),
+        Implementation::Reference => reference::forward::<f64>(&g, x.data(), w.data(), b.data(), y.view_mut().data()),
+        Implementation::Gpu(_) => todo!(),
     }
     y
 }
 
 pub fn input_gradient(dy: &Tensor, w: &Tensor, dx: TensorMut) {
     let g = Geometry::new(dx.shape(), w.shape(), w.pitch());
-    match dy.dtype() {
-        DType::F32 => cpu::input_gradient(&g, dy.data(), w.data(), dx.data()),
-        DType::F64 => reference::input_gradient::<f64>(&g, dy.data(), w.data(), dx.data()),
+    match dy.implementation() {
+        Implementation::Cpu => cpu::input_gradient(&g, dy.data(), w.data(), dx.data()),
+        Implementation::Reference => reference::input_gradient::<f64>(&g, dy.data(), w.data(), dx.data()),
+        Implementation::Gpu(_) => todo!(),
     }
 }
 
 /// Overwrites `dw`, but not the padding between its rows.
 pub fn weight_gradient(x: &Tensor, dy: &Tensor, dw: TensorMut) {
     let g = Geometry::new(x.shape(), dw.shape(), dw.pitch());
-    match dy.dtype() {
-        DType::F32 => cpu::weight_gradient(&g, x.data(), dy.data(), dw.data()),
-        DType::F64 => reference::weight_gradient::<f64>(&g, x.data(), dy.data(), dw.data()),
+    match dy.implementation() {
+        Implementation::Cpu => cpu::weight_gradient(&g, x.data(), dy.data(), dw.data()),
+        Implementation::Reference => reference::weight_gradient::<f64>(&g, x.data(), dy.data(), dw.data()),
+        Implementation::Gpu(_) => todo!(),
     }
 }
 
 pub fn bias_gradient(dy: &Tensor, db: TensorMut) {
     // One row per image and one column per class: nothing worth a fast form.
-    match dy.dtype() {
-        DType::F32 => reference::bias_gradient::<f32>(dy.data(), db.data()),
-        DType::F64 => reference::bias_gradient::<f64>(dy.data(), db.data()),
+    match dy.implementation() {
+        Implementation::Cpu => reference::bias_gradient::<f32>(dy.data(), db.data()),
+        Implementation::Reference => reference::bias_gradient::<f64>(dy.data(), db.data()),
+        Implementation::Gpu(_) => todo!(),
     }
 }
 

@@ -13,7 +13,7 @@
 use std::sync::Arc;
 
 use crate::tape::{Tape, Var};
-use crate::tensor::{DType, Element, Tensor};
+use crate::tensor::{Element, Implementation, Tensor};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Constraint {
@@ -65,9 +65,12 @@ impl Parametrization {
     /// α, sources × alphas, from what is learned, rows × learned.
     pub fn alpha(&self, learned: &Tensor) -> Tensor {
         assert_eq!(learned.dims(), [self.rows(), self.learned], "learned merge weights");
-        match learned.dtype() {
-            DType::F32 => Tensor::from_vec(self.forward::<f32>(learned.data()), [self.sources, self.alphas()]),
-            DType::F64 => Tensor::from_vec(self.forward::<f64>(learned.data()), [self.sources, self.alphas()]),
+        match learned.implementation() {
+            Implementation::Cpu => Tensor::from_vec(self.forward::<f32>(learned.data()), [self.sources, self.alphas()]),
+            Implementation::Reference => {
+                Tensor::from_vec(self.forward::<f64>(learned.data()), [self.sources, self.alphas()])
+            }
+            Implementation::Gpu(_) => todo!(),
         }
     }
 
@@ -147,9 +150,10 @@ impl Tape {
         self.record(alpha, &[id], || {
             let (parametrization, shape) = (parametrization.clone(), learned.shape());
             Box::new(move |dalpha, gradients| {
-                let gradient = match dalpha.dtype() {
-                    DType::F32 => Tensor::from_vec(parametrization.backward::<f32>(kept.data(), dalpha.data()), shape),
-                    DType::F64 => Tensor::from_vec(parametrization.backward::<f64>(kept.data(), dalpha.data()), shape),
+                let gradient = match dalpha.implementation() {
+                    Implementation::Gpu(_) => todo!(),
+                    Implementation::Cpu => Tensor::from_vec(parametrization.backward::<f32>(kept.data(), dalpha.data()), shape),
+                    Implementation::Reference => Tensor::from_vec(parametrization.backward::<f64>(kept.data(), dalpha.data()), shape),
                 };
                 gradients.give(id.expect("recorded because its input wants a gradient"), gradient);
             })

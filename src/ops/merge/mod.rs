@@ -18,7 +18,7 @@ pub mod reference;
 use std::sync::Arc;
 
 use crate::tape::{Tape, Var};
-use crate::tensor::{DType, Tensor, TensorMut};
+use crate::tensor::{Implementation, Tensor, TensorMut};
 
 /// Where the α of a stretch come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,29 +123,31 @@ impl Table {
 /// Overwrites what the table covers of `blend`; the rest of it becomes zero.
 pub fn blend(table: &Table, sources: &[&Tensor], alpha: &Tensor, blend: TensorMut) {
     table.check(sources, alpha);
-    match alpha.dtype() {
-        DType::F32 => {
+    match alpha.implementation() {
+        Implementation::Cpu => {
             let sources: Vec<&[f32]> = sources.iter().map(|source| source.data()).collect();
             cpu::blend(table, &sources, alpha.data(), blend.data());
         }
-        DType::F64 => {
+        Implementation::Reference => {
             let sources: Vec<&[f64]> = sources.iter().map(|source| source.data()).collect();
             reference::blend::<f64>(table, &sources, alpha.data(), blend.data());
         }
+        Implementation::Gpu(_) => todo!(),
     }
 }
 
 /// Overwrites `dalpha`, M × alphas.
 pub fn alpha_gradient(table: &Table, sources: &[&Tensor], dw: &Tensor, dalpha: TensorMut) {
-    match dw.dtype() {
-        DType::F32 => {
+    match dw.implementation() {
+        Implementation::Cpu => {
             let sources: Vec<&[f32]> = sources.iter().map(|source| source.data()).collect();
             cpu::alpha_gradient(table, &sources, dw.data(), dalpha.data());
         }
-        DType::F64 => {
+        Implementation::Reference => {
             let sources: Vec<&[f64]> = sources.iter().map(|source| source.data()).collect();
             reference::alpha_gradient::<f64>(table, &sources, dw.data(), dalpha.data());
         }
+        Implementation::Gpu(_) => todo!(),
     }
 }
 

@@ -12,7 +12,7 @@
 pub mod cpu;
 pub mod reference;
 
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{Implementation, Tensor};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sgd {
@@ -45,9 +45,10 @@ impl AdamW {
 pub fn sgd(rule: &Sgd, parameters: &mut Tensor, gradient: &Tensor, velocity: &mut Tensor) {
     assert_eq!(parameters.shape(), gradient.shape(), "SGD");
     let (w, v) = (parameters.view_mut(), velocity.view_mut());
-    match gradient.dtype() {
-        DType::F32 => cpu::sgd(rule, w.data(), gradient.data(), v.data()),
-        DType::F64 => reference::sgd::<f64>(rule, w.data(), gradient.data(), v.data()),
+    match gradient.implementation() {
+        Implementation::Cpu => cpu::sgd(rule, w.data(), gradient.data(), v.data()),
+        Implementation::Reference => reference::sgd::<f64>(rule, w.data(), gradient.data(), v.data()),
+        Implementation::Gpu(_) => todo!(),
     }
 }
 
@@ -55,8 +56,9 @@ pub fn sgd(rule: &Sgd, parameters: &mut Tensor, gradient: &Tensor, velocity: &mu
 pub fn adamw(rule: &AdamW, parameters: &mut Tensor, gradient: &Tensor, first: &mut Tensor, second: &mut Tensor) {
     assert_eq!(parameters.shape(), gradient.shape(), "AdamW");
     let (w, m, u) = (parameters.view_mut(), first.view_mut(), second.view_mut());
-    match gradient.dtype() {
-        DType::F32 => cpu::adamw(rule, w.data(), gradient.data(), m.data(), u.data()),
-        DType::F64 => reference::adamw::<f64>(rule, w.data(), gradient.data(), m.data(), u.data()),
+    match gradient.implementation() {
+        Implementation::Cpu => cpu::adamw(rule, w.data(), gradient.data(), m.data(), u.data()),
+        Implementation::Reference => reference::adamw::<f64>(rule, w.data(), gradient.data(), m.data(), u.data()),
+        Implementation::Gpu(_) => todo!(),
     }
 }

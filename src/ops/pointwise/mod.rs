@@ -12,33 +12,36 @@ pub mod cpu;
 pub mod reference;
 
 use crate::tape::{Tape, Var};
-use crate::tensor::{DType, Tensor, TensorMut};
+use crate::tensor::{Implementation, Tensor, TensorMut};
 
 /// `sum += term`. Rows of `sum` may be padded, those of `term` not.
 pub fn add_assign(sum: TensorMut, term: &Tensor) {
     assert_eq!(sum.shape(), term.shape(), "add");
     let (row, pitch) = (sum.shape().row_len().max(1), sum.pitch().max(1));
-    match sum.dtype() {
-        DType::F32 if row == pitch => cpu::add_assign(sum.data(), term.data()),
-        DType::F32 => reference::add_assign::<f32>(sum.data(), term.data(), row, pitch),
-        DType::F64 => reference::add_assign::<f64>(sum.data(), term.data(), row, pitch),
+    match sum.implementation() {
+        Implementation::Cpu if row == pitch => cpu::add_assign(sum.data(), term.data()),
+        Implementation::Cpu => reference::add_assign::<f32>(sum.data(), term.data(), row, pitch),
+        Implementation::Reference => reference::add_assign::<f64>(sum.data(), term.data(), row, pitch),
+        Implementation::Gpu(_) => todo!(),
     }
 }
 
 /// `x = max(x, 0)`.
 pub fn relu_assign(x: TensorMut) {
-    match x.dtype() {
-        DType::F32 => cpu::relu_assign(x.data()),
-        DType::F64 => reference::relu_assign::<f64>(x.data()),
+    match x.implementation() {
+        Implementation::Cpu => cpu::relu_assign(x.data()),
+        Implementation::Reference => reference::relu_assign::<f64>(x.data()),
+        Implementation::Gpu(_) => todo!(),
     }
 }
 
 /// `dy = dy` where `y > 0`, else 0.
 pub fn relu_backward_assign(dy: TensorMut, y: &Tensor) {
     assert_eq!(dy.shape(), y.shape(), "ReLU backward");
-    match dy.dtype() {
-        DType::F32 => cpu::relu_backward_assign(dy.data(), y.data()),
-        DType::F64 => reference::relu_backward_assign::<f64>(dy.data(), y.data()),
+    match dy.implementation() {
+        Implementation::Cpu => cpu::relu_backward_assign(dy.data(), y.data()),
+        Implementation::Reference => reference::relu_backward_assign::<f64>(dy.data(), y.data()),
+        Implementation::Gpu(_) => todo!(),
     }
 }
 

@@ -14,7 +14,7 @@ pub mod reference;
 
 use crate::ops::conv2d::output_size;
 use crate::tape::{Tape, Var};
-use crate::tensor::{DType, Shape, Tensor, TensorMut};
+use crate::tensor::{Implementation, Shape, Tensor, TensorMut};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pool {
@@ -93,36 +93,40 @@ pub fn max_pool(pool: Pool, x: &Tensor) -> (Tensor, Vec<u8>) {
     let g = Geometry::new(pool, x.shape());
     let mut y = Tensor::uninit(g.y(), x.dtype(), x.device());
     let mut taps = vec![0; g.y().len()];
-    match x.dtype() {
-        DType::F32 => cpu::max_pool(&g, x.data(), y.view_mut().data(), &mut taps),
-        DType::F64 => reference::max_pool::<f64>(&g, x.data(), y.view_mut().data(), &mut taps),
+    match x.implementation() {
+        Implementation::Cpu => cpu::max_pool(&g, x.data(), y.view_mut().data(), &mut taps),
+        Implementation::Reference => reference::max_pool::<f64>(&g, x.data(), y.view_mut().data(), &mut taps),
+        Implementation::Gpu(_) => todo!(),
     }
     (y, taps)
 }
 
 pub fn max_pool_backward(pool: Pool, dy: &Tensor, taps: &[u8], dx: TensorMut) {
     let g = Geometry::new(pool, dx.shape());
-    match dy.dtype() {
-        DType::F32 => cpu::max_pool_backward(&g, dy.data(), taps, dx.data()),
-        DType::F64 => reference::max_pool_backward::<f64>(&g, dy.data(), taps, dx.data()),
+    match dy.implementation() {
+        Implementation::Cpu => cpu::max_pool_backward(&g, dy.data(), taps, dx.data()),
+        Implementation::Reference => reference::max_pool_backward::<f64>(&g, dy.data(), taps, dx.data()),
+        Implementation::Gpu(_) => todo!(),
     }
 }
 
 pub fn average_pool(pool: Pool, x: &Tensor) -> Tensor {
     let g = Geometry::new(pool, x.shape());
     let mut y = Tensor::uninit(g.y(), x.dtype(), x.device());
-    match x.dtype() {
-        DType::F32 => cpu::average_pool(&g, x.data(), y.view_mut().data()),
-        DType::F64 => reference::average_pool::<f64>(&g, x.data(), y.view_mut().data()),
+    match x.implementation() {
+        Implementation::Cpu => cpu::average_pool(&g, x.data(), y.view_mut().data()),
+        Implementation::Reference => reference::average_pool::<f64>(&g, x.data(), y.view_mut().data()),
+        Implementation::Gpu(_) => todo!(),
     }
     y
 }
 
 pub fn average_pool_backward(pool: Pool, dy: &Tensor, dx: TensorMut) {
     let g = Geometry::new(pool, dx.shape());
-    match dy.dtype() {
-        DType::F32 => cpu::average_pool_backward(&g, dy.data(), dx.data()),
-        DType::F64 => reference::average_pool_backward::<f64>(&g, dy.data(), dx.data()),
+    match dy.implementation() {
+        Implementation::Cpu => cpu::average_pool_backward(&g, dy.data(), dx.data()),
+        Implementation::Reference => reference::average_pool_backward::<f64>(&g, dy.data(), dx.data()),
+        Implementation::Gpu(_) => todo!(),
     }
 }
 
@@ -130,18 +134,20 @@ pub fn average_pool_backward(pool: Pool, dy: &Tensor, dx: TensorMut) {
 pub fn global_average_pool(x: &Tensor) -> Tensor {
     let [n, h, w, c] = x.shape().four();
     let mut y = Tensor::uninit([n, c], x.dtype(), x.device());
-    match x.dtype() {
-        DType::F32 => cpu::global_average_pool(h * w, x.data(), c, y.view_mut().data()),
-        DType::F64 => reference::global_average_pool::<f64>(h * w, x.data(), c, y.view_mut().data()),
+    match x.implementation() {
+        Implementation::Cpu => cpu::global_average_pool(h * w, x.data(), c, y.view_mut().data()),
+        Implementation::Reference => reference::global_average_pool::<f64>(h * w, x.data(), c, y.view_mut().data()),
+        Implementation::Gpu(_) => todo!(),
     }
     y
 }
 
 pub fn global_average_pool_backward(dy: &Tensor, dx: TensorMut) {
     let [_, h, w, c] = dx.shape().four();
-    match dy.dtype() {
-        DType::F32 => cpu::global_average_pool_backward(h * w, dy.data(), c, dx.data()),
-        DType::F64 => reference::global_average_pool_backward::<f64>(h * w, dy.data(), c, dx.data()),
+    match dy.implementation() {
+        Implementation::Cpu => cpu::global_average_pool_backward(h * w, dy.data(), c, dx.data()),
+        Implementation::Reference => reference::global_average_pool_backward::<f64>(h * w, dy.data(), c, dx.data()),
+        Implementation::Gpu(_) => todo!(),
     }
 }
 

@@ -12,7 +12,7 @@
 pub mod reference;
 
 use crate::tape::{Tape, Var};
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{Implementation, Tensor};
 
 /// What a loss fixes for all its batches.
 #[derive(Clone, Debug, Default)]
@@ -33,15 +33,16 @@ pub fn forward_backward(loss: &CrossEntropy, logits: &Tensor, labels: &[u32]) ->
     assert!(labels.iter().all(|&label| (label as usize) < classes), "a label beyond {classes} classes");
     assert!([0, classes].contains(&loss.class_weights.len()), "class weights for {classes} classes");
     let mut gradient = Tensor::uninit(logits.shape(), logits.dtype(), logits.device());
-    let value = match logits.dtype() {
-        DType::F32 => {
+    let value = match logits.implementation() {
+        Implementation::Cpu => {
             Tensor::scalar(
                 reference::forward_backward::<f32>(loss, logits.data(), labels, gradient.view_mut().data()) as f32
             )
         }
-        DType::F64 => {
+        Implementation::Reference => {
             Tensor::scalar(reference::forward_backward::<f64>(loss, logits.data(), labels, gradient.view_mut().data()))
         }
+        Implementation::Gpu(_) => todo!(),
     };
     (value, gradient)
 }

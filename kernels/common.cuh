@@ -1,0 +1,117 @@
+// What every kernel shares: the storage type of activations, 16-byte accesses, sums over a warp and over a block.
+//
+// A file of kernels is compiled once per storage type (STORAGE_F32, STORAGE_BF16 or STORAGE_F16; files that do not mention
+// `element` only for F32). Arithmetic is always f32. The same sources run on the CPU: see emulator/emulator.h, which then
+// supplies what is CUDA's own here.
+//
+//   KERNEL(op_direction, Parameters, THREADS) { … }   an entry point; its one argument is `p`, a const Parameters
+//   SHARED(float, tile, COUNT);                       an array in shared memory, COUNT known at compile time
+//   DEVICE float f(…) { … }                           a device function
+//   SharedArray<float>                                how such a function takes an array in shared memory
+#pragma once
+
+#ifdef MEDMERGE_EMULATOR
+#include "emulator/emulator.h"
+#else
+#define DEVICE static __device__ __forceinline__
+#define KERNEL(name, Parameters, THREADS) \
+  extern "C" __global__ void __launch_bounds__(THREADS) STORED_NAME(name)(const Parameters p)
+#define SHARED(type, name, count) __shared__ __align__(16) type name[count]
+template <class T>
+using SharedArray = T*;
+// CUDA's own 16-byte accesses; the emulator checks their alignment.
+template <class T>
+DEVICE T load_vector(const void* from) { return *static_cast<const T*>(from); }
+template <class T>
+DEVICE void store_vector(void* to, T value) { *static_cast<T*>(to) = value; }
+// Four floats of shared memory, `i` a multiple of 4.
+DEVICE float4 shared_load4(const float* array, unsigned i) { return *reinterpret_cast<const float4*>(array + i); }
+DEVICE void shared_store4(float* array, unsigned i, float4 v) { *reinterpret_cast<float4*>(array + i) = v; }
+#endif
+
+// The entry points of a file carry the storage type in their name: fill_f32, fill_bf16.
+#define JOIN_(a, b) a##_##b
+#define JOIN(a, b) JOIN_(a, b)
+#define STORED_NAME(name) JOIN(name, STORAGE)
+
+constexpr unsigned WARP = 32;
+constexpr unsigned ALL_LANES = 0xFFFFFFFFu;
+
+DEVICE unsigned bits_of(float v) { return __float_as_uint(v); }
+DEVICE float float_of(unsigned bits) { return __uint_as_float(bits); }
+DEVICE bool is_finite(float v) { return (bits_of(v) & 0x7F800000u) != 0x7F800000u; }
+DEVICE bool is_nan(float v) { return v != v; }
+DEVICE float infinity() { return float_of(0x7F800000u); }
+
+// ---- storage of activations ----------------------------------------------------------------------------------------
+
+#if defined(STORAGE_BF16)
+#define STORAGE bf16
+struct element { unsigned short bits; };
+DEVICE float to_float(element v) { return float_of(static_cast<unsigned>(v.bits) << 16); }
+// Round to nearest, ties to even; a NaN stays one.
+DEVICE element from_float(float v) {
+  const unsigned bits = bits_of(v);
+  const unsigned rounded = bits + 0x7FFFu + ((bits >> 16) & 1u);
+  return element{static_cast<unsigned short>(is_nan(v) ? 0x7FFFu : rounded >> 16)};
+}
+#elif defined(STORAGE_F16)
+#define STORAGE f16
+struct element { unsigned short bits; };
+#include "half.cuh"
+DEVICE float to_float(element v) { return half_to_float(v.bits); }
+DEVICE element from_float(float v) { return element{half_from_float(v)}; }
+#else
+#define STORAGE f32
+using element = float;
+DEVICE float to_float(element v) { return v; }
+DEVICE element from_float(float v) { return v; }
+#endif
+
+// Elements in 16 bytes.
+constexpr unsigned PACK = 16 / sizeof(element);
+
+// 16 bytes of storage, as floats.
+struct Pack { float v[PACK]; };
+struct alignas(16) StoredPack { element v[PACK]; };
+
+// `from` is aligned to 16 bytes.
+DEVICE Pack load_pack(const element* from) {
+  const StoredPack stored = load_vector<StoredPack>(from);
+  Pack pack;
+#pragma unroll
+  for (unsigned i = 0; i < PACK; ++i) pack.v[i] = to_float(stored.v[i]);
+  return pack;
+}
+
+DEVICE void store_pack(element* to, const Pack& pack) {
+  StoredPack stored;
+#pragma unroll
+  for (unsigned i = 0; i < PACK; ++i) stored.v[i] = from_float(pack.v[i]);
+  store_vector(to, stored);
+}
+
+// Four floats, whatever activations are stored as; `from` is aligned to 16 bytes.
+DEVICE float4 load4(const float* from) { return load_vector<float4>(from); }
+DEVICE void store4(float* to, float4 v) { store_vector(to, v); }
+
+// ---- sums in a fixed order -----------------------------------------------------------------------------------------
+
+// The sum over the warp, in every lane.
+DEVICE float warp_sum(float v) {
+#pragma unroll
+  for (unsigned step = WARP / 2; step > 0; step /= 2) v += __shfl_xor_sync(ALL_LANES, v, step);
+  return v;
+}
+
+// The sum over the block, in every thread. `scratch` holds THREADS / 32 floats and may be used again afterwards.
+template <unsigned THREADS>
+DEVICE float block_sum(float v, SharedArray<float> scratch) {
+  v = warp_sum(v);
+  if (threadIdx.x % WARP == 0) scratch[threadIdx.x / WARP] = v;
+  __syncthreads();
+  float sum = 0;
+  for (unsigned warp = 0; warp < THREADS / WARP; ++warp) sum += scratch[warp];
+  __syncthreads();
+  return sum;
+}

@@ -1,0 +1,191 @@
+// CUDA's words for the host compiler: the same kernel sources, run thread by thread on the CPU and checked on the way.
+//
+// The scheduler (src/gpu/emulator/) runs the threads of a block as coroutines. It hands every entry point its parameter
+// struct and a slot that always points to the context of the thread that is running; all it needs to be asked goes
+// through the table of functions in that context, so that this header leaves no symbol open.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace emulator {
+
+struct Index3 { unsigned x, y, z; };
+
+struct Context;
+
+// Where a number in shared memory was last written and read: by which thread, between which barriers.
+struct Mark {
+  uint32_t epoch;       // barriers of the block so far, plus one; 0: never
+  uint16_t thread;      // MANY: several warps; WHOLE_WARP + w: several lanes of warp w
+  uint16_t warp_epoch;  // collectives of that thread's warp so far
+};
+struct Shadow { Mark write, read; };
+constexpr uint16_t MANY = 0xFFFF, WHOLE_WARP = 0x8000;
+
+enum Collective : unsigned { SYNC, SHUFFLE, SHUFFLE_XOR, SHUFFLE_DOWN, SHUFFLE_UP, BALLOT, ANY, ALL };
+
+struct Runtime {
+  void (*barrier)(const Context*, const char* file, unsigned line);
+  uint64_t (*collective)(const Context*, Collective, unsigned mask, uint64_t value, unsigned argument, const char* file,
+                         unsigned line);
+  void (*shared)(const Context*, const char* name, unsigned bytes, unsigned count, void** data, Shadow** shadow);
+  void (*fault)(const Context*, const char* what, const char* name, uint64_t where, unsigned other_thread);
+};
+
+struct Context {
+  Index3 thread, block, threads, grid;
+  uint32_t epoch;
+  uint16_t warp_epoch;
+  const Runtime* runtime;
+};
+
+// Set by the entry point of each file of kernels.
+static thread_local const Context* const* slot;
+static inline const Context* context() { return *slot; }
+
+static inline bool is_ordered(const Mark& mark, const Context* now) {
+  if (mark.epoch != now->epoch) return true;
+  if (mark.thread == now->thread.x) return true;
+  if (mark.thread == MANY) return false;
+  const unsigned warp = now->thread.x / 32;
+  const bool same_warp = mark.thread >= WHOLE_WARP ? mark.thread - WHOLE_WARP == warp : mark.thread / 32u == warp;
+  return same_warp && mark.warp_epoch != now->warp_epoch;
+}
+
+static inline void note_read(Shadow& shadow, const char* name, uint64_t i) {
+  const Context* now = context();
+  if (!is_ordered(shadow.write, now)) now->runtime->fault(now, "race: read after write of", name, i, shadow.write.thread);
+  const uint16_t self = static_cast<uint16_t>(now->thread.x);
+  Mark& read = shadow.read;
+  if (read.epoch != now->epoch) {
+    read = Mark{now->epoch, self, now->warp_epoch};
+  } else if (read.thread != self || read.warp_epoch != now->warp_epoch) {
+    const uint16_t warp = WHOLE_WARP + self / 32;
+    const bool same_warp = read.thread == warp || (read.thread < WHOLE_WARP && read.thread / 32u == self / 32u);
+    read.thread = read.thread == self ? self : same_warp ? warp : MANY;
+    read.warp_epoch = now->warp_epoch;
+  }
+}
+
+static inline void note_write(Shadow& shadow, const char* name, uint64_t i) {
+  const Context* now = context();
+  if (!is_ordered(shadow.write, now)) now->runtime->fault(now, "race: two writes of", name, i, shadow.write.thread);
+  if (!is_ordered(shadow.read, now)) now->runtime->fault(now, "race: write after read of", name, i, shadow.read.thread);
+  shadow.write = Mark{now->epoch, static_cast<uint16_t>(now->thread.x), now->warp_epoch};
+}
+
+template <class T>
+struct SharedReference {
+  T& value;
+  Shadow& shadow;
+  const char* name;
+  uint64_t i;
+  operator T() const { note_read(shadow, name, i); return value; }
+  const SharedReference& operator=(T v) const { note_write(shadow, name, i); value = v; return *this; }
+  const SharedReference& operator=(const SharedReference& other) const { return *this = static_cast<T>(other); }
+  const SharedReference& operator+=(T v) const { return *this = static_cast<T>(*this) + v; }
+};
+
+// An array in shared memory; also a pointer into one, by `+`.
+template <class T>
+struct SharedArray {
+  T* data;
+  Shadow* shadow;
+  int64_t count;
+  const char* name;
+  SharedReference<T> operator[](int64_t i) const {
+    if (i < 0 || i >= count) {
+      const Context* now = context();
+      now->runtime->fault(now, "out of bounds:", name, static_cast<uint64_t>(i), now->thread.x);
+    }
+    return {data[i], shadow[i], name, static_cast<uint64_t>(i)};
+  }
+  SharedArray operator+(int64_t offset) const { return {data + offset, shadow + offset, count - offset, name}; }
+};
+
+template <class T>
+static inline SharedArray<T> shared(const char* name, unsigned count) {
+  void* data;
+  Shadow* shadow;
+  const Context* now = context();
+  now->runtime->shared(now, name, count * sizeof(T), count, &data, &shadow);
+  return {static_cast<T*>(data), shadow, count, name};
+}
+
+static inline void check_aligned(const void* address, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(address) % bytes != 0) {
+    const Context* now = context();
+    now->runtime->fault(now, "misaligned vector access at", "address", reinterpret_cast<uintptr_t>(address), now->thread.x);
+  }
+}
+
+template <class T>
+static inline T collective(Collective kind, unsigned mask, T value, unsigned argument, const char* file, unsigned line) {
+  static_assert(sizeof(T) <= 8, "collectives move at most 8 bytes");
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  const Context* now = context();
+  bits = now->runtime->collective(now, kind, mask, bits, argument, file, line);
+  std::memcpy(&value, &bits, sizeof(T));
+  return value;
+}
+
+}  // namespace emulator
+
+#define DEVICE static inline
+#define KERNEL(name, Parameters, THREADS)                                                                \
+  static void JOIN(name, body)(const Parameters& p);                                                     \
+  extern "C" const unsigned STORED_NAME(JOIN(name, size)) = sizeof(Parameters);                          \
+  extern "C" const unsigned STORED_NAME(JOIN(name, threads)) = THREADS;                                  \
+  extern "C" void STORED_NAME(name)(const void* parameters, const emulator::Context* const* slot) {      \
+    emulator::slot = slot;                                                                               \
+    JOIN(name, body)(*static_cast<const Parameters*>(parameters));                                       \
+  }                                                                                                      \
+  static void JOIN(name, body)(const Parameters& p)
+#define SHARED(type, name, count) const emulator::SharedArray<type> name = emulator::shared<type>(#name, count)
+using emulator::SharedArray;
+
+#define threadIdx (emulator::context()->thread)
+#define blockIdx (emulator::context()->block)
+#define blockDim (emulator::context()->threads)
+#define gridDim (emulator::context()->grid)
+
+#define __syncthreads() emulator::context()->runtime->barrier(emulator::context(), __FILE__, __LINE__)
+#define __syncwarp(...) emulator::collective<unsigned>(emulator::SYNC, 0xFFFFFFFFu, 0u, 0, __FILE__, __LINE__)
+#define __shfl_sync(mask, v, lane) emulator::collective(emulator::SHUFFLE, mask, v, lane, __FILE__, __LINE__)
+#define __shfl_xor_sync(mask, v, lanes) emulator::collective(emulator::SHUFFLE_XOR, mask, v, lanes, __FILE__, __LINE__)
+#define __shfl_down_sync(mask, v, by) emulator::collective(emulator::SHUFFLE_DOWN, mask, v, by, __FILE__, __LINE__)
+#define __shfl_up_sync(mask, v, by) emulator::collective(emulator::SHUFFLE_UP, mask, v, by, __FILE__, __LINE__)
+#define __ballot_sync(mask, v) emulator::collective<unsigned>(emulator::BALLOT, mask, (v) ? 1u : 0u, 0, __FILE__, __LINE__)
+#define __any_sync(mask, v) emulator::collective<unsigned>(emulator::ANY, mask, (v) ? 1u : 0u, 0, __FILE__, __LINE__)
+#define __all_sync(mask, v) emulator::collective<unsigned>(emulator::ALL, mask, (v) ? 1u : 0u, 0, __FILE__, __LINE__)
+
+static inline unsigned __float_as_uint(float v) { unsigned bits; std::memcpy(&bits, &v, 4); return bits; }
+static inline float __uint_as_float(unsigned bits) { float v; std::memcpy(&v, &bits, 4); return v; }
+
+struct alignas(16) float4 { float x, y, z, w; };
+static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+
+template <class T>
+DEVICE T load_vector(const void* from) {
+  emulator::check_aligned(from, sizeof(T));
+  return *static_cast<const T*>(from);
+}
+template <class T>
+DEVICE void store_vector(void* to, T value) {
+  emulator::check_aligned(to, sizeof(T));
+  *static_cast<T*>(to) = value;
+}
+DEVICE float4 shared_load4(SharedArray<float> array, unsigned i) {
+  emulator::check_aligned(array.data + i, 16);
+  return {array[i], array[i + 1], array[i + 2], array[i + 3]};
+}
+DEVICE void shared_store4(SharedArray<float> array, unsigned i, float4 v) {
+  emulator::check_aligned(array.data + i, 16);
+  array[i] = v.x;
+  array[i + 1] = v.y;
+  array[i + 2] = v.z;
+  array[i + 3] = v.w;
+}

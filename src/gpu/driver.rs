@@ -1,0 +1,114 @@
+//! What the engine asks of a device: memory, copies, launches, events and graphs, all in the order of one stream.
+//!
+//! There are two devices behind this interface: the NVIDIA driver ([`super::cuda`]) and the emulator
+//! ([`super::emulator`]), which runs the same kernel sources on the CPU. Nothing above knows which one it talks to.
+
+use super::Failure;
+use crate::tensor::DType;
+
+/// A place in a device's memory; what kernels get as a pointer.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Address(pub u64);
+
+impl Address {
+    pub const NULL: Address = Address(0);
+
+    pub fn offset(self, bytes: usize) -> Address {
+        Address(self.0 + bytes as u64)
+    }
+}
+
+/// An entry point: kernel `name` of `kernels/<file>.cu`, compiled for activations stored as `dtype`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Kernel {
+    pub file: &'static str,
+    pub name: &'static str,
+    pub dtype: DType,
+}
+
+impl Kernel {
+    /// As the compiled code names it: `conv2d_fprop_bf16`.
+    pub fn symbol(&self) -> String {
+        format!("{}_{}", self.name, self.dtype)
+    }
+}
+
+/// One launch. Blocks are one-dimensional.
+pub struct Launch<'a> {
+    pub kernel: Kernel,
+    pub grid: [u32; 3],
+    pub threads: u32,
+    /// The kernel's one parameter, a `#[repr(C)]` struct.
+    pub parameters: &'a [u8],
+}
+
+/// What a device is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Description {
+    pub name: String,
+    /// `sm_90a`; "host" for the emulator.
+    pub architecture: String,
+    pub multiprocessors: usize,
+    /// Bytes of memory.
+    pub memory: usize,
+}
+
+/// A mark in the stream, to measure time with. Numbered by the driver that made it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event(pub u64);
+
+/// Recorded work, to be replayed. Numbered by the driver that made it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GraphId(pub u64);
+
+/// Every function may be called from any thread; work is done in the order of the calls, asynchronously where the device
+/// can. An error is final: whoever gets one does not use the device again.
+pub trait Driver: Send + Sync {
+    fn describe(&self) -> Description;
+
+    /// At least `bytes`, aligned to 16 bytes or more.
+    fn allocate(&self, bytes: usize) -> Result<Address, Failure>;
+
+    fn free(&self, address: Address, bytes: usize);
+
+    /// Memory of `bytes` that was in use is handed out again: a device that checks poisons it, in stream order.
+    fn recycle(&self, _address: Address, _bytes: usize) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    /// Copies to the device. `bytes` may be reused when this returns.
+    fn upload(&self, to: Address, bytes: &[u8]) -> Result<(), Failure>;
+
+    /// Waits for all earlier work and copies its result to the host.
+    fn download(&self, from: Address, bytes: &mut [u8]) -> Result<(), Failure>;
+
+    /// Copies on the device.
+    fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<(), Failure>;
+
+    /// Sets every byte.
+    fn fill(&self, to: Address, byte: u8, bytes: usize) -> Result<(), Failure>;
+
+    /// Compiles and loads what the kernel needs, if that has not happened yet.
+    fn prepare(&self, kernel: Kernel) -> Result<(), Failure>;
+
+    fn launch(&self, launch: &Launch) -> Result<(), Failure>;
+
+    /// Waits for all work; an asynchronous fault of a kernel shows here at the latest.
+    fn synchronize(&self) -> Result<(), Failure>;
+
+    fn record_event(&self) -> Result<Event, Failure>;
+
+    /// Waits for `to`.
+    fn milliseconds(&self, from: Event, to: Event) -> Result<f32, Failure>;
+
+    /// From here to [`Driver::end_capture`], launches, fills and copies on the device are recorded and not run; uploads,
+    /// downloads and synchronising are errors.
+    fn begin_capture(&self) -> Result<(), Failure>;
+
+    fn end_capture(&self) -> Result<GraphId, Failure>;
+
+    fn replay(&self, graph: GraphId) -> Result<(), Failure>;
+
+    fn drop_graph(&self, graph: GraphId);
+}

@@ -1,0 +1,74 @@
+//! What can go wrong on a device.
+
+use std::path::PathBuf;
+
+/// Everything here is shown to the user with its hint; none of it is a panic.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Failure {
+    #[error("libcuda, the NVIDIA driver's library, was not found")]
+    NoDriver,
+
+    #[error("libnvrtc, NVIDIA's run-time compiler, was not found")]
+    NoCompiler { searched: Vec<PathBuf> },
+
+    #[error("the NVIDIA driver supports CUDA {found}; CUDA {needed} is needed")]
+    DriverTooOld { found: String, needed: String },
+
+    #[error("libnvrtc {version} cannot compile for {architecture}")]
+    CompilerTooOld { version: String, architecture: String },
+
+    #[error("there is no GPU {index}: the driver reports {count}")]
+    NoDevice { index: usize, count: usize },
+
+    #[error("this build has no emulator")]
+    NoEmulator,
+
+    #[error("out of GPU memory: {requested} bytes asked for, {free} of {total} free")]
+    OutOfMemory { requested: usize, free: usize, total: usize },
+
+    /// `log` names the kernel's file and line.
+    #[error("kernels/{file}.cu does not compile for {architecture}:\n{log}")]
+    Compile { file: String, architecture: String, log: String },
+
+    /// An error inside a kernel: which one, and where if that is known.
+    #[error("{message}")]
+    Fault { message: String },
+
+    /// Any other call of the driver that failed.
+    #[error("{call} failed: {message}")]
+    Driver { call: &'static str, message: String },
+}
+
+impl Failure {
+    /// 2 where what was asked for is not here, 1 where the work itself failed.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Failure::NoDriver
+            | Failure::NoCompiler { .. }
+            | Failure::DriverTooOld { .. }
+            | Failure::CompilerTooOld { .. }
+            | Failure::NoDevice { .. }
+            | Failure::NoEmulator => 2,
+            Failure::OutOfMemory { .. } | Failure::Compile { .. } | Failure::Fault { .. } | Failure::Driver { .. } => 1,
+        }
+    }
+
+    pub fn hint(&self) -> String {
+        match self {
+            Failure::NoDriver => "install NVIDIA's driver, or use --device cpu".into(),
+            Failure::NoCompiler { .. } => {
+                "pip install nvidia-cuda-nvrtc-cu12, or install the CUDA toolkit, or name the file in MEDMERGE_NVRTC".into()
+            }
+            Failure::DriverTooOld { .. } => "update NVIDIA's driver, or use --device cpu".into(),
+            Failure::CompilerTooOld { .. } => "install a newer libnvrtc: pip install -U nvidia-cuda-nvrtc-cu12".into(),
+            Failure::NoDevice { .. } => "`medmerge devices` lists the GPUs; CUDA_VISIBLE_DEVICES may hide some".into(),
+            Failure::NoEmulator => "build it with `cargo build --release --features emulator`; it needs a C++ compiler".into(),
+            Failure::OutOfMemory { .. } => "use a smaller --batch-size, or --precision bf16".into(),
+            Failure::Compile { .. } => "this is a defect of medmerge: report it with the message above".into(),
+            Failure::Fault { .. } => {
+                "this is a defect of medmerge or of the GPU: `medmerge selftest --device cuda` tells which op".into()
+            }
+            Failure::Driver { .. } => "`medmerge devices` shows what was found; another program may hold the GPU".into(),
+        }
+    }
+}
