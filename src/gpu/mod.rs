@@ -4,8 +4,8 @@
 //! fault in a kernel), the device keeps the first [`Failure`] and does nothing more: launches return at once, downloads
 //! give NaN. Whoever shows a result asks [`Gpu::check`] first. So ops need no `Result` for what is never their fault.
 
-pub mod cuda;
 mod convert;
+pub mod cuda;
 mod driver;
 #[cfg(feature = "emulator")]
 pub mod emulator;
@@ -20,8 +20,8 @@ pub use cuda::{Probe, probe};
 pub use driver::{Address, Description, Event, Kernel};
 use driver::{Driver, GraphId, Launch};
 pub use failure::Failure;
-use memory::Memory;
 pub use memory::Buffer;
+use memory::Memory;
 
 use crate::tensor::DType;
 
@@ -81,7 +81,12 @@ impl Gpu {
     /// A new emulator, whose blocks and threads run in an order that `seed` decides.
     #[cfg(feature = "emulator")]
     pub fn emulator(seed: u64) -> Result<Handle, Failure> {
-        Ok(Gpu::new("emulator".into(), Box::new(emulator::Emulator::new(seed))))
+        Ok(Gpu::on_emulator(emulator::Emulator::new(seed)))
+    }
+
+    #[cfg(feature = "emulator")]
+    pub fn on_emulator(emulator: emulator::Emulator) -> Handle {
+        Gpu::new("emulator".into(), Box::new(emulator))
     }
 
     #[cfg(not(feature = "emulator"))]

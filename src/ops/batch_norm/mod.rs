@@ -14,7 +14,7 @@ pub mod cpu;
 pub mod reference;
 
 use crate::tape::{Tape, Var};
-use crate::tensor::{Implementation, Element, Tensor, TensorMut};
+use crate::tensor::{Element, Implementation, Tensor, TensorMut};
 
 /// Mean and biased variance of each channel, and over how many numbers they were taken.
 #[derive(Clone, Debug)]

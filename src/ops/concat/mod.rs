@@ -28,7 +28,9 @@ pub fn forward(inputs: &[&Tensor]) -> Tensor {
         let (channels, total) = (x.shape().channels(), shape.channels());
         match x.implementation() {
             Implementation::Cpu => cpu::insert(x.data(), channels, y.view_mut().data(), total, first),
-            Implementation::Reference => reference::insert::<f64>(x.data(), channels, y.view_mut().data(), total, first),
+            Implementation::Reference => {
+                reference::insert::<f64>(x.data(), channels, y.view_mut().data(), total, first)
+            }
             Implementation::Gpu(_) => todo!(),
         }
         first += channels;
