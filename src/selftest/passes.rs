@@ -4,9 +4,9 @@ use std::iter::{once, repeat_n};
 
 use super::operand::{Input, Layout, Output, Values};
 use super::pass::Pass;
-use crate::ops::cases::{self, ConstraintCase, ConvCase, LinearCase, MergeCase, OptimizerCase, Rule};
+use crate::ops::cases::{self, ConstraintCase, ConvCase, CrossEntropyCase, LinearCase, MergeCase, OptimizerCase, Rule};
 use crate::ops::optimizer::AdamW;
-use crate::ops::{batch_norm, concat, conv2d, linear, merge, optimizer, pointwise, pool};
+use crate::ops::{batch_norm, concat, conv2d, linear, merge, optimizer, pointwise, pool, softmax_cross_entropy};
 use crate::tensor::{DType, Integers, Shape, Tensor, TensorMut};
 
 /// Sums of up to some thousand products, accumulated in `f32`.
@@ -15,6 +15,8 @@ const SUM: f64 = 1e-6;
 const LONG_SUM: f64 = 1e-5;
 /// A handful of operations per element, or of updates.
 const FEW: f64 = 5e-7;
+/// Sums that run in `f64`: only inputs and results are rounded.
+const IN_F64: f64 = 1e-7;
 /// Numbers that move and are not computed with.
 const NONE: f64 = 0.0;
 
@@ -34,6 +36,7 @@ pub const OPS: &[Op] = &[
     Op { name: "linear", passes: linear_layers },
     Op { name: "merge", passes: merges },
     Op { name: "constraint", passes: constraints },
+    Op { name: "softmax_cross_entropy", passes: losses },
     Op { name: "optimizer", passes: optimizers },
 ];
 
@@ -50,7 +53,7 @@ fn conversions() -> Vec<Pass> {
         ]
         .map(|pass| pass.of(format!("{len} numbers")).within(NONE).exact())
     };
-    cases::CONVERT.iter().flat_map(of_len).collect()
+    cases::LENGTHS.iter().flat_map(of_len).collect()
 }
 
 fn y_copy(y: TensorMut, x: &Tensor) {
@@ -100,9 +103,14 @@ fn batch_norms() -> Vec<Pass> {
         let count = case.x[..3].iter().product();
         let running = [channels(0.3, 0.2), channels(1.5, 0.5), mean.clone(), variance.clone()];
         [
-            Pass::new("statistics", [x.clone()], [per_channel.clone(), per_channel.clone()], |[x], [mean, variance]| {
-                batch_norm::statistics(x, mean, variance);
-            })
+            Pass::new(
+                "statistics",
+                [x.clone()],
+                [per_channel.clone(), per_channel.clone()],
+                |[x], [mean, variance]| {
+                    batch_norm::statistics(x, mean, variance);
+                },
+            )
             .within(LONG_SUM),
             Pass::new("1/σ", [variance], [per_channel.clone()], |[variance], [rstd]| {
                 batch_norm::reciprocal_deviation(variance, 1e-5, rstd);
@@ -126,10 +134,15 @@ fn batch_norms() -> Vec<Pass> {
             .within(LONG_SUM),
             training,
             inference,
-            Pass::new("running statistics", running, [0, 1].map(Output::Over), move |[_, _, m, v], [mean, variance]| {
-                let batch = batch_norm::Statistics { mean: m.clone(), variance: v.clone(), count };
-                batch_norm::update_running(mean, variance, &batch, 0.1, None);
-            })
+            Pass::new(
+                "running statistics",
+                running,
+                [0, 1].map(Output::Over),
+                move |[_, _, m, v], [mean, variance]| {
+                    let batch = batch_norm::Statistics { mean: m.clone(), variance: v.clone(), count };
+                    batch_norm::update_running(mean, variance, &batch, 0.1, None);
+                },
+            )
             .within(FEW),
         ]
         .map(|pass| pass.of(case.name))
@@ -157,12 +170,17 @@ fn pools() -> Vec<Pass> {
             .map(|pass| pass.within(LONG_SUM).exact_if(is_exact));
             // The winners are compared as numbers.
             let max = [
-                Pass::new("max", [Input::unit(x.clone())], [y.clone(), y.clone().in_f32()], move |[x], [y, winners]| {
-                    let mut taps = Integers::from_vec(vec![u8::MAX; y.shape().len()]).to_device(x.device());
-                    pool::max_pool(pool, x, y, &mut taps);
-                    let taps: Vec<f64> = taps.to_vec().into_iter().map(f64::from).collect();
-                    write(winners, taps);
-                }),
+                Pass::new(
+                    "max",
+                    [Input::unit(x.clone())],
+                    [y.clone(), y.clone().in_f32()],
+                    move |[x], [y, winners]| {
+                        let mut taps = Integers::from_vec(vec![u8::MAX; y.shape().len()]).to_device(x.device());
+                        pool::max_pool(pool, x, y, &mut taps);
+                        let taps: Vec<f64> = taps.to_vec().into_iter().map(f64::from).collect();
+                        write(winners, taps);
+                    },
+                ),
                 Pass::new(
                     "max's dx",
                     [Input::unit(y.clone()), Input::below(y, taps as u64)],
@@ -247,7 +265,9 @@ fn linear_layers() -> Vec<Pass> {
         let b = Layout::dense([k]).in_arena();
         let unit = |layout: &Layout| Input::unit(layout.clone());
         [
-            Pass::new("y", [&x, &w, &b].map(unit), [y.clone()], |[x, w, b], [y]| linear::forward(x, w, b, y)),
+            Pass::new("y", [&x, &w, &b].map(unit), [y.clone()], |[x, w, b], [y]| {
+                y.copy_from(&linear::forward(x, w, b))
+            }),
             Pass::new("dx", [&y, &w].map(unit), [x.clone()], |[dy, w], [dx]| linear::input_gradient(dy, w, dx)),
             Pass::new("dw", [&x, &y].map(unit), [w.clone()], |[x, dy], [dw]| linear::weight_gradient(x, dy, dw)),
             Pass::new("db", [unit(&y)], [b], |[dy], [db]| linear::bias_gradient(dy, db)),
@@ -285,23 +305,32 @@ fn only(outputs: Vec<TensorMut>) -> [TensorMut; 1] {
 
 fn constraints() -> Vec<Pass> {
     let of_case = |case: &ConstraintCase| {
-        let [forward, backward] = [case.parametrization(), case.parametrization()];
+        let forward = case.parametrization();
         let learned = Layout::dense([forward.rows(), forward.learned]);
         let alpha = Layout::dense([forward.sources, forward.alphas()]);
         let is_exact = case.is_exact();
-        // Backward takes any α.
-        let [a, dalpha] = [0; 2].map(|_| Input::unit(alpha.clone()));
-        [
-            Pass::new("α", [Input::unit(learned.clone())], [alpha], move |[learned], [alpha]| {
-                forward.forward_into(learned, alpha);
-            }),
-            Pass::new("gradient", [a, dalpha], [learned], move |[alpha, dalpha], [dlearned]| {
-                backward.backward_into(alpha, dalpha, dlearned);
-            }),
-        ]
+        [Pass::new("α", [Input::unit(learned)], [alpha], move |[learned], [alpha]| {
+            alpha.copy_from(&forward.alpha(learned));
+        })]
         .map(|pass| pass.of(case.name).within(FEW).exact_if(is_exact).in_f32())
     };
     cases::CONSTRAINT.iter().flat_map(of_case).collect()
+}
+
+fn losses() -> Vec<Pass> {
+    let of_case = |case: &CrossEntropyCase| {
+        let (loss, n, classes) = (case.loss(), case.n, case.classes);
+        let logits = Input::around(Layout::dense([n, classes]), 0.0, case.scale);
+        let labels = Input::below(Layout::dense([n]), classes as u64);
+        let results = [[1].into(), [n, classes].into()].map(|shape: Shape| Layout::dense(shape));
+        let pass = Pass::new("loss and gradient", [logits, labels], results, move |[z, labels], [value, gradient]| {
+            let labels = labels.to_f64().into_iter().map(|label| label as u32).collect();
+            let labels = Integers::from_vec(labels).to_device(z.device());
+            softmax_cross_entropy::forward_backward(&loss, z, &labels, value, gradient, None);
+        });
+        pass.of(case.name).within(SUM).within_on_cpu(IN_F64).in_f32()
+    };
+    cases::CROSS_ENTROPY.iter().map(of_case).collect()
 }
 
 fn optimizers() -> Vec<Pass> {
@@ -318,7 +347,7 @@ fn optimizers() -> Vec<Pass> {
             Rule::Sgd(rule) => {
                 Pass::with_many("SGD", inputs(1), [0, 1].map(Output::Over).to_vec(), move |inputs, outputs| {
                     let [mut w, mut v] = [&inputs[0], &inputs[1]].map(Tensor::copy);
-                    inputs[2..].iter().for_each(|gradient| optimizer::sgd(&rule, &mut w, gradient, &mut v));
+                    inputs[2..].iter().for_each(|gradient| optimizer::sgd(&rule, &mut w, gradient, &mut v, None));
                     outputs.into_iter().zip([w, v]).for_each(|(to, from)| to.copy_from(&from));
                 })
             }
@@ -326,7 +355,7 @@ fn optimizers() -> Vec<Pass> {
                 Pass::with_many("AdamW", inputs(2), [0, 1, 2].map(Output::Over).to_vec(), move |inputs, outputs| {
                     let [mut w, mut m, mut u] = [&inputs[0], &inputs[1], &inputs[2]].map(Tensor::copy);
                     for (gradient, step) in inputs[3..].iter().zip(1..) {
-                        optimizer::adamw(&AdamW { step, ..rule }, &mut w, gradient, &mut m, &mut u);
+                        optimizer::adamw(&AdamW { step, ..rule }, &mut w, gradient, &mut m, &mut u, None);
                     }
                     outputs.into_iter().zip([w, m, u]).for_each(|(to, from)| to.copy_from(&from));
                 })
@@ -334,5 +363,13 @@ fn optimizers() -> Vec<Pass> {
         };
         pass.of(name).within(FEW).in_f32()
     };
-    cases::OPTIMIZER.iter().map(of_case).collect()
+    let clamp = cases::LENGTHS.iter().map(|&len| {
+        let pass = Pass::new("clamp", [Input::unit(Layout::dense([len]))], [Output::Over(0)], |[x], [y]| {
+            let mut x = x.copy();
+            optimizer::clamp(&mut x, None);
+            y.copy_from(&x);
+        });
+        pass.of(format!("{len} numbers")).within(NONE).exact().in_f32()
+    });
+    cases::OPTIMIZER.iter().map(of_case).chain(clamp).collect()
 }
