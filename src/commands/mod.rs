@@ -6,6 +6,7 @@ mod evaluate;
 mod inspect;
 mod learn;
 mod merge;
+mod place;
 mod progress;
 mod synth;
 mod train;
@@ -21,7 +22,7 @@ use crate::cli::{self, Cli, Global, Verb};
 
 pub fn run(cli: Cli) -> Result<()> {
     let Cli { verb, global } = cli;
-    devices::check(&global)?;
+    place::check(&global)?;
     if let Some(threads) = global.threads {
         if threads == 0 || threads > 1024 {
             return Err(Error::usage(format!("--threads {threads}"), "give between 1 and 1024"));

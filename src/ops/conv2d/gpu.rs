@@ -228,13 +228,6 @@ fn sum_stretches(gpu: &Gpu, g: &Geometry, dtype: DType, partial: Address, dw: Ad
     };
     // SAFETY: `partial` holds `stretches` dense K × R·S·C/G, `dw` one with rows `pitch` apart.
     unsafe {
-        gpu.launch(
-            "conv2d",
-            "conv2d_wgrad_sum",
-            dtype,
-            direct_grid(g.k * columns),
-            DIRECT_THREADS as u32,
-            &parameters,
-        );
+        gpu.launch("conv2d", "conv2d_wgrad_sum", dtype, direct_grid(g.k * columns), DIRECT_THREADS as u32, &parameters);
     }
 }
