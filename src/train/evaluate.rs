@@ -40,6 +40,6 @@ pub fn reestimate_statistics(model: &mut Model, target: Target, batch_size: usiz
         let (trunk, head) = (Var::constant(model.trunk.clone()), Var::constant(model.head.clone()));
         let images = Tensor::from_vec(batch.images, batch.shape);
         let output = network.forward(&mut Tape::new(), &trunk, &head, &model.statistics, images, Mode::Training);
-        model.update_statistics(&output.statistics, None);
+        model.update_statistics(&output.statistics, None, None);
     }
 }

@@ -125,7 +125,7 @@ pub fn step(
         // The parameters from which this loss came stay as they are.
         return Step { loss: value };
     }
-    model.update_statistics(&output.statistics, Some(MOMENTUM));
+    model.update_statistics(&output.statistics, Some(MOMENTUM), None);
     if let Some(gradient) = of_head {
         optimizers.head.update(&mut model.head, &gradient, factor);
     }
