@@ -57,18 +57,23 @@ impl Failure {
         match self {
             Failure::NoDriver => "install NVIDIA's driver, or use --device cpu".into(),
             Failure::NoCompiler { .. } => {
-                "pip install nvidia-cuda-nvrtc-cu12, or install the CUDA toolkit, or name the file in MEDMERGE_NVRTC".into()
+                "pip install nvidia-cuda-nvrtc-cu12, or install the CUDA toolkit, or name the file in MEDMERGE_NVRTC"
+                    .into()
             }
             Failure::DriverTooOld { .. } => "update NVIDIA's driver, or use --device cpu".into(),
             Failure::CompilerTooOld { .. } => "install a newer libnvrtc: pip install -U nvidia-cuda-nvrtc-cu12".into(),
             Failure::NoDevice { .. } => "`medmerge devices` lists the GPUs; CUDA_VISIBLE_DEVICES may hide some".into(),
-            Failure::NoEmulator => "build it with `cargo build --release --features emulator`; it needs a C++ compiler".into(),
+            Failure::NoEmulator => {
+                "build it with `cargo build --release --features emulator`; it needs a C++ compiler".into()
+            }
             Failure::OutOfMemory { .. } => "use a smaller --batch-size, or --precision bf16".into(),
             Failure::Compile { .. } => "this is a defect of medmerge: report it with the message above".into(),
             Failure::Fault { .. } => {
                 "this is a defect of medmerge or of the GPU: `medmerge selftest --device cuda` tells which op".into()
             }
-            Failure::Driver { .. } => "`medmerge devices` shows what was found; another program may hold the GPU".into(),
+            Failure::Driver { .. } => {
+                "`medmerge devices` shows what was found; another program may hold the GPU".into()
+            }
         }
     }
 }

@@ -61,6 +61,16 @@ impl Model {
         }
     }
 
+    /// The same numbers on another device.
+    pub fn to_device(&self, device: Device) -> Model {
+        Model {
+            trunk: self.trunk.to_device(device),
+            head: self.head.to_device(device),
+            statistics: self.statistics.to_device(device),
+            ..self.clone()
+        }
+    }
+
     /// The same numbers in buffers of their own.
     pub fn copy(&self) -> Model {
         Model { trunk: self.trunk.copy(), head: self.head.copy(), statistics: self.statistics.copy(), ..self.clone() }

@@ -304,11 +304,7 @@ impl Tensor {
                 } else {
                     let row = self.shape.row_len();
                     for i in 0..self.shape.rows() {
-                        gpu.copy(
-                            to.offset(i * row * size),
-                            self.address().offset(i * self.pitch * size),
-                            row * size,
-                        );
+                        gpu.copy(to.offset(i * row * size), self.address().offset(i * self.pitch * size), row * size);
                     }
                 }
                 copy

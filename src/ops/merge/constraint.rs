@@ -152,8 +152,12 @@ impl Tape {
             Box::new(move |dalpha, gradients| {
                 let gradient = match dalpha.implementation() {
                     Implementation::Gpu(_) => todo!(),
-                    Implementation::Cpu => Tensor::from_vec(parametrization.backward::<f32>(kept.data(), dalpha.data()), shape),
-                    Implementation::Reference => Tensor::from_vec(parametrization.backward::<f64>(kept.data(), dalpha.data()), shape),
+                    Implementation::Cpu => {
+                        Tensor::from_vec(parametrization.backward::<f32>(kept.data(), dalpha.data()), shape)
+                    }
+                    Implementation::Reference => {
+                        Tensor::from_vec(parametrization.backward::<f64>(kept.data(), dalpha.data()), shape)
+                    }
                 };
                 gradients.give(id.expect("recorded because its input wants a gradient"), gradient);
             })
