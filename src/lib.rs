@@ -39,6 +39,7 @@ pub mod nn;
 pub mod ops;
 pub mod output;
 pub mod report;
+pub mod selftest;
 pub mod tape;
 pub mod tensor;
 pub mod train;

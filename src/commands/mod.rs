@@ -8,6 +8,7 @@ mod learn;
 mod merge;
 mod place;
 mod progress;
+mod selftest;
 mod synth;
 mod train;
 
@@ -23,6 +24,9 @@ use crate::cli::{self, Cli, Global, Verb};
 pub fn run(cli: Cli) -> Result<()> {
     let Cli { verb, global } = cli;
     place::check(&global)?;
+    if !matches!(verb, Verb::Selftest(_)) {
+        devices::check(&global)?;
+    }
     if let Some(threads) = global.threads {
         if threads == 0 || threads > 1024 {
             return Err(Error::usage(format!("--threads {threads}"), "give between 1 and 1024"));
@@ -38,6 +42,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Predict(options) => evaluate::predict(&options, &global),
         Verb::Inspect(options) => inspect::run(&options, &global),
         Verb::Synth(options) => synth::run(&options, &global),
+        Verb::Selftest(options) => selftest::run(&options, &global),
         Verb::Devices => devices::run(&global),
     }
 }

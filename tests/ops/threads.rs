@@ -3,12 +3,12 @@
 use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Method, Plan, Start};
 use medmerge::nn::{Architecture, Mode, Model, Stem};
 use medmerge::ops::softmax_cross_entropy::CrossEntropy;
+use medmerge::selftest::{Kind, OPS, Target};
 use medmerge::tape::Tape;
 use medmerge::tensor::{Integers, Tensor};
 use medmerge::train::{MergeState, OptimizerKind, Subject, TrainOptions, step};
 
 use crate::common::{Numbers, f32s};
-use crate::passes;
 
 /// Runs `job` with one, two and three threads and requires equal results.
 fn same_with_any_number_of_threads<R: PartialEq + Send>(what: &str, job: impl Fn() -> R + Sync) {
@@ -25,10 +25,11 @@ fn bits(values: &[f32]) -> Vec<u32> {
 
 #[test]
 fn every_pass() {
-    for pass in passes::all() {
-        let inputs = pass.draw(false);
-        same_with_any_number_of_threads(&pass.name, || {
-            pass.on_cpu(&inputs).iter().map(|y| bits(y)).collect::<Vec<_>>()
+    for pass in OPS.iter().flat_map(|op| (op.passes)()) {
+        let inputs = pass.draw(Kind::Reals, Target::CPU);
+        same_with_any_number_of_threads(&pass.name(), || {
+            let outputs = pass.execute(Kind::Reals, Target::CPU, &inputs).unwrap();
+            outputs.iter().flatten().map(|value| value.to_bits()).collect::<Vec<_>>()
         });
     }
 }
