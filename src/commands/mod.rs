@@ -6,6 +6,7 @@ mod evaluate;
 mod inspect;
 mod learn;
 mod merge;
+mod place;
 mod progress;
 mod selftest;
 mod synth;
@@ -22,6 +23,7 @@ use crate::cli::{self, Cli, Global, Verb};
 
 pub fn run(cli: Cli) -> Result<()> {
     let Cli { verb, global } = cli;
+    place::check(&global)?;
     if !matches!(verb, Verb::Selftest(_)) {
         devices::check(&global)?;
     }

@@ -5,7 +5,7 @@ use medmerge::nn::{Architecture, Mode, Model, Stem};
 use medmerge::ops::softmax_cross_entropy::CrossEntropy;
 use medmerge::selftest::{Kind, OPS, Target};
 use medmerge::tape::Tape;
-use medmerge::tensor::Tensor;
+use medmerge::tensor::{Integers, Tensor};
 use medmerge::train::{MergeState, OptimizerKind, Subject, TrainOptions, step};
 
 use crate::common::{Numbers, f32s};
@@ -55,7 +55,12 @@ fn every_gradient_of_a_network() {
             let leaves = [tape.leaf(model.trunk.clone()), tape.leaf(model.head.clone())];
             let [trunk, head] = &leaves;
             let output = model.network.forward(&mut tape, trunk, head, &model.statistics, x.clone(), Mode::Training);
-            let loss = tape.softmax_cross_entropy(&CrossEntropy::default(), &output.logits, &labels);
+            let loss = tape.softmax_cross_entropy(
+                &CrossEntropy::default(),
+                &output.logits,
+                &Integers::from_vec(labels.clone()),
+                None,
+            );
             let value = loss.value().clone();
             let mut gradients = tape.backward(loss);
             let [of_trunk, of_head] = leaves.map(|leaf| gradients.take(&leaf).expect("a gradient"));
@@ -92,7 +97,8 @@ fn training_steps() {
                 let mut optimizers = subject.optimizers(&TrainOptions { optimizer, ..TrainOptions::default() });
                 let losses = [1.0, 0.5].map(|factor| {
                     let ((x, labels), loss) = (batch(), CrossEntropy::default());
-                    step(&mut model, &mut subject, &mut optimizers, &loss, x, &labels, factor).loss
+                    let labels = Integers::from_vec(labels);
+                    step(&mut model, &mut subject, &mut optimizers, &loss, x, &labels, factor, None).data::<f32>()[0]
                 });
                 assert!(losses[1].is_finite() && losses[0] != losses[1], "{name}: nothing was learned");
                 let numbers = subject.numbers().map(|numbers| numbers.to_vec()).unwrap_or_default();
