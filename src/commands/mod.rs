@@ -4,6 +4,7 @@ mod demo;
 mod devices;
 mod evaluate;
 mod inspect;
+mod kernels;
 mod learn;
 mod merge;
 mod progress;
@@ -37,6 +38,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Predict(options) => evaluate::predict(&options, &global),
         Verb::Inspect(options) => inspect::run(&options, &global),
         Verb::Synth(options) => synth::run(&options, &global),
+        Verb::Kernels(options) => kernels::run(&options, &global),
         Verb::Devices => devices::run(&global),
     }
 }

@@ -4,19 +4,22 @@
 //! fault in a kernel), the device keeps the first [`Failure`] and does nothing more: launches return at once, downloads
 //! give NaN. Whoever shows a result asks [`Gpu::check`] first. So ops need no `Result` for what is never their fault.
 
-pub mod cuda;
+pub mod cache;
+pub mod compile;
 mod convert;
+pub mod cuda;
 mod driver;
 #[cfg(feature = "emulator")]
 pub mod emulator;
 mod failure;
 mod memory;
+pub mod nvrtc;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
-pub use cuda::{Probe, probe};
+pub use cuda::{Found, Library, Probe, probe};
 pub use driver::{Address, Description, Event, Kernel};
 use driver::{Driver, GraphId, Launch};
 pub use failure::Failure;
