@@ -261,7 +261,11 @@ impl ConstraintCase {
     }
 }
 
-const fn constraint(name: &'static str, constraint: Constraint, [sources, anchor, learned]: [usize; 3]) -> ConstraintCase {
+const fn constraint(
+    name: &'static str,
+    constraint: Constraint,
+    [sources, anchor, learned]: [usize; 3],
+) -> ConstraintCase {
     ConstraintCase { name, constraint, sources, anchor, learned, means: &[] }
 }
 
