@@ -72,6 +72,10 @@ pub enum Verb {
     Inspect(Inspect),
     /// Write the generated data sets: texture.npz, shape.npz and target.npz
     Synth(Synth),
+    /// Check every op on --device against its definition
+    Selftest(Selftest),
+    /// Compile all GPU kernels; what each needs. No GPU is needed; later runs find them compiled
+    Kernels(Kernels),
     /// What can compute here, and why something cannot
     Devices,
 }
@@ -312,6 +316,26 @@ pub struct Synth {
     pub test: usize,
     /// Overwrite what exists
     #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Args)]
+pub struct Selftest {
+    /// Only this op; may be given several times [default: all ops]
+    #[arg(long = "op", value_name = "NAME")]
+    pub ops: Vec<String>,
+}
+
+#[derive(Args)]
+pub struct Kernels {
+    /// The GPUs to compile for, such as sm_80, sm_90a or sm_100 [default: the GPU that is here, else sm_90a]
+    #[arg(long = "arch", value_name = "ARCH")]
+    pub architecture: Option<String>,
+    /// Write the binaries into this folder
+    #[arg(long, value_name = "FOLDER")]
+    pub cubin: Option<PathBuf>,
+    /// Write into the folder even if it holds something
+    #[arg(long, requires = "cubin")]
     pub force: bool,
 }
 

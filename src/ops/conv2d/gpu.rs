@@ -105,8 +105,7 @@ fn sizes(g: &Geometry, dtype: DType, x: Address, y: Address, w: Option<Address>)
     let [padding_h, padding_w] = g.conv.padding.map(int);
     let [dilation_h, dilation_w] = g.conv.dilation.map(int);
     let [n, h, w, c, k, r, s, p, q] = [g.n, g.h, g.w, g.c, g.k, g.r, g.s, g.p, g.q].map(int);
-    let [groups, group_c, group_k, pitch] =
-        [g.conv.groups, g.group_channels(), g.k / g.conv.groups, g.pitch].map(int);
+    let [groups, group_c, group_k, pitch] = [g.conv.groups, g.group_channels(), g.k / g.conv.groups, g.pitch].map(int);
     Sizes {
         n,
         h,
@@ -231,13 +230,6 @@ fn sum_stretches(gpu: &Gpu, g: &Geometry, dtype: DType, partial: Address, dw: Ad
     };
     // SAFETY: `partial` holds `stretches` dense K × R·S·C/G, `dw` one with rows `pitch` apart.
     unsafe {
-        gpu.launch(
-            "conv2d",
-            "conv2d_wgrad_sum",
-            dtype,
-            direct_grid(g.k * columns),
-            DIRECT_THREADS as u32,
-            &parameters,
-        );
+        gpu.launch("conv2d", "conv2d_wgrad_sum", dtype, direct_grid(g.k * columns), DIRECT_THREADS as u32, &parameters);
     }
 }
