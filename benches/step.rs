@@ -23,11 +23,11 @@ fn steps(c: &mut Criterion) {
         let options = TrainOptions { optimizer: OptimizerKind::Sgd, ..TrainOptions::default() };
         let mut optimizers = subject.optimizers(&options);
         let images = numbers([batch, pixels, pixels, 3]);
-        let labels: Vec<u32> = (0..batch).map(|i| (i % CLASSES) as u32).collect();
+        let labels = Integers::from_vec((0..batch).map(|i| (i % CLASSES) as u32).collect());
         let loss = CrossEntropy::default();
         group.throughput(Throughput::Elements(batch as u64));
         group.bench_function(format!("{name}/{pixels}px/{batch}"), |b| {
-            b.iter(|| step(&mut model, &mut subject, &mut optimizers, &loss, images.clone(), &labels, 1.0).loss)
+            b.iter(|| step(&mut model, &mut subject, &mut optimizers, &loss, images.clone(), &labels, 1.0, None))
         });
     }
 }

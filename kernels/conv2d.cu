@@ -30,11 +30,11 @@ struct Sizes {
   int k, r, s;
   int p, q;
   int stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
-  int groups;
+  int groups, group_c, group_k;  // C/G channels and K/G filters in a group
   int pitch;         // elements from filter to filter of w and of dw
   unsigned packed;   // what may be read and written 16 bytes at a time: PACKED_*
 };
-static_assert(sizeof(Sizes) == 72, "as in src/ops/conv2d/gpu.rs");
+static_assert(sizeof(Sizes) == 80, "as in src/ops/conv2d/gpu.rs");
 
 constexpr unsigned PACKED_X = 1, PACKED_Y = 2, PACKED_W = 4, PACKED_DW = 8;
 
@@ -44,7 +44,7 @@ struct Fprop {
   element* y;        // N × P × Q × K
   Sizes g;
 };
-static_assert(sizeof(Fprop) == 96, "as in src/ops/conv2d/gpu.rs");
+static_assert(sizeof(Fprop) == 104, "as in src/ops/conv2d/gpu.rs");
 
 struct Dgrad {
   const element* dy;  // N × P × Q × K
@@ -52,7 +52,7 @@ struct Dgrad {
   element* dx;        // N × H × W × C
   Sizes g;
 };
-static_assert(sizeof(Dgrad) == 96, "as in src/ops/conv2d/gpu.rs");
+static_assert(sizeof(Dgrad) == 104, "as in src/ops/conv2d/gpu.rs");
 
 struct Wgrad {
   const element* x;   // N × H × W × C
@@ -64,7 +64,7 @@ struct Wgrad {
   int partial_pitch;
   int padding;
 };
-static_assert(sizeof(Wgrad) == 112, "as in src/ops/conv2d/gpu.rs");
+static_assert(sizeof(Wgrad) == 120, "as in src/ops/conv2d/gpu.rs");
 
 struct WgradSum {
   const float* partial;  // stretches × K × columns
@@ -73,7 +73,7 @@ struct WgradSum {
 };
 static_assert(sizeof(WgradSum) == 32, "as in src/ops/conv2d/gpu.rs");
 
-using offset = long long;
+using offset = long long;  // pixels are counted in 32 bits, elements in 64
 
 constexpr unsigned ROWS = 64, DEPTH = 2 * PACK;
 constexpr unsigned WIDE = 64, NARROW = 16;
@@ -182,7 +182,7 @@ struct Patches {
   Pixel pixel[Lot::COUNT];  // image < 0 beyond the last row
   Tap tap;
 
-  DEVICE int channels(const Sizes& g) { return (BACKWARD ? g.k : g.c) / g.groups; }
+  DEVICE int channels(const Sizes& g) { return BACKWARD ? g.group_k : g.group_c; }
 
   DEVICE Patches start(const element* from, const Sizes& g) {
     Patches self;
@@ -206,8 +206,7 @@ struct Patches {
     const int h = reach<BACKWARD>(pixel.row, tap.r, g.stride_h, g.padding_h, g.dilation_h, height);
     const int w = reach<BACKWARD>(pixel.column, tap.s, g.stride_w, g.padding_w, g.dilation_w, width);
     if (pixel.image < 0 || tap.r >= g.r || h < 0 || w < 0) return nullptr;
-    const offset at = (static_cast<offset>(pixel.image) * height + h) * width + w;
-    return self.from + at * (BACKWARD ? g.k : g.c);
+    return self.from + static_cast<offset>((pixel.image * height + h) * width + w) * (BACKWARD ? g.k : g.c);
   }
 
   DEVICE Pack load(const Patches& self, unsigned i) {
@@ -238,9 +237,9 @@ struct Filters {
 
   DEVICE Filters start(const element* w, const Sizes& g) {
     Filters self;
-    const int filters = g.k / g.groups;
+    const int filters = g.group_k;
     self.at = Lot::place();
-    self.end = g.r * g.s * (g.c / g.groups);
+    self.end = g.r * g.s * g.group_c;
     self.packed = g.packed & PACKED_W;
 #pragma unroll
     for (unsigned i = 0; i < Lot::COUNT; ++i) {
@@ -275,7 +274,7 @@ struct TurnedFilters {
 
   DEVICE TurnedFilters start(const element* w, const Sizes& g) {
     TurnedFilters self;
-    const int filters = g.k / g.groups;
+    const int filters = g.group_k;
     self.g = g;
     self.w = w + static_cast<offset>(blockIdx.z) * filters * g.pitch;
     self.channel = static_cast<int>(blockIdx.y * COLUMNS) + Lot::place();
@@ -287,7 +286,7 @@ struct TurnedFilters {
   DEVICE Pack load(const TurnedFilters& self, unsigned i) {
     const Sizes& g = self.g;
     const Tap& tap = self.tap[i];
-    const int channels = g.c / g.groups;
+    const int channels = g.group_c;
     if (tap.r >= g.r || self.channel >= channels) return zeros();
     const element* from =
         self.w + static_cast<offset>(tap.channel) * g.pitch + (tap.r * g.s + tap.s) * channels + self.channel;
@@ -301,7 +300,7 @@ struct TurnedFilters {
 
   DEVICE void step(TurnedFilters& self) {
 #pragma unroll
-    for (unsigned i = 0; i < Lot::COUNT; ++i) advance(self.tap[i], DEPTH, self.g.k / self.g.groups, self.g);
+    for (unsigned i = 0; i < Lot::COUNT; ++i) advance(self.tap[i], DEPTH, self.g.group_k, self.g);
   }
 };
 
@@ -328,7 +327,7 @@ struct TurnedPatches {
 
   DEVICE TurnedPatches start(const Wgrad& p, const Stretch& stretch) {
     TurnedPatches self;
-    const int channels = p.g.c / p.g.groups;
+    const int channels = p.g.group_c;
     self.g = p.g;
     self.x = p.x + static_cast<offset>(stretch.group) * channels;
     self.tap = tap_at(static_cast<int>(blockIdx.x * ROWS) + Lot::place(), channels, p.g);
@@ -343,7 +342,7 @@ struct TurnedPatches {
     const int h = reach<false>(pixel.row, tap.r, g.stride_h, g.padding_h, g.dilation_h, g.h);
     const int w = reach<false>(pixel.column, tap.s, g.stride_w, g.padding_w, g.dilation_w, g.w);
     if (tap.r >= g.r || h < 0 || w < 0) return nullptr;
-    return self.x + ((static_cast<offset>(pixel.image) * g.h + h) * g.w + w) * g.c;
+    return self.x + static_cast<offset>((pixel.image * g.h + h) * g.w + w) * g.c;
   }
 
   DEVICE Pack load(const TurnedPatches& self, unsigned i) {
@@ -357,7 +356,7 @@ struct TurnedPatches {
     for (unsigned j = 0; j < PACK; ++j) {
       pack.v[j] = from ? to_float(from[tap.channel]) : 0;
       if (j + 1 == PACK) break;
-      advance(tap, 1, self.g.c / self.g.groups, self.g);
+      advance(tap, 1, self.g.group_c, self.g);
       if (tap.channel == 0) from = seen(self, pixel, tap);
     }
     return pack;
@@ -380,7 +379,7 @@ struct Outputs {
 
   DEVICE Outputs start(const Wgrad& p, const Stretch& stretch) {
     Outputs self;
-    self.filters = p.g.k / p.g.groups;
+    self.filters = p.g.group_k;
     self.filter = static_cast<int>(blockIdx.y * COLUMNS) + Lot::place();
     self.k = p.g.k;
     self.dy = p.dy + static_cast<offset>(stretch.group) * self.filters;
@@ -504,10 +503,10 @@ DEVICE void store_pixels(const Sums& sums, element* to, int pixels, int columns,
 
 template <unsigned COLUMNS, unsigned THREADS>
 DEVICE void fprop(const Fprop& p, SharedArray<float> row_tiles, SharedArray<float> column_tiles) {
-  const int filters = p.g.k / p.g.groups;
+  const int filters = p.g.group_k;
   const Sums sums = multiply<COLUMNS>(
       Patches<THREADS, false>::start(p.x, p.g), Filters<COLUMNS, THREADS>::start(p.w, p.g),
-      p.g.r * p.g.s * (p.g.c / p.g.groups), row_tiles, column_tiles);
+      p.g.r * p.g.s * p.g.group_c, row_tiles, column_tiles);
   store_pixels<COLUMNS>(
       sums, p.y + static_cast<offset>(blockIdx.z) * filters, p.g.n * p.g.p * p.g.q, filters, p.g.k,
       p.g.packed & PACKED_Y);
@@ -515,10 +514,10 @@ DEVICE void fprop(const Fprop& p, SharedArray<float> row_tiles, SharedArray<floa
 
 template <unsigned COLUMNS, unsigned THREADS>
 DEVICE void dgrad(const Dgrad& p, SharedArray<float> row_tiles, SharedArray<float> column_tiles) {
-  const int channels = p.g.c / p.g.groups;
+  const int channels = p.g.group_c;
   const Sums sums = multiply<COLUMNS>(
       Patches<THREADS, true>::start(p.dy, p.g), TurnedFilters<COLUMNS, THREADS>::start(p.w, p.g),
-      p.g.r * p.g.s * (p.g.k / p.g.groups), row_tiles, column_tiles);
+      p.g.r * p.g.s * p.g.group_k, row_tiles, column_tiles);
   store_pixels<COLUMNS>(
       sums, p.dx + static_cast<offset>(blockIdx.z) * channels, p.g.n * p.g.h * p.g.w, channels, p.g.c,
       p.g.packed & PACKED_X);
@@ -530,7 +529,7 @@ DEVICE void wgrad(const Wgrad& p, SharedArray<float> row_tiles, SharedArray<floa
   const Sums sums = multiply<COLUMNS>(
       TurnedPatches<THREADS>::start(p, stretch), Outputs<COLUMNS, THREADS>::start(p, stretch),
       stretch.end - stretch.begin, row_tiles, column_tiles);
-  const int filters = p.g.k / p.g.groups, weights = p.g.r * p.g.s * (p.g.c / p.g.groups);
+  const int filters = p.g.group_k, weights = p.g.r * p.g.s * p.g.group_c;
   const int weight = static_cast<int>(blockIdx.x * ROWS + first_row<COLUMNS>());
 #pragma unroll
   for (unsigned j = 0; j < THREAD_COLUMNS; ++j) {
@@ -601,7 +600,7 @@ KERNEL(conv2d_fprop_depthwise, Fprop, DIRECT_THREADS) {
   const Sizes& g = p.g;
   const offset i = static_cast<offset>(blockIdx.x) * DIRECT_THREADS + threadIdx.x;
   if (i >= static_cast<offset>(g.n) * g.p * g.q * g.k) return;
-  const int k = static_cast<int>(i % g.k), channel = k / (g.k / g.groups);
+  const int k = static_cast<int>(i % g.k), channel = k / g.group_k;
   const Pixel pixel = pixel_at(static_cast<int>(i / g.k), g.p, g.q);
   const element* filter = p.w + static_cast<offset>(k) * g.pitch;
   float sum = 0;
@@ -611,7 +610,7 @@ KERNEL(conv2d_fprop_depthwise, Fprop, DIRECT_THREADS) {
     for (int s = 0; s < g.s; ++s) {
       const int w = reach<false>(pixel.column, s, g.stride_w, g.padding_w, g.dilation_w, g.w);
       if (w < 0) continue;
-      const offset at = ((static_cast<offset>(pixel.image) * g.h + h) * g.w + w) * g.c + channel;
+      const offset at = static_cast<offset>((pixel.image * g.h + h) * g.w + w) * g.c + channel;
       sum += to_float(p.x[at]) * to_float(filter[r * g.s + s]);
     }
   }
@@ -623,7 +622,7 @@ KERNEL(conv2d_dgrad_depthwise, Dgrad, DIRECT_THREADS) {
   const Sizes& g = p.g;
   const offset i = static_cast<offset>(blockIdx.x) * DIRECT_THREADS + threadIdx.x;
   if (i >= static_cast<offset>(g.n) * g.h * g.w * g.c) return;
-  const int filters = g.k / g.groups, first = static_cast<int>(i % g.c) * filters;
+  const int filters = g.group_k, first = static_cast<int>(i % g.c) * filters;
   const Pixel pixel = pixel_at(static_cast<int>(i / g.c), g.h, g.w);
   float sum = 0;
   for (int r = 0; r < g.r; ++r) {
@@ -632,7 +631,7 @@ KERNEL(conv2d_dgrad_depthwise, Dgrad, DIRECT_THREADS) {
     for (int s = 0; s < g.s; ++s) {
       const int w = reach<true>(pixel.column, s, g.stride_w, g.padding_w, g.dilation_w, g.q);
       if (w < 0) continue;
-      const element* dy = p.dy + ((static_cast<offset>(pixel.image) * g.p + h) * g.q + w) * g.k;
+      const element* dy = p.dy + static_cast<offset>((pixel.image * g.p + h) * g.q + w) * g.k;
       for (int k = first; k < first + filters; ++k)
         sum += to_float(dy[k]) * to_float(p.w[static_cast<offset>(k) * g.pitch + r * g.s + s]);
     }
@@ -645,7 +644,7 @@ KERNEL(conv2d_dgrad_depthwise, Dgrad, DIRECT_THREADS) {
 KERNEL(conv2d_wgrad_depthwise, Wgrad, DIRECT_THREADS) {
   SHARED(float, of_warps, DIRECT_THREADS);
   const Sizes& g = p.g;
-  const int k = static_cast<int>(blockIdx.x * WARP + threadIdx.x % WARP), channel = k / (g.k / g.groups);
+  const int k = static_cast<int>(blockIdx.x * WARP + threadIdx.x % WARP), channel = k / g.group_k;
   const int tap = static_cast<int>(blockIdx.y), stretch = static_cast<int>(blockIdx.z);
   const int pixels = g.n * g.p * g.q, begin = stretch * p.stretch;
   const int end = pixels - begin < p.stretch ? pixels : begin + p.stretch;
@@ -655,7 +654,7 @@ KERNEL(conv2d_wgrad_depthwise, Wgrad, DIRECT_THREADS) {
     const int h = reach<false>(pixel.row, tap / g.s, g.stride_h, g.padding_h, g.dilation_h, g.h);
     const int w = reach<false>(pixel.column, tap % g.s, g.stride_w, g.padding_w, g.dilation_w, g.w);
     if (k >= g.k || h < 0 || w < 0) continue;
-    const offset at = ((static_cast<offset>(pixel.image) * g.h + h) * g.w + w) * g.c + channel;
+    const offset at = static_cast<offset>((pixel.image * g.h + h) * g.w + w) * g.c + channel;
     sum += to_float(p.dy[static_cast<offset>(i) * g.k + k]) * to_float(p.x[at]);
   }
   of_warps[threadIdx.x] = sum;

@@ -72,6 +72,8 @@ pub enum Verb {
     Inspect(Inspect),
     /// Write the generated data sets: texture.npz, shape.npz and target.npz
     Synth(Synth),
+    /// Check every op on --device against its definition
+    Selftest(Selftest),
     /// What can compute here, and why something cannot
     Devices,
 }
@@ -313,6 +315,13 @@ pub struct Synth {
     /// Overwrite what exists
     #[arg(long)]
     pub force: bool,
+}
+
+#[derive(Args)]
+pub struct Selftest {
+    /// Only this op; may be given several times [default: all ops]
+    #[arg(long = "op", value_name = "NAME")]
+    pub ops: Vec<String>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

@@ -6,7 +6,9 @@ mod evaluate;
 mod inspect;
 mod learn;
 mod merge;
+mod place;
 mod progress;
+mod selftest;
 mod synth;
 mod train;
 
@@ -21,7 +23,10 @@ use crate::cli::{self, Cli, Global, Verb};
 
 pub fn run(cli: Cli) -> Result<()> {
     let Cli { verb, global } = cli;
-    devices::check(&global)?;
+    place::check(&global)?;
+    if !matches!(verb, Verb::Selftest(_)) {
+        devices::check(&global)?;
+    }
     if let Some(threads) = global.threads {
         if threads == 0 || threads > 1024 {
             return Err(Error::usage(format!("--threads {threads}"), "give between 1 and 1024"));
@@ -37,6 +42,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Predict(options) => evaluate::predict(&options, &global),
         Verb::Inspect(options) => inspect::run(&options, &global),
         Verb::Synth(options) => synth::run(&options, &global),
+        Verb::Selftest(options) => selftest::run(&options, &global),
         Verb::Devices => devices::run(&global),
     }
 }

@@ -6,27 +6,27 @@ use crate::parameters;
 use crate::tensor::{DType, Device, Tensor, TensorMut};
 
 parameters! {
-    struct Sizes: 72 bytes {
+    struct Sizes: 80 bytes {
         n: i32, h: i32, w: i32, c: i32,
         k: i32, r: i32, s: i32,
         p: i32, q: i32,
         stride_h: i32, stride_w: i32, padding_h: i32, padding_w: i32, dilation_h: i32, dilation_w: i32,
-        groups: i32,
+        groups: i32, group_c: i32, group_k: i32,
         pitch: i32,
         packed: u32,
     }
 }
 
 parameters! {
-    struct Fprop: 96 bytes { x: Address, w: Address, y: Address, g: Sizes }
+    struct Fprop: 104 bytes { x: Address, w: Address, y: Address, g: Sizes }
 }
 
 parameters! {
-    struct Dgrad: 96 bytes { dy: Address, w: Address, dx: Address, g: Sizes }
+    struct Dgrad: 104 bytes { dy: Address, w: Address, dx: Address, g: Sizes }
 }
 
 parameters! {
-    struct Wgrad: 112 bytes {
+    struct Wgrad: 120 bytes {
         x: Address,
         dy: Address,
         partial: Address,
@@ -105,7 +105,8 @@ fn sizes(g: &Geometry, dtype: DType, x: Address, y: Address, w: Option<Address>)
     let [padding_h, padding_w] = g.conv.padding.map(int);
     let [dilation_h, dilation_w] = g.conv.dilation.map(int);
     let [n, h, w, c, k, r, s, p, q] = [g.n, g.h, g.w, g.c, g.k, g.r, g.s, g.p, g.q].map(int);
-    let (groups, pitch) = (int(g.conv.groups), int(g.pitch));
+    let [groups, group_c, group_k, pitch] =
+        [g.conv.groups, g.group_channels(), g.k / g.conv.groups, g.pitch].map(int);
     Sizes {
         n,
         h,
@@ -123,6 +124,8 @@ fn sizes(g: &Geometry, dtype: DType, x: Address, y: Address, w: Option<Address>)
         dilation_h,
         dilation_w,
         groups,
+        group_c,
+        group_k,
         pitch,
         packed,
     }
@@ -228,13 +231,6 @@ fn sum_stretches(gpu: &Gpu, g: &Geometry, dtype: DType, partial: Address, dw: Ad
     };
     // SAFETY: `partial` holds `stretches` dense K × R·S·C/G, `dw` one with rows `pitch` apart.
     unsafe {
-        gpu.launch(
-            "conv2d",
-            "conv2d_wgrad_sum",
-            dtype,
-            direct_grid(g.k * columns),
-            DIRECT_THREADS as u32,
-            &parameters,
-        );
+        gpu.launch("conv2d", "conv2d_wgrad_sum", dtype, direct_grid(g.k * columns), DIRECT_THREADS as u32, &parameters);
     }
 }
