@@ -265,9 +265,7 @@ fn linear_layers() -> Vec<Pass> {
         let b = Layout::dense([k]).in_arena();
         let unit = |layout: &Layout| Input::unit(layout.clone());
         [
-            Pass::new("y", [&x, &w, &b].map(unit), [y.clone()], |[x, w, b], [y]| {
-                y.copy_from(&linear::forward(x, w, b))
-            }),
+            Pass::new("y", [&x, &w, &b].map(unit), [y.clone()], |[x, w, b], [y]| linear::forward(x, w, b, y)),
             Pass::new("dx", [&y, &w].map(unit), [x.clone()], |[dy, w], [dx]| linear::input_gradient(dy, w, dx)),
             Pass::new("dw", [&x, &y].map(unit), [w.clone()], |[x, dy], [dw]| linear::weight_gradient(x, dy, dw)),
             Pass::new("db", [unit(&y)], [b], |[dy], [db]| linear::bias_gradient(dy, db)),
@@ -305,14 +303,20 @@ fn only(outputs: Vec<TensorMut>) -> [TensorMut; 1] {
 
 fn constraints() -> Vec<Pass> {
     let of_case = |case: &ConstraintCase| {
-        let forward = case.parametrization();
+        let [forward, backward] = [case.parametrization(), case.parametrization()];
         let learned = Layout::dense([forward.rows(), forward.learned]);
         let alpha = Layout::dense([forward.sources, forward.alphas()]);
-        let is_exact = case.is_exact();
-        [Pass::new("α", [Input::unit(learned)], [alpha], move |[learned], [alpha]| {
-            alpha.copy_from(&forward.alpha(learned));
-        })]
-        .map(|pass| pass.of(case.name).within(FEW).exact_if(is_exact).in_f32())
+        // Backward takes any α.
+        let [a, dalpha] = [&alpha, &alpha].map(|layout| Input::unit(layout.clone()));
+        [
+            Pass::new("α", [Input::unit(learned.clone())], [alpha], move |[learned], [alpha]| {
+                forward.forward_into(learned, alpha);
+            }),
+            Pass::new("gradient", [a, dalpha], [learned], move |[alpha, dalpha], [dlearned]| {
+                backward.backward_into(alpha, dalpha, dlearned);
+            }),
+        ]
+        .map(|pass| pass.of(case.name).within(FEW).exact_if(case.is_exact()).in_f32())
     };
     cases::CONSTRAINT.iter().flat_map(of_case).collect()
 }
