@@ -180,15 +180,7 @@ pub fn parameter_gradients(
     launch(gpu, "batch_norm_gradients_finish", dtype, blocks(channels, FINISHED), &finish);
 }
 
-pub fn normalize(
-    gpu: &Gpu,
-    x: &Tensor,
-    mean: &Tensor,
-    rstd: &Tensor,
-    gamma: &Tensor,
-    beta: &Tensor,
-    y: TensorMut,
-) {
+pub fn normalize(gpu: &Gpu, x: &Tensor, mean: &Tensor, rstd: &Tensor, gamma: &Tensor, beta: &Tensor, y: TensorMut) {
     let (dtype, matrix) = (x.dtype(), matrix(x));
     let (x, y) = (activation(x, dtype), activation_mut(&y, dtype));
     let [mean, rstd, gamma, beta] = [mean, rstd, gamma, beta].map(per_channel);
