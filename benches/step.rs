@@ -6,6 +6,7 @@ use common::numbers;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use medmerge::nn::{Architecture, Model, Stem};
 use medmerge::ops::softmax_cross_entropy::CrossEntropy;
+use medmerge::tensor::Integers;
 use medmerge::train::{OptimizerKind, Subject, TrainOptions, step};
 
 const CLASSES: usize = 9;

@@ -74,6 +74,8 @@ pub enum Verb {
     Synth(Synth),
     /// Check every op on --device against its definition
     Selftest(Selftest),
+    /// Compile all GPU kernels; what each needs. No GPU is needed; later runs find them compiled
+    Kernels(Kernels),
     /// What can compute here, and why something cannot
     Devices,
 }
@@ -322,6 +324,19 @@ pub struct Selftest {
     /// Only this op; may be given several times [default: all ops]
     #[arg(long = "op", value_name = "NAME")]
     pub ops: Vec<String>,
+}
+
+#[derive(Args)]
+pub struct Kernels {
+    /// The GPUs to compile for, such as sm_80, sm_90a or sm_100 [default: the GPU that is here, else sm_90a]
+    #[arg(long = "arch", value_name = "ARCH")]
+    pub architecture: Option<String>,
+    /// Write the binaries into this folder
+    #[arg(long, value_name = "FOLDER")]
+    pub cubin: Option<PathBuf>,
+    /// Write into the folder even if it holds something
+    #[arg(long, requires = "cubin")]
+    pub force: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

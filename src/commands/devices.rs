@@ -1,62 +1,112 @@
-//! `devices`, and the flags that choose one.
+//! `devices`.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use medmerge::error::{Error, Result};
+use medmerge::error::Result;
+use medmerge::gpu::{self, Description, Failure, Found, Library};
 
 use super::report;
 use crate::cli::Global;
 
-/// Refuses a device or a precision that this build cannot serve.
-pub fn check(global: &Global) -> Result<()> {
-    let unavailable = |reason: String| Err(Error::Device { device: global.device.clone(), reason });
-    // Only GPUs are numbered.
-    let kind = if global.device.starts_with("cuda:") { "cuda" } else { global.device.as_str() };
-    match kind {
-        "auto" | "cpu" => {}
-        "cuda" => return unavailable("this version has no GPU kernels yet".into()),
-        "emulator" => return unavailable("this version has no emulator yet".into()),
-        _ => return Err(Error::unknown("device", &global.device, ["auto", "cpu", "cuda", "emulator"])),
-    }
-    match global.precision.as_str() {
-        "f32" => Ok(()),
-        "tf32" | "bf16" | "f16" => {
-            let hint = "leave --precision out, or give f32";
-            Err(Error::usage(format!("precision {} is not available on the CPU", global.precision), hint))
+pub fn run(global: &Global) -> Result<()> {
+    let probe = gpu::probe();
+    let first = probe.first();
+    let auto = first.as_ref().map_or("cpu".to_string(), |index| format!("cuda:{index}"));
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    let threads = rayon::current_num_threads();
+    let has_emulator = cfg!(feature = "emulator");
+    let result = json!({
+        "auto": auto,
+        "cpu": {"available": true, "cores": cores, "threads": threads, "instructions": instructions()},
+        "cuda": {
+            "available": first.is_ok(),
+            "reason": reason(&first),
+            "driver": library_json(&probe.driver),
+            "compiler": library_json(&probe.compiler),
+            "gpus": probe.gpus.iter().enumerate().map(gpu_json).collect::<Vec<_>>(),
+        },
+        "emulator": {
+            "available": has_emulator,
+            "reason": (!has_emulator).then(|| Failure::NoEmulator.to_string()),
+            "hint": (!has_emulator).then(|| Failure::NoEmulator.hint()),
+        },
+    });
+    report(global, &result, || {
+        line("cpu", format_args!("available: {cores} cores, {threads} threads, {}", instructions()));
+        match &first {
+            Ok(index) => line("cuda", format_args!("available: cuda:{index} is the first")),
+            Err(failure) => line("cuda", format_args!("not available: {failure}")),
         }
-        other => Err(Error::unknown("precision", other, ["f32", "tf32", "bf16", "f16"])),
+        library_lines("libcuda", &probe.driver);
+        library_lines("libnvrtc", &probe.compiler);
+        probe.gpus.iter().enumerate().for_each(gpu_lines);
+        if has_emulator {
+            line("emulator", format_args!("available"));
+        } else {
+            line("emulator", format_args!("not available: {}", Failure::NoEmulator));
+            line("", format_args!("  hint: {}", Failure::NoEmulator.hint()));
+        }
+        line("auto", format_args!("takes {auto}"));
+    });
+    Ok(())
+}
+
+fn line(name: &str, text: std::fmt::Arguments) {
+    println!("{name:<10}{text}");
+}
+
+fn reason<T>(result: &Result<T, Failure>) -> Option<String> {
+    result.as_ref().err().map(Failure::to_string)
+}
+
+fn library_json(library: &Result<Library, Failure>) -> Value {
+    match library {
+        Ok(library) => json!({"path": library.path, "version": library.version.to_string()}),
+        Err(failure) => {
+            let searched = if let Failure::NoCompiler { searched } = failure { Some(searched) } else { None };
+            json!({"reason": failure.to_string(), "hint": failure.hint(), "searched": searched})
+        }
     }
 }
 
-pub fn run(global: &Global) -> Result<()> {
-    let driver = medmerge::gpu::probe();
-    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
-    let threads = rayon::current_num_threads();
-    let result = json!({
-        "cpu": {"available": true, "cores": cores, "threads": threads, "instructions": instructions()},
-        "cuda": {
-            "available": false,
-            "reason": "this version has no GPU kernels yet",
-            "driver_library": driver.driver,
-            "compiler_library": driver.compiler,
-            "gpus": driver.gpus,
-        },
-        "emulator": {"available": false, "reason": "this version has no emulator yet"},
-    });
-    report(global, &result, || {
-        let found = |library: bool| if library { "found" } else { "not found" };
-        println!("cpu       available: {cores} cores, {threads} threads, {}", instructions());
-        println!(
-            "cuda      not available: this version has no GPU kernels yet (libcuda {}, libnvrtc {})",
-            found(driver.driver),
-            found(driver.compiler)
-        );
-        for gpu in &driver.gpus {
-            println!("          {gpu}");
+fn library_lines(name: &str, library: &Result<Library, Failure>) {
+    match library {
+        Ok(Library { path, version }) => {
+            let path = path.as_ref().map_or("found".into(), |path| path.display().to_string());
+            line("", format_args!("{name}: {path}, CUDA {version}"));
         }
-        println!("emulator  not available: this version has no emulator yet");
-    });
-    Ok(())
+        Err(failure) => {
+            line("", format_args!("{name}: {failure}"));
+            line("", format_args!("  hint: {}", failure.hint()));
+            if let Failure::NoCompiler { searched } = failure {
+                line("", format_args!("  looked for:"));
+                searched.iter().for_each(|place| line("", format_args!("    {}", place.display())));
+            }
+        }
+    }
+}
+
+fn gpu_json((index, gpu): (usize, &Found)) -> Value {
+    let Description { name, architecture, multiprocessors, memory } = &gpu.description;
+    json!({
+        "device": format!("cuda:{index}"),
+        "name": name,
+        "architecture": architecture,
+        "multiprocessors": multiprocessors,
+        "memory_bytes": memory,
+        "available": gpu.usable.is_ok(),
+        "reason": reason(&gpu.usable),
+    })
+}
+
+fn gpu_lines((index, gpu): (usize, &Found)) {
+    let Description { name, architecture, multiprocessors, memory } = &gpu.description;
+    let gib = *memory as f64 / (1u64 << 30) as f64;
+    line("", format_args!("cuda:{index}: {name}, {architecture}, {gib:.1} GiB, {multiprocessors} multiprocessors"));
+    if let Err(failure) = &gpu.usable {
+        line("", format_args!("  not available: {failure}"));
+        line("", format_args!("  hint: {}", failure.hint()));
+    }
 }
 
 /// The widest vector instructions that the ops will use.

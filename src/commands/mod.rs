@@ -4,6 +4,7 @@ mod demo;
 mod devices;
 mod evaluate;
 mod inspect;
+mod kernels;
 mod learn;
 mod merge;
 mod place;
@@ -24,9 +25,6 @@ use crate::cli::{self, Cli, Global, Verb};
 pub fn run(cli: Cli) -> Result<()> {
     let Cli { verb, global } = cli;
     place::check(&global)?;
-    if !matches!(verb, Verb::Selftest(_)) {
-        devices::check(&global)?;
-    }
     if let Some(threads) = global.threads {
         if threads == 0 || threads > 1024 {
             return Err(Error::usage(format!("--threads {threads}"), "give between 1 and 1024"));
@@ -43,6 +41,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Inspect(options) => inspect::run(&options, &global),
         Verb::Synth(options) => synth::run(&options, &global),
         Verb::Selftest(options) => selftest::run(&options, &global),
+        Verb::Kernels(options) => kernels::run(&options, &global),
         Verb::Devices => devices::run(&global),
     }
 }

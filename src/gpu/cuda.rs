@@ -1,56 +1,692 @@
-//! NVIDIA GPUs, through cudarc's bindings of the driver, loaded at run time.
+//! NVIDIA GPUs, through cudarc's raw bindings of the driver, loaded at run time.
+//!
+//! cudarc's safe layer stands between a program and what is needed here: it records events for each allocation, cannot
+//! capture on the stream it starts with, and makes events that do not measure time. Of the raw functions, those called
+//! here exist under these names in every driver since CUDA 12.0 (cudarc looks each one up when it is first called), and
+//! the bindings are the newest because they know the most error codes.
+//!
+//! Nothing here is ever dropped: at exit the driver may be gone before the last of our destructors.
 
-use super::Failure;
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_int, c_uint, c_void};
+use std::path::PathBuf;
+use std::ptr::null_mut;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock};
+
+use cudarc::driver::sys::{
+    self, CUcontext, CUdevice, CUdevice_attribute, CUevent, CUevent_flags, CUfunction, CUgraphExec, CUmodule, CUresult,
+    CUstream, CUstream_flags, CUstreamCaptureMode,
+};
+
+use super::cache::Cache;
+use super::compile::{self, Source};
 use super::driver::{Address, Description, Driver, Event, GraphId, Kernel, Launch};
+use super::nvrtc::{self, Nvrtc, OLDEST, Version};
+use super::{Failure, KERNELS, lock};
+use crate::tensor::DType;
+
+/// Uploads wait in pinned memory for their copy: so many buffers of so many bytes.
+const SLOTS: usize = 4;
+const SLOT_BYTES: usize = 4 << 20;
+
+/// Uploads that share a buffer begin at multiples of this.
+const ALIGNMENT: usize = 64;
+
+/// Events that are remembered; older ones are used again.
+const EVENTS: usize = 4096;
+
+// ---- what is here ---------------------------------------------------------------------------------------------------
 
 /// What a look around found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Probe {
-    /// libcuda could be loaded.
-    pub driver: bool,
-    /// libnvrtc could be loaded.
-    pub compiler: bool,
-    /// The names of the GPUs.
-    pub gpus: Vec<String>,
+    /// libcuda, and the version of CUDA that it supports.
+    pub driver: Result<Library, Failure>,
+    /// libnvrtc.
+    pub compiler: Result<Library, Failure>,
+    pub gpus: Vec<Found>,
 }
 
-pub fn probe() -> Probe {
-    // SAFETY: both functions only try to load a library, and keep it loaded if that succeeds.
-    let (driver, compiler) =
-        unsafe { (cudarc::driver::sys::is_culib_present(), cudarc::nvrtc::sys::is_culib_present()) };
-    Probe { driver, compiler, gpus: if driver { names() } else { Vec::new() } }
+pub struct Library {
+    pub path: Option<PathBuf>,
+    pub version: Version,
 }
 
-/// Only with libcuda present: without it cudarc panics.
-fn names() -> Vec<String> {
-    let Ok(count) = cudarc::driver::CudaContext::device_count() else { return Vec::new() };
-    (0..count as usize).filter_map(|index| cudarc::driver::CudaContext::new(index).ok()?.name().ok()).collect()
+/// A GPU, and whether kernels can be compiled for it.
+pub struct Found {
+    pub description: Description,
+    pub usable: Result<(), Failure>,
 }
 
-pub struct Cuda {}
-
-impl Cuda {
-    pub fn open(_index: usize) -> Result<Cuda, Failure> {
-        Err(Failure::NoDriver)
+impl Probe {
+    /// The GPU that is taken where none is asked for: the first that can be used, or why there is none.
+    pub fn first(&self) -> Result<usize, Failure> {
+        for problem in [&self.driver, &self.compiler] {
+            problem.as_ref().map_err(Failure::clone)?;
+        }
+        match self.gpus.iter().position(|gpu| gpu.usable.is_ok()) {
+            Some(index) => Ok(index),
+            None => {
+                self.gpus.first().map_or(Ok(()), |gpu| gpu.usable.clone())?;
+                Err(Failure::NoDevice { index: 0, count: 0 })
+            }
+        }
     }
 }
 
-#[rustfmt::skip]
+/// Looks at the driver, the compiler and the GPUs, and touches no GPU's memory.
+pub fn probe() -> Probe {
+    let compiler = nvrtc::compiler();
+    let found = |index| {
+        let description = device(index).and_then(describe).ok()?;
+        let usable = compiler.as_ref().map_err(Failure::clone);
+        let usable = usable.and_then(|nvrtc| nvrtc.check(&description.architecture));
+        Some(Found { description, usable })
+    };
+    let gpus = (0..device_count().unwrap_or(0)).map_while(found).collect();
+    let driver = driver_version().and_then(|version| initialise().map(|()| version));
+    Probe {
+        driver: driver.map(|version| Library { path: nvrtc::mapped("libcuda.so"), version }),
+        compiler: compiler.map(|nvrtc| Library { path: Some(nvrtc.path.clone()), version: nvrtc.version }),
+        gpus,
+    }
+}
+
+/// The CUDA version that the driver supports.
+pub(super) fn driver_version() -> Result<Version, Failure> {
+    static VERSION: OnceLock<Result<Version, Failure>> = OnceLock::new();
+    let ask = || {
+        // SAFETY: loading the driver's library runs its own initialisation alone. Without the library every other
+        // function of cudarc's panics.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(Failure::NoDriver);
+        }
+        let mut version = 0;
+        // SAFETY: the function writes to the integer that it is given; it may be called before `cuInit`.
+        unsafe { call!(cuDriverGetVersion(&mut version)) }.map_err(|error| error.explain(None))?;
+        let version = Version(version.unsigned_abs() / 1000, version.unsigned_abs() % 1000 / 10);
+        if version < OLDEST {
+            return Err(Failure::DriverTooOld { found: version.to_string(), needed: OLDEST.to_string() });
+        }
+        Ok(version)
+    };
+    VERSION.get_or_init(ask).clone()
+}
+
+/// Makes the driver ready, once. A machine with a driver and no GPU is fine.
+fn initialise() -> Result<(), Failure> {
+    static READY: OnceLock<Result<(), Failure>> = OnceLock::new();
+    let ready = || {
+        driver_version()?;
+        // SAFETY: the library is there.
+        match unsafe { call!(cuInit(0)) } {
+            Err(error) if error.code == CUresult::CUDA_ERROR_NO_DEVICE => Ok(()),
+            result => result.map_err(|error| error.explain(None)),
+        }
+    };
+    READY.get_or_init(ready).clone()
+}
+
+fn device_count() -> Result<usize, Failure> {
+    initialise()?;
+    let mut count: c_int = 0;
+    // SAFETY: the function writes to the integer that it is given.
+    match unsafe { call!(cuDeviceGetCount(&mut count)) } {
+        // What `cuInit` says as well where there is no GPU.
+        Err(error) if matches!(error.code, CUresult::CUDA_ERROR_NO_DEVICE | CUresult::CUDA_ERROR_NOT_INITIALIZED) => {
+            Ok(0)
+        }
+        result => result.map(|()| count.unsigned_abs() as usize).map_err(|error| error.explain(None)),
+    }
+}
+
+fn device(index: usize) -> Result<CUdevice, Failure> {
+    let count = device_count()?;
+    if index >= count {
+        return Err(Failure::NoDevice { index, count });
+    }
+    let mut device = 0;
+    // SAFETY: the function writes to the integer that it is given.
+    unsafe { call!(cuDeviceGet(&mut device, index as c_int)) }.map_err(|error| error.explain(None))?;
+    Ok(device)
+}
+
+fn describe(device: CUdevice) -> Result<Description, Failure> {
+    use CUdevice_attribute::*;
+    let attribute = |which| {
+        let mut value: c_int = 0;
+        // SAFETY: the function writes to the integer that it is given.
+        unsafe { call!(cuDeviceGetAttribute(&mut value, which, device)) }.map(|()| value.unsigned_abs())
+    };
+    let ask = || {
+        let mut name = [0u8; 256];
+        let mut memory = 0;
+        // SAFETY: the functions write at most as many bytes as they are told, and one number.
+        unsafe {
+            call!(cuDeviceGetName(name.as_mut_ptr().cast(), name.len() as c_int, device))?;
+            call!(cuDeviceTotalMem_v2(&mut memory, device))?;
+        }
+        let major = attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        let minor = attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        let multiprocessors = attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
+        let name = CStr::from_bytes_until_nul(&name).unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Description { name, architecture: architecture(major, minor), multiprocessors, memory })
+    };
+    ask().map_err(|error: Refused| error.explain(None))
+}
+
+/// As the compiler names it; on Hopper with the instructions that only Hopper has.
+fn architecture(major: u32, minor: u32) -> String {
+    let own = if (major, minor) == (9, 0) { "a" } else { "" };
+    format!("sm_{major}{minor}{own}")
+}
+
+// ---- errors ---------------------------------------------------------------------------------------------------------
+
+/// A call that the driver refused, or that brings the news of an earlier one's fault.
+#[derive(Clone, Copy, Debug)]
+struct Refused {
+    call: &'static str,
+    code: CUresult,
+}
+
+/// What ran last: a fault is noticed by a later call.
+#[derive(Clone, Copy)]
+enum Last {
+    Kernel(Kernel),
+    Graph,
+}
+
+/// `call!(cuFunction(arguments))`: anything but success is a [`Refused`].
+macro_rules! call {
+    ($function:ident($($argument:expr),*)) => {
+        match sys::$function($($argument),*) {
+            CUresult::CUDA_SUCCESS => Ok(()),
+            code => Err(Refused { call: stringify!($function), code }),
+        }
+    };
+}
+use call;
+
+impl Refused {
+    fn is_fault(self) -> bool {
+        use CUresult::*;
+        matches!(
+            self.code,
+            CUDA_ERROR_ILLEGAL_ADDRESS
+                | CUDA_ERROR_MISALIGNED_ADDRESS
+                | CUDA_ERROR_INVALID_ADDRESS_SPACE
+                | CUDA_ERROR_INVALID_PC
+                | CUDA_ERROR_ILLEGAL_INSTRUCTION
+                | CUDA_ERROR_HARDWARE_STACK_ERROR
+                | CUDA_ERROR_LAUNCH_FAILED
+                | CUDA_ERROR_LAUNCH_TIMEOUT
+                | CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES
+                | CUDA_ERROR_ASSERT
+                | CUDA_ERROR_ECC_UNCORRECTABLE
+                | CUDA_ERROR_NVLINK_UNCORRECTABLE
+                | CUDA_ERROR_CONTAINED
+        )
+    }
+
+    /// The binary itself is refused.
+    fn is_about_binary(self) -> bool {
+        use CUresult::*;
+        matches!(
+            self.code,
+            CUDA_ERROR_INVALID_IMAGE
+                | CUDA_ERROR_NO_BINARY_FOR_GPU
+                | CUDA_ERROR_INVALID_SOURCE
+                | CUDA_ERROR_UNSUPPORTED_PTX_VERSION
+                | CUDA_ERROR_INSUFFICIENT_LOADER_VERSION
+        )
+    }
+
+    fn explain(self, last: Option<Last>) -> Failure {
+        let what = describe_code(self.code);
+        if !self.is_fault() {
+            return Failure::Driver { call: self.call, message: what };
+        }
+        let place = match last {
+            Some(Last::Kernel(kernel)) => {
+                format!(" at or before kernel {} of kernels/{}.cu", kernel.symbol(), kernel.file)
+            }
+            Some(Last::Graph) => " in a recorded step, or before it".into(),
+            None => String::new(),
+        };
+        Failure::Fault { message: format!("the GPU reports {what}{place} (CUDA_LAUNCH_BLOCKING=1 tells more exactly)") }
+    }
+}
+
+/// `CUDA_ERROR_ASSERT (device-side assert triggered)`.
+fn describe_code(code: CUresult) -> String {
+    let (mut name, mut text) = (std::ptr::null(), std::ptr::null());
+    // SAFETY: both write a pointer to a string of the driver's own, or null for what it does not know.
+    unsafe {
+        sys::cuGetErrorName(code, &mut name);
+        sys::cuGetErrorString(code, &mut text);
+    }
+    let string = |pointer: *const std::ffi::c_char| {
+        // SAFETY: as above.
+        (!pointer.is_null()).then(|| unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned())
+    };
+    match (string(name), string(text)) {
+        (Some(name), Some(text)) => format!("{name} ({text})"),
+        (Some(name), None) => name,
+        _ => format!("{code:?}"),
+    }
+}
+
+// ---- one GPU --------------------------------------------------------------------------------------------------------
+
+/// A GPU with its primary context and one stream.
+pub struct Cuda {
+    description: Description,
+    nvrtc: &'static Nvrtc,
+    driver: Version,
+    cache: Option<Cache>,
+    context: CUcontext,
+    stream: CUstream,
+    is_recording: AtomicBool,
+    last: Mutex<Option<Last>>,
+    code: Mutex<Code>,
+    uploads: Mutex<Uploads>,
+    /// Pinned memory for downloads, [`SLOT_BYTES`] of it.
+    downloads: Mutex<Option<*mut u8>>,
+    events: Mutex<Events>,
+    graphs: Mutex<Graphs>,
+}
+
+// SAFETY: the pointers are handles of the driver, which any thread may use once the context is current there, and pinned
+// memory, which is behind a lock.
+unsafe impl Send for Cuda {}
+// SAFETY: as above.
+unsafe impl Sync for Cuda {}
+
+/// What was loaded: modules by file and storage type.
+#[derive(Default)]
+struct Code {
+    functions: HashMap<Kernel, CUfunction>,
+    modules: HashMap<(&'static str, DType), CUmodule>,
+}
+
+#[derive(Default)]
+struct Events {
+    /// By number modulo [`EVENTS`], with the number of the last one that was recorded there.
+    handles: Vec<(u64, CUevent)>,
+    count: u64,
+}
+
+#[derive(Default)]
+struct Graphs {
+    ready: HashMap<u64, CUgraphExec>,
+    last: u64,
+}
+
+/// Pinned buffers that are filled in turn.
+#[derive(Default)]
+struct Uploads {
+    slots: Vec<Slot>,
+    current: usize,
+}
+
+struct Slot {
+    memory: *mut u8,
+    used: usize,
+    /// After the last copy out of it.
+    copied: CUevent,
+}
+
+impl Cuda {
+    /// GPU `index`, with a compiler that knows it.
+    pub fn open(index: usize) -> Result<Cuda, Failure> {
+        let device = device(index)?;
+        let description = describe(device)?;
+        let nvrtc = nvrtc::compiler()?;
+        nvrtc.check(&description.architecture)?;
+        let (mut context, mut stream) = (null_mut(), null_mut());
+        let mut start = || {
+            // SAFETY: the functions write handles to where they are told. A stream that is not the default one can be
+            // captured; one that does not block waits for nobody who uses the default one.
+            unsafe {
+                call!(cuDevicePrimaryCtxRetain(&mut context, device))?;
+                call!(cuCtxSetCurrent(context))?;
+                call!(cuStreamCreate(&mut stream, CUstream_flags::CU_STREAM_NON_BLOCKING as c_uint))
+            }
+        };
+        start().map_err(|error: Refused| error.explain(None))?;
+        Ok(Cuda {
+            description,
+            nvrtc,
+            driver: driver_version()?,
+            cache: Cache::of_user(),
+            context,
+            stream,
+            is_recording: false.into(),
+            last: Mutex::default(),
+            code: Mutex::default(),
+            uploads: Mutex::default(),
+            downloads: Mutex::default(),
+            events: Mutex::default(),
+            graphs: Mutex::default(),
+        })
+    }
+
+    /// Every call begins so: which context is current is a thread's own affair, and any thread may call.
+    fn enter(&self) -> Result<(), Refused> {
+        // SAFETY: the context is never released.
+        unsafe { call!(cuCtxSetCurrent(self.context)) }
+    }
+
+    /// For what waits or copies to the host.
+    fn enter_outside_of_a_graph(&self, call: &'static str) -> Result<(), Failure> {
+        if self.is_recording.load(Ordering::SeqCst) {
+            return Err(Failure::Recording { call });
+        }
+        self.explained(self.enter())
+    }
+
+    fn explained<T>(&self, result: Result<T, Refused>) -> Result<T, Failure> {
+        result.map_err(|error| error.explain(*lock(&self.last)))
+    }
+
+    fn wait(&self) -> Result<(), Refused> {
+        // SAFETY: the stream exists.
+        unsafe { call!(cuStreamSynchronize(self.stream)) }
+    }
+
+    /// The kernel's entry point; loads its module where that has not happened yet.
+    fn function(&self, kernel: Kernel) -> Result<CUfunction, Failure> {
+        let mut code = lock(&self.code);
+        if let Some(function) = code.functions.get(&kernel) {
+            return Ok(*function);
+        }
+        let module = match code.modules.get(&(kernel.file, kernel.dtype)) {
+            Some(module) => *module,
+            None => {
+                let module = self.load(kernel)?;
+                code.modules.insert((kernel.file, kernel.dtype), module);
+                module
+            }
+        };
+        let symbol = CString::new(kernel.symbol()).expect("a name in the source");
+        let mut function = null_mut();
+        // SAFETY: the module is never unloaded, the name ends with a zero.
+        match unsafe { call!(cuModuleGetFunction(&mut function, module, symbol.as_ptr())) } {
+            Err(Refused { call, code: CUresult::CUDA_ERROR_NOT_FOUND }) => {
+                let message = format!("kernels/{}.cu has no kernel {}", kernel.file, kernel.symbol());
+                return Err(Failure::Driver { call, message });
+            }
+            result => self.explained(result)?,
+        }
+        code.functions.insert(kernel, function);
+        Ok(function)
+    }
+
+    fn load(&self, kernel: Kernel) -> Result<CUmodule, Failure> {
+        let architecture = &self.description.architecture;
+        let text = KERNELS.iter().find(|(name, _)| name.strip_suffix(".cu") == Some(kernel.file));
+        let Some((_, text)) = text else {
+            let log = "there is no such file".to_string();
+            return Err(Failure::Compile { file: kernel.file.to_string(), architecture: architecture.clone(), log });
+        };
+        let source = Source { file: kernel.file, text, dtype: kernel.dtype };
+        let compiled = compile::compile(self.nvrtc, self.cache.as_ref(), &source, architecture)?;
+        let mut module = null_mut();
+        // SAFETY: the image is a whole binary, which knows its own length.
+        match unsafe { call!(cuModuleLoadData(&mut module, compiled.cubin.as_ptr().cast())) } {
+            Err(error) if error.is_about_binary() => Err(Failure::CompilerTooNew {
+                driver: self.driver.to_string(),
+                compiler: self.nvrtc.version.to_string(),
+                message: describe_code(error.code),
+            }),
+            result => self.explained(result).map(|()| module),
+        }
+    }
+
+    /// Copies a piece of at most [`SLOT_BYTES`] to pinned memory and from there, in stream order, to the GPU.
+    fn upload_piece(&self, uploads: &mut Uploads, to: Address, bytes: &[u8]) -> Result<(), Refused> {
+        if uploads.slots.get(uploads.current).is_some_and(|slot| slot.used + bytes.len() > SLOT_BYTES) {
+            uploads.current = (uploads.current + 1) % SLOTS;
+            if let Some(slot) = uploads.slots.get_mut(uploads.current) {
+                // SAFETY: the event exists. What it marks is the last copy out of this buffer.
+                unsafe { call!(cuEventSynchronize(slot.copied)) }?;
+                slot.used = 0;
+            }
+        }
+        if uploads.current == uploads.slots.len() {
+            let mut copied = null_mut();
+            // SAFETY: the function writes a handle to where it is told.
+            unsafe { call!(cuEventCreate(&mut copied, CUevent_flags::CU_EVENT_DISABLE_TIMING as c_uint)) }?;
+            uploads.slots.push(Slot { memory: pinned()?, used: 0, copied });
+        }
+        let slot = &mut uploads.slots[uploads.current];
+        // SAFETY: from `used` on nobody reads the buffer, and there is room; the copy may not outlive what it reads,
+        // which stays until the event after it.
+        unsafe {
+            let staged = slot.memory.add(slot.used);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), staged, bytes.len());
+            call!(cuMemcpyHtoDAsync_v2(to.0, staged.cast::<c_void>(), bytes.len(), self.stream))?;
+            call!(cuEventRecord(slot.copied, self.stream))?;
+        }
+        slot.used = (slot.used + bytes.len()).next_multiple_of(ALIGNMENT);
+        Ok(())
+    }
+
+    fn finish_recording(&self) -> Result<CUgraphExec, Refused> {
+        let (mut graph, mut ready) = (null_mut(), null_mut());
+        // SAFETY: the stream is capturing; the graph is not used after it was destroyed, and what was made of it does
+        // not need it.
+        unsafe {
+            call!(cuStreamEndCapture(self.stream, &mut graph))?;
+            let result = call!(cuGraphInstantiateWithFlags(&mut ready, graph, 0));
+            call!(cuGraphDestroy(graph))?;
+            result?;
+        }
+        Ok(ready)
+    }
+}
+
+/// [`SLOT_BYTES`] of memory that the GPU can read while the host goes on.
+fn pinned() -> Result<*mut u8, Refused> {
+    let mut memory = null_mut();
+    // SAFETY: the function writes a pointer to where it is told.
+    unsafe { call!(cuMemAllocHost_v2(&mut memory, SLOT_BYTES)) }?;
+    Ok(memory.cast())
+}
+
 impl Driver for Cuda {
-    fn describe(&self) -> Description { todo!() }
-    fn allocate(&self, _bytes: usize) -> Result<Address, Failure> { todo!() }
-    fn free(&self, _address: Address, _bytes: usize) { todo!() }
-    fn upload(&self, _to: Address, _bytes: &[u8]) -> Result<(), Failure> { todo!() }
-    fn download(&self, _from: Address, _bytes: &mut [u8]) -> Result<(), Failure> { todo!() }
-    fn copy(&self, _to: Address, _from: Address, _bytes: usize) -> Result<(), Failure> { todo!() }
-    fn fill(&self, _to: Address, _byte: u8, _bytes: usize) -> Result<(), Failure> { todo!() }
-    fn prepare(&self, _kernel: Kernel) -> Result<(), Failure> { todo!() }
-    fn launch(&self, _launch: &Launch) -> Result<(), Failure> { todo!() }
-    fn synchronize(&self) -> Result<(), Failure> { todo!() }
-    fn record_event(&self) -> Result<Event, Failure> { todo!() }
-    fn milliseconds(&self, _from: Event, _to: Event) -> Result<f32, Failure> { todo!() }
-    fn begin_capture(&self) -> Result<(), Failure> { todo!() }
-    fn end_capture(&self) -> Result<GraphId, Failure> { todo!() }
-    fn replay(&self, _graph: GraphId) -> Result<(), Failure> { todo!() }
-    fn drop_graph(&self, _graph: GraphId) { todo!() }
+    fn describe(&self) -> Description {
+        self.description.clone()
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Address, Failure> {
+        self.explained(self.enter())?;
+        let mut address = 0;
+        // SAFETY: the function writes an address to where it is told.
+        match unsafe { call!(cuMemAlloc_v2(&mut address, bytes)) } {
+            Err(error) if error.code == CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                let (mut free, mut total) = (0, 0);
+                // SAFETY: the function writes two numbers.
+                self.explained(unsafe { call!(cuMemGetInfo_v2(&mut free, &mut total)) })?;
+                Err(Failure::OutOfMemory { requested: bytes, free, total })
+            }
+            result => self.explained(result).map(|()| Address(address)),
+        }
+    }
+
+    fn free(&self, address: Address, _bytes: usize) {
+        // An error here is an earlier one's, and shows again at the next call. Work under way may still use the memory.
+        // While a graph is recorded nothing may wait on the stream; the driver then waits by itself.
+        let _ = self.enter();
+        if !self.is_recording.load(Ordering::SeqCst) {
+            let _ = self.wait();
+        }
+        // SAFETY: the address came from `cuMemAlloc`, and its owner gave it up.
+        let _: Result<(), Refused> = unsafe { call!(cuMemFree_v2(address.0)) };
+    }
+
+    fn upload(&self, to: Address, bytes: &[u8]) -> Result<(), Failure> {
+        self.enter_outside_of_a_graph("an upload")?;
+        let mut uploads = lock(&self.uploads);
+        for (index, piece) in bytes.chunks(SLOT_BYTES).enumerate() {
+            self.explained(self.upload_piece(&mut uploads, to.offset(index * SLOT_BYTES), piece))?;
+        }
+        Ok(())
+    }
+
+    fn download(&self, from: Address, bytes: &mut [u8]) -> Result<(), Failure> {
+        self.enter_outside_of_a_graph("a download")?;
+        let mut downloads = lock(&self.downloads);
+        let staged = match *downloads {
+            Some(staged) => staged,
+            None => *downloads.insert(self.explained(pinned())?),
+        };
+        for (index, piece) in bytes.chunks_mut(SLOT_BYTES).enumerate() {
+            let from = from.offset(index * SLOT_BYTES).0;
+            // SAFETY: the pinned memory holds a piece, nobody else has it, and it is read after the copy is done.
+            let copied = unsafe { call!(cuMemcpyDtoHAsync_v2(staged.cast(), from, piece.len(), self.stream)) };
+            self.explained(copied.and_then(|()| self.wait()))?;
+            // SAFETY: as above.
+            unsafe { std::ptr::copy_nonoverlapping(staged, piece.as_mut_ptr(), piece.len()) };
+        }
+        Ok(())
+    }
+
+    fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<(), Failure> {
+        self.explained(self.enter())?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: both places belong to the caller.
+        self.explained(unsafe { call!(cuMemcpyDtoDAsync_v2(to.0, from.0, bytes, self.stream)) })
+    }
+
+    fn fill(&self, to: Address, byte: u8, bytes: usize) -> Result<(), Failure> {
+        self.explained(self.enter())?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: the place belongs to the caller.
+        self.explained(unsafe { call!(cuMemsetD8Async(to.0, byte, bytes, self.stream)) })
+    }
+
+    fn prepare(&self, kernel: Kernel) -> Result<(), Failure> {
+        self.explained(self.enter())?;
+        self.function(kernel).map(drop)
+    }
+
+    fn launch(&self, launch: &Launch) -> Result<(), Failure> {
+        self.explained(self.enter())?;
+        let function = self.function(launch.kernel)?;
+        *lock(&self.last) = Some(Last::Kernel(launch.kernel));
+        let [x, y, z] = launch.grid;
+        // The driver copies what this points to before it returns.
+        let mut parameters = [launch.parameters.as_ptr().cast_mut().cast::<c_void>()];
+        let (list, none) = (parameters.as_mut_ptr(), null_mut());
+        // SAFETY: the kernel has one parameter, of the size that both sides state; what it does with the addresses in it
+        // is what `Gpu::launch` asks its callers to answer for.
+        self.explained(unsafe {
+            call!(cuLaunchKernel(function, x, y, z, launch.threads, 1, 1, 0, self.stream, list, none))
+        })
+    }
+
+    fn synchronize(&self) -> Result<(), Failure> {
+        self.enter_outside_of_a_graph("waiting")?;
+        self.explained(self.wait())
+    }
+
+    fn record_event(&self) -> Result<Event, Failure> {
+        self.enter_outside_of_a_graph("an event")?;
+        let mut events = lock(&self.events);
+        let number = events.count;
+        let slot = number as usize % EVENTS;
+        if slot == events.handles.len() {
+            let mut event = null_mut();
+            // SAFETY: the function writes a handle to where it is told. Only such an event measures time.
+            self.explained(unsafe { call!(cuEventCreate(&mut event, CUevent_flags::CU_EVENT_DEFAULT as c_uint)) })?;
+            events.handles.push((number, event));
+        }
+        events.handles[slot].0 = number;
+        // SAFETY: event and stream exist.
+        self.explained(unsafe { call!(cuEventRecord(events.handles[slot].1, self.stream)) })?;
+        events.count += 1;
+        Ok(Event(number))
+    }
+
+    fn milliseconds(&self, from: Event, to: Event) -> Result<f32, Failure> {
+        self.explained(self.enter())?;
+        let find = |event: Event| match lock(&self.events).handles.get(event.0 as usize % EVENTS) {
+            Some((number, handle)) if *number == event.0 => Ok(*handle),
+            _ => Err(Failure::Driver { call: "an event", message: format!("more than {EVENTS} came after it") }),
+        };
+        let (from, to) = (find(from)?, find(to)?);
+        let mut milliseconds = 0.0;
+        // SAFETY: both events were recorded.
+        self.explained(unsafe { call!(cuEventSynchronize(to)) })?;
+        // SAFETY: as above.
+        self.explained(unsafe { elapsed(&mut milliseconds, from, to) })?;
+        Ok(milliseconds)
+    }
+
+    fn begin_capture(&self) -> Result<(), Failure> {
+        self.explained(self.enter())?;
+        // Memory may be allocated and modules loaded while the graph is recorded; neither becomes part of it.
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: the stream exists and is not the default one.
+        self.explained(unsafe { call!(cuStreamBeginCapture_v2(self.stream, mode)) })?;
+        self.is_recording.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn end_capture(&self) -> Result<GraphId, Failure> {
+        self.explained(self.enter())?;
+        let ready = self.finish_recording();
+        self.is_recording.store(false, Ordering::SeqCst);
+        let ready = self.explained(ready)?;
+        let mut graphs = lock(&self.graphs);
+        graphs.last += 1;
+        let id = graphs.last;
+        graphs.ready.insert(id, ready);
+        Ok(GraphId(id))
+    }
+
+    fn replay(&self, graph: GraphId) -> Result<(), Failure> {
+        self.explained(self.enter())?;
+        let ready = lock(&self.graphs).ready[&graph.0];
+        *lock(&self.last) = Some(Last::Graph);
+        // SAFETY: the graph was made and not dropped; the memory it touches is kept for it.
+        self.explained(unsafe { call!(cuGraphLaunch(ready, self.stream)) })
+    }
+
+    fn drop_graph(&self, graph: GraphId) {
+        // A replay may be under way. While another graph is recorded nothing can wait for it: then this one stays.
+        if self.is_recording.load(Ordering::SeqCst) || self.enter().and_then(|()| self.wait()).is_err() {
+            return;
+        }
+        if let Some(ready) = lock(&self.graphs).ready.remove(&graph.0) {
+            // SAFETY: the graph was made, and runs no more.
+            let _: Result<(), Refused> = unsafe { call!(cuGraphExecDestroy(ready)) };
+        }
+    }
+}
+
+/// `cuEventElapsedTime` under the name that every driver has: the newest bindings know only one that CUDA 12.8 brought.
+///
+/// # Safety
+/// Both events were recorded.
+unsafe fn elapsed(milliseconds: &mut f32, from: CUevent, to: CUevent) -> Result<(), Refused> {
+    type Elapsed = unsafe extern "C" fn(*mut f32, CUevent, CUevent) -> CUresult;
+    const NAME: &str = "cuEventElapsedTime";
+    static FUNCTION: OnceLock<Option<Elapsed>> = OnceLock::new();
+    // SAFETY: the library is there; the signature is that of cuda.h.
+    let look_up = || unsafe { sys::culib().get::<Elapsed>(NAME.as_bytes()) }.ok().map(|function| *function);
+    let Some(function) = FUNCTION.get_or_init(look_up) else {
+        return Err(Refused { call: NAME, code: CUresult::CUDA_ERROR_NOT_FOUND });
+    };
+    // SAFETY: the caller's.
+    match unsafe { function(milliseconds, from, to) } {
+        CUresult::CUDA_SUCCESS => Ok(()),
+        code => Err(Refused { call: NAME, code }),
+    }
 }

@@ -11,11 +11,22 @@ pub enum Failure {
     #[error("libnvrtc, NVIDIA's run-time compiler, was not found")]
     NoCompiler { searched: Vec<PathBuf> },
 
+    /// MEDMERGE_NVRTC is set to something else than a libnvrtc.
+    #[error("MEDMERGE_NVRTC names {}, which cannot be used: {reason}", path.display())]
+    BadCompiler { path: PathBuf, reason: String },
+
     #[error("the NVIDIA driver supports CUDA {found}; CUDA {needed} is needed")]
     DriverTooOld { found: String, needed: String },
 
     #[error("libnvrtc {version} cannot compile for {architecture}")]
     CompilerTooOld { version: String, architecture: String },
+
+    #[error("libnvrtc {version} no longer compiles for {architecture}")]
+    GpuTooOld { version: String, architecture: String },
+
+    /// What a newer compiler makes, an older driver may not understand.
+    #[error("the NVIDIA driver (CUDA {driver}) cannot load what libnvrtc {compiler} compiled: {message}")]
+    CompilerTooNew { driver: String, compiler: String, message: String },
 
     #[error("there is no GPU {index}: the driver reports {count}")]
     NoDevice { index: usize, count: usize },
@@ -34,6 +45,10 @@ pub enum Failure {
     #[error("{message}")]
     Fault { message: String },
 
+    /// Something that cannot be part of a graph.
+    #[error("{call} while a graph is being recorded")]
+    Recording { call: &'static str },
+
     /// Any other call of the driver that failed.
     #[error("{call} failed: {message}")]
     Driver { call: &'static str, message: String },
@@ -45,11 +60,18 @@ impl Failure {
         match self {
             Failure::NoDriver
             | Failure::NoCompiler { .. }
+            | Failure::BadCompiler { .. }
             | Failure::DriverTooOld { .. }
             | Failure::CompilerTooOld { .. }
+            | Failure::CompilerTooNew { .. }
+            | Failure::GpuTooOld { .. }
             | Failure::NoDevice { .. }
             | Failure::NoEmulator => 2,
-            Failure::OutOfMemory { .. } | Failure::Compile { .. } | Failure::Fault { .. } | Failure::Driver { .. } => 1,
+            Failure::OutOfMemory { .. }
+            | Failure::Compile { .. }
+            | Failure::Fault { .. }
+            | Failure::Recording { .. }
+            | Failure::Driver { .. } => 1,
         }
     }
 
@@ -57,17 +79,25 @@ impl Failure {
         match self {
             Failure::NoDriver => "install NVIDIA's driver, or use --device cpu".into(),
             Failure::NoCompiler { .. } => {
-                "pip install nvidia-cuda-nvrtc-cu12, or install the CUDA toolkit, or name the file in MEDMERGE_NVRTC"
+                "pip install nvidia-cuda-nvrtc-cu12 (for drivers of CUDA 13: nvidia-cuda-nvrtc), or install the CUDA toolkit, \
+                 or name the file in MEDMERGE_NVRTC; `medmerge devices` lists where it was looked for"
                     .into()
+            }
+            Failure::BadCompiler { .. } => {
+                "name a libnvrtc.so of CUDA 12 or later, or its folder, or leave the variable out".into()
             }
             Failure::DriverTooOld { .. } => "update NVIDIA's driver, or use --device cpu".into(),
             Failure::CompilerTooOld { .. } => "install a newer libnvrtc: pip install -U nvidia-cuda-nvrtc-cu12".into(),
+            Failure::CompilerTooNew { .. } => {
+                "install a libnvrtc of the driver's version (pip install nvidia-cuda-nvrtc-cu12), or update the driver".into()
+            }
+            Failure::GpuTooOld { .. } => "install a libnvrtc of CUDA 12, or use --device cpu".into(),
             Failure::NoDevice { .. } => "`medmerge devices` lists the GPUs; CUDA_VISIBLE_DEVICES may hide some".into(),
             Failure::NoEmulator => {
                 "build it with `cargo build --release --features emulator`; it needs a C++ compiler".into()
             }
             Failure::OutOfMemory { .. } => "use a smaller --batch-size, or --precision bf16".into(),
-            Failure::Compile { .. } => "this is a defect of medmerge: report it with the message above".into(),
+            Failure::Compile { .. } | Failure::Recording { .. } => "this is a defect of medmerge: report it with the message above".into(),
             Failure::Fault { .. } => {
                 "this is a defect of medmerge or of the GPU: `medmerge selftest --device cuda` tells which op".into()
             }

@@ -4,6 +4,8 @@
 //! fault in a kernel), the device keeps the first [`Failure`] and does nothing more: launches return at once, downloads
 //! give NaN. Whoever shows a result asks [`Gpu::check`] first. So ops need no `Result` for what is never their fault.
 
+pub mod cache;
+pub mod compile;
 mod convert;
 pub mod cuda;
 mod driver;
@@ -11,13 +13,14 @@ mod driver;
 pub mod emulator;
 mod failure;
 mod memory;
+pub mod nvrtc;
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
-pub use cuda::{Probe, probe};
+pub use cuda::{Found, Library, Probe, probe};
 pub use driver::{Address, Description, Event, Kernel};
 use driver::{Driver, GraphId, Launch};
 pub use failure::Failure;
@@ -203,9 +206,17 @@ impl Gpu {
         self.run(|driver| driver.launch(&Launch { kernel, grid, threads, parameters }));
     }
 
+    /// Compiles and loads a kernel ahead of its first launch.
+    pub fn prepare(&self, file: &'static str, name: &'static str, dtype: DType) {
+        self.run(|driver| driver.prepare(Kernel { file, name, dtype }));
+    }
+
     pub fn record_event(&self) -> Option<Event> {
         let mut event = None;
-        self.run(|driver| Ok(event = Some(driver.record_event()?)));
+        self.run(|driver| {
+            let _: () = event = Some(driver.record_event()?);
+            Ok(())
+        });
         event
     }
 

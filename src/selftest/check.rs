@@ -168,8 +168,7 @@ mod tests {
         assert_caught(doubling(swallow), "NaN in input 0 does not reach 5 of output 0");
         let clamp = |_: &[f32], y: &mut [f32]| y.iter_mut().filter(|v| v.is_infinite()).for_each(|v| *v = 9.0);
         assert_caught(doubling(clamp), "inf in input 0 does not reach 5 of output 0");
-        let infinite =
-            |_: &[f32], y: &mut [f32]| y.iter_mut().filter(|v| v.is_nan()).for_each(|v| *v = f32::INFINITY);
+        let infinite = |_: &[f32], y: &mut [f32]| y.iter_mut().filter(|v| v.is_nan()).for_each(|v| *v = f32::INFINITY);
         assert_caught(doubling(infinite), "NaN in input 0 is a number at 5 of output 0");
     }
 

@@ -112,12 +112,7 @@ impl Op {
 
 /// Checks `ops` one by one and reports each when it is done. Whether all passed; an op that fails, or panics, does not
 /// keep the others from running, but a failure of the device does.
-pub fn run(
-    device: Device,
-    dtypes: &[DType],
-    ops: &[&'static Op],
-    mut report: impl FnMut(OpReport),
-) -> Result<bool> {
+pub fn run(device: Device, dtypes: &[DType], ops: &[&'static Op], mut report: impl FnMut(OpReport)) -> Result<bool> {
     let _listener = Listener::new();
     let mut passed = true;
     for op in ops {

@@ -105,9 +105,17 @@ impl Layout {
 #[derive(Clone, Copy, Debug)]
 pub enum Values {
     /// Uniform within `spread` of `centre`.
-    Around { centre: f64, spread: f64 },
+    Around {
+        centre: f64,
+        spread: f64,
+    },
     /// The same, but for the first row of `row` elements, which lies `offset` off.
-    FirstOff { centre: f64, spread: f64, row: usize, offset: f64 },
+    FirstOff {
+        centre: f64,
+        spread: f64,
+        row: usize,
+        offset: f64,
+    },
     /// Whole numbers below this one.
     Below(u64),
     Zero,

@@ -62,15 +62,7 @@ impl Pass {
         outputs: Vec<Output>,
         run: impl Fn(&[Tensor], Vec<TensorMut>) + Send + Sync + 'static,
     ) -> Pass {
-        Pass {
-            direction,
-            case: String::new(),
-            inputs,
-            outputs,
-            tolerance: 0.0,
-            is_exact: false,
-            run: Box::new(run),
-        }
+        Pass { direction, case: String::new(), inputs, outputs, tolerance: 0.0, is_exact: false, run: Box::new(run) }
     }
 
     pub fn of(self, case: impl ToString) -> Pass {
@@ -195,13 +187,7 @@ struct Place<'a> {
 
 impl<'a> Place<'a> {
     /// `inside` where elements count, `outside` elsewhere.
-    fn new(
-        layout: &'a Layout,
-        kind: Kind,
-        target: Target,
-        outside: f64,
-        inside: impl Fn(usize) -> f64,
-    ) -> Place<'a> {
+    fn new(layout: &'a Layout, kind: Kind, target: Target, outside: f64, inside: impl Fn(usize) -> f64) -> Place<'a> {
         let start = if layout.in_arena && kind == Kind::Integers { MARGIN + SHIFT } else { MARGIN };
         let mut before = vec![outside; start + layout.len() + MARGIN];
         layout.indices().for_each(|i| before[start + i] = inside(i));

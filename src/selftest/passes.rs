@@ -100,9 +100,14 @@ fn batch_norms() -> Vec<Pass> {
         let count = case.x[..3].iter().product();
         let running = [channels(0.3, 0.2), channels(1.5, 0.5), mean.clone(), variance.clone()];
         [
-            Pass::new("statistics", [x.clone()], [per_channel.clone(), per_channel.clone()], |[x], [mean, variance]| {
-                batch_norm::statistics(x, mean, variance);
-            })
+            Pass::new(
+                "statistics",
+                [x.clone()],
+                [per_channel.clone(), per_channel.clone()],
+                |[x], [mean, variance]| {
+                    batch_norm::statistics(x, mean, variance);
+                },
+            )
             .within(LONG_SUM),
             Pass::new("1/σ", [variance], [per_channel.clone()], |[variance], [rstd]| {
                 batch_norm::reciprocal_deviation(variance, 1e-5, rstd);
@@ -126,10 +131,15 @@ fn batch_norms() -> Vec<Pass> {
             .within(LONG_SUM),
             training,
             inference,
-            Pass::new("running statistics", running, [0, 1].map(Output::Over), move |[_, _, m, v], [mean, variance]| {
-                let batch = batch_norm::Statistics { mean: m.clone(), variance: v.clone(), count };
-                batch_norm::update_running(mean, variance, &batch, 0.1, None);
-            })
+            Pass::new(
+                "running statistics",
+                running,
+                [0, 1].map(Output::Over),
+                move |[_, _, m, v], [mean, variance]| {
+                    let batch = batch_norm::Statistics { mean: m.clone(), variance: v.clone(), count };
+                    batch_norm::update_running(mean, variance, &batch, 0.1, None);
+                },
+            )
             .within(FEW),
         ]
         .map(|pass| pass.of(case.name))
@@ -157,12 +167,17 @@ fn pools() -> Vec<Pass> {
             .map(|pass| pass.within(LONG_SUM).exact_if(is_exact));
             // The winners are compared as numbers.
             let max = [
-                Pass::new("max", [Input::unit(x.clone())], [y.clone(), y.clone().in_f32()], move |[x], [y, winners]| {
-                    let mut taps = Integers::from_vec(vec![u8::MAX; y.shape().len()]).to_device(x.device());
-                    pool::max_pool(pool, x, y, &mut taps);
-                    let taps: Vec<f64> = taps.to_vec().into_iter().map(f64::from).collect();
-                    write(winners, taps);
-                }),
+                Pass::new(
+                    "max",
+                    [Input::unit(x.clone())],
+                    [y.clone(), y.clone().in_f32()],
+                    move |[x], [y, winners]| {
+                        let mut taps = Integers::from_vec(vec![u8::MAX; y.shape().len()]).to_device(x.device());
+                        pool::max_pool(pool, x, y, &mut taps);
+                        let taps: Vec<f64> = taps.to_vec().into_iter().map(f64::from).collect();
+                        write(winners, taps);
+                    },
+                ),
                 Pass::new(
                     "max's dx",
                     [Input::unit(y.clone()), Input::below(y, taps as u64)],
@@ -318,7 +333,7 @@ fn optimizers() -> Vec<Pass> {
             Rule::Sgd(rule) => {
                 Pass::with_many("SGD", inputs(1), [0, 1].map(Output::Over).to_vec(), move |inputs, outputs| {
                     let [mut w, mut v] = [&inputs[0], &inputs[1]].map(Tensor::copy);
-                    inputs[2..].iter().for_each(|gradient| optimizer::sgd(&rule, &mut w, gradient, &mut v));
+                    inputs[2..].iter().for_each(|gradient| optimizer::sgd(&rule, &mut w, gradient, &mut v, None));
                     outputs.into_iter().zip([w, v]).for_each(|(to, from)| to.copy_from(&from));
                 })
             }
@@ -326,7 +341,7 @@ fn optimizers() -> Vec<Pass> {
                 Pass::with_many("AdamW", inputs(2), [0, 1, 2].map(Output::Over).to_vec(), move |inputs, outputs| {
                     let [mut w, mut m, mut u] = [&inputs[0], &inputs[1], &inputs[2]].map(Tensor::copy);
                     for (gradient, step) in inputs[3..].iter().zip(1..) {
-                        optimizer::adamw(&AdamW { step, ..rule }, &mut w, gradient, &mut m, &mut u);
+                        optimizer::adamw(&AdamW { step, ..rule }, &mut w, gradient, &mut m, &mut u, None);
                     }
                     outputs.into_iter().zip([w, m, u]).for_each(|(to, from)| to.copy_from(&from));
                 })

@@ -194,7 +194,7 @@ fn the_size_of_a_batch_changes_scores_by_rounding_alone() {
 #[test]
 fn help_explains_every_argument() {
     let folder = Folder::new();
-    let verbs = ["demo", "train", "learn", "merge", "eval", "predict", "inspect", "synth", "devices"];
+    let verbs = ["demo", "train", "learn", "merge", "eval", "predict", "inspect", "synth", "kernels", "devices"];
     let top = folder.done("--help");
     for verb in verbs {
         assert!(top.lines().any(|line| line.trim_start().starts_with(verb)), "--help does not list {verb}");

@@ -217,11 +217,11 @@ impl Block {
         // SAFETY: references made here end before a coroutine runs.
         unsafe {
             loop {
-                while (*block).begun < (&(*block).order).len() {
+                while (*block).begun < (*block).order.len() {
                     let worker = Block::hire(block);
                     Block::resume(block, worker)?;
                 }
-                if (&(*block).states).iter().all(|state| matches!(state, State::Ended)) {
+                if (*block).states.iter().all(|state| matches!(state, State::Ended)) {
                     return Ok(());
                 }
                 let mut ready = (*block).release()?;
@@ -533,8 +533,8 @@ unsafe extern "C" fn shared(
         match (*block).declare(site, bytes as usize, count as usize) {
             Ok(declared) => {
                 let (at, shadow_at) = (declared.data, declared.shadow);
-                *data = (&mut (*block).shared).as_mut_ptr().byte_add(at).cast();
-                *shadow = (&mut (*block).shadow).as_mut_ptr().add(shadow_at);
+                *data = (*block).shared.as_mut_ptr().byte_add(at).cast();
+                *shadow = (*block).shadow.as_mut_ptr().add(shadow_at);
             }
             Err(what) => Block::fail(block, what),
         }

@@ -105,8 +105,7 @@ fn sizes(g: &Geometry, dtype: DType, x: Address, y: Address, w: Option<Address>)
     let [padding_h, padding_w] = g.conv.padding.map(int);
     let [dilation_h, dilation_w] = g.conv.dilation.map(int);
     let [n, h, w, c, k, r, s, p, q] = [g.n, g.h, g.w, g.c, g.k, g.r, g.s, g.p, g.q].map(int);
-    let [groups, group_c, group_k, pitch] =
-        [g.conv.groups, g.group_channels(), g.k / g.conv.groups, g.pitch].map(int);
+    let [groups, group_c, group_k, pitch] = [g.conv.groups, g.group_channels(), g.k / g.conv.groups, g.pitch].map(int);
     Sizes {
         n,
         h,

@@ -1,0 +1,201 @@
+//! From the embedded sources to a binary for one architecture (a cubin, never PTX: what runs is what was looked at).
+//!
+//! A file of kernels becomes a module per storage type of activations. The compiler also says what each kernel needs:
+//! registers, memory that registers were spilled to, shared memory.
+
+use std::time::Instant;
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::cache::{Cache, Key};
+use super::nvrtc::{Nvrtc, Refusal};
+use super::{Failure, KERNELS};
+use crate::tensor::DType;
+
+/// A file of `kernels/` to compile for one storage type.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    /// Without `.cu`.
+    pub file: &'a str,
+    pub text: &'a str,
+    pub dtype: DType,
+}
+
+#[derive(Clone, Debug)]
+pub struct Module {
+    pub cubin: Vec<u8>,
+    pub kernels: Vec<KernelFacts>,
+    /// The time it took, from the cache or not.
+    pub seconds: f64,
+    pub is_cached: bool,
+}
+
+/// What a kernel needs, per thread or per block.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelFacts {
+    /// With the storage type: `fill_bf16`.
+    pub symbol: String,
+    /// Per thread.
+    pub registers: u32,
+    /// Bytes per thread that did not fit the registers, stored and loaded.
+    pub spill_bytes: u32,
+    /// Static shared memory per block.
+    pub shared_bytes: u32,
+}
+
+/// All that a training run may need.
+pub fn sources() -> Vec<Source<'static>> {
+    let mut all = Vec::new();
+    for (name, text) in KERNELS {
+        let Some(file) = name.strip_suffix(".cu") else { continue };
+        let dtypes: &[DType] =
+            if text.contains("element") { &[DType::F32, DType::BF16, DType::F16] } else { &[DType::F32] };
+        all.extend(dtypes.iter().map(|&dtype| Source { file, text, dtype }));
+    }
+    all
+}
+
+/// Compiles many modules at once, in the order of `sources`.
+pub fn compile_all(
+    nvrtc: &Nvrtc,
+    cache: Option<&Cache>,
+    sources: &[Source],
+    architecture: &str,
+) -> Result<Vec<Module>, Failure> {
+    // The compiler's documentation promises that threads may use it at the same time.
+    let modules: Vec<_> = sources.par_iter().map(|source| compile(nvrtc, cache, source, architecture)).collect();
+    modules.into_iter().collect()
+}
+
+/// Compiles one module, or takes it from the cache.
+pub fn compile(nvrtc: &Nvrtc, cache: Option<&Cache>, source: &Source, architecture: &str) -> Result<Module, Failure> {
+    let start = Instant::now();
+    let headers: Vec<(&str, &str)> = KERNELS.iter().filter(|(name, _)| name.ends_with(".cuh")).copied().collect();
+    let options = options(source.dtype, architecture);
+    let name = format!("kernels/{}.cu", source.file);
+    let entry = format!("{}_{}-{architecture}", source.file, source.dtype);
+    let key = key(nvrtc, &name, source.text, &headers, &options);
+    if let Some((kernels, cubin)) = cache.and_then(|cache| decode(&cache.read(&entry, &key)?)) {
+        return Ok(Module { cubin, kernels, seconds: start.elapsed().as_secs_f64(), is_cached: true });
+    }
+    let compiled = nvrtc.compile(&name, source.text, &headers, &options).map_err(|refusal| match refusal {
+        Refusal::Source(log) => {
+            Failure::Compile { file: source.file.to_string(), architecture: architecture.to_string(), log }
+        }
+        Refusal::Call(call, message) => Failure::Driver { call, message },
+    })?;
+    let kernels = facts(&compiled.log);
+    if let Some(cache) = cache {
+        cache.write(&entry, &key, &encode(&kernels, &compiled.cubin));
+    }
+    Ok(Module { cubin: compiled.cubin, kernels, seconds: start.elapsed().as_secs_f64(), is_cached: false })
+}
+
+/// Rounding is CUDA's default: multiply and add are fused, and nothing is "fast".
+fn options(dtype: DType, architecture: &str) -> Vec<String> {
+    vec![
+        format!("--gpu-architecture={architecture}"),
+        "--std=c++17".into(),
+        format!("-DSTORAGE_{}", dtype.to_string().to_uppercase()),
+        // Changes no instruction, and lets NVIDIA's tools name the line.
+        "--generate-line-info".into(),
+        "--ptxas-options=-v".into(),
+    ]
+}
+
+fn key(nvrtc: &Nvrtc, name: &str, text: &str, headers: &[(&str, &str)], options: &[String]) -> Key {
+    let mut key = Key::new("medmerge kernels 1");
+    key.add(&nvrtc.version.to_string());
+    key.add(name);
+    key.add(text);
+    for (name, text) in headers {
+        key.add(name);
+        key.add(text);
+    }
+    // The architecture is one of them.
+    options.iter().for_each(|option| key.add(option));
+    key
+}
+
+/// The facts as a line of JSON, then the binary.
+fn encode(kernels: &[KernelFacts], cubin: &[u8]) -> Vec<u8> {
+    let mut bytes = serde_json::to_vec(kernels).expect("strings and numbers");
+    bytes.push(b'\n');
+    bytes.extend_from_slice(cubin);
+    bytes
+}
+
+fn decode(bytes: &[u8]) -> Option<(Vec<KernelFacts>, Vec<u8>)> {
+    let end = bytes.iter().position(|byte| *byte == b'\n')?;
+    Some((serde_json::from_slice(&bytes[..end]).ok()?, bytes[end + 1..].to_vec()))
+}
+
+/// Reads the assembler's report, sorted by name:
+///
+/// ```text
+/// ptxas info    : Compiling entry function 'fill_f32' for 'sm_90a'
+/// ptxas info    : Function properties for fill_f32
+/// ptxas         .     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+/// ptxas info    : Used 10 registers, used 1 barriers, 4096 bytes smem, 376 bytes cmem[0]
+/// ```
+fn facts(log: &str) -> Vec<KernelFacts> {
+    let mut all: Vec<KernelFacts> = Vec::new();
+    for line in log.lines() {
+        if let Some((_, rest)) = line.split_once("Compiling entry function '") {
+            let symbol = rest.split('\'').next().unwrap_or_default().to_string();
+            all.push(KernelFacts { symbol, ..Default::default() });
+            continue;
+        }
+        let Some(kernel) = all.last_mut() else { continue };
+        let start = line.find(|c: char| c.is_ascii_digit()).unwrap_or(0);
+        for part in line[start..].split(", ") {
+            let part = part.trim_start_matches("used ");
+            let Some((number, unit)) = part.split_once(' ') else { continue };
+            let Ok(number) = number.parse::<u32>() else { continue };
+            match unit.trim() {
+                "registers" => kernel.registers = number,
+                "bytes spill stores" | "bytes spill loads" => kernel.spill_bytes += number,
+                "bytes smem" => kernel.shared_bytes = number,
+                _ => {}
+            }
+        }
+    }
+    all.sort_by(|a, b| a.symbol.cmp(&b.symbol));
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_assemblers_report_is_understood() {
+        let log = "\
+ptxas info    : 16 bytes gmem
+ptxas info    : Compiling entry function 'sum_f32' for 'sm_90a'
+ptxas info    : Function properties for sum_f32
+ptxas         .     24 bytes stack frame, 20 bytes spill stores, 28 bytes spill loads
+ptxas info    : Used 255 registers, used 1 barriers, 24 bytes cumulative stack size, 4096 bytes smem
+ptxas info    : Compile time = 8.644 ms
+ptxas info    : Compiling entry function 'fill_f32' for 'sm_80'
+ptxas info    : Function properties for fill_f32
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 10 registers, 376 bytes cmem[0]";
+        let kernel = |symbol: &str, registers, spill_bytes, shared_bytes| KernelFacts {
+            symbol: symbol.into(),
+            registers,
+            spill_bytes,
+            shared_bytes,
+        };
+        assert_eq!(facts(log), [kernel("fill_f32", 10, 0, 0), kernel("sum_f32", 255, 48, 4096)]);
+    }
+
+    #[test]
+    fn an_entry_holds_facts_and_binary() {
+        let kernels = vec![KernelFacts { symbol: "x_f32".into(), registers: 3, spill_bytes: 0, shared_bytes: 16 }];
+        let cubin = b"\x7fELF\n\x00\n";
+        assert_eq!(decode(&encode(&kernels, cubin)), Some((kernels, cubin.to_vec())));
+        assert_eq!(decode(b"no line"), None);
+    }
+}

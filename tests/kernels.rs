@@ -1,0 +1,152 @@
+//! The GPU kernels, compiled by NVRTC for every architecture that is supported, without a GPU; and the cache of what it
+//! makes.
+
+use std::path::Path;
+
+use medmerge::gpu::cache::Cache;
+use medmerge::gpu::compile::{self, Module, Source};
+use medmerge::gpu::nvrtc::{self, Nvrtc};
+use medmerge::gpu::{Failure, KERNELS};
+use medmerge::tensor::DType;
+
+/// What the kernels are written for.
+const ARCHITECTURES: [&str; 5] = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100"];
+
+#[track_caller]
+fn compiler() -> &'static Nvrtc {
+    nvrtc::compiler().unwrap_or_else(|failure| {
+        panic!("{failure}\nhint: {}\ntests/run.sh installs one into target/nvrtc", failure.hint())
+    })
+}
+
+/// The names in `KERNEL(name, Parameters, THREADS)`.
+fn entry_points(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter_map(|line| Some(line.strip_prefix("KERNEL(")?.split(',').next()?.trim()))
+}
+
+#[test]
+fn every_kernel_compiles_everywhere_and_fits_its_registers() {
+    let nvrtc = compiler();
+    let sources = compile::sources();
+    let files = KERNELS.iter().filter(|(name, _)| name.ends_with(".cu")).count();
+    assert_eq!(sources.iter().filter(|source| source.dtype == DType::F32).count(), files);
+    assert!(files > 0);
+    let mut problems = Vec::new();
+    for architecture in ARCHITECTURES {
+        let modules = compile::compile_all(nvrtc, None, &sources, architecture)
+            .unwrap_or_else(|failure| panic!("{failure}\nhint: {}", failure.hint()));
+        for (source, module) in sources.iter().zip(&modules) {
+            let mut expected: Vec<String> =
+                entry_points(source.text).map(|name| format!("{name}_{}", source.dtype)).collect();
+            expected.sort();
+            let found: Vec<&str> = module.kernels.iter().map(|kernel| kernel.symbol.as_str()).collect();
+            assert_eq!(found, expected, "kernels/{}.cu", source.file);
+            for kernel in &module.kernels {
+                assert!((1..=255).contains(&kernel.registers), "{kernel:?}");
+                if kernel.spill_bytes > 0 || kernel.shared_bytes > 48 << 10 {
+                    problems.push(format!("{architecture}: {kernel:?}"));
+                }
+            }
+        }
+    }
+    assert!(problems.is_empty(), "spills, or too much shared memory:\n{}", problems.join("\n"));
+}
+
+#[test]
+fn a_spill_would_be_noticed() {
+    // A hundred values alive at once, and 32 registers to hold them.
+    let text = "extern \"C\" __global__ void __launch_bounds__(1024, 2) crowd_f32(float* x) {
+        float v[100];
+        #pragma unroll
+        for (int i = 0; i < 100; ++i) v[i] = x[i * 1024 + threadIdx.x];
+        __syncthreads();
+        #pragma unroll
+        for (int i = 0; i < 100; ++i) x[i * 1024 + threadIdx.x] = v[99 - i] * v[(i * 37) % 100];
+    }";
+    let source = Source { file: "crowd", text, dtype: DType::F32 };
+    let module = compile::compile(compiler(), None, &source, "sm_80").unwrap();
+    assert!(module.kernels[0].spill_bytes > 0, "{:?}", module.kernels);
+}
+
+#[test]
+fn an_error_names_file_and_line() {
+    let text = "#include \"common.cuh\"\n\nKERNEL(broken, float, 32) {\n  unknown();\n}\n";
+    let source = Source { file: "broken", text, dtype: DType::BF16 };
+    let failure = compile::compile(compiler(), None, &source, "sm_90a").unwrap_err();
+    let Failure::Compile { file, architecture, log } = &failure else { panic!("{failure}") };
+    assert_eq!((file.as_str(), architecture.as_str()), ("broken", "sm_90a"));
+    assert!(log.contains("kernels/broken.cu(4): error") && log.contains("unknown"), "{log}");
+    assert!(failure.to_string().contains("kernels/broken.cu"), "{failure}");
+}
+
+#[test]
+fn what_the_compiler_does_not_know_is_refused() {
+    let nvrtc = compiler();
+    assert!(matches!(nvrtc.check("sm_999"), Err(Failure::CompilerTooOld { .. })));
+    assert!(matches!(nvrtc.check("sm_20"), Err(Failure::GpuTooOld { .. })));
+    for architecture in ARCHITECTURES {
+        nvrtc.check(architecture).unwrap();
+    }
+}
+
+const TEXT: &str = "#include \"common.cuh\"\nKERNEL(store, element*, 32) { p[threadIdx.x] = from_float(1.0f); }\n";
+
+fn store(cache: &Cache, text: &str, dtype: DType, architecture: &str) -> Module {
+    compile::compile(compiler(), Some(cache), &Source { file: "store", text, dtype }, architecture).unwrap()
+}
+
+fn entries(folder: &Path) -> Vec<std::path::PathBuf> {
+    let mut paths: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    paths
+}
+
+#[test]
+fn a_second_start_finds_the_binary() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Cache::at(folder.path());
+    let first = store(&cache, TEXT, DType::F32, "sm_80");
+    let second = store(&cache, TEXT, DType::F32, "sm_80");
+    assert_eq!((first.is_cached, second.is_cached), (false, true));
+    assert_eq!((&first.cubin, &first.kernels), (&second.cubin, &second.kernels));
+    assert!(first.cubin.starts_with(b"\x7fELF"));
+    let changed = format!("{TEXT}\n");
+    for (text, dtype, architecture) in
+        [(TEXT, DType::BF16, "sm_80"), (TEXT, DType::F32, "sm_86"), (changed.as_str(), DType::F32, "sm_80")]
+    {
+        assert!(!store(&cache, text, dtype, architecture).is_cached, "{dtype} {architecture}");
+        assert!(store(&cache, text, dtype, architecture).is_cached, "{dtype} {architecture}");
+    }
+    assert_eq!(entries(folder.path()).len(), 4);
+}
+
+#[test]
+fn a_damaged_entry_is_made_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Cache::at(folder.path());
+    let whole = store(&cache, TEXT, DType::F32, "sm_80");
+    let [entry] = &entries(folder.path())[..] else { panic!("one entry") };
+    let bytes = std::fs::read(entry).unwrap();
+    let mut flipped = bytes.clone();
+    *flipped.last_mut().unwrap() ^= 1;
+    for damaged in [&bytes[..bytes.len() / 2], &[], &flipped, b"something else"] {
+        std::fs::write(entry, damaged).unwrap();
+        let again = store(&cache, TEXT, DType::F32, "sm_80");
+        assert!(!again.is_cached);
+        assert_eq!(again.cubin, whole.cubin);
+        assert!(store(&cache, TEXT, DType::F32, "sm_80").is_cached);
+    }
+    assert_eq!(entries(folder.path()).len(), 1);
+}
+
+#[test]
+fn threads_may_compile_the_same_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Cache::at(folder.path());
+    let modules: Vec<Module> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| store(&cache, TEXT, DType::F32, "sm_80"))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(modules.iter().all(|module| module.cubin == modules[0].cubin));
+    assert_eq!(entries(folder.path()).len(), 1);
+}
