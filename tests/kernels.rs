@@ -89,7 +89,10 @@ fn what_the_compiler_does_not_know_is_refused() {
     }
 }
 
-const TEXT: &str = "#include \"common.cuh\"\nKERNEL(store, element*, 32) { p[threadIdx.x] = from_float(1.0f); }\n";
+const TEXT: &str = "#include \"common.cuh\"
+struct Store { element* x; };
+KERNEL(store, Store, 32) { p.x[threadIdx.x] = from_float(1.0f); }
+";
 
 fn store(cache: &Cache, text: &str, dtype: DType, architecture: &str) -> Module {
     compile::compile(compiler(), Some(cache), &Source { file: "store", text, dtype }, architecture).unwrap()

@@ -69,12 +69,7 @@ pub fn compile_all(
 }
 
 /// Compiles one module, or takes it from the cache.
-pub fn compile(
-    nvrtc: &Nvrtc,
-    cache: Option<&Cache>,
-    source: &Source,
-    architecture: &str,
-) -> Result<Module, Failure> {
+pub fn compile(nvrtc: &Nvrtc, cache: Option<&Cache>, source: &Source, architecture: &str) -> Result<Module, Failure> {
     let start = Instant::now();
     let headers: Vec<(&str, &str)> = KERNELS.iter().filter(|(name, _)| name.ends_with(".cuh")).copied().collect();
     let options = options(source.dtype, architecture);

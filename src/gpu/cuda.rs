@@ -133,7 +133,9 @@ fn device_count() -> Result<usize, Failure> {
     // SAFETY: the function writes to the integer that it is given.
     match unsafe { call!(cuDeviceGetCount(&mut count)) } {
         // What `cuInit` says as well where there is no GPU.
-        Err(error) if matches!(error.code, CUresult::CUDA_ERROR_NO_DEVICE | CUresult::CUDA_ERROR_NOT_INITIALIZED) => Ok(0),
+        Err(error) if matches!(error.code, CUresult::CUDA_ERROR_NO_DEVICE | CUresult::CUDA_ERROR_NOT_INITIALIZED) => {
+            Ok(0)
+        }
         result => result.map(|()| count.unsigned_abs() as usize).map_err(|error| error.explain(None)),
     }
 }

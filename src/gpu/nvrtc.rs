@@ -100,7 +100,8 @@ impl Machine<'_> {
 
     /// Folders that libnvrtc is installed to, `*` for anything: pip's, conda's, the CUDA toolkit's.
     fn folders(&self) -> Vec<PathBuf> {
-        const PYTHON: [&str; 2] = ["lib/python3*/site-packages/nvidia/*/lib", "lib/python3*/dist-packages/nvidia/*/lib"];
+        const PYTHON: [&str; 2] =
+            ["lib/python3*/site-packages/nvidia/*/lib", "lib/python3*/dist-packages/nvidia/*/lib"];
         let mut folders = Vec::new();
         let environments = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(|name| self.path(name));
         let home = self.path("HOME").map(|home| home.join(".local"));
@@ -247,8 +248,9 @@ fn matching(folder: &Path, start: &str, end: &str) -> Vec<PathBuf> {
     };
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    let mut names: Vec<String> =
-        names.filter(|name| name.len() >= start.len() + end.len() && name.starts_with(start) && name.ends_with(end)).collect();
+    let mut names: Vec<String> = names
+        .filter(|name| name.len() >= start.len() + end.len() && name.starts_with(start) && name.ends_with(end))
+        .collect();
     names.sort_by_cached_key(|name| (std::cmp::Reverse(numbers(name)), name.clone()));
     names.into_iter().map(|name| folder.join(name)).collect()
 }
@@ -347,7 +349,8 @@ impl Nvrtc {
         let program = Program(&self.api, program);
         let option_pointers = pointers(&options);
         // SAFETY: the program exists; the options end with a zero and outlive the call.
-        let compiled = unsafe { (self.api.compile)(program.1, option_pointers.len() as c_int, option_pointers.as_ptr()) };
+        let compiled =
+            unsafe { (self.api.compile)(program.1, option_pointers.len() as c_int, option_pointers.as_ptr()) };
         let log = self.bytes("nvrtcGetProgramLog", &program, self.api.log_size, self.api.log)?;
         let log = String::from_utf8_lossy(&log).trim_end_matches('\0').trim_end().to_string();
         if compiled == nvrtcResult::NVRTC_ERROR_COMPILATION as Status {
@@ -433,8 +436,11 @@ mod tests {
         };
         let machine = Machine { variable: &variable, root: root.path(), loader: false };
         let folders = machine.folders();
-        let found: Vec<PathBuf> =
-            folders.iter().flat_map(|pattern| expand(pattern)).flat_map(|folder| libraries(&folder, "libnvrtc.so")).collect();
+        let found: Vec<PathBuf> = folders
+            .iter()
+            .flat_map(|pattern| expand(pattern))
+            .flat_map(|folder| libraries(&folder, "libnvrtc.so"))
+            .collect();
         assert_eq!(found, files.map(at));
         let Err(Failure::NoCompiler { searched }) = find(&machine, None) else { panic!("none of these is a library") };
         assert_eq!(searched, folders);
@@ -460,7 +466,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         touch(&root.path().join("text/libnvrtc.so.13"));
         std::fs::create_dir_all(root.path().join("empty")).unwrap();
-        for (named, says) in [("nowhere", "no such file or folder"), ("empty", "no libnvrtc.so"), ("text", "libnvrtc.so.13")]
+        for (named, says) in
+            [("nowhere", "no such file or folder"), ("empty", "no libnvrtc.so"), ("text", "libnvrtc.so.13")]
         {
             let named = root.path().join(named);
             let variable = |name: &str| (name == "MEDMERGE_NVRTC").then(|| named.clone().into_os_string());
@@ -473,13 +480,9 @@ mod tests {
 
     #[test]
     fn architectures_have_capabilities() {
-        assert_eq!(["sm_80", "sm_90a", "sm_100f", "sm_", "gfx90a", "sm_9x"].map(capability), [
-            Some(80),
-            Some(90),
-            Some(100),
-            None,
-            None,
-            None
-        ]);
+        assert_eq!(
+            ["sm_80", "sm_90a", "sm_100f", "sm_", "gfx90a", "sm_9x"].map(capability),
+            [Some(80), Some(90), Some(100), None, None, None]
+        );
     }
 }
