@@ -58,8 +58,8 @@ pub fn run(global: &Global) -> Result<()> {
             Ok(index) => line("cuda", format_args!("available: cuda:{index} is the first")),
             Err(failure) => line("cuda", format_args!("not available: {failure}")),
         }
-        library_lines("libcuda", &probe.driver);
-        library_lines("libnvrtc", &probe.compiler);
+        library_lines("driver", &probe.driver);
+        library_lines("compiler", &probe.compiler);
         probe.gpus.iter().enumerate().for_each(gpu_lines);
         if has_emulator {
             line("emulator", format_args!("available"));
