@@ -27,7 +27,7 @@ step "cargo doc"
 cargo doc --locked --no-deps --document-private-items
 
 # The GPU kernels are compiled in the tests; that takes NVIDIA's run-time compiler, and no GPU.
-if [ -z "${MEDMERGE_NVRTC:-}" ] && cargo run --locked --quiet -- devices --json | grep -q '"searched"'; then
+if [ -z "${MEDMERGE_NVRTC:-}" ] && cargo run --locked --quiet -- devices --json | grep '"searched"' >/dev/null; then
   folder=$PWD/target/nvrtc
   if [ ! -e "$folder/nvidia/cu13/lib/libnvrtc.so.13" ]; then
     step "installing libnvrtc into target/nvrtc"

@@ -83,10 +83,10 @@ fn reason<T>(result: &Result<T, Failure>) -> Option<String> {
 fn library_json(library: &Result<Library, Failure>) -> Value {
     match library {
         Ok(library) => json!({"path": library.path, "version": library.version.to_string()}),
-        Err(failure) => {
-            let searched = if let Failure::NoCompiler { searched } = failure { Some(searched) } else { None };
+        Err(failure @ Failure::NoCompiler { searched }) => {
             json!({"reason": failure.to_string(), "hint": failure.hint(), "searched": searched})
         }
+        Err(failure) => json!({"reason": failure.to_string(), "hint": failure.hint()}),
     }
 }
 
