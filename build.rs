@@ -52,6 +52,7 @@ mod emulator {
                 "-ffp-contract=off",
                 "-fno-exceptions",
                 "-fno-rtti",
+                "-fstack-clash-protection",
                 "-Wno-unknown-pragmas",
                 "-Wno-unused-function",
             ] {

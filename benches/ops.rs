@@ -39,10 +39,11 @@ fn convolutions(c: &mut Criterion) {
         let conv = Conv2d::new(stride, padding);
         let (x, w) = (numbers([BATCH, size, size, channels]), numbers([filters, window, window, channels]));
         let geometry = Geometry::new(conv, x.shape(), w.shape(), w.pitch());
-        let (dy, mut dx, mut dw) = (numbers(geometry.y()), empty(x.shape()), empty(w.shape()));
+        let (dy, mut y, mut dx, mut dw) =
+            (numbers(geometry.y()), empty(geometry.y()), empty(x.shape()), empty(w.shape()));
         let mut group = common::group(c, &format!("conv2d/{name}"));
         group.throughput(Throughput::Elements(geometry.flops()));
-        group.bench_function("fprop", |b| b.iter(|| fprop(conv, &x, &w)));
+        group.bench_function("fprop", |b| b.iter(|| fprop(conv, &x, &w, y.view_mut())));
         // Nobody needs the gradient of the images.
         if name != "conv1" {
             group.bench_function("dgrad", |b| b.iter(|| dgrad(conv, &dy, &w, dx.view_mut())));

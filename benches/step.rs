@@ -6,6 +6,7 @@ use common::numbers;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use medmerge::nn::{Architecture, Model, Stem};
 use medmerge::ops::softmax_cross_entropy::CrossEntropy;
+use medmerge::tensor::Integers;
 use medmerge::train::{OptimizerKind, Subject, TrainOptions, step};
 
 const CLASSES: usize = 9;
@@ -23,11 +24,11 @@ fn steps(c: &mut Criterion) {
         let options = TrainOptions { optimizer: OptimizerKind::Sgd, ..TrainOptions::default() };
         let mut optimizers = subject.optimizers(&options);
         let images = numbers([batch, pixels, pixels, 3]);
-        let labels: Vec<u32> = (0..batch).map(|i| (i % CLASSES) as u32).collect();
+        let labels = Integers::from_vec((0..batch).map(|i| (i % CLASSES) as u32).collect());
         let loss = CrossEntropy::default();
         group.throughput(Throughput::Elements(batch as u64));
         group.bench_function(format!("{name}/{pixels}px/{batch}"), |b| {
-            b.iter(|| step(&mut model, &mut subject, &mut optimizers, &loss, images.clone(), &labels, 1.0).loss)
+            b.iter(|| step(&mut model, &mut subject, &mut optimizers, &loss, images.clone(), &labels, 1.0, None))
         });
     }
 }

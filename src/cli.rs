@@ -72,6 +72,8 @@ pub enum Verb {
     Inspect(Inspect),
     /// Write the generated data sets: texture.npz, shape.npz and target.npz
     Synth(Synth),
+    /// Check every op on --device against its definition
+    Selftest(Selftest),
     /// Compile all GPU kernels; what each needs. No GPU is needed; later runs find them compiled
     Kernels(Kernels),
     /// What can compute here, and why something cannot
@@ -315,6 +317,13 @@ pub struct Synth {
     /// Overwrite what exists
     #[arg(long)]
     pub force: bool,
+}
+
+#[derive(Args)]
+pub struct Selftest {
+    /// Only this op; may be given several times [default: all ops]
+    #[arg(long = "op", value_name = "NAME")]
+    pub ops: Vec<String>,
 }
 
 #[derive(Args)]

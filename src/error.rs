@@ -47,6 +47,10 @@ pub enum Error {
     #[error(transparent)]
     Gpu(#[from] Failure),
 
+    /// Ops that did not pass `selftest`.
+    #[error("the self-test on {device} failed: {}", ops.join(", "))]
+    Selftest { device: String, ops: Vec<String> },
+
     /// Ctrl-C.
     #[error("interrupted")]
     Interrupted { kept: Option<PathBuf> },
@@ -103,6 +107,7 @@ impl Error {
             }),
             Error::Device { .. } => Some("`medmerge devices` lists what is here; --device cpu always works".into()),
             Error::Gpu(failure) => Some(failure.hint()),
+            Error::Selftest { .. } => Some("do not trust results of this device; report the lines above".into()),
             Error::Interrupted { kept } => {
                 kept.as_ref().map(|path| format!("the last good checkpoint is {}", path.display()))
             }
@@ -112,7 +117,7 @@ impl Error {
     /// 2 where the user gave something wrong, 1 where the work itself failed.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::Diverged { .. } | Error::Interrupted { .. } => 1,
+            Error::Diverged { .. } | Error::Selftest { .. } | Error::Interrupted { .. } => 1,
             Error::Gpu(failure) => failure.exit_code(),
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::Interrupted => 1,
             _ => 2,

@@ -14,13 +14,13 @@
 //! use medmerge::data::synthetic::{SyntheticOptions, Task, generate};
 //! use medmerge::data::Normalisation;
 //! use medmerge::nn::{Architecture, Model};
-//! use medmerge::train::{Silent, Subject, Target, TrainOptions, train};
+//! use medmerge::train::{Place, Silent, Subject, Target, TrainOptions, train};
 //!
 //! # fn main() -> medmerge::error::Result<()> {
 //! let data = generate(Task::Shape, &SyntheticOptions { train: 64, val: 16, test: 16, ..Default::default() });
 //! let network = Architecture::named("resnet8", None, Some(4))?.build(data.channels, data.classes);
 //! let mut model = Model::initialized(network, 0);
-//! let target = Target { data: &data, normalisation: &Normalisation::default() };
+//! let target = Target { data: &data, normalisation: &Normalisation::default(), place: Place::default() };
 //! let options = TrainOptions { epochs: 1, batch_size: 16, ..Default::default() };
 //! let history = train(&mut model, &mut Subject::Everything, target, &options, &mut Silent)?;
 //! assert!(history[0].train_loss.is_finite());
@@ -39,6 +39,7 @@ pub mod nn;
 pub mod ops;
 pub mod output;
 pub mod report;
+pub mod selftest;
 pub mod tape;
 pub mod tensor;
 pub mod train;

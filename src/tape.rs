@@ -114,7 +114,21 @@ impl Tape {
     /// A parameter in an arena. The same window asked for twice is the same variable: its contributions add up.
     /// Windows of one arena must not overlap otherwise.
     pub fn window(&mut self, arena: &Var, offset: usize, shape: impl Into<Shape>, pitch: usize) -> Var {
-        let value = arena.value.window(offset, shape, pitch);
+        let values = arena.value.clone();
+        self.window_of(arena, &values, offset, shape, pitch)
+    }
+
+    /// [`Tape::window`], but with the numbers of `values`: a copy of the arena in another dtype. The gradient keeps the
+    /// arena's.
+    pub fn window_of(
+        &mut self,
+        arena: &Var,
+        values: &Tensor,
+        offset: usize,
+        shape: impl Into<Shape>,
+        pitch: usize,
+    ) -> Var {
+        let value = values.window(offset, shape, pitch);
         let Some(arena) = arena.id else { return Var::constant(value) };
         if let Some(known) = self.windows.get(&(arena.0, offset)) {
             assert_eq!(known.shape(), value.shape(), "two windows of different shape at one offset");
@@ -124,7 +138,9 @@ impl Tape {
         if let State::Empty = slot.state {
             slot.state = State::Arena { gradient: None, written: BTreeMap::new() };
         }
+        let dtype = slot.dtype;
         let id = self.slot(&value, State::Window { arena, offset, pitch });
+        self.slots[id.0].dtype = dtype;
         let window = Var { value, id: Some(id) };
         self.windows.insert((arena.0, offset), window.clone());
         window

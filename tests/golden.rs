@@ -11,9 +11,9 @@ use common::{assert_close, mix, nhwc};
 use medmerge::checkpoint::{Numbers, TensorFile, to_our_order};
 use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Method, Plan};
 use medmerge::nn::{Architecture, Mode, Model, Network, Region};
-use medmerge::ops::softmax_cross_entropy::CrossEntropy;
+use medmerge::ops::softmax_cross_entropy::{CrossEntropy, forward_backward};
 use medmerge::tape::{Gradients, Tape, Var};
-use medmerge::tensor::{DType, Device, Tensor};
+use medmerge::tensor::{DType, Device, Integers, Tensor};
 use medmerge::train::{Optimizer, OptimizerKind};
 
 /// The file's own rounding to `f32`, through a deep network's conditioning.
@@ -21,10 +21,41 @@ const F64: f64 = 1e-6;
 /// `f32` arithmetic through twenty layers with batch norms over six images.
 const F32: f64 = 2e-5;
 
-fn tolerance(dtype: DType) -> f64 {
-    match dtype {
-        DType::F32 => F32,
-        DType::F64 => F64,
+/// Where and in which dtype a golden is compared.
+#[derive(Clone, Copy)]
+struct Form {
+    dtype: DType,
+    device: Device,
+}
+
+/// The reference.
+const REFERENCE: Form = Form { dtype: DType::F64, device: Device::Cpu };
+/// The CPU's fast implementation.
+const CPU: Form = Form { dtype: DType::F32, device: Device::Cpu };
+
+impl Form {
+    fn on(gpu: medmerge::gpu::Handle) -> Form {
+        Form { dtype: DType::F32, device: Device::Gpu(gpu) }
+    }
+
+    fn tolerance(self) -> f64 {
+        if self.dtype == DType::F64 { F64 } else { F32 }
+    }
+
+    fn tensor(self, tensor: &Tensor) -> Tensor {
+        tensor.cast(self.dtype).to_device(self.device)
+    }
+
+    fn model(self, model: &Model) -> Model {
+        model.cast(self.dtype).to_device(self.device)
+    }
+
+    fn input(self, file: &TensorFile) -> Tensor {
+        self.tensor(&nhwc(&floats(file, "input"), &file.tensors["input"].shape))
+    }
+
+    fn labels(self, file: &TensorFile) -> Integers<u32> {
+        labels(file).to_device(self.device)
     }
 }
 
@@ -41,15 +72,11 @@ fn doubles(file: &TensorFile, name: &str) -> Vec<f64> {
     floats(file, name).into_iter().map(f64::from).collect()
 }
 
-fn labels(file: &TensorFile) -> Vec<u32> {
+fn labels(file: &TensorFile) -> Integers<u32> {
     match &file.tensors["labels"].numbers {
-        Numbers::Integers(values) => values.iter().map(|&v| v as u32).collect(),
+        Numbers::Integers(values) => Integers::from_vec(values.iter().map(|&v| v as u32).collect()),
         Numbers::Floats(_) => panic!("labels are integers"),
     }
-}
-
-fn input(file: &TensorFile, dtype: DType) -> Tensor {
-    nhwc(&floats(file, "input"), &file.tensors["input"].shape).cast(dtype)
 }
 
 /// The network whose state stands under `prefix`.
@@ -86,13 +113,13 @@ struct Pass {
 }
 
 /// One training pass with the gradients of both arenas; updates the running statistics.
-fn training_pass(model: &mut Model, x: Tensor, labels: &[u32], loss: &CrossEntropy) -> Pass {
+fn training_pass(model: &mut Model, x: Tensor, labels: &Integers<u32>, loss: &CrossEntropy) -> Pass {
     let mut tape = Tape::new();
     let (trunk, head) = (tape.leaf(model.trunk.clone()), tape.leaf(model.head.clone()));
     let network = model.network.clone();
     let output = network.forward(&mut tape, &trunk, &head, &model.statistics, x, Mode::Training);
-    let loss = tape.softmax_cross_entropy(loss, &output.logits, labels);
-    model.update_statistics(&output.statistics, Some(0.1));
+    let loss = tape.softmax_cross_entropy(loss, &output.logits, labels, None);
+    model.update_statistics(&output.statistics, Some(0.1), None);
     let value = loss.value().to_f64()[0];
     let mut gradients = tape.backward(loss);
     let mut take = |var: &Var| gradients.take(var).expect("a gradient");
@@ -127,10 +154,10 @@ fn compare_statistics(file: &TensorFile, prefix: &str, model: &Model, tolerance:
     }
 }
 
-fn narrow_network(name: &str, dtype: DType) {
-    let (file, tolerance) = (golden(name), tolerance(dtype));
-    let start = model(&file, "state/", 5).cast(dtype);
-    let (x, labels) = (input(&file, dtype), labels(&file));
+fn narrow_network(name: &str, form: Form) {
+    let (file, tolerance) = (golden(name), form.tolerance());
+    let start = form.model(&model(&file, "state/", 5));
+    let (x, labels) = (form.input(&file), form.labels(&file));
 
     assert_close(&start.logits(x.clone()).to_f64(), &doubles(&file, "eval/logits"), tolerance, "eval/logits");
 
@@ -141,20 +168,20 @@ fn narrow_network(name: &str, dtype: DType) {
     compare_parameters(&file, "grad/", &start.network, &pass.trunk, &pass.head, 10.0 * tolerance);
     compare_statistics(&file, "running/", &after_one, tolerance);
 
-    optimizer_steps(&file, "steps/", &start, Optimizer::new(OptimizerKind::Sgd, 0.05, 5e-4), 20.0 * tolerance);
+    optimizer_steps(&file, "steps/", form, &start, Optimizer::new(OptimizerKind::Sgd, 0.05, 5e-4), 20.0 * tolerance);
 }
 
 /// Five steps on the one batch.
-fn optimizer_steps(file: &TensorFile, prefix: &str, start: &Model, rule: Optimizer, tolerance: f64) {
-    let (x, labels) = (input(file, start.dtype()), labels(file));
+fn optimizer_steps(file: &TensorFile, prefix: &str, form: Form, start: &Model, rule: Optimizer, tolerance: f64) {
+    let (x, labels) = (form.input(file), form.labels(file));
     let mut model = start.copy();
     let (mut of_trunk, mut of_head) = (rule.clone(), rule);
     let mut losses = Vec::new();
     for _ in 0..5 {
         let pass = training_pass(&mut model, x.clone(), &labels, &CrossEntropy::default());
         losses.push(pass.loss);
-        of_trunk.update(&mut model.trunk, &pass.trunk, 1.0);
-        of_head.update(&mut model.head, &pass.head, 1.0);
+        of_trunk.update(&mut model.trunk, &pass.trunk, 1.0, None);
+        of_head.update(&mut model.head, &pass.head, 1.0, None);
     }
     assert_close(&losses, &doubles(file, &format!("{prefix}loss")), tolerance, "losses of five steps");
     let state = format!("{prefix}state/");
@@ -164,62 +191,78 @@ fn optimizer_steps(file: &TensorFile, prefix: &str, start: &Model, rule: Optimiz
 
 #[test]
 fn resnet20_f64() {
-    narrow_network("resnet20", DType::F64);
+    narrow_network("resnet20", REFERENCE);
 }
 
 #[test]
 fn resnet20_f32() {
-    narrow_network("resnet20", DType::F32);
+    narrow_network("resnet20", CPU);
 }
 
 #[test]
 fn resnet18_with_the_small_stem_f64() {
-    narrow_network("resnet18_stem3", DType::F64);
+    narrow_network("resnet18_stem3", REFERENCE);
 }
 
 #[test]
 fn resnet18_with_the_small_stem_f32() {
-    narrow_network("resnet18_stem3", DType::F32);
+    narrow_network("resnet18_stem3", CPU);
 }
 
 #[test]
 fn resnet18_with_the_large_stem_f64() {
-    narrow_network("resnet18_stem7", DType::F64);
+    narrow_network("resnet18_stem7", REFERENCE);
 }
 
 #[test]
 fn resnet18_with_the_large_stem_f32() {
-    narrow_network("resnet18_stem7", DType::F32);
+    narrow_network("resnet18_stem7", CPU);
 }
 
-#[test]
-fn adamw_steps() {
+fn adamw_steps(form: Form) {
     let file = golden("resnet20");
-    for dtype in [DType::F64, DType::F32] {
-        let start = model(&file, "state/", 5).cast(dtype);
-        let rule = Optimizer::new(OptimizerKind::AdamW, 1e-2, 0.05);
-        // Adam divides by the gradient's own size: rounding of the smallest gradients becomes a step's.
-        optimizer_steps(&file, "adamw/", &start, rule, if dtype == DType::F64 { 1e-5 } else { 2e-3 });
-    }
+    let start = form.model(&model(&file, "state/", 5));
+    let rule = Optimizer::new(OptimizerKind::AdamW, 1e-2, 0.05);
+    // Adam divides by the gradient's own size: rounding of the smallest gradients becomes a step's.
+    optimizer_steps(&file, "adamw/", form, &start, rule, if form.dtype == DType::F64 { 1e-5 } else { 2e-3 });
 }
 
 #[test]
-fn class_weights_and_label_smoothing() {
+fn adamw_steps_f64() {
+    adamw_steps(REFERENCE);
+}
+
+#[test]
+fn adamw_steps_f32() {
+    adamw_steps(CPU);
+}
+
+fn class_weights_and_label_smoothing(form: Form) {
     let file = golden("resnet20");
     let loss = CrossEntropy { class_weights: vec![0.5, 1.0, 2.0, 1.5, 0.25], label_smoothing: 0.1 };
-    for dtype in [DType::F64, DType::F32] {
-        let mut model = model(&file, "state/", 5).cast(dtype);
-        let pass = training_pass(&mut model, input(&file, dtype), &labels(&file), &loss);
-        let tolerance = tolerance(dtype);
-        assert_close(&[pass.loss], &doubles(&file, "weighted/loss"), tolerance, "weighted/loss");
-        let (_, dlogits) = medmerge::ops::softmax_cross_entropy::forward_backward(&loss, &pass.logits, &labels(&file));
-        assert_close(&dlogits.to_f64(), &doubles(&file, "weighted/dlogits"), 10.0 * tolerance, "weighted/dlogits");
-        for parameter in model.network.region(Region::Head) {
-            let ours = pass.head.window(parameter.offset, parameter.shape, parameter.pitch).to_f64();
-            let name = format!("weighted/grad/{}", parameter.name);
-            assert_close(&ours, &doubles(&file, &name), 10.0 * tolerance, &name);
-        }
+    let mut model = form.model(&model(&file, "state/", 5));
+    let (labels, tolerance) = (form.labels(&file), form.tolerance());
+    let pass = training_pass(&mut model, form.input(&file), &labels, &loss);
+    assert_close(&[pass.loss], &doubles(&file, "weighted/loss"), tolerance, "weighted/loss");
+    let mut value = Tensor::uninit([1], form.dtype, form.device);
+    let mut dlogits = Tensor::uninit(pass.logits.shape(), form.dtype, form.device);
+    forward_backward(&loss, &pass.logits, &labels, value.view_mut(), dlogits.view_mut(), None);
+    assert_close(&dlogits.to_f64(), &doubles(&file, "weighted/dlogits"), 10.0 * tolerance, "weighted/dlogits");
+    for parameter in model.network.region(Region::Head) {
+        let ours = pass.head.window(parameter.offset, parameter.shape, parameter.pitch).to_f64();
+        let name = format!("weighted/grad/{}", parameter.name);
+        assert_close(&ours, &doubles(&file, &name), 10.0 * tolerance, &name);
     }
+}
+
+#[test]
+fn class_weights_and_label_smoothing_f64() {
+    class_weights_and_label_smoothing(REFERENCE);
+}
+
+#[test]
+fn class_weights_and_label_smoothing_f32() {
+    class_weights_and_label_smoothing(CPU);
 }
 
 /// A merge of the first `sources` networks of merge.safetensors.
@@ -229,24 +272,24 @@ struct MergeCase {
     trunks: Vec<Tensor>,
     head: Tensor,
     statistics: Tensor,
-    dtype: DType,
+    form: Form,
 }
 
 impl MergeCase {
-    fn new(sources: usize, dtype: DType) -> MergeCase {
+    fn new(sources: usize, form: Form) -> MergeCase {
         let file = golden("merge");
-        let models: Vec<Model> = (0..sources).map(|m| model(&file, &format!("source{m}/"), 5).cast(dtype)).collect();
-        let mut with_head = models[0].cast(DType::F32);
+        let models: Vec<Model> = (0..sources).map(|m| model(&file, &format!("source{m}/"), 5)).collect();
+        let mut with_head = models[0].copy();
         for parameter in with_head.network.clone().region(Region::Head) {
             with_head.set_parameter(parameter, &floats(&file, &format!("head/{}", parameter.name)));
         }
         MergeCase {
             network: models[0].network.clone(),
-            trunks: models.iter().map(|model| model.trunk.clone()).collect(),
-            head: with_head.head.cast(dtype),
-            statistics: models[0].statistics.clone(),
+            trunks: models.iter().map(|model| form.tensor(&model.trunk)).collect(),
+            head: form.tensor(&with_head.head),
+            statistics: form.tensor(&models[0].statistics),
             file,
-            dtype,
+            form,
         }
     }
 
@@ -264,20 +307,20 @@ impl MergeCase {
                 numbers[row * count + entry.first..][..entry.count()].copy_from_slice(values);
             }
         }
-        Tensor::from_vec(numbers, [rows, count]).cast(self.dtype)
+        self.form.tensor(&Tensor::from_vec(numbers, [rows, count]))
     }
 
     /// Checks loss, logits and the gradients of the numbers learned and of the head under `prefix`.
     fn check(&self, plan: &Plan, numbers: &str, prefix: &str, gradients: &str) {
-        let tolerance = tolerance(self.dtype);
+        let tolerance = self.form.tolerance();
         let mut tape = Tape::new();
         let learned = tape.leaf(self.numbers(plan, numbers));
         let head = tape.leaf(self.head.clone());
         let alpha = tape.constrain(&plan.parametrization, &learned);
         let trunk = tape.merge(&plan.table, &self.trunks, &alpha);
-        let x = input(&self.file, self.dtype);
+        let (x, labels) = (self.form.input(&self.file), self.form.labels(&self.file));
         let output = self.network.forward(&mut tape, &trunk, &head, &self.statistics, x, Mode::Training);
-        let loss = tape.softmax_cross_entropy(&CrossEntropy::default(), &output.logits, &labels(&self.file));
+        let loss = tape.softmax_cross_entropy(&CrossEntropy::default(), &output.logits, &labels, None);
         assert_close(&loss.value().to_f64(), &doubles(&self.file, &format!("{prefix}/loss")), tolerance, prefix);
         let logits = doubles(&self.file, &format!("{prefix}/logits"));
         assert_close(&output.logits.value().to_f64(), &logits, tolerance, prefix);
@@ -305,9 +348,9 @@ fn key(prefix: &str, layer: &str) -> String {
     if layer == "model" { prefix.to_string() } else { format!("{prefix}/{layer}") }
 }
 
-fn merge_weights(dtype: DType) {
+fn merge_weights(form: Form) {
     for sources in [2, 3] {
-        let case = MergeCase::new(sources, dtype);
+        let case = MergeCase::new(sources, form);
         for granularity in [Granularity::Model, Granularity::Layer, Granularity::Filter, Granularity::Kernel] {
             let plan = Plan::new(&case.network, case.method(granularity, Constraint::Free, BatchNormPolicy::Merge));
             let prefix = format!("m{sources}/{granularity}");
@@ -326,12 +369,12 @@ fn merge_weights(dtype: DType) {
 
 #[test]
 fn merge_weights_f64() {
-    merge_weights(DType::F64);
+    merge_weights(REFERENCE);
 }
 
 #[test]
 fn merge_weights_f32() {
-    merge_weights(DType::F32);
+    merge_weights(CPU);
 }
 
 /// Parameters of the full networks come from a formula that both sides compute; README.md beside the files states it.
@@ -362,8 +405,8 @@ fn formula(name: &str, shape: &[usize], last_norm: &str) -> Vec<f32> {
 }
 
 /// `gradients` is the normalised error that a gradient may have.
-fn full_network(name: &str, last_norm: &str, input: &str, dtype: DType, gradients: f64) {
-    let tolerance = if dtype == DType::F64 { F64 } else { 1e-4 };
+fn full_network(name: &str, last_norm: &str, input: &str, form: Form, gradients: f64) {
+    let tolerance = if form.dtype == DType::F64 { F64 } else { 1e-4 };
     let file = golden(&format!("{name}_full"));
     let network = Architecture::named(name, None, None).unwrap().build(3, 10);
     let mut model = Model::zeros(network.clone(), DType::F32, Device::Cpu);
@@ -383,11 +426,11 @@ fn full_network(name: &str, last_norm: &str, input: &str, dtype: DType, gradient
         let values = |suffix: &str| formula(&format!("{}.{suffix}", norm.name), &[norm.channels], last_norm);
         model.set_running(index, &values("running_mean"), &values("running_var"));
     }
-    let mut model = model.cast(dtype);
-    let x = nhwc(&formula(input, &[2, 3, 64, 64], last_norm), &[2, 3, 64, 64]).cast(dtype);
+    let mut model = form.model(&model);
+    let x = form.tensor(&nhwc(&formula(input, &[2, 3, 64, 64], last_norm), &[2, 3, 64, 64]));
     assert_close(&model.logits(x.clone()).to_f64(), &doubles(&file, "eval/logits"), tolerance, "eval/logits");
 
-    let pass = training_pass(&mut model, x, &labels(&file), &CrossEntropy::default());
+    let pass = training_pass(&mut model, x, &form.labels(&file), &CrossEntropy::default());
     assert_close(&pass.logits.to_f64(), &doubles(&file, "train/logits"), tolerance, "train/logits");
     assert_close(&[pass.loss], &doubles(&file, "train/loss"), tolerance, "train/loss");
     for parameter in &network.parameters {
@@ -419,17 +462,17 @@ fn compare_sample(file: &TensorFile, what: &str, parameter: &medmerge::nn::Param
 
 #[test]
 fn the_full_resnet18_f64() {
-    full_network("resnet18", "bn2", "input10", DType::F64, 1e-5);
+    full_network("resnet18", "bn2", "input10", REFERENCE, 1e-5);
 }
 
 #[test]
 fn the_full_resnet18_f32() {
-    full_network("resnet18", "bn2", "input10", DType::F32, 1e-4);
+    full_network("resnet18", "bn2", "input10", CPU, 1e-4);
 }
 
 #[test]
 fn the_full_resnet50_f64() {
-    full_network("resnet50", "bn3", "input", DType::F64, 1e-5);
+    full_network("resnet50", "bn3", "input", REFERENCE, 1e-5);
 }
 
 /// Its last stage normalises over eight numbers per channel, and no input keeps all its ReLUs away from zero by more
@@ -437,5 +480,46 @@ fn the_full_resnet50_f64() {
 /// the goldens). The `f64` test pins the gradients; this one would notice anything but such a flip.
 #[test]
 fn the_full_resnet50_f32() {
-    full_network("resnet50", "bn3", "input", DType::F32, 3e-2);
+    full_network("resnet50", "bn3", "input", CPU, 3e-2);
+}
+
+/// The same goldens by the GPU's kernels, on the emulator.
+#[cfg(feature = "emulator")]
+mod emulator {
+    use super::*;
+    use medmerge::gpu::Gpu;
+
+    fn form() -> Form {
+        Form::on(Gpu::emulator(1).expect("built with the emulator"))
+    }
+
+    #[test]
+    fn resnet20() {
+        narrow_network("resnet20", form());
+    }
+
+    #[test]
+    fn resnet18_with_the_small_stem() {
+        narrow_network("resnet18_stem3", form());
+    }
+
+    #[test]
+    fn resnet18_with_the_large_stem() {
+        narrow_network("resnet18_stem7", form());
+    }
+
+    #[test]
+    fn adamw_steps() {
+        super::adamw_steps(form());
+    }
+
+    #[test]
+    fn class_weights_and_label_smoothing() {
+        super::class_weights_and_label_smoothing(form());
+    }
+
+    #[test]
+    fn merge_weights() {
+        super::merge_weights(form());
+    }
 }

@@ -19,7 +19,7 @@ struct Context;
 struct Mark {
   uint32_t epoch;       // barriers of the block so far, plus one; 0: never
   uint16_t thread;      // MANY: several warps; WHOLE_WARP + w: several lanes of warp w
-  uint16_t warp_epoch;  // collectives of that thread's warp so far
+  uint16_t warp_epoch;  // __syncwarp of that thread's warp so far
 };
 struct Shadow { Mark write, read; };
 constexpr uint16_t MANY = 0xFFFF, WHOLE_WARP = 0x8000;
@@ -30,7 +30,7 @@ struct Runtime {
   void (*barrier)(const Context*, const char* file, unsigned line);
   uint64_t (*collective)(const Context*, Collective, unsigned mask, uint64_t value, unsigned argument, const char* file,
                          unsigned line);
-  void (*shared)(const Context*, const char* name, unsigned bytes, unsigned count, void** data, Shadow** shadow);
+  void (*shared)(const Context*, const char* site, unsigned bytes, unsigned count, void** data, Shadow** shadow);
   void (*fault)(const Context*, const char* what, const char* name, uint64_t where, unsigned other_thread);
 };
 
@@ -50,7 +50,7 @@ static inline bool is_ordered(const Mark& mark, const Context* now) {
   if (mark.thread == now->thread.x) return true;
   if (mark.thread == MANY) return false;
   const unsigned warp = now->thread.x / 32;
-  const bool same_warp = mark.thread >= WHOLE_WARP ? mark.thread - WHOLE_WARP == warp : mark.thread / 32u == warp;
+  const bool same_warp = static_cast<unsigned>(mark.thread >= WHOLE_WARP ? mark.thread - WHOLE_WARP : mark.thread / 32u) == warp;
   return same_warp && mark.warp_epoch != now->warp_epoch;
 }
 
@@ -144,7 +144,11 @@ static inline T collective(Collective kind, unsigned mask, T value, unsigned arg
     JOIN(name, body)(*static_cast<const Parameters*>(parameters));                                       \
   }                                                                                                      \
   static void JOIN(name, body)(const Parameters& p)
-#define SHARED(type, name, count) const emulator::SharedArray<type> name = emulator::shared<type>(#name, count)
+#define EMULATOR_TEXT_(x) #x
+#define EMULATOR_TEXT(x) EMULATOR_TEXT_(x)
+#define SHARED(type, name, count)               \
+  const emulator::SharedArray<type> name =      \
+      emulator::shared<type>(#name " (" __FILE__ ":" EMULATOR_TEXT(__LINE__) ")", count)
 using emulator::SharedArray;
 
 #define threadIdx (emulator::context()->thread)

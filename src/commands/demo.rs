@@ -7,13 +7,15 @@ use serde_json::{Value, json};
 
 use medmerge::checkpoint;
 use medmerge::data::synthetic::{SyntheticOptions, Task, generate};
-use medmerge::data::{Augmentation, Dataset, Normalisation};
+use medmerge::data::{Augmentation, Normalisation};
 use medmerge::error::Result;
 use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Sources, Start, training_metadata};
 use medmerge::nn::{Architecture, Model};
 use medmerge::output::{OutputPath, make_folder};
 use medmerge::report::{Curve, Table, curves, mean_and_spread, save};
-use medmerge::train::{AnchorChoice, Baseline, LearnOptions, Outcome, Protocol, Subject, Target, TrainOptions, train};
+use medmerge::train::{
+    AnchorChoice, Baseline, LearnOptions, Outcome, Place, Protocol, Subject, Target, TrainOptions, train,
+};
 
 use super::progress::Progress;
 use super::synth::FILES;
@@ -33,6 +35,7 @@ const FINE_TUNING_EPOCHS: usize = 10;
 const ARCHITECTURE: &str = "resnet8";
 
 pub fn run(options: &Demo, global: &Global) -> Result<()> {
+    let place = super::place::open(global)?;
     make_folder(&options.out, options.force)?;
     let seeds: Vec<u64> = (0..if options.quick { 1 } else { SEEDS }).map(|seed| global.seed + seed).collect();
     let start = Instant::now();
@@ -41,7 +44,7 @@ pub fn run(options: &Demo, global: &Global) -> Result<()> {
         let folder = options.out.join(format!("seed{seed}"));
         make_folder(&folder, options.force)?;
         note(global, format_args!("seed {seed}: files in {}", folder.display()));
-        outcomes.push(one_seed(seed, &folder, global)?);
+        outcomes.push(one_seed(seed, &folder, place, global)?);
     }
     let table = table(&outcomes);
     let text = format!("{}\n", table.to_markdown());
@@ -89,7 +92,7 @@ fn protocol(seed: u64) -> Protocol {
 }
 
 /// Makes the tasks and the sources, runs every method, and leaves all files in `folder`.
-fn one_seed(seed: u64, folder: &Path, global: &Global) -> Result<Vec<Outcome>> {
+fn one_seed(seed: u64, folder: &Path, place: Place, global: &Global) -> Result<Vec<Outcome>> {
     let data = FILES.map(|(task, name)| {
         let train = if task == Task::Both { TARGET_IMAGES } else { SOURCE_IMAGES };
         let options =
@@ -104,10 +107,11 @@ fn one_seed(seed: u64, folder: &Path, global: &Global) -> Result<Vec<Outcome>> {
     let paths: Vec<_> = SOURCES.iter().map(|(name, _)| folder.join(format!("{name}.safetensors"))).collect();
     for (index, (dataset, path)) in [texture, shape].into_iter().zip(&paths).enumerate() {
         // Different initialisations: the case in which averaging destroys what both know.
-        train_source(dataset, &normalisation, seed * SOURCES.len() as u64 + index as u64, path, global)?;
+        let target = Target { data: dataset, normalisation: &normalisation, place };
+        train_source(target, seed * SOURCES.len() as u64 + index as u64, path, global)?;
     }
     let sources = Sources::load(&paths)?;
-    let target = Target { data: target, normalisation: &normalisation };
+    let target = Target { data: target, normalisation: &normalisation, place };
     let protocol = protocol(seed);
     let names = SOURCES.map(|(name, _)| name);
     let mut outcomes = Vec::new();
@@ -130,9 +134,9 @@ fn one_seed(seed: u64, folder: &Path, global: &Global) -> Result<Vec<Outcome>> {
     Ok(outcomes)
 }
 
-fn train_source(data: &Dataset, normalisation: &Normalisation, seed: u64, path: &Path, global: &Global) -> Result<()> {
+fn train_source(target: Target, seed: u64, path: &Path, global: &Global) -> Result<()> {
     let architecture = Architecture::named(ARCHITECTURE, None, None)?;
-    let mut model = Model::initialized(architecture.build(data.channels, data.classes), seed);
+    let mut model = Model::initialized(architecture.build(target.data.channels, target.data.classes), seed);
     let options = TrainOptions {
         epochs: SOURCE_EPOCHS,
         batch_size: 64,
@@ -142,7 +146,6 @@ fn train_source(data: &Dataset, normalisation: &Normalisation, seed: u64, path: 
         ..TrainOptions::default()
     };
     let mut progress = Progress::new(format!("source {}", path.file_stem().unwrap_or_default().display()), global);
-    let target = Target { data, normalisation };
     train(&mut model, &mut Subject::Everything, target, &options, &mut progress)?;
     progress.finish();
     let mut output = OutputPath::check(path, true, 0)?;

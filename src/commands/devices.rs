@@ -1,33 +1,12 @@
-//! `devices`, and the flags that choose one.
+//! `devices`.
 
 use serde_json::{Value, json};
 
-use medmerge::error::{Error, Result};
+use medmerge::error::Result;
 use medmerge::gpu::{self, Description, Failure, Found, Library};
 
 use super::report;
 use crate::cli::Global;
-
-/// Refuses a device or a precision that this build cannot serve.
-pub fn check(global: &Global) -> Result<()> {
-    let unavailable = |reason: String| Err(Error::Device { device: global.device.clone(), reason });
-    // Only GPUs are numbered.
-    let kind = if global.device.starts_with("cuda:") { "cuda" } else { global.device.as_str() };
-    match kind {
-        "auto" | "cpu" => {}
-        "cuda" => return unavailable("this version has no GPU kernels yet".into()),
-        "emulator" => return unavailable("this version has no emulator yet".into()),
-        _ => return Err(Error::unknown("device", &global.device, ["auto", "cpu", "cuda", "emulator"])),
-    }
-    match global.precision.as_str() {
-        "f32" => Ok(()),
-        "tf32" | "bf16" | "f16" => {
-            let hint = "leave --precision out, or give f32";
-            Err(Error::usage(format!("precision {} is not available on the CPU", global.precision), hint))
-        }
-        other => Err(Error::unknown("precision", other, ["f32", "tf32", "bf16", "f16"])),
-    }
-}
 
 pub fn run(global: &Global) -> Result<()> {
     let probe = gpu::probe();

@@ -34,12 +34,13 @@ fn load(options: &Eval) -> Result<(Checkpoint, Dataset, Normalisation)> {
 }
 
 fn split_scores(options: &Eval, global: &Global) -> Result<(Vec<f32>, Checkpoint, Dataset)> {
+    let place = super::place::open(global)?;
     let (checkpoint, data, normalisation) = load(options)?;
-    let target = Target { data: &data, normalisation: &normalisation };
+    let target = Target { data: &data, normalisation: &normalisation, place };
     let bar = bar(&format!("{} split", options.split), global);
     bar.set_length(data.split(options.split).len() as u64);
     let watch = |done| bar.set_position(done as u64);
-    let scores = scores(&checkpoint.model, target, options.split, options.batch_size, watch);
+    let scores = scores(&checkpoint.model, target, options.split, options.batch_size, watch)?;
     bar.finish_and_clear();
     Ok((scores, checkpoint, data))
 }

@@ -25,6 +25,7 @@ pub fn run(options: &Learn, global: &Global) -> Result<()> {
     for path in [&options.out, &weights_path].into_iter().chain(&options.picture) {
         OutputPath::check(path, options.force, 0)?;
     }
+    let place = super::place::open(global)?;
     let sources = Sources::load(&options.models)?;
     let anchor = match options.anchor.as_str() {
         "auto" => AnchorChoice::Auto,
@@ -46,7 +47,7 @@ pub fn run(options: &Learn, global: &Global) -> Result<()> {
         keep_statistics: options.keep_statistics,
         probe,
     };
-    let target = Target { data: &data, normalisation: &normalisation };
+    let target = Target { data: &data, normalisation: &normalisation, place };
     let mut anchor_progress = Progress::new("choosing the anchor", global);
     let mut progress = Progress::new("learning merge weights", global);
     let learning = learn(&sources, target, &learn_options, &mut anchor_progress, &mut progress)?;

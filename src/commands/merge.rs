@@ -55,7 +55,8 @@ fn by_coefficients(options: &Merge, sources: &Sources, global: &Global) -> Resul
         Some(data) => {
             let normalisation = Normalisation::default();
             check_fit(data, &normalisation, &merged.model.network, None)?;
-            reestimate_statistics(&mut merged.model, Target { data, normalisation: &normalisation }, 128);
+            let target = Target { data, normalisation: &normalisation, place: super::place::open(global)? };
+            reestimate_statistics(&mut merged.model, target, 128)?;
         }
         None => note(
             global,

@@ -7,7 +7,9 @@ mod inspect;
 mod kernels;
 mod learn;
 mod merge;
+mod place;
 mod progress;
+mod selftest;
 mod synth;
 mod train;
 
@@ -22,7 +24,7 @@ use crate::cli::{self, Cli, Global, Verb};
 
 pub fn run(cli: Cli) -> Result<()> {
     let Cli { verb, global } = cli;
-    devices::check(&global)?;
+    place::check(&global)?;
     if let Some(threads) = global.threads {
         if threads == 0 || threads > 1024 {
             return Err(Error::usage(format!("--threads {threads}"), "give between 1 and 1024"));
@@ -38,6 +40,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Predict(options) => evaluate::predict(&options, &global),
         Verb::Inspect(options) => inspect::run(&options, &global),
         Verb::Synth(options) => synth::run(&options, &global),
+        Verb::Selftest(options) => selftest::run(&options, &global),
         Verb::Kernels(options) => kernels::run(&options, &global),
         Verb::Devices => devices::run(&global),
     }

@@ -47,6 +47,12 @@ impl Observer for Progress {
         self.bar.set_message(format!("loss {loss:.3}"));
     }
 
+    fn detail(&mut self, text: &str) {
+        if self.verbose {
+            self.bar.suspend(|| eprintln!("{}: {text}", self.name));
+        }
+    }
+
     fn epoch(&mut self, record: &EpochRecord, best: Option<&Model>) -> Result<()> {
         if self.verbose {
             let val = match (record.val_accuracy, record.val_macro_f1) {

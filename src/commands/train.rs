@@ -10,7 +10,7 @@ use medmerge::merge::training_metadata;
 use medmerge::nn::{Architecture, Model, Region, init};
 use medmerge::output::OutputPath;
 use medmerge::tensor::{DType, Device};
-use medmerge::train::{ResumeFile, Subject, Target, TrainOptions, train_resumable};
+use medmerge::train::{Place, ResumeFile, Subject, Target, TrainOptions, train_resumable};
 
 use super::progress::Progress;
 use super::{check_fit, load_data, note, report, train_options};
@@ -27,6 +27,7 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
     // What an interrupted run wrote, its continuation may overwrite.
     let force = options.force || (options.resume && state_path.exists());
     OutputPath::check(&options.out, force, 0)?;
+    let place = super::place::open(global)?;
     let from = options.from.as_deref().map(Checkpoint::load).transpose()?;
     let (data, normalisation) = load_data(&options.data)?;
 
@@ -58,9 +59,12 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
     let metadata = training_metadata(&architecture, global.seed, from.as_ref());
     let mut progress = Progress::new("training", global).saving_to(output, metadata.clone());
     let mut subject = if options.head_only { Subject::Head } else { Subject::Everything };
-    let target = Target { data: &data, normalisation: &normalisation };
+    let target = Target { data: &data, normalisation: &normalisation, place };
     let mut state = match options.resume {
-        true => Some(ResumeFile::new(&state_path, fingerprint(options, &train_options, &model, from.as_ref(), &data))?),
+        true => Some(ResumeFile::new(
+            &state_path,
+            fingerprint(options, global, place, &train_options, &model, from.as_ref(), &data),
+        )?),
         false => None,
     };
     if state.as_ref().is_some_and(ResumeFile::exists) {
@@ -89,6 +93,8 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
 /// Whatever changes the result of a run.
 fn fingerprint(
     options: &Train,
+    global: &Global,
+    place: Place,
     train_options: &TrainOptions,
     model: &Model,
     from: Option<&Checkpoint>,
@@ -102,6 +108,7 @@ fn fingerprint(
     let run = json!({
         "parameters": model.network.parameters.iter().map(|p| (&p.name, p.shape.dims())).collect::<Vec<_>>(),
         "options": train_options, "flip": options.schedule.flip, "shift": options.schedule.shift,
+        "precision": global.precision, "device": place.device != Device::Cpu,
         "mean": options.data.mean, "std": options.data.std,
         "from": from.map(|from| &from.sha256), "new_head": options.new_head, "head_only": options.head_only,
         "data": images.finalize().to_vec(),

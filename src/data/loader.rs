@@ -7,6 +7,7 @@ use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
+use super::augment::Placement;
 use super::{Augmentation, Normalisation, Split};
 use crate::error::{Error, Result};
 
@@ -30,6 +31,18 @@ pub struct Batch {
     pub labels: Vec<u32>,
     /// Where the images stand in the split.
     pub indices: Vec<usize>,
+}
+
+/// The same as stored, for a device that augments and normalises by itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RawBatch {
+    /// N×H×W×C.
+    pub bytes: Vec<u8>,
+    /// N, H, W, C.
+    pub shape: [usize; 4],
+    /// For each image: flip (0 or 1), rows down, columns to the right; `None` without augmentation.
+    pub placements: Option<Vec<i32>>,
+    pub labels: Vec<u32>,
 }
 
 /// Whether images of `data_channels` can feed a network of `network_channels`.
@@ -100,6 +113,21 @@ impl<'a> Loader<'a> {
 
     /// The batches of an epoch, each made when it is asked for.
     pub fn epoch(&self, epoch: usize) -> impl Iterator<Item = Batch> {
+        self.indices(epoch).map(move |indices| self.batch(epoch, indices))
+    }
+
+    /// The same batches as stored, with how each image is to be shown.
+    pub fn raw_epoch(&self, epoch: usize) -> impl Iterator<Item = RawBatch> {
+        self.indices(epoch).map(move |indices| self.raw(epoch, &indices))
+    }
+
+    /// The normalised value of every byte, per channel of the network.
+    pub fn tables(&self) -> &[[f32; 256]] {
+        &self.tables
+    }
+
+    /// The images of each batch of an epoch.
+    fn indices(&self, epoch: usize) -> impl Iterator<Item = Vec<usize>> {
         let mut order: Vec<usize> = (0..self.split.len()).collect();
         if self.options.shuffle {
             order.shuffle(&mut self.stream(epoch, ORDER));
@@ -107,8 +135,30 @@ impl<'a> Loader<'a> {
         (0..self.batches_per_epoch()).map(move |batch| {
             let start = batch * self.options.batch_size;
             let end = (start + self.options.batch_size).min(self.images_per_epoch());
-            self.batch(epoch, order[start..end].to_vec())
+            order[start..end].to_vec()
         })
+    }
+
+    fn raw(&self, epoch: usize, indices: &[usize]) -> RawBatch {
+        let [height, width, channels] = self.shape;
+        let image =
+            |&index: &usize| &self.split.images[index * height * width * channels..][..height * width * channels];
+        let placement = |augmentation: &Augmentation, index: usize| {
+            let Placement { flip, down, right } = augmentation.draw(&mut self.stream(epoch, index as u64));
+            // Further than the image reaches there is only its edge.
+            let within = |offset: isize, size: usize| offset.clamp(-(size as isize), size as isize) as i32;
+            [flip.into(), within(down, height), within(right, width)]
+        };
+        RawBatch {
+            bytes: indices.iter().flat_map(image).copied().collect(),
+            shape: [indices.len(), height, width, channels],
+            placements: self
+                .options
+                .augmentation
+                .as_ref()
+                .map(|augmentation| indices.iter().flat_map(|&index| placement(augmentation, index)).collect()),
+            labels: indices.iter().map(|&index| self.split.labels[index]).collect(),
+        }
     }
 
     fn batch(&self, epoch: usize, indices: Vec<usize>) -> Batch {

@@ -17,7 +17,7 @@ pub mod npz;
 pub mod synthetic;
 
 pub use augment::Augmentation;
-pub use loader::{Batch, Loader, LoaderOptions, check_channels};
+pub use loader::{Batch, Loader, LoaderOptions, RawBatch, check_channels};
 
 /// The largest height and width of an image.
 pub const MAX_SIZE: usize = 1024;

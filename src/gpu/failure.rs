@@ -93,13 +93,17 @@ impl Failure {
             }
             Failure::GpuTooOld { .. } => "install a libnvrtc of CUDA 12, or use --device cpu".into(),
             Failure::NoDevice { .. } => "`medmerge devices` lists the GPUs; CUDA_VISIBLE_DEVICES may hide some".into(),
-            Failure::NoEmulator => "build it with `cargo build --release --features emulator`; it needs a C++ compiler".into(),
+            Failure::NoEmulator => {
+                "build it with `cargo build --release --features emulator`; it needs a C++ compiler".into()
+            }
             Failure::OutOfMemory { .. } => "use a smaller --batch-size, or --precision bf16".into(),
             Failure::Compile { .. } | Failure::Recording { .. } => "this is a defect of medmerge: report it with the message above".into(),
             Failure::Fault { .. } => {
                 "this is a defect of medmerge or of the GPU: `medmerge selftest --device cuda` tells which op".into()
             }
-            Failure::Driver { .. } => "`medmerge devices` shows what was found; another program may hold the GPU".into(),
+            Failure::Driver { .. } => {
+                "`medmerge devices` shows what was found; another program may hold the GPU".into()
+            }
         }
     }
 }

@@ -15,6 +15,7 @@ mod failure;
 mod memory;
 pub mod nvrtc;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
@@ -23,8 +24,8 @@ pub use cuda::{Found, Library, Probe, probe};
 pub use driver::{Address, Description, Event, Kernel};
 use driver::{Driver, GraphId, Launch};
 pub use failure::Failure;
-use memory::Memory;
 pub use memory::Buffer;
+use memory::Memory;
 
 use crate::tensor::DType;
 
@@ -42,6 +43,8 @@ pub struct Gpu {
     memory: Mutex<Memory>,
     failure: Mutex<Option<Failure>>,
     launches: AtomicU64,
+    /// Small tables that never change, by content.
+    constants: Mutex<HashMap<Vec<u8>, Buffer>>,
 }
 
 /// Launches and copies that were recorded once, with the memory they touch.
@@ -84,7 +87,12 @@ impl Gpu {
     /// A new emulator, whose blocks and threads run in an order that `seed` decides.
     #[cfg(feature = "emulator")]
     pub fn emulator(seed: u64) -> Result<Handle, Failure> {
-        Ok(Gpu::new("emulator".into(), Box::new(emulator::Emulator::new(seed))))
+        Ok(Gpu::on_emulator(emulator::Emulator::new(seed)))
+    }
+
+    #[cfg(feature = "emulator")]
+    pub fn on_emulator(emulator: emulator::Emulator) -> Handle {
+        Gpu::new("emulator".into(), Box::new(emulator))
     }
 
     #[cfg(not(feature = "emulator"))]
@@ -95,7 +103,8 @@ impl Gpu {
     fn new(name: String, driver: Box<dyn Driver>) -> Handle {
         let description = driver.describe();
         let memory = Mutex::new(Memory::default());
-        Box::leak(Box::new(Gpu { name, description, driver, memory, failure: Mutex::new(None), launches: 0.into() }))
+        let (failure, constants) = (Mutex::default(), Mutex::default());
+        Box::leak(Box::new(Gpu { name, description, driver, memory, failure, launches: 0.into(), constants }))
     }
 
     pub fn description(&self) -> &Description {
@@ -137,6 +146,17 @@ impl Gpu {
         };
         let (address, owner) = taken.unwrap_or((Address::NULL, 0));
         Buffer::new(self, address, bytes, owner)
+    }
+
+    /// A table on the device with this content: uploaded at the first call, kept for good.
+    pub fn constant<T: bytemuck::NoUninit>(&'static self, table: &[T]) -> Address {
+        let bytes: &[u8] = bytemuck::cast_slice(table);
+        if let Some(known) = lock(&self.constants).get(bytes) {
+            return known.address();
+        }
+        let buffer = self.allocate(bytes.len());
+        self.upload(buffer.address(), bytes);
+        lock(&self.constants).entry(bytes.to_vec()).or_insert(buffer).address()
     }
 
     fn give_back(&self, address: Address, bytes: usize, owner: u64) {
@@ -186,9 +206,17 @@ impl Gpu {
         self.run(|driver| driver.launch(&Launch { kernel, grid, threads, parameters }));
     }
 
+    /// Compiles and loads a kernel ahead of its first launch.
+    pub fn prepare(&self, file: &'static str, name: &'static str, dtype: DType) {
+        self.run(|driver| driver.prepare(Kernel { file, name, dtype }));
+    }
+
     pub fn record_event(&self) -> Option<Event> {
         let mut event = None;
-        self.run(|driver| Ok(event = Some(driver.record_event()?)));
+        self.run(|driver| {
+            let _: () = event = Some(driver.record_event()?);
+            Ok(())
+        });
         event
     }
 

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::network::Mode;
 use super::{Network, Parameter, Region, init};
-use crate::ops::batch_norm::Statistics;
+use crate::gpu::Address;
+use crate::ops::batch_norm::{self, Statistics};
 use crate::tape::{Tape, Var};
 use crate::tensor::{DType, Device, Element, Tensor};
 
@@ -60,6 +61,16 @@ impl Model {
         }
     }
 
+    /// The same numbers on another device.
+    pub fn to_device(&self, device: Device) -> Model {
+        Model {
+            trunk: self.trunk.to_device(device),
+            head: self.head.to_device(device),
+            statistics: self.statistics.to_device(device),
+            ..self.clone()
+        }
+    }
+
     /// The same numbers in buffers of their own.
     pub fn copy(&self) -> Model {
         Model { trunk: self.trunk.copy(), head: self.head.copy(), statistics: self.statistics.copy(), ..self.clone() }
@@ -109,41 +120,39 @@ impl Model {
 
     /// Running means 0, variances 1, no batch seen.
     pub fn reset_statistics(&mut self) {
-        let network = self.network.clone();
-        for (index, norm) in network.batch_norms.iter().enumerate() {
-            match self.dtype() {
-                DType::F32 => self.set_running(index, &vec![0f32; norm.channels], &vec![1.0; norm.channels]),
-                DType::F64 => self.set_running(index, &vec![0f64; norm.channels], &vec![1.0; norm.channels]),
-                other => panic!("running statistics of {other}"),
-            }
+        match self.dtype() {
+            DType::F32 => self.write_fresh_statistics::<f32>(),
+            DType::F64 => self.write_fresh_statistics::<f64>(),
+            other => panic!("running statistics of {other}"),
         }
         self.batches_tracked.fill(0);
     }
 
-    /// Moves the running statistics towards a batch's: `running += momentum·(batch − running)`, with the unbiased
-    /// variance. `None` takes the cumulative average over all batches since the last reset.
-    pub fn update_statistics(&mut self, of_batch: &[Statistics], momentum: Option<f64>) {
+    fn write_fresh_statistics<T: Element>(&mut self) {
+        let mut values = vec![T::default(); self.network.statistics_len];
+        for norm in &self.network.batch_norms {
+            values[norm.variance..][..norm.channels].fill(T::from_f64(1.0));
+        }
+        self.statistics.make_unique();
+        let shape = self.statistics.shape();
+        self.statistics.view_mut().copy_from(&Tensor::from_vec(values, shape));
+    }
+
+    /// Moves the running statistics towards a batch's, as [`batch_norm::update_running`] does; `gate` is its. Momentum
+    /// `None` takes the cumulative average over all batches since the last reset.
+    pub fn update_statistics(&mut self, of_batch: &[Statistics], momentum: Option<f64>, gate: Option<Address>) {
         assert_eq!(of_batch.len(), self.network.batch_norms.len(), "statistics of a batch");
+        self.statistics.make_unique();
         for (index, batch) in of_batch.iter().enumerate() {
             self.batches_tracked[index] += 1;
             let momentum = momentum.unwrap_or(1.0 / self.batches_tracked[index] as f64);
-            match self.dtype() {
-                DType::F32 => self.move_running::<f32>(index, batch, momentum),
-                DType::F64 => self.move_running::<f64>(index, batch, momentum),
-                other => panic!("running statistics of {other}"),
-            }
+            let norm = &self.network.batch_norms[index];
+            // Means lie before variances, so that a cut between the two gives both.
+            let (means, variances) = self.statistics.view_mut().split_at(norm.variance);
+            let mean = means.window(norm.mean, [norm.channels], 1);
+            let variance = variances.window(0, [norm.channels], 1);
+            batch_norm::update_running(mean, variance, batch, momentum, gate);
         }
-    }
-
-    fn move_running<T: Element>(&mut self, index: usize, batch: &Statistics, momentum: f64) {
-        let (mean, variance) = self.running(index);
-        let unbiased = batch.count as f64 / (batch.count as f64 - 1.0).max(1.0);
-        let moved = |running: &Tensor, of_batch: &Tensor, factor: f64| -> Vec<T> {
-            let pairs = running.data::<T>().iter().zip(of_batch.data::<T>());
-            pairs.map(|(r, b)| T::from_f64((1.0 - momentum) * r.to_f64() + momentum * factor * b.to_f64())).collect()
-        };
-        let (mean, variance) = (moved(&mean, &batch.mean, 1.0), moved(&variance, &batch.variance, unbiased));
-        self.set_running(index, &mean, &variance);
     }
 
     /// Logits of a batch (NHWC) by the running statistics.

@@ -126,7 +126,8 @@ pub struct Output {
 }
 
 impl Network {
-    /// Runs the graph on `x` (NHWC). `trunk` and `head` are the arenas of parameters, `statistics` the running ones.
+    /// Runs the graph on `x` (NHWC). `trunk` and `head` are the arenas of parameters, `statistics` the running ones. On a
+    /// GPU `x` may be in half precision, which the activations then are too, and the filters for as long as this runs.
     pub fn forward(
         &self,
         tape: &mut Tape,
@@ -139,6 +140,11 @@ impl Network {
         let mut nodes: Vec<Option<Var>> = vec![None; self.layers.len() + 1];
         nodes[0] = Some(Var::constant(x));
         let mut batch_statistics = Vec::new();
+        // The filters as the activations are stored.
+        let filters = match nodes[0].as_ref().map(|x| x.value().dtype()) {
+            Some(dtype) if dtype != trunk.value().dtype() => trunk.value().cast(dtype),
+            _ => trunk.value().clone(),
+        };
         for (index, layer) in self.layers.iter().enumerate() {
             // Taken, not copied, where this is the last use: then ops may write over it, and it is freed early.
             let mut inputs: Vec<Var> = Vec::with_capacity(layer.inputs.len());
@@ -160,7 +166,8 @@ impl Network {
             let mut input = || inputs.next().expect("an op has its inputs");
             let y = match layer.operation {
                 Operation::Conv2d { conv, weight } => {
-                    let weight = window(tape, weight);
+                    let (arena, offset, shape, pitch) = parameter(weight);
+                    let weight = tape.window_of(arena, &filters, offset, shape, pitch);
                     tape.conv2d(conv, &input(), &weight)
                 }
                 Operation::BatchNorm { index } => {

@@ -4,6 +4,7 @@
 //! of the CPU implementations: a case that is meant to use several must, so look here when those constants change.
 
 use super::conv2d::{Conv2d, Geometry};
+use super::merge::constraint::{Constraint, Mean, Parametrization};
 use super::merge::{Choice, Segment, Table};
 use super::optimizer::{AdamW, Sgd};
 use super::pool::Pool;
@@ -237,6 +238,74 @@ pub const MERGE: &[MergeCase] = &[
     },
 ];
 
+/// Merge weights of `sources` networks from `learned` numbers per row.
+#[derive(Clone, Copy, Debug)]
+pub struct ConstraintCase {
+    pub name: &'static str,
+    pub constraint: Constraint,
+    pub sources: usize,
+    pub anchor: usize,
+    pub learned: usize,
+    pub means: &'static [Mean],
+}
+
+impl ConstraintCase {
+    pub fn parametrization(&self) -> Parametrization {
+        let ConstraintCase { constraint, sources, anchor, learned, means, .. } = *self;
+        Parametrization { constraint, sources, anchor, learned, means: means.to_vec() }
+    }
+
+    /// Whether integers stay exact: an exponential is not, nor a mean of anything but 2ⁿ numbers.
+    pub fn is_exact(&self) -> bool {
+        self.constraint != Constraint::Simplex && self.means.iter().all(|mean| mean.period.is_power_of_two())
+    }
+}
+
+const fn constraint(
+    name: &'static str,
+    constraint: Constraint,
+    [sources, anchor, learned]: [usize; 3],
+) -> ConstraintCase {
+    ConstraintCase { name, constraint, sources, anchor, learned, means: &[] }
+}
+
+impl ConstraintCase {
+    const fn means(mut self, means: &'static [Mean]) -> ConstraintCase {
+        self.means = means;
+        self
+    }
+}
+
+/// The last α take part in no mean.
+const MEANS: &[Mean] = &[Mean { first: 0, rows: 5, period: 4 }, Mean { first: 20, rows: 3, period: 8 }];
+/// Periods that divide to no finite binary fraction, a gap between them, α that two means share, and single α.
+const ODD_MEANS: &[Mean] = &[
+    Mean { first: 1, rows: 4, period: 3 },
+    Mean { first: 15, rows: 7, period: 9 },
+    Mean { first: 1, rows: 4, period: 3 },
+    Mean { first: 80, rows: 6, period: 1 },
+];
+
+pub const CONSTRAINT: &[ConstraintCase] = &[
+    constraint("affine, 2 sources", Constraint::Affine, [2, 0, 37]),
+    constraint("affine, 3 sources, the last one the anchor", Constraint::Affine, [3, 2, 300]),
+    constraint("affine, 8 sources, the fourth the anchor", Constraint::Affine, [8, 3, 65]),
+    constraint("affine, 2 sources, the second the anchor, means", Constraint::Affine, [2, 1, 50]).means(MEANS),
+    constraint("affine, 8 sources, odd means", Constraint::Affine, [8, 5, 90]).means(ODD_MEANS),
+    constraint("affine, one α", Constraint::Affine, [2, 0, 1]),
+    constraint("affine, several blocks", Constraint::Affine, [3, 1, 20_001]),
+    constraint("clamp, 2 sources", Constraint::Clamp, [2, 1, 33]),
+    constraint("clamp, 3 sources, means", Constraint::Clamp, [3, 1, 50]).means(MEANS),
+    constraint("clamp, 8 sources", Constraint::Clamp, [8, 7, 12]),
+    constraint("simplex, 2 sources", Constraint::Simplex, [2, 0, 37]),
+    constraint("simplex, 3 sources, means", Constraint::Simplex, [3, 1, 50]).means(MEANS),
+    constraint("simplex, 8 sources, odd means", Constraint::Simplex, [8, 6, 90]).means(ODD_MEANS),
+    constraint("simplex, several blocks", Constraint::Simplex, [3, 0, 20_001]),
+    constraint("free, 2 sources", Constraint::Free, [2, 1, 37]),
+    constraint("free, 3 sources, odd means", Constraint::Free, [3, 0, 90]).means(ODD_MEANS),
+    constraint("free, 8 sources, means", Constraint::Free, [8, 4, 50]).means(MEANS),
+];
+
 /// A batch norm of numbers around `mean`, `deviation` wide.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchNormCase {
@@ -330,6 +399,9 @@ pub const CONCAT: &[([usize; 3], &[usize])] = &[
     // Blocks of 1024 pixels.
     ([3, 25, 31], &[6, 3]),
 ];
+
+/// Numbers that are stored in another type: fewer than 16 bytes, whole ones, and several blocks with a rest.
+pub const CONVERT: &[usize] = &[1, 7, 8, 31, 4096, 10_003];
 
 /// A fully connected layer.
 #[derive(Clone, Copy, Debug)]
@@ -440,6 +512,7 @@ mod tests {
         };
         names(CONV2D.iter().map(|case| case.name).collect());
         names(MERGE.iter().map(|case| case.name).collect());
+        names(CONSTRAINT.iter().map(|case| case.name).collect());
         names(BATCH_NORM.iter().map(|case| case.name).collect());
         names(POOL.iter().map(|case| case.name).collect());
         names(OPTIMIZER.iter().map(|case| case.name).collect());

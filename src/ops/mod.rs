@@ -4,7 +4,8 @@
 //!
 //! * `mod.rs` the formula, shapes and checks; the dispatch on where the tensors live; the record on the tape;
 //! * `reference.rs` naive loops, generic over `f32` and `f64`: the definition, and what `f64` tensors run;
-//! * `cpu.rs` the fast form for `f32`.
+//! * `cpu.rs` the fast form for `f32`;
+//! * `gpu.rs` the typed launches of its kernels.
 //!
 //! Implementations write into what they are given; where a contract returns a tensor, it comes from the pool of buffers.
 //! Sums run in an order that does not depend on the number of threads. Activations are N, H, W, C; filters K, R, S, C.
@@ -12,8 +13,10 @@
 pub mod batch_norm;
 pub mod cases;
 pub mod concat;
+pub mod control;
 pub mod conv2d;
 pub mod gemm;
+pub mod images;
 pub mod linear;
 pub mod merge;
 pub mod optimizer;

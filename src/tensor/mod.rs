@@ -304,11 +304,7 @@ impl Tensor {
                 } else {
                     let row = self.shape.row_len();
                     for i in 0..self.shape.rows() {
-                        gpu.copy(
-                            to.offset(i * row * size),
-                            self.address().offset(i * self.pitch * size),
-                            row * size,
-                        );
+                        gpu.copy(to.offset(i * row * size), self.address().offset(i * self.pitch * size), row * size);
                     }
                 }
                 copy
@@ -392,6 +388,28 @@ impl<'a> TensorMut<'a> {
             }
         };
         TensorMut { data, shape, pitch }
+    }
+
+    /// The first `at` elements and the rest, as vectors. There may be no padding.
+    pub fn split_at(self, at: usize) -> (TensorMut<'a>, TensorMut<'a>) {
+        let len = self.shape.len();
+        assert!(self.pitch == self.shape.row_len() && at <= len, "split of {} at {at}", self.shape);
+        let (first, second) = match self.data {
+            DataMut::F32(data) => {
+                let (first, second) = data.split_at_mut(at);
+                (DataMut::F32(first), DataMut::F32(second))
+            }
+            DataMut::F64(data) => {
+                let (first, second) = data.split_at_mut(at);
+                (DataMut::F64(first), DataMut::F64(second))
+            }
+            DataMut::Gpu { gpu, address, dtype, alone } => {
+                let second = address.offset(at * dtype.size());
+                (DataMut::Gpu { gpu, address, dtype, alone }, DataMut::Gpu { gpu, address: second, dtype, alone })
+            }
+        };
+        let vector = |data, len: usize| TensorMut { data, shape: [len].into(), pitch: 1 };
+        (vector(first, at), vector(second, len - at))
     }
 
     /// Overwrites this window with the numbers of `source`, which has the same dtype and may be on the CPU; neither may

@@ -128,10 +128,10 @@ impl Protocol {
                 let average = fold_fixed(sources, &coefficients, 0, BatchNormPolicy::Merge).model;
                 let mut model = sources.transfer(0, &sources.network(target.data.classes));
                 model.trunk = average.trunk;
-                reestimate_statistics(&mut model, target, self.learn.probe.batch_size);
+                reestimate_statistics(&mut model, target, self.learn.probe.batch_size)?;
                 init::initialize(&mut model, Region::Head, self.learn.probe.seed);
                 let history = train(&mut model, &mut Subject::Head, target, &self.learn.probe, observer)?;
-                reestimate_statistics(&mut model, target, self.learn.probe.batch_size);
+                reestimate_statistics(&mut model, target, self.learn.probe.batch_size)?;
                 self.fine_tune(model, history, target, observer)?
             }
             Baseline::MedmergeProbe | Baseline::Medmerge => {
@@ -156,7 +156,7 @@ impl Protocol {
             }
         };
         let seconds = start.elapsed().as_secs_f64();
-        let metrics = evaluate(&model, target, SplitName::Test, self.fine_tuning.batch_size);
+        let metrics = evaluate(&model, target, SplitName::Test, self.fine_tuning.batch_size)?;
         Ok(Outcome { baseline, model, metrics, history, seconds, learned })
     }
 

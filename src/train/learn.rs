@@ -51,7 +51,7 @@ pub fn probe(
 ) -> Result<(Model, Vec<EpochRecord>)> {
     let mut model = with_new_head(sources, index, target.data.classes, options.seed);
     let history = train(&mut model, &mut Subject::Head, target, options, observer)?;
-    reestimate_statistics(&mut model, target, options.batch_size);
+    reestimate_statistics(&mut model, target, options.batch_size)?;
     Ok((model, history))
 }
 
@@ -69,7 +69,7 @@ pub fn choose_anchor(
     let mut scores = Vec::new();
     for index in 0..sources.len() {
         let (model, _) = probe(sources, index, target, options, observer)?;
-        scores.push(evaluate(&model, target, SplitName::Val, options.batch_size).macro_f1);
+        scores.push(evaluate(&model, target, SplitName::Val, options.batch_size)?.macro_f1);
     }
     // The first of equals.
     let best = (0..scores.len()).rev().max_by(|&a, &b| scores[a].total_cmp(&scores[b])).expect("two sources at least");
@@ -110,7 +110,7 @@ pub fn learn(
     let history = train(&mut model, &mut subject, target, &options.probe, observer)?;
     subject.materialize(&mut model);
     if !options.keep_statistics {
-        reestimate_statistics(&mut model, target, options.probe.batch_size);
+        reestimate_statistics(&mut model, target, options.probe.batch_size)?;
     }
     let Subject::Merge(state) = subject else { unreachable!("made above") };
     let learned = Learned {

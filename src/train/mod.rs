@@ -13,6 +13,8 @@ mod compare;
 mod evaluate;
 mod learn;
 mod optimizer;
+mod place;
+mod recorder;
 mod resume;
 mod step;
 
@@ -24,8 +26,10 @@ pub use compare::{Baseline, Outcome, Protocol};
 pub use evaluate::{evaluate, reestimate_statistics, scores};
 pub use learn::{AnchorChoice, LearnOptions, Learning, choose_anchor, learn, probe};
 pub use optimizer::{Optimizer, OptimizerKind, Schedule};
+pub use place::Place;
+pub use recorder::Recorder;
 pub use resume::ResumeFile;
-pub use step::{MergeState, Optimizers, Step, Subject, step};
+pub use step::{MergeState, Optimizers, Subject, step};
 
 use crate::data::{Augmentation, Dataset, Loader, LoaderOptions, Normalisation, SplitName};
 use crate::error::{Error, Result};
@@ -33,13 +37,14 @@ use crate::interrupt::{Listener, interrupted};
 use crate::metrics::Metrics;
 use crate::nn::Model;
 use crate::ops::softmax_cross_entropy::CrossEntropy;
-use crate::tensor::Tensor;
+use crate::tensor::{Device, Tensor};
 
-/// A data set and how its images become numbers.
+/// A data set, how its images become numbers, and where.
 #[derive(Clone, Copy)]
 pub struct Target<'a> {
     pub data: &'a Dataset,
     pub normalisation: &'a Normalisation,
+    pub place: Place,
 }
 
 impl<'a> Target<'a> {
@@ -149,7 +154,10 @@ pub struct EpochRecord {
 pub trait Observer {
     fn step(&mut self, _step: usize, _steps: usize, _loss: f32) {}
 
-    /// After each epoch; `best` is the model to keep if this epoch is the best so far.
+    /// Something about the run that is worth a line for whoever wants details.
+    fn detail(&mut self, _text: &str) {}
+
+    /// After each epoch; `best`, on the CPU, is the model to keep if this epoch is the best so far.
     fn epoch(&mut self, _record: &EpochRecord, _best: Option<&Model>) -> Result<()> {
         Ok(())
     }
@@ -199,8 +207,6 @@ pub fn train_resumable(
     let is_merge = matches!(subject, Subject::Merge(_));
     assert!(resume.is_none() || !is_merge, "a merge is not resumable");
     let _listener = Listener::new();
-    // A transferred trunk is still the source's own buffer.
-    *model = model.copy();
     let channels = model.network.input_channels;
     let loader =
         target.loader(SplitName::Train, channels, options.batch_size, true, options.augmentation, options.seed);
@@ -213,11 +219,16 @@ pub fn train_resumable(
     let mut history = Vec::new();
     let mut best: Option<Best> = None;
     let mut done = 0;
+    let mut control = None;
     if let Some(file) = &resume
         && let Some(before) = file.load(model, &mut optimizers)?
     {
-        (done, history, best) = (before.steps, before.history, before.best);
+        (done, history, best, control) = (before.steps, before.history, before.best, before.control);
     }
+    // Its own buffers: a transferred trunk is still the source's.
+    *model = model.copy().to_device(target.place.device);
+    let trunks = subject.move_to(target.place.device);
+    let mut recorder = Recorder::new(target.place, optimizers, loss, control);
     for epoch in history.len()..options.epochs {
         let since = epoch - best.as_ref().map_or(epoch, |best| best.epoch + 1);
         if epoch > 0 && options.patience.is_some_and(|patience| since >= patience) {
@@ -225,23 +236,37 @@ pub fn train_resumable(
         }
         let start = Instant::now();
         let (mut sum, mut batches) = (0.0, 0);
-        for batch in loader.epoch(epoch) {
+        let first = done;
+        let mut feed = recorder.feed(&loader, epoch);
+        loop {
             if interrupted() {
                 return Err(Error::Interrupted { kept: observer.kept() });
             }
-            let factor = options.schedule.factor(done, steps);
-            let images = Tensor::from_vec(batch.images, batch.shape);
-            let Step { loss: value, .. } = step(model, subject, &mut optimizers, &loss, images, &batch.labels, factor);
-            done += 1;
-            if !value.is_finite() {
-                return Err(Error::Diverged { loss: value, step: done, epoch: epoch + 1, kept: observer.kept() });
+            let factor = options.schedule.factor(first + batches + recorder.pending(), steps);
+            let is_over = !recorder.step(model, subject, &loader, &mut feed, factor)?;
+            if recorder.pending() < recorder.patience() && !is_over {
+                continue;
             }
-            sum += f64::from(value);
-            batches += 1;
-            observer.step(done, steps, value);
+            let finished = recorder.losses()?;
+            for value in finished.losses {
+                done += 1;
+                batches += 1;
+                if !value.is_finite() {
+                    return Err(Error::Diverged { loss: value, step: done, epoch: epoch + 1, kept: observer.kept() });
+                }
+                sum += f64::from(value);
+                observer.step(done, steps, value);
+            }
+            if finished.diverged {
+                return Err(Error::Diverged { loss: f32::NAN, step: done, epoch: epoch + 1, kept: observer.kept() });
+            }
+            if is_over {
+                break;
+            }
         }
+        recorder.describe().into_iter().for_each(|text| observer.detail(&text));
         subject.materialize(model);
-        let validation = validate(model, target, options.batch_size);
+        let validation = validate(model, target, options.batch_size)?;
         let record = EpochRecord {
             epoch: epoch + 1,
             train_loss: sum / batches as f64,
@@ -259,24 +284,29 @@ pub fn train_resumable(
         if improved {
             best = Some(Best { macro_f1, epoch, model: model.copy(), numbers: subject.numbers() });
         }
-        observer.epoch(&record, improved.then_some(&*model))?;
+        let kept = improved.then(|| model.to_device(Device::Cpu));
+        target.place.device.check()?;
+        observer.epoch(&record, kept.as_ref())?;
         history.push(record);
         if let Some(file) = &mut resume {
-            file.save(model, &optimizers, best.as_ref(), &history, done)?;
+            file.save(model, recorder.optimizers(), recorder.control(), best.as_ref(), &history, done)?;
         }
     }
     if let Some(best) = best {
         *model = best.model;
         subject.restore(best.numbers);
     }
+    *model = model.to_device(Device::Cpu);
+    subject.move_back(trunks);
+    target.place.device.check()?;
     Ok(history)
 }
 
-fn validate(model: &Model, target: Target, batch_size: usize) -> Option<Metrics> {
+fn validate(model: &Model, target: Target, batch_size: usize) -> Result<Option<Metrics>> {
     if target.data.val.is_empty() {
-        return None;
+        return Ok(None);
     }
-    Some(evaluate(model, target, SplitName::Val, batch_size))
+    evaluate(model, target, SplitName::Val, batch_size).map(Some)
 }
 
 /// N / (classes · images of the class).

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::ops::control::Control;
 use crate::ops::optimizer::{AdamW, Sgd, adamw, sgd};
 use crate::tensor::Tensor;
 
@@ -13,6 +14,9 @@ pub enum OptimizerKind {
     /// With β = (0.9, 0.999) and ε = 1e-8.
     AdamW,
 }
+
+/// β₁, which is also SGD's momentum, and β₂.
+pub(super) const BETAS: [f64; 2] = [0.9, 0.999];
 
 /// How the learning rate falls from its first value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -53,6 +57,11 @@ impl Optimizer {
         self.step
     }
 
+    /// Says how many updates there have been, where a GPU counted.
+    pub(super) fn set_steps(&mut self, steps: u64) {
+        self.step = steps;
+    }
+
     /// Velocity, or first and second moment; empty before the first update.
     pub fn moments(&self) -> &[Tensor] {
         &self.moments
@@ -63,30 +72,37 @@ impl Optimizer {
         (self.step, self.moments) = (steps, moments);
     }
 
-    /// Moves `parameters` against `gradient`; the learning rate is multiplied by `factor`.
-    pub fn update(&mut self, parameters: &mut Tensor, gradient: &Tensor, factor: f64) {
+    /// Moves `parameters` against `gradient`; the learning rate is multiplied by `factor`, or on a GPU by that of
+    /// `control`, which also decides whether anything happens.
+    pub fn update(&mut self, parameters: &mut Tensor, gradient: &Tensor, factor: f64, control: Option<&Control>) {
         if self.moments.is_empty() {
             let count = if self.kind == OptimizerKind::Sgd { 1 } else { 2 };
             let zeros = || Tensor::zeros(parameters.shape(), parameters.dtype(), parameters.device());
             self.moments = (0..count).map(|_| zeros()).collect();
         }
+        for moment in &mut self.moments {
+            // Restored ones come from a file.
+            if moment.device() != parameters.device() {
+                *moment = moment.to_device(parameters.device());
+            }
+        }
         self.step += 1;
-        let learning_rate = self.learning_rate * factor;
+        let learning_rate = if control.is_some() { self.learning_rate } else { self.learning_rate * factor };
         match (self.kind, self.moments.as_mut_slice()) {
             (OptimizerKind::Sgd, [velocity]) => {
-                let rule = Sgd { learning_rate, momentum: 0.9, weight_decay: self.weight_decay };
-                sgd(&rule, parameters, gradient, velocity);
+                let rule = Sgd { learning_rate, momentum: BETAS[0], weight_decay: self.weight_decay };
+                sgd(&rule, parameters, gradient, velocity, control);
             }
             (OptimizerKind::AdamW, [first, second]) => {
                 let rule = AdamW {
                     learning_rate,
-                    beta1: 0.9,
-                    beta2: 0.999,
+                    beta1: BETAS[0],
+                    beta2: BETAS[1],
                     epsilon: 1e-8,
                     weight_decay: self.weight_decay,
                     step: self.step,
                 };
-                adamw(&rule, parameters, gradient, first, second);
+                adamw(&rule, parameters, gradient, first, second, control);
             }
             _ => unreachable!("each rule has its own number of moments"),
         }

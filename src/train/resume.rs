@@ -10,6 +10,7 @@ use super::{Best, EpochRecord};
 use crate::checkpoint::{Metadata, Numbers, StoredTensor, TensorFile, write};
 use crate::error::{Error, Result};
 use crate::nn::Model;
+use crate::ops::control::Values;
 use crate::output::OutputPath;
 use crate::tensor::Tensor;
 
@@ -24,6 +25,8 @@ pub(super) struct Resumed {
     pub steps: usize,
     pub history: Vec<EpochRecord>,
     pub best: Option<Best>,
+    /// What a GPU had decided, where the run was on one.
+    pub control: Option<Values>,
 }
 
 impl ResumeFile {
@@ -47,6 +50,7 @@ impl ResumeFile {
         &mut self,
         model: &Model,
         optimizers: &Optimizers,
+        control: Option<Values>,
         best: Option<&Best>,
         history: &[EpochRecord],
         steps: usize,
@@ -62,6 +66,11 @@ impl ResumeFile {
             for (index, moment) in optimizer.moments().iter().enumerate() {
                 tensors.push(stored(format!("{name}.moment{index}"), moment));
             }
+        }
+        if let Some(control) = control {
+            // As bits, for the same reason as below.
+            let bytes = bytemuck::bytes_of(&control).iter().map(|byte| format!("{byte:02x}"));
+            metadata.insert("control".into(), bytes.collect());
         }
         if let Some(best) = best {
             tensors.extend(stored_model("best", &best.model));
@@ -104,8 +113,18 @@ impl ResumeFile {
                 Some(Best { macro_f1: f64::from_bits(bits), epoch, model: best, numbers: None })
             }
         };
-        Ok(Some(Resumed { steps: number("steps")? as usize, history, best }))
+        let control = match file.metadata.get("control") {
+            None => None,
+            Some(text) => Some(control_values(text).ok_or_else(|| refuse("it is no state of a training run"))?),
+        };
+        Ok(Some(Resumed { steps: number("steps")? as usize, history, best, control }))
     }
+}
+
+fn control_values(text: &str) -> Option<Values> {
+    let byte = |at: usize| u8::from_str_radix(text.get(2 * at..2 * at + 2)?, 16).ok();
+    let bytes: Option<Vec<u8>> = (0..text.len() / 2).map(byte).collect();
+    bytemuck::try_pod_read_unaligned(&bytes?).ok()
 }
 
 fn stored(name: String, tensor: &Tensor) -> StoredTensor {

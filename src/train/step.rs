@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
+use super::optimizer::BETAS;
 use super::{Optimizer, TrainOptions};
 use crate::merge::{Constraint, Plan};
 use crate::nn::{Mode, Model};
+use crate::ops::control::Control;
+use crate::ops::optimizer;
 use crate::ops::softmax_cross_entropy::CrossEntropy;
 use crate::tape::{Tape, Var};
-use crate::tensor::Tensor;
+use crate::tensor::{Device, Integers, Tensor};
 
 /// How fast running statistics follow the batches during training, as in PyTorch.
 const MOMENTUM: f64 = 0.1;
@@ -45,10 +48,28 @@ impl Optimizers {
         let trunk = self.trunk.iter_mut().map(|optimizer| ("trunk", optimizer));
         trunk.chain([("head", &mut self.head)])
     }
-}
 
-pub struct Step {
-    pub loss: f32,
+    /// Updates so far: the same for all.
+    pub(super) fn steps(&self) -> u64 {
+        self.head.steps()
+    }
+
+    pub(super) fn set_steps(&mut self, steps: u64) {
+        self.all_mut().for_each(|optimizer| optimizer.set_steps(steps));
+    }
+
+    fn all_mut(&mut self) -> impl Iterator<Item = &mut Optimizer> {
+        self.trunk.iter_mut().chain([&mut self.head]).chain(self.merge.iter_mut())
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Optimizer> {
+        self.trunk.iter().chain([&self.head]).chain(&self.merge)
+    }
+
+    /// Every tensor that updates read and write beside the parameters.
+    pub(super) fn moments(&self) -> impl Iterator<Item = &Tensor> {
+        self.all().flat_map(|optimizer| optimizer.moments())
+    }
 }
 
 impl Subject {
@@ -60,6 +81,22 @@ impl Subject {
             head: rule(),
             // Decay would pull merge weights towards the anchor.
             merge: matches!(self, Subject::Merge(_)).then(|| Optimizer::new(optimizer, merge_learning_rate, 0.0)),
+        }
+    }
+
+    /// Moves what learns, and what it learns from, to a device; returns the frozen sources as they were.
+    pub(super) fn move_to(&mut self, device: Device) -> Vec<Tensor> {
+        let Subject::Merge(state) = self else { return Vec::new() };
+        state.numbers = state.numbers.to_device(device);
+        let moved = state.trunks.iter().map(|trunk| trunk.to_device(device)).collect();
+        std::mem::replace(&mut state.trunks, moved)
+    }
+
+    /// The way back from [`Subject::move_to`].
+    pub(super) fn move_back(&mut self, trunks: Vec<Tensor>) {
+        if let Subject::Merge(state) = self {
+            state.numbers = state.numbers.to_device(Device::Cpu);
+            state.trunks = trunks;
         }
     }
 
@@ -85,16 +122,19 @@ impl Subject {
     }
 }
 
-/// Runs one batch. The learning rates are multiplied by `factor`.
+/// Runs one batch and returns its loss, a single number. The learning rates are multiplied by `factor`, or on a GPU by
+/// that of `control`. A step whose loss is not finite changes nothing.
+#[allow(clippy::too_many_arguments)]
 pub fn step(
     model: &mut Model,
     subject: &mut Subject,
     optimizers: &mut Optimizers,
     loss: &CrossEntropy,
     images: Tensor,
-    labels: &[u32],
+    labels: &Integers<u32>,
     factor: f64,
-) -> Step {
+    control: Option<&Control>,
+) -> Tensor {
     let mut tape = Tape::new();
     let head = tape.leaf(model.head.clone());
     let (learned, trunk) = match subject {
@@ -102,7 +142,7 @@ pub fn step(
             let trunk = tape.leaf(model.trunk.clone());
             (trunk.clone(), trunk)
         }
-        Subject::Head => (Var::constant(Tensor::scalar(0f32)), Var::constant(model.trunk.clone())),
+        Subject::Head => (Var::constant(model.trunk.clone()), Var::constant(model.trunk.clone())),
         Subject::Merge(state) => {
             let numbers = tape.leaf(state.numbers.clone());
             let alpha = tape.constrain(&state.plan.parametrization, &numbers);
@@ -113,35 +153,43 @@ pub fn step(
     let network = Arc::clone(&model.network);
     let output = network.forward(&mut tape, &trunk, &head, &model.statistics, images, Mode::Training);
     drop(trunk);
-    let loss = tape.softmax_cross_entropy(loss, &output.logits, labels);
-    let value = loss.value().data::<f32>()[0];
+    let loss = tape.softmax_cross_entropy(loss, &output.logits, labels, control);
+    let value = loss.value().clone();
     drop(output.logits);
     let mut gradients = tape.backward(loss);
     let (of_head, of_learned) = (gradients.take(&head), gradients.take(&learned));
     // Parameters are written below, so nothing may read them any more.
     drop((head, learned, gradients));
 
-    if !value.is_finite() {
+    match control {
+        Some(control) => {
+            let gradients: Vec<&Tensor> = of_head.iter().chain(&of_learned).collect();
+            optimizer::gpu::decide(control, &value, &gradients, BETAS);
+        }
         // The parameters from which this loss came stay as they are.
-        return Step { loss: value };
+        None if !value.data::<f32>()[0].is_finite() => return value,
+        None => {}
     }
-    model.update_statistics(&output.statistics, Some(MOMENTUM));
+    model.update_statistics(&output.statistics, Some(MOMENTUM), control.map(Control::gate));
     if let Some(gradient) = of_head {
-        optimizers.head.update(&mut model.head, &gradient, factor);
+        optimizers.head.update(&mut model.head, &gradient, factor, control);
     }
     match (subject, of_learned) {
         (Subject::Everything, Some(gradient)) => {
             let optimizer = optimizers.trunk.as_mut().expect("made for this subject");
-            optimizer.update(&mut model.trunk, &gradient, factor);
+            optimizer.update(&mut model.trunk, &gradient, factor, control);
         }
         (Subject::Merge(state), Some(gradient)) => {
             let optimizer = optimizers.merge.as_mut().expect("made for this subject");
-            optimizer.update(&mut state.numbers, &gradient, factor);
+            optimizer.update(&mut state.numbers, &gradient, factor, control);
             if state.plan.method.constraint == Constraint::Clamp {
-                state.numbers.view_mut().data::<f32>().iter_mut().for_each(|w| *w = w.clamp(0.0, 1.0));
+                optimizer::clamp(&mut state.numbers, control);
             }
         }
         _ => {}
     }
-    Step { loss: value }
+    if let Some(control) = control {
+        optimizer::gpu::rescale(control, &value);
+    }
+    value
 }

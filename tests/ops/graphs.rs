@@ -11,7 +11,7 @@ use medmerge::ops::merge::constraint::{Mean, Parametrization};
 use medmerge::ops::pool::Pool;
 use medmerge::ops::softmax_cross_entropy::CrossEntropy;
 use medmerge::tape::{Tape, Var};
-use medmerge::tensor::{Shape, Tensor};
+use medmerge::tensor::{Integers, Shape, Tensor};
 
 use crate::common::Numbers;
 
@@ -146,8 +146,8 @@ fn cross_entropy() -> impl Iterator<Item = Graph> {
         let (n, classes) = (case.n, case.classes);
         let logits = scaled(random([n, classes], 1), case.scale, 0.0);
         Graph::new(format!("{case:?}"), [logits], move |tape, l| {
-            let labels: Vec<u32> = (0..n).map(|i| (3 * i % classes) as u32).collect();
-            tape.softmax_cross_entropy(&case.loss(), &l[0], &labels)
+            let labels = Integers::from_vec((0..n).map(|i| (3 * i % classes) as u32).collect());
+            tape.softmax_cross_entropy(&case.loss(), &l[0], &labels, None)
         })
     })
 }
@@ -208,7 +208,7 @@ fn loss(tape: &mut Tape, network: &Network, trunk: &Var, head: &Var, statistics:
     let dtype = head.value().dtype();
     let output = network.forward(tape, trunk, head, &statistics.cast(dtype), images().cast(dtype), mode);
     let loss = CrossEntropy { class_weights: vec![1.0, 0.5, 2.0], label_smoothing: 0.1 };
-    tape.softmax_cross_entropy(&loss, &output.logits, &[0, 2, 1])
+    tape.softmax_cross_entropy(&loss, &output.logits, &Integers::from_vec(vec![0, 2, 1]), None)
 }
 
 /// Trained in all parameters: no γ is 1 and no β 0, as they are at the start.

@@ -7,7 +7,5 @@ mod common;
 mod gradients;
 mod graphs;
 mod parity;
-mod pass;
-mod passes;
 mod tape;
 mod threads;

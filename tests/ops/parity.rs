@@ -1,64 +1,86 @@
-//! Every pass on the CPU in `f32` against the reference in `f64`, on the same inputs.
+//! Every pass against the reference in `f64`, on the same inputs, on every device there is.
 
 use medmerge::ops::cases;
 use medmerge::ops::softmax_cross_entropy::forward_backward;
-use medmerge::tensor::{DType, Tensor};
+use medmerge::selftest::{OPS, Op, OpReport, Outcome};
+use medmerge::tensor::{DType, Device, Tensor};
 
 use crate::common::{Numbers, assert_close, normalized_error};
-use crate::pass::Pass;
-use crate::passes;
 
-fn check(op: &str, passes: impl Iterator<Item = Pass>) {
-    let mut worst = (0.0, String::new());
-    for pass in passes {
-        pass.check_integers();
-        pass.check_not_finite();
-        let error = pass.check_reals();
-        if error > worst.0 {
-            worst = (error, pass.name);
+#[track_caller]
+fn assert_passed(report: OpReport) {
+    for worst in &report.errors {
+        let (op, dtype, error, pass) = (report.op, worst.dtype, worst.error, &worst.pass);
+        println!("{op} in {dtype}: at worst a normalised error of {error:.1e}, in {pass}");
+    }
+    assert_eq!(report.outcome, Outcome::Passed, "{}", report.op);
+}
+
+fn check(op: &str, device: Device, dtype: DType) {
+    assert_passed(Op::named(op).unwrap().check(device, &[dtype]));
+}
+
+/// A test per op and dtype, on the CPU and on the emulator.
+macro_rules! ops {
+    ($($op:ident)*) => {
+        /// In the order of the table.
+        const TESTED: &[&str] = &[$(stringify!($op)),*];
+
+        mod cpu {
+            use super::*;
+            $(#[test] fn $op() { check(stringify!($op), Device::Cpu, DType::F32); })*
+        }
+
+        #[cfg(feature = "emulator")]
+        mod emulator {
+            use super::*;
+
+            fn emulator() -> Device {
+                Device::Gpu(medmerge::gpu::Gpu::emulator(1).unwrap())
+            }
+
+            mod f32 { use super::*; $(#[test] fn $op() { check(stringify!($op), emulator(), DType::F32); })* }
+            mod bf16 { use super::*; $(#[test] fn $op() { check(stringify!($op), emulator(), DType::BF16); })* }
+            mod f16 { use super::*; $(#[test] fn $op() { check(stringify!($op), emulator(), DType::F16); })* }
+        }
+    };
+}
+
+ops! { convert conv2d batch_norm pool pointwise concat linear merge constraint optimizer }
+
+#[test]
+fn every_op_of_the_table_is_tested() {
+    assert!(OPS.iter().map(|op| op.name).eq(TESTED.iter().copied()));
+}
+
+/// All ops on the first GPU. One that is asked for by MEDMERGE_REQUIRE_DEVICE=cuda has to be there.
+#[test]
+fn cuda() {
+    match medmerge::gpu::Gpu::cuda(0) {
+        Ok(gpu) => {
+            let device = Device::Gpu(gpu);
+            let mut failed = Vec::new();
+            let report = |report: OpReport| {
+                println!("{report:?}");
+                if report.outcome != Outcome::Passed {
+                    failed.push(report);
+                }
+            };
+            let ops: Vec<&Op> = OPS.iter().collect();
+            medmerge::selftest::run(device, device.dtypes(), &ops, report).unwrap();
+            assert!(failed.is_empty(), "{failed:#?}");
+        }
+        Err(failure) => {
+            let required = std::env::var("MEDMERGE_REQUIRE_DEVICE").is_ok_and(|devices| devices.contains("cuda"));
+            assert!(!required, "a GPU is required: {failure}");
+            println!("not run: {failure}");
         }
     }
-    println!("{op}: at worst a normalised error of {:.1e}, in {}", worst.0, worst.1);
 }
 
-#[test]
-fn conv2d() {
-    check("conv2d", passes::conv2d());
-}
-
-#[test]
-fn merge() {
-    check("merge", passes::merge());
-}
-
-#[test]
-fn batch_norm() {
-    check("batch norm", passes::batch_norm());
-}
-
-#[test]
-fn pool() {
-    check("pool", passes::pools());
-}
-
-#[test]
-fn pointwise() {
-    check("pointwise", passes::pointwise());
-}
-
-#[test]
-fn concat() {
-    check("concat", passes::concat());
-}
-
-#[test]
-fn linear() {
-    check("linear", passes::linear());
-}
-
-#[test]
-fn optimizer() {
-    check("optimizer", passes::optimizer());
+/// References to several buffers.
+fn slices(buffers: &[Vec<f32>]) -> Vec<&[f32]> {
+    buffers.iter().map(Vec::as_slice).collect()
 }
 
 /// The blend runs in the reference's order without fused operations, so any numbers give its bits.
@@ -70,8 +92,8 @@ fn a_blend_has_the_bits_of_the_reference() {
         let sources: Vec<Vec<f32>> = (0..case.sources).map(|_| draw(case.arena_len)).collect();
         let alpha = draw(case.sources * case.alphas);
         let [mut fast, mut plain] = [0; 2].map(|_| vec![f32::NAN; case.arena_len]);
-        medmerge::ops::merge::cpu::blend(&table, &crate::pass::slices(&sources), &alpha, &mut fast);
-        medmerge::ops::merge::reference::blend(&table, &crate::pass::slices(&sources), &alpha, &mut plain);
+        medmerge::ops::merge::cpu::blend(&table, &slices(&sources), &alpha, &mut fast);
+        medmerge::ops::merge::reference::blend(&table, &slices(&sources), &alpha, &mut plain);
         assert!(fast.iter().zip(&plain).all(|(a, b)| a.to_bits() == b.to_bits()), "{}", case.name);
     }
 }

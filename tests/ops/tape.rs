@@ -4,7 +4,7 @@ use medmerge::nn::Mode;
 use medmerge::ops::conv2d::{self, Conv2d};
 use medmerge::ops::softmax_cross_entropy::CrossEntropy;
 use medmerge::tape::{Tape, Var};
-use medmerge::tensor::{DType, Device, Tensor};
+use medmerge::tensor::{DType, Device, Integers, Tensor};
 
 use crate::gradients::dot;
 use crate::graphs::{model, random};
@@ -69,7 +69,8 @@ fn with_the_head_alone_nothing_upstream_is_kept() {
         let head = tape.leaf(model.head.clone());
         let of_trunk = if trunk_learns { tape.leaf(trunk.clone()) } else { Var::constant(trunk.clone()) };
         let output = model.network.forward(&mut tape, &of_trunk, &head, &model.statistics, x.clone(), Mode::Training);
-        let loss = tape.softmax_cross_entropy(&CrossEntropy::default(), &output.logits, &[0, 1]);
+        let loss =
+            tape.softmax_cross_entropy(&CrossEntropy::default(), &output.logits, &Integers::from_vec(vec![0, 1]), None);
         let id = of_trunk.id();
         drop(of_trunk);
         assert_eq!(trunk.is_unique(), !trunk_learns, "windows of the trunk");

@@ -3,12 +3,12 @@
 use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Method, Plan, Start};
 use medmerge::nn::{Architecture, Mode, Model, Stem};
 use medmerge::ops::softmax_cross_entropy::CrossEntropy;
+use medmerge::selftest::{Kind, OPS, Target};
 use medmerge::tape::Tape;
-use medmerge::tensor::Tensor;
+use medmerge::tensor::{Integers, Tensor};
 use medmerge::train::{MergeState, OptimizerKind, Subject, TrainOptions, step};
 
 use crate::common::{Numbers, f32s};
-use crate::passes;
 
 /// Runs `job` with one, two and three threads and requires equal results.
 fn same_with_any_number_of_threads<R: PartialEq + Send>(what: &str, job: impl Fn() -> R + Sync) {
@@ -25,10 +25,11 @@ fn bits(values: &[f32]) -> Vec<u32> {
 
 #[test]
 fn every_pass() {
-    for pass in passes::all() {
-        let inputs = pass.draw(false);
-        same_with_any_number_of_threads(&pass.name, || {
-            pass.on_cpu(&inputs).iter().map(|y| bits(y)).collect::<Vec<_>>()
+    for pass in OPS.iter().flat_map(|op| (op.passes)()) {
+        let inputs = pass.draw(Kind::Reals, Target::CPU);
+        same_with_any_number_of_threads(&pass.name(), || {
+            let outputs = pass.execute(Kind::Reals, Target::CPU, &inputs).unwrap();
+            outputs.iter().flatten().map(|value| value.to_bits()).collect::<Vec<_>>()
         });
     }
 }
@@ -54,7 +55,12 @@ fn every_gradient_of_a_network() {
             let leaves = [tape.leaf(model.trunk.clone()), tape.leaf(model.head.clone())];
             let [trunk, head] = &leaves;
             let output = model.network.forward(&mut tape, trunk, head, &model.statistics, x.clone(), Mode::Training);
-            let loss = tape.softmax_cross_entropy(&CrossEntropy::default(), &output.logits, &labels);
+            let loss = tape.softmax_cross_entropy(
+                &CrossEntropy::default(),
+                &output.logits,
+                &Integers::from_vec(labels.clone()),
+                None,
+            );
             let value = loss.value().clone();
             let mut gradients = tape.backward(loss);
             let [of_trunk, of_head] = leaves.map(|leaf| gradients.take(&leaf).expect("a gradient"));
@@ -91,7 +97,8 @@ fn training_steps() {
                 let mut optimizers = subject.optimizers(&TrainOptions { optimizer, ..TrainOptions::default() });
                 let losses = [1.0, 0.5].map(|factor| {
                     let ((x, labels), loss) = (batch(), CrossEntropy::default());
-                    step(&mut model, &mut subject, &mut optimizers, &loss, x, &labels, factor).loss
+                    let labels = Integers::from_vec(labels);
+                    step(&mut model, &mut subject, &mut optimizers, &loss, x, &labels, factor, None).data::<f32>()[0]
                 });
                 assert!(losses[1].is_finite() && losses[0] != losses[1], "{name}: nothing was learned");
                 let numbers = subject.numbers().map(|numbers| numbers.to_vec()).unwrap_or_default();

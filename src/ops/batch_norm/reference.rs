@@ -12,6 +12,12 @@ pub fn statistics<T: Element>(x: &[T], mean: &mut [T], variance: &mut [T]) {
     }
 }
 
+pub fn reciprocal_deviation<T: Element>(variance: &[T], epsilon: f64, rstd: &mut [T]) {
+    for (rstd, &variance) in rstd.iter_mut().zip(variance) {
+        *rstd = T::from_f64(1.0) / (variance + T::from_f64(epsilon)).sqrt();
+    }
+}
+
 pub fn normalize<T: Element>(x: &[T], mean: &[T], rstd: &[T], gamma: &[T], beta: &[T], y: &mut [T]) {
     for (i, (y, &x)) in y.iter_mut().zip(x).enumerate() {
         let c = i % mean.len();
@@ -50,5 +56,12 @@ pub fn input_gradient_assign<T: Element>(
         } else {
             scale * *dy
         };
+    }
+}
+
+/// `running += momentum·(factor·of_batch − running)`, in `f64` whatever the statistics are stored as.
+pub fn move_running<T: Element>(running: &mut [T], of_batch: &[T], factor: f64, momentum: f64) {
+    for (running, of_batch) in running.iter_mut().zip(of_batch) {
+        *running = T::from_f64((1.0 - momentum) * running.to_f64() + momentum * factor * of_batch.to_f64());
     }
 }

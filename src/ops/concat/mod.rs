@@ -21,29 +21,40 @@ pub fn output(inputs: &[Shape]) -> Shape {
 
 pub fn forward(inputs: &[&Tensor]) -> Tensor {
     let shapes: Vec<Shape> = inputs.iter().map(|x| x.shape()).collect();
-    let shape = output(&shapes);
-    let mut y = Tensor::uninit(shape, inputs[0].dtype(), inputs[0].device());
+    let mut y = Tensor::uninit(output(&shapes), inputs[0].dtype(), inputs[0].device());
     let mut first = 0;
     for x in inputs {
-        let (channels, total) = (x.shape().channels(), shape.channels());
-        match x.implementation() {
-            Implementation::Cpu => cpu::insert(x.data(), channels, y.view_mut().data(), total, first),
-            Implementation::Reference => reference::insert::<f64>(x.data(), channels, y.view_mut().data(), total, first),
-            Implementation::Gpu(_) => todo!(),
-        }
-        first += channels;
+        insert(x, first, y.view_mut());
+        first += x.shape().channels();
     }
     y
 }
 
+/// Writes `x` into the channels of `y` that begin at `first`; the others stay as they are.
+pub fn insert(x: &Tensor, first: usize, y: TensorMut) {
+    let (channels, total) = check_part(x.shape(), first, y.shape());
+    match x.implementation() {
+        Implementation::Cpu => cpu::insert(x.data(), channels, y.data(), total, first),
+        Implementation::Reference => reference::insert::<f64>(x.data(), channels, y.data(), total, first),
+        Implementation::Gpu(_) => todo!(),
+    }
+}
+
 /// The part of `dy` that belongs to the input whose channels begin at `first`.
 pub fn backward(dy: &Tensor, first: usize, dx: TensorMut) {
-    let (channels, total) = (dx.shape().channels(), dy.shape().channels());
+    let (channels, total) = check_part(dx.shape(), first, dy.shape());
     match dy.implementation() {
         Implementation::Cpu => cpu::extract(dy.data(), total, first, dx.data(), channels),
         Implementation::Reference => reference::extract::<f64>(dy.data(), total, first, dx.data(), channels),
         Implementation::Gpu(_) => todo!(),
     }
+}
+
+/// The channels of a part and of the whole.
+fn check_part(part: Shape, first: usize, whole: Shape) -> (usize, usize) {
+    let (channels, total) = (part.channels(), whole.channels());
+    assert!(part.pixels() == whole.pixels() && first + channels <= total, "{part} as channels {first}.. of {whole}");
+    (channels, total)
 }
 
 impl Tape {

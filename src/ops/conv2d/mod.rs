@@ -10,6 +10,7 @@
 //! of `w` and `dw` (one filter each) may be padded.
 
 pub mod cpu;
+mod gpu;
 pub mod reference;
 
 use crate::tape::{Tape, Var};
@@ -104,42 +105,44 @@ pub fn output_size(input: usize, taps: usize, stride: usize, padding: usize, dil
     Some((input + 2 * padding).checked_sub(dilation * (taps - 1) + 1)? / stride + 1)
 }
 
-pub fn fprop(conv: Conv2d, x: &Tensor, w: &Tensor) -> Tensor {
+/// Overwrites `y`. On a GPU all three tensors are of one dtype, f32, bf16 or f16.
+pub fn fprop(conv: Conv2d, x: &Tensor, w: &Tensor, y: TensorMut) {
     let g = Geometry::new(conv, x.shape(), w.shape(), w.pitch());
-    let mut y = Tensor::uninit(g.y(), x.dtype(), x.device());
+    assert_eq!(y.shape(), g.y(), "the output of a convolution");
     match x.implementation() {
-        Implementation::Cpu => cpu::fprop(&g, x.data(), w.data(), y.view_mut().data()),
-        Implementation::Reference => reference::fprop::<f64>(&g, x.data(), w.data(), y.view_mut().data()),
-        Implementation::Gpu(_) => todo!(),
+        Implementation::Cpu => cpu::fprop(&g, x.data(), w.data(), y.data()),
+        Implementation::Reference => reference::fprop::<f64>(&g, x.data(), w.data(), y.data()),
+        Implementation::Gpu(gpu) => gpu::fprop(gpu, &g, x, w, y),
     }
-    y
 }
 
-/// Overwrites `dx`.
+/// Overwrites `dx`. On a GPU all three tensors are of one dtype.
 pub fn dgrad(conv: Conv2d, dy: &Tensor, w: &Tensor, dx: TensorMut) {
     let g = Geometry::new(conv, dx.shape(), w.shape(), w.pitch());
     assert_eq!(dy.shape(), g.y(), "the gradient of a convolution's output");
     match dy.implementation() {
         Implementation::Cpu => cpu::dgrad(&g, dy.data(), w.data(), dx.data()),
         Implementation::Reference => reference::dgrad::<f64>(&g, dy.data(), w.data(), dx.data()),
-        Implementation::Gpu(_) => todo!(),
+        Implementation::Gpu(gpu) => gpu::dgrad(gpu, &g, dy, w, dx),
     }
 }
 
-/// Overwrites `dw`, but not the padding between its rows.
+/// Overwrites `dw`, but not the padding between its rows. On a GPU `x` and `dy` are of one dtype and `dw` is f32.
 pub fn wgrad(conv: Conv2d, x: &Tensor, dy: &Tensor, dw: TensorMut) {
     let g = Geometry::new(conv, x.shape(), dw.shape(), dw.pitch());
     assert_eq!(dy.shape(), g.y(), "the gradient of a convolution's output");
     match dy.implementation() {
         Implementation::Cpu => cpu::wgrad(&g, x.data(), dy.data(), dw.data()),
         Implementation::Reference => reference::wgrad::<f64>(&g, x.data(), dy.data(), dw.data()),
-        Implementation::Gpu(_) => todo!(),
+        Implementation::Gpu(gpu) => gpu::wgrad(gpu, &g, x, dy, dw),
     }
 }
 
 impl Tape {
     pub fn conv2d(&mut self, conv: Conv2d, x: &Var, w: &Var) -> Var {
-        let y = fprop(conv, x.value(), w.value());
+        let g = Geometry::new(conv, x.shape(), w.shape(), w.value().pitch());
+        let mut y = Tensor::uninit(g.y(), x.value().dtype(), x.value().device());
+        fprop(conv, x.value(), w.value(), y.view_mut());
         let (x_id, w_id) = (x.id(), w.id());
         self.record(y, &[x_id, w_id], || {
             // Each operand is kept only for the gradient of the other.

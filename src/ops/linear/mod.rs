@@ -27,16 +27,15 @@ impl Geometry {
     }
 }
 
-pub fn forward(x: &Tensor, w: &Tensor, b: &Tensor) -> Tensor {
+pub fn forward(x: &Tensor, w: &Tensor, b: &Tensor, y: TensorMut) {
     let g = Geometry::new(x.shape(), w.shape(), w.pitch());
     assert_eq!(b.dims(), [g.k], "bias of a linear layer");
-    let mut y = Tensor::uninit([g.n, g.k], x.dtype(), x.device());
+    assert_eq!(y.shape().dims(), [g.n, g.k], "output of a linear layer");
     match x.implementation() {
-        Implementation::Cpu => cpu::forward(&g, x.data(), w.data(), b.data(), y.view_mut().data()),
-        Implementation::Reference => reference::forward::<f64>(&g, x.data(), w.data(), b.data(), y.view_mut().data()),
+        Implementation::Cpu => cpu::forward(&g, x.data(), w.data(), b.data(), y.data()),
+        Implementation::Reference => reference::forward::<f64>(&g, x.data(), w.data(), b.data(), y.data()),
         Implementation::Gpu(_) => todo!(),
     }
-    y
 }
 
 pub fn input_gradient(dy: &Tensor, w: &Tensor, dx: TensorMut) {
@@ -69,7 +68,9 @@ pub fn bias_gradient(dy: &Tensor, db: TensorMut) {
 
 impl Tape {
     pub fn linear(&mut self, x: &Var, w: &Var, b: &Var) -> Var {
-        let y = forward(x.value(), w.value(), b.value());
+        let [n, k] = [x.value().dims()[0], w.value().dims()[0]];
+        let mut y = Tensor::uninit([n, k], x.value().dtype(), x.value().device());
+        forward(x.value(), w.value(), b.value(), y.view_mut());
         let ids @ [x_id, w_id, b_id] = [x.id(), w.id(), b.id()];
         self.record(y, &ids, || {
             let kept_x = w_id.map(|_| x.value().clone());

@@ -13,7 +13,7 @@
 use std::sync::Arc;
 
 use crate::tape::{Tape, Var};
-use crate::tensor::{Element, Implementation, Tensor};
+use crate::tensor::{Element, Implementation, Tensor, TensorMut};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Constraint {
@@ -64,11 +64,31 @@ impl Parametrization {
 
     /// α, sources × alphas, from what is learned, rows × learned.
     pub fn alpha(&self, learned: &Tensor) -> Tensor {
+        let mut alpha = Tensor::uninit([self.sources, self.alphas()], learned.dtype(), learned.device());
+        self.forward_into(learned, alpha.view_mut());
+        alpha
+    }
+
+    /// Overwrites `alpha`, sources × alphas.
+    pub fn forward_into(&self, learned: &Tensor, alpha: TensorMut) {
         assert_eq!(learned.dims(), [self.rows(), self.learned], "learned merge weights");
+        assert_eq!(alpha.shape().dims(), [self.sources, self.alphas()], "α");
         match learned.implementation() {
-            Implementation::Cpu => Tensor::from_vec(self.forward::<f32>(learned.data()), [self.sources, self.alphas()]),
+            Implementation::Cpu => alpha.data().copy_from_slice(&self.forward::<f32>(learned.data())),
+            Implementation::Reference => alpha.data().copy_from_slice(&self.forward::<f64>(learned.data())),
+            Implementation::Gpu(_) => todo!(),
+        }
+    }
+
+    /// Overwrites `dlearned`, the gradient of what is learned, from that of α.
+    pub fn backward_into(&self, alpha: &Tensor, dalpha: &Tensor, dlearned: TensorMut) {
+        assert_eq!(alpha.shape(), dalpha.shape(), "the gradient of α");
+        match alpha.implementation() {
+            Implementation::Cpu => {
+                dlearned.data().copy_from_slice(&self.backward::<f32>(alpha.data(), dalpha.data()));
+            }
             Implementation::Reference => {
-                Tensor::from_vec(self.forward::<f64>(learned.data()), [self.sources, self.alphas()])
+                dlearned.data().copy_from_slice(&self.backward::<f64>(alpha.data(), dalpha.data()));
             }
             Implementation::Gpu(_) => todo!(),
         }
@@ -148,14 +168,10 @@ impl Tape {
         let id = learned.id();
         let kept = alpha.clone();
         self.record(alpha, &[id], || {
-            let (parametrization, shape) = (parametrization.clone(), learned.shape());
+            let parametrization = parametrization.clone();
             Box::new(move |dalpha, gradients| {
-                let gradient = match dalpha.implementation() {
-                    Implementation::Gpu(_) => todo!(),
-                    Implementation::Cpu => Tensor::from_vec(parametrization.backward::<f32>(kept.data(), dalpha.data()), shape),
-                    Implementation::Reference => Tensor::from_vec(parametrization.backward::<f64>(kept.data(), dalpha.data()), shape),
-                };
-                gradients.give(id.expect("recorded because its input wants a gradient"), gradient);
+                let id = id.expect("recorded because its input wants a gradient");
+                gradients.contribute(id, |dlearned| parametrization.backward_into(&kept, &dalpha, dlearned));
             })
         })
     }

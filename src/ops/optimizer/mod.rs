@@ -10,8 +10,10 @@
 //! Padding in an arena is zero, has a zero gradient, and so stays zero.
 
 pub mod cpu;
+pub mod gpu;
 pub mod reference;
 
+use super::control::Control;
 use crate::tensor::{Implementation, Tensor};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -41,24 +43,46 @@ impl AdamW {
     }
 }
 
-/// `velocity` starts as zeros, which makes the first step PyTorch's.
-pub fn sgd(rule: &Sgd, parameters: &mut Tensor, gradient: &Tensor, velocity: &mut Tensor) {
+/// `velocity` starts as zeros, which makes the first step PyTorch's. On a GPU, `control` may multiply the learning rate,
+/// unscale the gradient, or withhold the update.
+pub fn sgd(rule: &Sgd, parameters: &mut Tensor, gradient: &Tensor, velocity: &mut Tensor, control: Option<&Control>) {
     assert_eq!(parameters.shape(), gradient.shape(), "SGD");
+    if let Implementation::Gpu(gpu) = gradient.implementation() {
+        return gpu::sgd(gpu, rule, parameters, gradient, velocity, control);
+    }
     let (w, v) = (parameters.view_mut(), velocity.view_mut());
     match gradient.implementation() {
-        Implementation::Cpu => cpu::sgd(rule, w.data(), gradient.data(), v.data()),
         Implementation::Reference => reference::sgd::<f64>(rule, w.data(), gradient.data(), v.data()),
-        Implementation::Gpu(_) => todo!(),
+        _ => cpu::sgd(rule, w.data(), gradient.data(), v.data()),
     }
 }
 
-/// `first` and `second`, the moments, start as zeros.
-pub fn adamw(rule: &AdamW, parameters: &mut Tensor, gradient: &Tensor, first: &mut Tensor, second: &mut Tensor) {
+/// `first` and `second`, the moments, start as zeros. On a GPU, `control` may multiply the learning rate, unscale the
+/// gradient, withhold the update, and counts the steps in place of the rule.
+pub fn adamw(
+    rule: &AdamW,
+    parameters: &mut Tensor,
+    gradient: &Tensor,
+    first: &mut Tensor,
+    second: &mut Tensor,
+    control: Option<&Control>,
+) {
     assert_eq!(parameters.shape(), gradient.shape(), "AdamW");
+    if let Implementation::Gpu(gpu) = gradient.implementation() {
+        return gpu::adamw(gpu, rule, parameters, gradient, first, second, control);
+    }
     let (w, m, u) = (parameters.view_mut(), first.view_mut(), second.view_mut());
     match gradient.implementation() {
-        Implementation::Cpu => cpu::adamw(rule, w.data(), gradient.data(), m.data(), u.data()),
         Implementation::Reference => reference::adamw::<f64>(rule, w.data(), gradient.data(), m.data(), u.data()),
-        Implementation::Gpu(_) => todo!(),
+        _ => cpu::adamw(rule, w.data(), gradient.data(), m.data(), u.data()),
+    }
+}
+
+/// Keeps every number in [0, 1].
+pub fn clamp(numbers: &mut Tensor, control: Option<&Control>) {
+    match numbers.implementation() {
+        Implementation::Cpu => numbers.view_mut().data::<f32>().iter_mut().for_each(|w| *w = w.clamp(0.0, 1.0)),
+        Implementation::Reference => numbers.view_mut().data::<f64>().iter_mut().for_each(|w| *w = w.clamp(0.0, 1.0)),
+        Implementation::Gpu(gpu) => gpu::clamp(gpu, numbers, control),
     }
 }

@@ -14,7 +14,7 @@ pub mod reference;
 
 use crate::ops::conv2d::output_size;
 use crate::tape::{Tape, Var};
-use crate::tensor::{Implementation, Shape, Tensor, TensorMut};
+use crate::tensor::{DType, Device, Implementation, Integers, Shape, Tensor, TensorMut};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pool {
@@ -89,40 +89,41 @@ impl Geometry {
 }
 
 /// The maxima, and for each the tap that attained it.
-pub fn max_pool(pool: Pool, x: &Tensor) -> (Tensor, Vec<u8>) {
+pub fn max_pool(pool: Pool, x: &Tensor, y: TensorMut, taps: &mut Integers<u8>) {
     let g = Geometry::new(pool, x.shape());
-    let mut y = Tensor::uninit(g.y(), x.dtype(), x.device());
-    let mut taps = vec![0; g.y().len()];
+    assert_eq!(y.shape(), g.y(), "max pooling of {}", x.shape());
+    assert_eq!(taps.len(), g.y().len(), "winners of max pooling");
     match x.implementation() {
-        Implementation::Cpu => cpu::max_pool(&g, x.data(), y.view_mut().data(), &mut taps),
-        Implementation::Reference => reference::max_pool::<f64>(&g, x.data(), y.view_mut().data(), &mut taps),
+        Implementation::Cpu => cpu::max_pool(&g, x.data(), y.data(), taps.data_mut()),
+        Implementation::Reference => reference::max_pool::<f64>(&g, x.data(), y.data(), taps.data_mut()),
         Implementation::Gpu(_) => todo!(),
     }
-    (y, taps)
 }
 
-pub fn max_pool_backward(pool: Pool, dy: &Tensor, taps: &[u8], dx: TensorMut) {
+pub fn max_pool_backward(pool: Pool, dy: &Tensor, taps: &Integers<u8>, dx: TensorMut) {
     let g = Geometry::new(pool, dx.shape());
+    assert_eq!(dy.shape(), g.y(), "max pooling of {}", dx.shape());
+    assert_eq!(taps.len(), g.y().len(), "winners of max pooling");
     match dy.implementation() {
-        Implementation::Cpu => cpu::max_pool_backward(&g, dy.data(), taps, dx.data()),
-        Implementation::Reference => reference::max_pool_backward::<f64>(&g, dy.data(), taps, dx.data()),
+        Implementation::Cpu => cpu::max_pool_backward(&g, dy.data(), taps.data(), dx.data()),
+        Implementation::Reference => reference::max_pool_backward::<f64>(&g, dy.data(), taps.data(), dx.data()),
         Implementation::Gpu(_) => todo!(),
     }
 }
 
-pub fn average_pool(pool: Pool, x: &Tensor) -> Tensor {
+pub fn average_pool(pool: Pool, x: &Tensor, y: TensorMut) {
     let g = Geometry::new(pool, x.shape());
-    let mut y = Tensor::uninit(g.y(), x.dtype(), x.device());
+    assert_eq!(y.shape(), g.y(), "average pooling of {}", x.shape());
     match x.implementation() {
-        Implementation::Cpu => cpu::average_pool(&g, x.data(), y.view_mut().data()),
-        Implementation::Reference => reference::average_pool::<f64>(&g, x.data(), y.view_mut().data()),
+        Implementation::Cpu => cpu::average_pool(&g, x.data(), y.data()),
+        Implementation::Reference => reference::average_pool::<f64>(&g, x.data(), y.data()),
         Implementation::Gpu(_) => todo!(),
     }
-    y
 }
 
 pub fn average_pool_backward(pool: Pool, dy: &Tensor, dx: TensorMut) {
     let g = Geometry::new(pool, dx.shape());
+    assert_eq!(dy.shape(), g.y(), "average pooling of {}", dx.shape());
     match dy.implementation() {
         Implementation::Cpu => cpu::average_pool_backward(&g, dy.data(), dx.data()),
         Implementation::Reference => reference::average_pool_backward::<f64>(&g, dy.data(), dx.data()),
@@ -130,20 +131,21 @@ pub fn average_pool_backward(pool: Pool, dy: &Tensor, dx: TensorMut) {
     }
 }
 
-/// N×H×W×C to N×C.
-pub fn global_average_pool(x: &Tensor) -> Tensor {
+/// N×H×W×C to N×C, which on a GPU is `f32` whatever `x` is stored as: what follows are logits.
+pub fn global_average_pool(x: &Tensor, y: TensorMut) {
     let [n, h, w, c] = x.shape().four();
-    let mut y = Tensor::uninit([n, c], x.dtype(), x.device());
+    assert_eq!(y.shape().dims(), [n, c], "global average pooling of {}", x.shape());
     match x.implementation() {
-        Implementation::Cpu => cpu::global_average_pool(h * w, x.data(), c, y.view_mut().data()),
-        Implementation::Reference => reference::global_average_pool::<f64>(h * w, x.data(), c, y.view_mut().data()),
+        Implementation::Cpu => cpu::global_average_pool(h * w, x.data(), c, y.data()),
+        Implementation::Reference => reference::global_average_pool::<f64>(h * w, x.data(), c, y.data()),
         Implementation::Gpu(_) => todo!(),
     }
-    y
 }
 
+/// `dy` is N×C, on a GPU `f32`.
 pub fn global_average_pool_backward(dy: &Tensor, dx: TensorMut) {
-    let [_, h, w, c] = dx.shape().four();
+    let [n, h, w, c] = dx.shape().four();
+    assert_eq!(dy.shape().dims(), [n, c], "global average pooling of {}", dx.shape());
     match dy.implementation() {
         Implementation::Cpu => cpu::global_average_pool_backward(h * w, dy.data(), c, dx.data()),
         Implementation::Reference => reference::global_average_pool_backward::<f64>(h * w, dy.data(), c, dx.data()),
@@ -151,9 +153,16 @@ pub fn global_average_pool_backward(dy: &Tensor, dx: TensorMut) {
     }
 }
 
+/// Where pooling of `x` by a window is written.
+fn output(pool: Pool, x: &Var) -> Tensor {
+    Tensor::uninit(Geometry::new(pool, x.shape()).y(), x.value().dtype(), x.value().device())
+}
+
 impl Tape {
     pub fn max_pool(&mut self, pool: Pool, x: &Var) -> Var {
-        let (y, taps) = max_pool(pool, x.value());
+        let mut y = output(pool, x);
+        let mut taps = Integers::uninit(y.shape().len(), y.device());
+        max_pool(pool, x.value(), y.view_mut(), &mut taps);
         let id = x.id();
         self.record(y, &[id], || {
             Box::new(move |dy, gradients| {
@@ -164,7 +173,8 @@ impl Tape {
     }
 
     pub fn average_pool(&mut self, pool: Pool, x: &Var) -> Var {
-        let y = average_pool(pool, x.value());
+        let mut y = output(pool, x);
+        average_pool(pool, x.value(), y.view_mut());
         let id = x.id();
         self.record(y, &[id], || {
             Box::new(move |dy, gradients| {
@@ -175,7 +185,13 @@ impl Tape {
     }
 
     pub fn global_average_pool(&mut self, x: &Var) -> Var {
-        let y = global_average_pool(x.value());
+        let (value, [n, _, _, c]) = (x.value(), x.shape().four());
+        let dtype = match value.device() {
+            Device::Cpu => value.dtype(),
+            Device::Gpu(_) => DType::F32,
+        };
+        let mut y = Tensor::uninit([n, c], dtype, value.device());
+        global_average_pool(value, y.view_mut());
         let id = x.id();
         self.record(y, &[id], || {
             Box::new(move |dy, gradients| {

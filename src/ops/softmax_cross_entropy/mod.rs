@@ -9,10 +9,12 @@
 //!
 //! A batch holds at most a few thousand logits, so the reference is fast enough for `f32` too; its sums run in `f64`.
 
+pub mod gpu;
 pub mod reference;
 
+use super::control::Control;
 use crate::tape::{Tape, Var};
-use crate::tensor::{Implementation, Tensor};
+use crate::tensor::{Implementation, Integers, Tensor, TensorMut};
 
 /// What a loss fixes for all its batches.
 #[derive(Clone, Debug, Default)]
@@ -23,38 +25,56 @@ pub struct CrossEntropy {
     pub label_smoothing: f64,
 }
 
-/// The mean loss, a single number, and its gradient with respect to the logits.
+/// Writes the mean loss, a single number, and its gradient with respect to the logits. On a GPU the gradient is multiplied
+/// by the scale of `control`.
 ///
 /// # Panics
-/// If a label is not below the number of classes, or counts do not match.
-pub fn forward_backward(loss: &CrossEntropy, logits: &Tensor, labels: &[u32]) -> (Tensor, Tensor) {
+/// If a label on the CPU is not below the number of classes, or counts do not match.
+pub fn forward_backward(
+    loss: &CrossEntropy,
+    logits: &Tensor,
+    labels: &Integers<u32>,
+    value: TensorMut,
+    gradient: TensorMut,
+    control: Option<&Control>,
+) {
     let &[n, classes] = logits.dims() else { panic!("cross-entropy of {}", logits.shape()) };
     assert_eq!(labels.len(), n, "labels for {n} rows of logits");
-    assert!(labels.iter().all(|&label| (label as usize) < classes), "a label beyond {classes} classes");
     assert!([0, classes].contains(&loss.class_weights.len()), "class weights for {classes} classes");
-    let mut gradient = Tensor::uninit(logits.shape(), logits.dtype(), logits.device());
-    let value = match logits.implementation() {
-        Implementation::Cpu => {
-            Tensor::scalar(
-                reference::forward_backward::<f32>(loss, logits.data(), labels, gradient.view_mut().data()) as f32
-            )
-        }
+    assert!(value.shape().len() == 1 && gradient.shape() == logits.shape(), "results of a cross-entropy");
+    if let Implementation::Gpu(gpu) = logits.implementation() {
+        return gpu::forward_backward(gpu, loss, logits, labels, value, gradient, control);
+    }
+    let labels = labels.data();
+    assert!(labels.iter().all(|&label| (label as usize) < classes), "a label beyond {classes} classes");
+    match logits.implementation() {
         Implementation::Reference => {
-            Tensor::scalar(reference::forward_backward::<f64>(loss, logits.data(), labels, gradient.view_mut().data()))
+            let mean = reference::forward_backward::<f64>(loss, logits.data(), labels, gradient.data());
+            value.fill(mean);
         }
-        Implementation::Gpu(_) => todo!(),
-    };
-    (value, gradient)
+        _ => {
+            let mean = reference::forward_backward::<f32>(loss, logits.data(), labels, gradient.data());
+            value.fill(mean);
+        }
+    }
 }
 
 impl Tape {
-    pub fn softmax_cross_entropy(&mut self, loss: &CrossEntropy, logits: &Var, labels: &[u32]) -> Var {
-        let (value, gradient) = forward_backward(loss, logits.value(), labels);
+    pub fn softmax_cross_entropy(
+        &mut self,
+        loss: &CrossEntropy,
+        logits: &Var,
+        labels: &Integers<u32>,
+        control: Option<&Control>,
+    ) -> Var {
+        let z = logits.value();
+        let mut value = Tensor::uninit([1], z.dtype(), z.device());
+        let mut gradient = Tensor::uninit(z.shape(), z.dtype(), z.device());
+        forward_backward(loss, z, labels, value.view_mut(), gradient.view_mut(), control);
         let id = logits.id();
         self.record(value, &[id], || {
-            // The loss is where backward starts, with a seed of 1.
-            Box::new(move |seed, gradients| {
-                assert_eq!(seed.to_f64(), [1.0], "cross-entropy is a final loss");
+            // The loss is where backward starts, so its own gradient is 1.
+            Box::new(move |_, gradients| {
                 gradients.give(id.expect("recorded because its input wants a gradient"), gradient);
             })
         })

@@ -1,0 +1,161 @@
+// Updates of whole arenas, and the decision whether a step's update is made.
+//
+//   square_sums   partial[b] = Σ g[i]² over block b's CHUNK numbers
+//   decide        norm = √(Σ partial) / scale; apply = loss and norm are finite; the next scale, step and bias corrections
+//   sgd           g += weight_decay·w      v = momentum·v + g      w −= rate·v
+//   adamw         m = β₁·m + (1 − β₁)·g     u = β₂·u + (1 − β₂)·g²
+//                 w = decay·w − rate / correction₁ · m / (√u / correction₂ + ε)
+//   clamp         w = min(max(w, 0), 1)
+//
+// All f32. Bytes: square_sums 1 read; sgd 3 reads, 2 writes; adamw 4 reads, 3 writes; clamp 1 and 1. Geometry: a thread per
+// 4 numbers, 256 per block; decide is one block. Without a control block, an update is always made, with the corrections
+// that the parameters give.
+#include "control.cuh"
+
+constexpr unsigned THREADS = 256;
+// Numbers per block of square_sums: 16 per thread.
+constexpr unsigned CHUNK = 4096;
+
+struct SquareSums {
+  const float* g;  // count
+  float* partial;  // ⌈count / CHUNK⌉
+  unsigned long long count;
+};
+static_assert(sizeof(SquareSums) == 24, "as in src/ops/optimizer/gpu.rs");
+
+KERNEL(square_sums, SquareSums, THREADS) {
+  SHARED(float, scratch, THREADS / WARP);
+  const unsigned long long start = static_cast<unsigned long long>(blockIdx.x) * CHUNK;
+  float sum = 0;
+#pragma unroll
+  for (unsigned j = 0; j < CHUNK / (4 * THREADS); ++j) {
+    const unsigned long long i = start + 4ull * (j * THREADS + threadIdx.x);
+    if (i + 4 <= p.count) {
+      const float4 g = load4(p.g + i);
+      sum += (g.x * g.x + g.y * g.y) + (g.z * g.z + g.w * g.w);
+    } else {
+      for (unsigned long long k = i; k < p.count; ++k) sum += p.g[k] * p.g[k];
+    }
+  }
+  sum = block_sum<THREADS>(sum, scratch);
+  if (threadIdx.x == 0) p.partial[blockIdx.x] = sum;
+}
+
+struct Decide {
+  Control* control;
+  const float* loss;      // 1
+  const float* partial;   // partials
+  float* losses;          // capacity: the loss of step s at s mod capacity
+  double beta1, beta2;
+  unsigned partials, capacity;
+  unsigned is_scaled;     // whether the loss scale moves
+  unsigned growth_steps;  // good steps after which it doubles
+};
+static_assert(sizeof(Decide) == 64, "as in src/ops/optimizer/gpu.rs");
+
+KERNEL(decide, Decide, THREADS) {
+  SHARED(float, scratch, THREADS / WARP);
+  float sum = 0;
+  for (unsigned i = threadIdx.x; i < p.partials; i += THREADS) sum += p.partial[i];
+  sum = block_sum<THREADS>(sum, scratch);
+  if (threadIdx.x != 0) return;
+  Control c = *p.control;
+  const float loss = p.loss[0];
+  c.norm = sqrtf(sum) / c.scale;
+  const bool is_good = is_finite(loss) && is_finite(c.norm);
+  // A gradient that overflowed because of its scale is not the run's end; one that does so at scale 1 is.
+  const bool may_retry = p.is_scaled != 0 && is_finite(loss) && c.scale > 1.0f;
+  if (!is_good && !may_retry) c.diverged = 1;
+  c.apply = is_good && c.diverged == 0;
+  p.losses[c.steps % p.capacity] = loss;
+  c.steps += 1;
+  if (c.apply) {
+    c.updates += 1;
+    c.power1 *= p.beta1;
+    c.power2 *= p.beta2;
+    c.correction1 = static_cast<float>(1.0 - c.power1);
+    c.correction2 = static_cast<float>(sqrt(1.0 - c.power2));
+  }
+  *p.control = c;
+}
+
+// Behind the updates, which still need the scale that this step's gradients carry.
+KERNEL(rescale, Decide, WARP) {
+  if (threadIdx.x != 0 || p.is_scaled == 0 || p.control->diverged != 0) return;
+  Control c = *p.control;
+  if (c.apply == 0) {
+    c.scale = c.scale > 2.0f ? c.scale * 0.5f : 1.0f;
+    c.good_steps = 0;
+  } else if (++c.good_steps >= p.growth_steps) {
+    c.scale = c.scale < 16777216.0f ? c.scale * 2.0f : c.scale;
+    c.good_steps = 0;
+  }
+  *p.control = c;
+}
+
+struct Update {
+  float* w;                 // count, like all the others
+  const float* g;
+  float* first;             // velocity, or first moment
+  float* second;            // second moment of AdamW
+  const Control* control;   // may be null
+  unsigned long long count;
+  float rate;               // learning rate
+  float weight_decay;
+  float beta1, beta2;       // momentum is beta1
+  float rest1, rest2;       // 1 − β₁, 1 − β₂, rounded once
+  float epsilon;
+  float correction1, correction2;  // without a control block
+  float padding;
+};
+static_assert(sizeof(Update) == 88, "as in src/ops/optimizer/gpu.rs");
+
+// Calls f(i) for the numbers of this thread.
+template <class F>
+DEVICE void for_each_number(unsigned long long count, F f) {
+  const unsigned long long first = (static_cast<unsigned long long>(blockIdx.x) * THREADS + threadIdx.x) * 4;
+#pragma unroll
+  for (unsigned i = 0; i < 4; ++i)
+    if (first + i < count) f(first + i);
+}
+
+KERNEL(sgd, Update, THREADS) {
+  if (p.control != nullptr && p.control->apply == 0) return;
+  const float rate = p.control != nullptr ? p.rate * p.control->factor : p.rate;
+  const float unscale = p.control != nullptr ? 1.0f / p.control->scale : 1.0f;
+  for_each_number(p.count, [&](unsigned long long i) {
+    const float w = p.w[i];
+    const float v = p.beta1 * p.first[i] + (unscale * p.g[i] + p.weight_decay * w);
+    p.first[i] = v;
+    p.w[i] = w - rate * v;
+  });
+}
+
+KERNEL(adamw, Update, THREADS) {
+  if (p.control != nullptr && p.control->apply == 0) return;
+  float rate = p.rate, unscale = 1.0f, correction1 = p.correction1, correction2 = p.correction2;
+  if (p.control != nullptr) {
+    rate *= p.control->factor;
+    unscale = 1.0f / p.control->scale;
+    correction1 = p.control->correction1;
+    correction2 = p.control->correction2;
+  }
+  const float decay = 1.0f - rate * p.weight_decay;
+  const float size = rate / correction1;
+  for_each_number(p.count, [&](unsigned long long i) {
+    const float g = unscale * p.g[i];
+    const float m = p.beta1 * p.first[i] + p.rest1 * g;
+    const float u = p.beta2 * p.second[i] + p.rest2 * (g * g);
+    p.first[i] = m;
+    p.second[i] = u;
+    p.w[i] = decay * p.w[i] - size * (m / (sqrtf(u) / correction2 + p.epsilon));
+  });
+}
+
+KERNEL(clamp, Update, THREADS) {
+  if (p.control != nullptr && p.control->apply == 0) return;
+  for_each_number(p.count, [&](unsigned long long i) {
+    const float w = p.w[i];
+    p.w[i] = w < 0.0f ? 0.0f : w > 1.0f ? 1.0f : w;
+  });
+}

@@ -1,0 +1,70 @@
+//! The flags that say where to compute, and in which precision.
+
+use medmerge::error::{Error, Result};
+use medmerge::gpu::{Failure, Gpu};
+use medmerge::tensor::{DType, Device};
+use medmerge::train::Place;
+
+use super::note;
+use crate::cli::Global;
+
+/// What `--device` names.
+enum Named {
+    Auto,
+    Cpu,
+    Cuda(usize),
+    Emulator,
+}
+
+/// Refuses names that mean nothing, before anything is read.
+pub fn check(global: &Global) -> Result<()> {
+    let device = device(global)?;
+    precision(global, matches!(device, Named::Cpu)).map(drop)
+}
+
+/// Opens the device. What was asked for by name and is not here is an error; `auto` takes what there is.
+pub fn open(global: &Global) -> Result<Place> {
+    let device = match device(global)? {
+        Named::Cpu => Device::Cpu,
+        Named::Cuda(index) => Device::Gpu(Gpu::cuda(index)?),
+        Named::Emulator => Device::Gpu(Gpu::emulator(global.seed)?),
+        Named::Auto => match Gpu::cuda(0) {
+            Ok(gpu) => Device::Gpu(gpu),
+            Err(Failure::NoDriver | Failure::NoDevice { .. }) => Device::Cpu,
+            Err(failure) => {
+                note(global, format_args!("note: computing on the CPU, for {failure}"));
+                Device::Cpu
+            }
+        },
+    };
+    Ok(Place { device, precision: precision(global, device == Device::Cpu)? })
+}
+
+fn device(global: &Global) -> Result<Named> {
+    let unknown = || Error::unknown("device", &global.device, ["auto", "cpu", "cuda", "emulator"]);
+    match global.device.as_str() {
+        "auto" => Ok(Named::Auto),
+        "cpu" => Ok(Named::Cpu),
+        "cuda" => Ok(Named::Cuda(0)),
+        "emulator" => Ok(Named::Emulator),
+        other => {
+            let index = other.strip_prefix("cuda:").ok_or_else(unknown)?;
+            let hint = "give its number: --device cuda:0";
+            index.parse().map(Named::Cuda).map_err(|_| Error::usage(format!("device '{other}'"), hint))
+        }
+    }
+}
+
+fn precision(global: &Global, is_cpu: bool) -> Result<DType> {
+    let hint = "leave --precision out, or give f32";
+    match global.precision.as_str() {
+        "f32" => Ok(DType::F32),
+        "tf32" => Err(Error::usage("precision tf32 is not available yet", hint)),
+        name @ ("bf16" | "f16") if is_cpu => {
+            Err(Error::usage(format!("precision {name} is not available on the CPU"), hint))
+        }
+        "bf16" => Ok(DType::BF16),
+        "f16" => Ok(DType::F16),
+        other => Err(Error::unknown("precision", other, ["f32", "tf32", "bf16", "f16"])),
+    }
+}

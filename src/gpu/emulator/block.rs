@@ -1,0 +1,559 @@
+//! One block: its threads as coroutines, its shared memory, its barriers and collectives.
+//!
+//! A coroutine runs one thread after the other for as long as none of them waits; a thread that waits (at a barrier or a
+//! collective of its warp) keeps the coroutine, and the next one carries on with the threads that have not begun. So a
+//! kernel without barriers costs a function call per thread. When every thread has ended or waits, whoever can go on
+//! does, in shuffled order; if nobody can, threads have diverged.
+//!
+//! Everything here runs on one thread of the host, which [`CURRENT`] tells the kernels' callbacks about.
+
+use std::cell::{Cell, RefCell};
+use std::ffi::{CStr, c_char, c_void};
+
+use corosensei::stack::DefaultStack;
+use corosensei::{Coroutine, CoroutineResult, Yielder};
+
+use super::trap::{self, Fault};
+use super::{Entry, mix, shuffle};
+
+const WARP: usize = 32;
+/// Bytes of shared memory that can be declared without asking a GPU for more.
+const SHARED: usize = 48 << 10;
+const STACK: usize = 128 << 10;
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Index3 {
+    x: u32,
+    y: u32,
+    z: u32,
+}
+
+/// What a thread knows of itself. The twin of `emulator::Context`.
+#[repr(C)]
+pub struct Context {
+    thread: Index3,
+    block: Index3,
+    threads: Index3,
+    grid: Index3,
+    epoch: u32,
+    warp_epoch: u16,
+    runtime: *const Runtime,
+}
+
+#[repr(C)]
+struct Runtime {
+    barrier: unsafe extern "C" fn(*const Context, *const c_char, u32),
+    collective: unsafe extern "C" fn(*const Context, u32, u32, u64, u32, *const c_char, u32) -> u64,
+    shared: unsafe extern "C" fn(*const Context, *const c_char, u32, u32, *mut *mut c_void, *mut *mut Shadow),
+    fault: unsafe extern "C" fn(*const Context, *const c_char, *const c_char, u64, u32),
+}
+
+static RUNTIME: Runtime = Runtime { barrier, collective, shared, fault };
+
+/// The twin of `emulator::Shadow`: two marks of eight bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Shadow {
+    write: u64,
+    read: u64,
+}
+
+/// A place in a kernel's source.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Site {
+    file: *const c_char,
+    line: u32,
+}
+
+impl std::fmt::Display for Site {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", text(self.file), self.line)
+    }
+}
+
+#[derive(Clone, Copy)]
+enum State {
+    NotBegun,
+    Running,
+    AtBarrier(Site),
+    AtCollective(Collective),
+    Ended,
+}
+
+#[derive(Clone, Copy)]
+struct Collective {
+    kind: u32,
+    mask: u32,
+    value: u64,
+    argument: u32,
+    site: Site,
+}
+
+/// `emulator::Collective`.
+mod kind {
+    pub const SYNC: u32 = 0;
+    pub const SHUFFLE: u32 = 1;
+    pub const SHUFFLE_XOR: u32 = 2;
+    pub const SHUFFLE_DOWN: u32 = 3;
+    pub const SHUFFLE_UP: u32 = 4;
+    pub const BALLOT: u32 = 5;
+    pub const ANY: u32 = 6;
+    pub const ALL: u32 = 7;
+}
+
+/// What a kernel did wrong, and where.
+pub struct Broken {
+    pub block: [u32; 3],
+    pub thread: u32,
+    pub what: String,
+    /// Where it reached for, if that was the fault.
+    pub address: Option<u64>,
+}
+
+type Worker = Coroutine<(), (), (), DefaultStack>;
+
+/// An array in shared memory: where it is declared, and where it and its shadow lie.
+struct Declared {
+    site: *const c_char,
+    data: usize,
+    shadow: usize,
+}
+
+pub struct Block {
+    entry: &'static Entry,
+    parameters: *const c_void,
+    grid: [u32; 3],
+    index: [u32; 3],
+    contexts: Vec<Context>,
+    states: Vec<State>,
+    /// What a collective gave each thread.
+    results: Vec<u64>,
+    /// Threads in the order in which they begin, and how many have begun.
+    order: Vec<u32>,
+    begun: usize,
+    workers: Vec<Option<Worker>>,
+    yielders: Vec<*const Yielder<(), ()>>,
+    /// The coroutine that each thread runs on.
+    worker_of: Vec<usize>,
+    current: u32,
+    worker: usize,
+    shared: Vec<u128>,
+    shared_used: usize,
+    shadow: Vec<Shadow>,
+    shadow_used: usize,
+    declared: Vec<Declared>,
+    fault: Option<String>,
+}
+
+thread_local! {
+    /// The block that runs on this thread of the host.
+    static CURRENT: Cell<*mut Block> = const { Cell::new(std::ptr::null_mut()) };
+    /// Always the context of the thread that runs: what kernels read `threadIdx` from.
+    static SLOT: Cell<*const Context> = const { Cell::new(std::ptr::null()) };
+    static STACKS: RefCell<Vec<DefaultStack>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Block {
+    /// Runs the blocks of one launch, one after the other.
+    pub fn new(entry: &'static Entry, parameters: *const c_void, grid: [u32; 3]) -> Block {
+        let threads = *entry.threads as usize;
+        Block {
+            entry,
+            parameters,
+            grid,
+            index: [0; 3],
+            contexts: Vec::new(),
+            states: vec![State::NotBegun; threads],
+            results: vec![0; threads],
+            order: (0..threads as u32).collect(),
+            begun: 0,
+            workers: Vec::new(),
+            yielders: Vec::new(),
+            worker_of: vec![0; threads],
+            current: 0,
+            worker: 0,
+            shared: Vec::new(),
+            shared_used: 0,
+            shadow: Vec::new(),
+            shadow_used: 0,
+            declared: Vec::new(),
+            fault: None,
+        }
+    }
+
+    pub fn run(&mut self, number: u32, seed: u64) -> Result<(), Broken> {
+        let [x, y, z] = self.grid;
+        self.index = [number % x, number / x % y, number / x / y];
+        let three = |[x, y, z]: [u32; 3]| Index3 { x, y, z };
+        let threads = self.states.len() as u32;
+        self.contexts.clear();
+        self.contexts.extend((0..threads).map(|thread| Context {
+            thread: three([thread, 0, 0]),
+            block: three(self.index),
+            threads: three([threads, 1, 1]),
+            grid: three([x, y, z]),
+            epoch: 1,
+            warp_epoch: 0,
+            runtime: &RUNTIME,
+        }));
+        self.states.fill(State::NotBegun);
+        (self.begun, self.shared_used, self.shadow_used) = (0, 0, 0);
+        self.declared.clear();
+        shuffle(&mut self.order, seed);
+        // From here on the coroutines write to the block too: nothing below holds a reference to it while one runs.
+        let block: *mut Block = self;
+        let before = CURRENT.replace(block);
+        // SAFETY: the block lives until `run` returns.
+        let result = unsafe { Block::schedule(block, seed) };
+        CURRENT.set(before);
+        self.abandon();
+        result
+    }
+
+    /// # Safety
+    /// The block is live, and nobody holds a reference to it.
+    unsafe fn schedule(block: *mut Block, mut seed: u64) -> Result<(), Broken> {
+        // SAFETY: references made here end before a coroutine runs.
+        unsafe {
+            loop {
+                while (*block).begun < (*block).order.len() {
+                    let worker = Block::hire(block);
+                    Block::resume(block, worker)?;
+                }
+                if (*block).states.iter().all(|state| matches!(state, State::Ended)) {
+                    return Ok(());
+                }
+                let mut ready = (*block).release()?;
+                seed = mix(seed);
+                shuffle(&mut ready, seed);
+                for thread in ready {
+                    (&mut (*block).states)[thread as usize] = State::Running;
+                    (*block).enter(thread);
+                    let worker = (&(*block).worker_of)[thread as usize];
+                    Block::resume(block, worker)?;
+                }
+            }
+        }
+    }
+
+    /// A coroutine that runs threads which have not begun.
+    ///
+    /// # Safety
+    /// As [`Block::schedule`].
+    unsafe fn hire(block: *mut Block) -> usize {
+        let stack = STACKS.with_borrow_mut(Vec::pop);
+        let stack = stack.unwrap_or_else(|| DefaultStack::new(STACK).expect("memory for a small stack"));
+        // SAFETY: as the caller promises.
+        let (workers, yielders) = unsafe { (&mut (*block).workers, &mut (*block).yielders) };
+        let number = workers.len();
+        let worker = Coroutine::with_stack(stack, move |yielder: &Yielder<(), ()>, ()| {
+            // SAFETY: the block outlives its coroutines, and nobody holds a reference to it while one runs.
+            unsafe {
+                (&mut (*block).yielders)[number] = yielder;
+                while let Some(thread) = (*block).begin(number) {
+                    let slot = SLOT.with(Cell::as_ptr).cast_const();
+                    ((*block).entry.run)((*block).parameters, slot);
+                    (&mut (*block).states)[thread as usize] = State::Ended;
+                }
+            }
+        });
+        workers.push(Some(worker));
+        yielders.push(std::ptr::null());
+        number
+    }
+
+    fn begin(&mut self, worker: usize) -> Option<u32> {
+        let thread = *self.order.get(self.begun)?;
+        self.begun += 1;
+        self.worker_of[thread as usize] = worker;
+        self.states[thread as usize] = State::Running;
+        self.enter(thread);
+        Some(thread)
+    }
+
+    fn enter(&mut self, thread: u32) {
+        self.current = thread;
+        SLOT.set(&self.contexts[thread as usize]);
+    }
+
+    /// Runs a coroutine until it waits or ends.
+    ///
+    /// # Safety
+    /// As [`Block::schedule`].
+    unsafe fn resume(block: *mut Block, number: usize) -> Result<(), Broken> {
+        // SAFETY: as the caller promises; the worker is taken out while it runs.
+        let mut worker = unsafe {
+            (*block).worker = number;
+            (&mut (*block).workers)[number].take().expect("a coroutine that has not ended")
+        };
+        let mut ended = false;
+        let fault = trap::watched(worker.trap_handler(), || {
+            ended = matches!(worker.resume(()), CoroutineResult::Return(()));
+        });
+        // SAFETY: the coroutine waits or has ended.
+        let block = unsafe { &mut *block };
+        if ended {
+            STACKS.with_borrow_mut(|stacks| stacks.push(worker.into_stack()));
+        } else {
+            block.workers[number] = Some(worker);
+        }
+        let (what, address) = match (fault, block.fault.take()) {
+            (Some(Fault::Address(address)), _) => (String::new(), Some(address)),
+            (Some(Fault::Arithmetic), _) => ("a whole number is divided by zero".into(), None),
+            (None, Some(what)) => (what, None),
+            (None, None) => return Ok(()),
+        };
+        Err(Broken { block: block.index, thread: block.current, what, address })
+    }
+
+    /// The threads that can go on.
+    fn release(&mut self) -> Result<Vec<u32>, Broken> {
+        let ready = self.complete_collectives()?;
+        if !ready.is_empty() {
+            return Ok(ready);
+        }
+        let waiting = |state: &State| match state {
+            State::AtBarrier(site) => Some(*site),
+            _ => None,
+        };
+        let first = self.states.iter().find_map(waiting);
+        let absent = |thread: &usize| waiting(&self.states[*thread]) != first;
+        match ((0..self.states.len()).find(absent), first) {
+            (None, Some(_)) => {
+                self.contexts.iter_mut().for_each(|context| context.epoch += 1);
+                Ok((0..self.states.len() as u32).collect())
+            }
+            (Some(absent), Some(site)) if !matches!(self.states[absent], State::AtCollective(_)) => {
+                let what = format!("the barrier at {site} is not reached by this thread, {}", self.whereabouts(absent));
+                Err(Broken { block: self.index, thread: absent as u32, what, address: None })
+            }
+            _ => {
+                let (thread, collective) = self.stuck();
+                let absent = (0..WARP).map(|lane| thread / WARP * WARP + lane).find(|&other| {
+                    let in_mask = collective.mask >> (other % WARP) & 1 == 1;
+                    in_mask && !self.joins(other, &collective)
+                });
+                let absent = absent.unwrap_or(thread);
+                let site = collective.site;
+                let what =
+                    format!("the collective at {site} is not reached by this lane, {}", self.whereabouts(absent));
+                Err(Broken { block: self.index, thread: absent as u32, what, address: None })
+            }
+        }
+    }
+
+    /// A thread that waits at a collective.
+    fn stuck(&self) -> (usize, Collective) {
+        let at = |(thread, state): (usize, &State)| match state {
+            State::AtCollective(collective) => Some((thread, *collective)),
+            _ => None,
+        };
+        self.states.iter().enumerate().find_map(at).expect("somebody waits")
+    }
+
+    fn whereabouts(&self, thread: usize) -> String {
+        match self.states[thread] {
+            State::Ended => "which has ended".into(),
+            State::AtBarrier(site) => format!("which waits at the barrier at {site}"),
+            State::AtCollective(Collective { site, .. }) => format!("which waits at the collective at {site}"),
+            State::NotBegun | State::Running => "which runs".into(),
+        }
+    }
+
+    fn joins(&self, thread: usize, with: &Collective) -> bool {
+        let same = |own: &Collective| own.kind == with.kind && own.mask == with.mask && own.site == with.site;
+        matches!(&self.states[thread], State::AtCollective(own) if same(own))
+    }
+
+    /// Computes every collective that all lanes of its mask have reached; returns those lanes.
+    fn complete_collectives(&mut self) -> Result<Vec<u32>, Broken> {
+        let mut ready = Vec::new();
+        for first in (0..self.states.len()).step_by(WARP) {
+            let mut done = [false; WARP];
+            for lane in 0..WARP {
+                let State::AtCollective(collective) = self.states[first + lane] else { continue };
+                if done[lane] {
+                    continue;
+                }
+                let broken = |what: &str| Broken {
+                    block: self.index,
+                    thread: (first + lane) as u32,
+                    what: format!("the collective at {}: {what}", collective.site),
+                    address: None,
+                };
+                if collective.mask >> lane & 1 == 0 {
+                    return Err(broken("the lane is not in its own mask"));
+                }
+                let lanes: Vec<usize> = (0..WARP).filter(|lane| collective.mask >> lane & 1 == 1).collect();
+                if !lanes.iter().all(|lane| self.joins(first + lane, &collective)) {
+                    continue;
+                }
+                for &lane in &lanes {
+                    let State::AtCollective(own) = self.states[first + lane] else { unreachable!("joined above") };
+                    let value = |other: usize| match self.states[first + other] {
+                        State::AtCollective(other) => other.value,
+                        _ => unreachable!("joined above"),
+                    };
+                    let from = |other: usize| {
+                        let valid = other < WARP && collective.mask >> other & 1 == 1;
+                        valid.then(|| value(other)).ok_or_else(|| broken("a lane outside its mask is read"))
+                    };
+                    let votes = lanes.iter().filter(|&&lane| value(lane) != 0);
+                    let argument = own.argument as usize;
+                    self.results[first + lane] = match collective.kind {
+                        kind::SYNC => 0,
+                        kind::SHUFFLE => from(argument)?,
+                        kind::SHUFFLE_XOR => from(lane ^ argument)?,
+                        kind::SHUFFLE_DOWN if lane + argument >= WARP => own.value,
+                        kind::SHUFFLE_DOWN => from(lane + argument)?,
+                        kind::SHUFFLE_UP if lane < argument => own.value,
+                        kind::SHUFFLE_UP => from(lane - argument)?,
+                        kind::BALLOT => votes.fold(0, |ballot, lane| ballot | 1 << lane),
+                        kind::ANY => u64::from(votes.count() > 0),
+                        kind::ALL => u64::from(votes.count() == lanes.len()),
+                        _ => return Err(broken("unknown")),
+                    };
+                }
+                for &lane in &lanes {
+                    done[lane] = true;
+                    ready.push((first + lane) as u32);
+                    // Shuffles and votes exchange values; only a synchronisation orders accesses to memory.
+                    if collective.kind == kind::SYNC && lanes.len() == WARP {
+                        let context = &mut self.contexts[first + lane];
+                        context.warp_epoch = context.warp_epoch.wrapping_add(1);
+                    }
+                }
+            }
+        }
+        Ok(ready)
+    }
+
+    /// Gives back the coroutines that a fault left behind.
+    fn abandon(&mut self) {
+        for mut worker in self.workers.drain(..).flatten() {
+            // SAFETY: kernels own nothing that must be dropped, and neither do the callbacks below while they wait.
+            unsafe { worker.force_reset() };
+            STACKS.with_borrow_mut(|stacks| stacks.push(worker.into_stack()));
+        }
+        self.yielders.clear();
+    }
+
+    /// Lets the current thread wait.
+    ///
+    /// # Safety
+    /// Called on the coroutine of the current thread.
+    unsafe fn wait(block: *mut Block, state: State) {
+        // SAFETY: as in `hire`; no reference into the block is held while the coroutine waits.
+        unsafe {
+            let current = (*block).current as usize;
+            (&mut (*block).states)[current] = state;
+            let yielder = (&(*block).yielders)[(*block).worker];
+            (*yielder).suspend(());
+        }
+    }
+
+    /// Ends the block: the current thread never goes on.
+    ///
+    /// # Safety
+    /// As [`Block::wait`].
+    unsafe fn fail(block: *mut Block, what: String) {
+        // SAFETY: as in `wait`.
+        unsafe {
+            (*block).fault = Some(what);
+            loop {
+                Block::wait(block, State::Running);
+            }
+        }
+    }
+
+    fn declare(&mut self, site: *const c_char, bytes: usize, count: usize) -> Result<&Declared, String> {
+        let found = self.declared.iter().position(|declared| declared.site == site);
+        let index = match found {
+            Some(index) => index,
+            None => {
+                let start = self.shared_used.next_multiple_of(16);
+                if start + bytes > SHARED {
+                    return Err(format!("{} bytes of shared memory; {SHARED} can be declared", start + bytes));
+                }
+                self.declared.push(Declared { site, data: start, shadow: self.shadow_used });
+                self.shared_used = start + bytes;
+                self.shadow_used += count;
+                // Of full size at once: kernels keep pointers into both.
+                self.shared.resize(SHARED / 16, 0);
+                self.shadow.resize(SHARED, Shadow::default());
+                bytemuck::cast_slice_mut(&mut self.shared)[start..start + bytes].fill(super::memory::POISON);
+                self.shadow[self.shadow_used - count..self.shadow_used].fill(Shadow::default());
+                self.declared.len() - 1
+            }
+        };
+        Ok(&self.declared[index])
+    }
+}
+
+fn text(string: *const c_char) -> String {
+    // SAFETY: all strings here are literals of the kernels' sources.
+    unsafe { CStr::from_ptr(string) }.to_string_lossy().into_owned()
+}
+
+unsafe extern "C" fn barrier(_: *const Context, file: *const c_char, line: u32) {
+    // SAFETY: called by a kernel, so on the coroutine of the current thread of the current block.
+    unsafe { Block::wait(CURRENT.get(), State::AtBarrier(Site { file, line })) }
+}
+
+unsafe extern "C" fn collective(
+    context: *const Context,
+    kind: u32,
+    mask: u32,
+    value: u64,
+    argument: u32,
+    file: *const c_char,
+    line: u32,
+) -> u64 {
+    // SAFETY: as in `barrier`.
+    unsafe {
+        let (block, thread) = (CURRENT.get(), (*context).thread.x as usize);
+        let site = Site { file, line };
+        Block::wait(block, State::AtCollective(Collective { kind, mask, value, argument, site }));
+        (&(*block).results)[thread]
+    }
+}
+
+unsafe extern "C" fn shared(
+    _: *const Context,
+    site: *const c_char,
+    bytes: u32,
+    count: u32,
+    data: *mut *mut c_void,
+    shadow: *mut *mut Shadow,
+) {
+    // SAFETY: as in `barrier`; both results point into vectors that keep their place while the block runs.
+    unsafe {
+        let block = CURRENT.get();
+        match (*block).declare(site, bytes as usize, count as usize) {
+            Ok(declared) => {
+                let (at, shadow_at) = (declared.data, declared.shadow);
+                *data = (*block).shared.as_mut_ptr().byte_add(at).cast();
+                *shadow = (*block).shadow.as_mut_ptr().add(shadow_at);
+            }
+            Err(what) => Block::fail(block, what),
+        }
+    }
+}
+
+unsafe extern "C" fn fault(context: *const Context, what: *const c_char, name: *const c_char, place: u64, other: u32) {
+    // SAFETY: as in `barrier`.
+    unsafe {
+        let who = match other {
+            // As `emulator::MANY` and `emulator::WHOLE_WARP` mark them.
+            0xFFFF => ", also touched by several other threads".into(),
+            0x8000.. => format!(", also touched by warp {}", other - 0x8000),
+            _ if other == (*context).thread.x => String::new(),
+            _ => format!(", also touched by thread {other}"),
+        };
+        let (what, name) = (text(what), text(name));
+        let place = if name == "address" { format!("{place:#x}") } else { format!("[{}]", place as i64) };
+        let message = format!("{what} {name}{place}{who}").replace("address0x", "address 0x");
+        Block::fail(CURRENT.get(), message);
+    }
+}

@@ -1,0 +1,310 @@
+//! A GPU made of the CPU, to test kernels with: the same sources, compiled for the host, and checked more strictly than
+//! hardware does.
+//!
+//! | a kernel that | is told |
+//! |---|---|
+//! | reads or writes beyond a buffer | by an inaccessible page on either side of each ([`memory`]) |
+//! | reads what nobody wrote | by the NaN that fresh and recycled memory is full of |
+//! | depends on the order of threads or blocks | by results that change with the seed, which shuffles both |
+//! | lets two threads touch the same shared memory between barriers | as a race, with both threads ([`block`]) |
+//! | lets some threads miss a barrier, or some lanes a collective | with the line that waits and the thread that is elsewhere |
+//! | makes a vector access that is not aligned | with its address |
+//!
+//! All of these are a [`Failure::Fault`] that names kernel, block and thread. Blocks run in parallel, the threads of a
+//! block as coroutines on one thread of the host. Graphs are recorded and replayed command by command.
+
+mod block;
+mod memory;
+mod trap;
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
+use std::time::Instant;
+
+use rayon::prelude::*;
+
+use super::driver::{Address, Description, Driver, Event, GraphId, Kernel, Launch};
+use super::{Failure, lock};
+pub use block::Context;
+use block::{Block, Broken};
+use memory::Memory;
+
+/// A kernel compiled for the host.
+pub struct Entry {
+    pub symbol: &'static str,
+    pub run: unsafe extern "C" fn(*const c_void, *const *const Context),
+    /// Bytes of its parameter struct.
+    pub size: &'static u32,
+    /// Threads per block.
+    pub threads: &'static u32,
+}
+
+#[allow(non_upper_case_globals, improper_ctypes)]
+mod entries {
+    use super::*;
+    include!(concat!(env!("OUT_DIR"), "/entries.rs"));
+
+    pub fn all() -> &'static [Entry] {
+        ENTRIES
+    }
+}
+
+/// Something the stream does.
+#[derive(Clone)]
+enum Command {
+    Launch { entry: &'static Entry, grid: [u32; 3], parameters: Vec<u8> },
+    Copy { to: Address, from: Address, bytes: usize },
+    Fill { to: Address, byte: u8, bytes: usize },
+}
+
+pub struct Emulator {
+    seed: u64,
+    /// Commands so far: each launch is shuffled in its own way.
+    clock: AtomicU64,
+    memory: Memory,
+    events: Mutex<Vec<Instant>>,
+    recording: Mutex<Option<Vec<Command>>>,
+    graphs: Mutex<HashMap<u64, Vec<Command>>>,
+    /// Kernels that are not part of the program: tests bring their own.
+    guests: Vec<&'static Entry>,
+}
+
+impl Emulator {
+    pub fn new(seed: u64) -> Emulator {
+        trap::install();
+        Emulator {
+            seed,
+            clock: AtomicU64::new(0),
+            memory: Memory::default(),
+            events: Mutex::default(),
+            recording: Mutex::default(),
+            graphs: Mutex::default(),
+            guests: Vec::new(),
+        }
+    }
+
+    /// An emulator that also knows `guests`.
+    pub fn with_guests(seed: u64, guests: Vec<&'static Entry>) -> Emulator {
+        Emulator { guests, ..Emulator::new(seed) }
+    }
+
+    fn entry(&self, kernel: Kernel) -> Result<&'static Entry, Failure> {
+        static BY_SYMBOL: OnceLock<HashMap<&str, &Entry>> = OnceLock::new();
+        let known = BY_SYMBOL.get_or_init(|| entries::all().iter().map(|entry| (entry.symbol, entry)).collect());
+        let symbol = kernel.symbol();
+        let guest = || self.guests.iter().find(|entry| entry.symbol == symbol);
+        known
+            .get(symbol.as_str())
+            .or_else(guest)
+            .copied()
+            .ok_or_else(|| Failure::Fault { message: format!("kernels/{}.cu has no kernel {symbol}", kernel.file) })
+    }
+
+    /// Does `command` now, or records it.
+    fn submit(&self, command: Command) -> Result<(), Failure> {
+        if let Some(recording) = &mut *lock(&self.recording) {
+            recording.push(command);
+            return Ok(());
+        }
+        self.execute(&command)
+    }
+
+    fn execute(&self, command: &Command) -> Result<(), Failure> {
+        match command {
+            Command::Launch { entry, grid, parameters } => self.run(entry, *grid, parameters),
+            &Command::Copy { to, from, bytes } => {
+                self.memory.check("a copy", from, bytes)?;
+                self.memory.check("a copy", to, bytes)?;
+                // SAFETY: both ranges lie in live allocations; `copy` allows overlap.
+                unsafe { std::ptr::copy(from.0 as *const u8, to.0 as *mut u8, bytes) };
+                Ok(())
+            }
+            &Command::Fill { to, byte, bytes } => {
+                self.memory.check("a fill", to, bytes)?;
+                // SAFETY: the range lies in a live allocation.
+                unsafe { std::ptr::write_bytes(to.0 as *mut u8, byte, bytes) };
+                Ok(())
+            }
+        }
+    }
+
+    fn run(&self, entry: &'static Entry, grid: [u32; 3], parameters: &[u8]) -> Result<(), Failure> {
+        let clock = self.clock.fetch_add(1, Ordering::Relaxed);
+        let seed = mix(self.seed ^ mix(clock));
+        let count = grid.iter().map(|&n| n as usize).product::<usize>();
+        let mut order: Vec<u32> = (0..count as u32).collect();
+        shuffle(&mut order, seed);
+        let next = AtomicUsize::new(0);
+        let broken: Mutex<Option<Broken>> = Mutex::new(None);
+        // The struct's alignment is at most 16.
+        let mut aligned = vec![0u128; parameters.len().div_ceil(16)];
+        bytemuck::cast_slice_mut(&mut aligned)[..parameters.len()].copy_from_slice(parameters);
+        let aligned: &[u128] = &aligned;
+        let work = |_| {
+            let mut block = Block::new(entry, aligned.as_ptr().cast(), grid);
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                if index >= count || lock(&broken).is_some() {
+                    return;
+                }
+                let number = order[index];
+                if let Err(what) = block.run(number, mix(seed ^ u64::from(number))) {
+                    lock(&broken).get_or_insert(what);
+                }
+            }
+        };
+        let hosts = rayon::current_num_threads().min(count);
+        if hosts == 1 {
+            work(0)
+        } else {
+            (0..hosts).into_par_iter().for_each(work)
+        }
+        match broken.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()) {
+            None => Ok(()),
+            Some(broken) => Err(Failure::Fault {
+                message: format!(
+                    "kernel {}, block {:?}, thread {}: {}",
+                    entry.symbol,
+                    broken.block,
+                    broken.thread,
+                    match broken.address {
+                        Some(address) => self.memory.describe(address),
+                        None => broken.what,
+                    }
+                ),
+            }),
+        }
+    }
+
+    fn not_recording(&self, what: &str) -> Result<(), Failure> {
+        match *lock(&self.recording) {
+            Some(_) => Err(Failure::Fault { message: format!("{what} while a graph is captured") }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Driver for Emulator {
+    fn describe(&self) -> Description {
+        Description {
+            name: "emulator".into(),
+            architecture: "host".into(),
+            multiprocessors: rayon::current_num_threads(),
+            memory: memory::LIMIT,
+        }
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Address, Failure> {
+        self.memory.allocate(bytes)
+    }
+
+    fn free(&self, address: Address, _bytes: usize) {
+        self.memory.free(address);
+    }
+
+    fn recycle(&self, address: Address, bytes: usize) -> Result<(), Failure> {
+        self.submit(Command::Fill { to: address, byte: memory::POISON, bytes })
+    }
+
+    fn upload(&self, to: Address, bytes: &[u8]) -> Result<(), Failure> {
+        self.not_recording("an upload")?;
+        self.memory.check("an upload", to, bytes.len())?;
+        // SAFETY: the range lies in a live allocation, and `bytes` elsewhere.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.0 as *mut u8, bytes.len()) };
+        Ok(())
+    }
+
+    fn download(&self, from: Address, bytes: &mut [u8]) -> Result<(), Failure> {
+        self.not_recording("a download")?;
+        self.memory.check("a download", from, bytes.len())?;
+        // SAFETY: the range lies in a live allocation, and `bytes` elsewhere.
+        unsafe { std::ptr::copy_nonoverlapping(from.0 as *const u8, bytes.as_mut_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<(), Failure> {
+        self.submit(Command::Copy { to, from, bytes })
+    }
+
+    fn fill(&self, to: Address, byte: u8, bytes: usize) -> Result<(), Failure> {
+        self.submit(Command::Fill { to, byte, bytes })
+    }
+
+    fn prepare(&self, kernel: Kernel) -> Result<(), Failure> {
+        self.entry(kernel).map(drop)
+    }
+
+    fn launch(&self, launch: &Launch) -> Result<(), Failure> {
+        let entry = self.entry(launch.kernel)?;
+        let refuse = |message: String| Err(Failure::Fault { message: format!("kernel {}: {message}", entry.symbol) });
+        if launch.parameters.len() != *entry.size as usize {
+            return refuse(format!("{} bytes of parameters, not {}", launch.parameters.len(), entry.size));
+        }
+        if launch.threads != *entry.threads || !launch.threads.is_multiple_of(32) || launch.threads > 1024 {
+            return refuse(format!("launched with {} threads per block, made for {}", launch.threads, entry.threads));
+        }
+        let [x, y, z] = launch.grid;
+        if x > i32::MAX as u32 || y > 65_535 || z > 65_535 {
+            return refuse(format!("a grid of {x}×{y}×{z} blocks is beyond what a GPU takes"));
+        }
+        self.submit(Command::Launch { entry, grid: launch.grid, parameters: launch.parameters.to_vec() })
+    }
+
+    fn synchronize(&self) -> Result<(), Failure> {
+        self.not_recording("a wait")
+    }
+
+    fn record_event(&self) -> Result<Event, Failure> {
+        let mut events = lock(&self.events);
+        events.push(Instant::now());
+        Ok(Event(events.len() as u64 - 1))
+    }
+
+    fn milliseconds(&self, from: Event, to: Event) -> Result<f32, Failure> {
+        let events = lock(&self.events);
+        Ok((events[to.0 as usize] - events[from.0 as usize]).as_secs_f32() * 1e3)
+    }
+
+    fn begin_capture(&self) -> Result<(), Failure> {
+        self.not_recording("a capture")?;
+        *lock(&self.recording) = Some(Vec::new());
+        Ok(())
+    }
+
+    fn end_capture(&self) -> Result<GraphId, Failure> {
+        let commands = lock(&self.recording).take();
+        let commands = commands.ok_or(Failure::Fault { message: "no capture was begun".into() })?;
+        let id = self.clock.fetch_add(1, Ordering::Relaxed);
+        lock(&self.graphs).insert(id, commands);
+        Ok(GraphId(id))
+    }
+
+    fn replay(&self, graph: GraphId) -> Result<(), Failure> {
+        self.not_recording("a replay")?;
+        let graphs = lock(&self.graphs);
+        graphs[&graph.0].iter().try_for_each(|command| self.execute(command))
+    }
+
+    fn drop_graph(&self, graph: GraphId) {
+        lock(&self.graphs).remove(&graph.0);
+    }
+}
+
+/// The last step of splitmix64.
+fn mix(mut z: u64) -> u64 {
+    z = z.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+/// Fisher and Yates.
+fn shuffle(items: &mut [u32], seed: u64) {
+    let mut state = seed;
+    for i in (1..items.len()).rev() {
+        state = mix(state);
+        items.swap(i, (state % (i as u64 + 1)) as usize);
+    }
+}

@@ -1,0 +1,44 @@
+//! The launch of `kernels/images.cu`.
+
+use super::Images;
+use crate::gpu::Address;
+use crate::parameters;
+use crate::tensor::{Device, TensorMut};
+
+const THREADS: u32 = 256;
+
+parameters! {
+    struct Parameters: 56 bytes {
+        x: Address,
+        placements: Address,
+        table: Address,
+        y: Address,
+        n: u32,
+        h: u32,
+        w: u32,
+        c: u32,
+        k: u32,
+        padding: u32,
+    }
+}
+
+pub fn images(images: &Images, tables: &[[f32; 256]], y: TensorMut) {
+    let Device::Gpu(gpu) = images.bytes.device() else { panic!("images on the CPU are the loader's business") };
+    let [n, h, w, c] = images.shape.map(|size| size as u32);
+    let parameters = Parameters {
+        x: images.bytes.address(),
+        placements: images.placements.as_ref().map_or(Address::NULL, |placements| placements.address()),
+        table: gpu.constant(tables),
+        y: y.address(),
+        n,
+        h,
+        w,
+        c,
+        k: tables.len() as u32,
+        padding: 0,
+    };
+    let pixels = images.shape[..3].iter().product::<usize>();
+    let blocks = u32::try_from(pixels.div_ceil(THREADS as usize)).expect("fewer than 2⁴⁰ pixels");
+    // SAFETY: the contract checked all sizes; a placement keeps every read inside its image.
+    unsafe { gpu.launch("images", "images", y.dtype(), [blocks, 1, 1], THREADS, &parameters) }
+}

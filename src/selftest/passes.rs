@@ -1,0 +1,353 @@
+//! All passes of all ops on all their cases, with the error each may have.
+
+use std::iter::{once, repeat_n};
+
+use super::operand::{Input, Layout, Output, Values};
+use super::pass::Pass;
+use crate::ops::cases::{self, ConstraintCase, ConvCase, LinearCase, MergeCase, OptimizerCase, Rule};
+use crate::ops::optimizer::AdamW;
+use crate::ops::{batch_norm, concat, conv2d, linear, merge, optimizer, pointwise, pool};
+use crate::tensor::{DType, Integers, Shape, Tensor, TensorMut};
+
+/// Sums of up to some thousand products, accumulated in `f32`.
+const SUM: f64 = 1e-6;
+/// Sums of up to 16,384 numbers, added one by one in `f32`: a block of batch norm with one channel, a global mean.
+const LONG_SUM: f64 = 1e-5;
+/// A handful of operations per element, or of updates.
+const FEW: f64 = 5e-7;
+/// Numbers that move and are not computed with.
+const NONE: f64 = 0.0;
+
+/// An op, and how to make its passes.
+pub struct Op {
+    pub name: &'static str,
+    pub passes: fn() -> Vec<Pass>,
+}
+
+pub const OPS: &[Op] = &[
+    Op { name: "convert", passes: conversions },
+    Op { name: "conv2d", passes: convolutions },
+    Op { name: "batch_norm", passes: batch_norms },
+    Op { name: "pool", passes: pools },
+    Op { name: "pointwise", passes: pointwise },
+    Op { name: "concat", passes: concatenations },
+    Op { name: "linear", passes: linear_layers },
+    Op { name: "merge", passes: merges },
+    Op { name: "constraint", passes: constraints },
+    Op { name: "optimizer", passes: optimizers },
+];
+
+/// Between what numbers are stored as; uploads, downloads and copies on the way.
+fn conversions() -> Vec<Pass> {
+    let of_len = |&len: &usize| {
+        let [stored, single] = [Layout::dense([len]), Layout::dense([len]).in_f32()];
+        let wide = Input::around(single.clone(), 0.0, 1000.0);
+        // f64 stays what it is.
+        let single_of = |x: &Tensor| if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+        [
+            Pass::new("storing", [wide], [stored.clone()], |[x], [y]| y_copy(y, x)),
+            Pass::new("loading", [Input::unit(stored)], [single], move |[x], [y]| y.copy_from(&x.cast(single_of(x)))),
+        ]
+        .map(|pass| pass.of(format!("{len} numbers")).within(NONE).exact())
+    };
+    cases::CONVERT.iter().flat_map(of_len).collect()
+}
+
+fn y_copy(y: TensorMut, x: &Tensor) {
+    let dtype = y.dtype();
+    y.copy_from(&x.cast(dtype));
+}
+
+fn convolutions() -> Vec<Pass> {
+    let of_case = |case: &ConvCase| {
+        let (conv, g) = (case.conv, case.geometry());
+        let [x, y] = [g.x(), g.y()].map(Layout::dense);
+        let w = Layout::padded([g.k, g.r, g.s, g.group_channels()], g.pitch).in_arena();
+        let unit = |layouts: [&Layout; 2]| layouts.map(|layout| Input::unit(layout.clone()));
+        [
+            Pass::new("fprop", unit([&x, &w]), [y.clone()], move |[x, w], [y]| conv2d::fprop(conv, x, w, y)),
+            Pass::new("dgrad", unit([&y, &w]), [x.clone()], move |[dy, w], [dx]| conv2d::dgrad(conv, dy, w, dx)),
+            Pass::new("wgrad", unit([&x, &y]), [w.in_f32()], move |[x, dy], [dw]| conv2d::wgrad(conv, x, dy, dw)),
+        ]
+        .map(|pass| pass.of(case.name).within(SUM).exact())
+    };
+    cases::CONV2D.iter().flat_map(of_case).collect()
+}
+
+fn batch_norms() -> Vec<Pass> {
+    let of_case = |case: &cases::BatchNormCase| {
+        let c = case.x[3];
+        let (centre, spread) = (case.mean, case.deviation * 3f64.sqrt());
+        let offset = case.first_pixel * case.deviation;
+        let image = Layout::dense(case.x);
+        let x = Input { layout: image.clone(), values: Values::FirstOff { centre, spread, row: c, offset } };
+        let dy = Input::around(image.clone(), 0.1, 1.0);
+        let per_channel = Layout::dense([c]).in_arena().in_f32();
+        let channels = |centre: f64, spread: f64| Input::around(per_channel.clone(), centre, spread);
+        let mean = channels(centre, 0.1 * case.deviation);
+        let rstd = channels(1.0 / case.deviation, 0.1 / case.deviation);
+        let [gamma, beta] = [channels(1.0, 0.5), channels(0.0, 1.0)];
+        let [dgamma, dbeta] = [1.0, 2.0].map(|centre| channels(centre, 3.0));
+        // Above zero, as variances are.
+        let variance = channels(case.deviation.powi(2), 0.9 * case.deviation.powi(2));
+        let [training, inference] = [(true, "dx in training"), (false, "dx in inference")].map(|(training, name)| {
+            let inputs = [&dy, &x, &mean, &rstd, &gamma, &dgamma, &dbeta].map(Input::clone);
+            Pass::new(name, inputs, [Output::Over(0)], move |[_, x, mean, rstd, gamma, dgamma, dbeta], [dy]| {
+                batch_norm::input_gradient(dy, x, mean, rstd, gamma, dgamma, dbeta, training);
+            })
+            .within(LONG_SUM)
+        });
+        let count = case.x[..3].iter().product();
+        let running = [channels(0.3, 0.2), channels(1.5, 0.5), mean.clone(), variance.clone()];
+        [
+            Pass::new(
+                "statistics",
+                [x.clone()],
+                [per_channel.clone(), per_channel.clone()],
+                |[x], [mean, variance]| {
+                    batch_norm::statistics(x, mean, variance);
+                },
+            )
+            .within(LONG_SUM),
+            Pass::new("1/σ", [variance], [per_channel.clone()], |[variance], [rstd]| {
+                batch_norm::reciprocal_deviation(variance, 1e-5, rstd);
+            })
+            .within(FEW),
+            Pass::new(
+                "normalisation",
+                [&x, &mean, &rstd, &gamma, &beta].map(Input::clone),
+                [image],
+                |[x, mean, rstd, gamma, beta], [y]| batch_norm::normalize(x, mean, rstd, gamma, beta, y),
+            )
+            .within(LONG_SUM),
+            Pass::new(
+                "dγ and dβ",
+                [&x, &dy, &mean, &rstd].map(Input::clone),
+                [per_channel.clone(), per_channel],
+                |[x, dy, mean, rstd], [dgamma, dbeta]| {
+                    batch_norm::parameter_gradients(x, dy, mean, rstd, dgamma, dbeta);
+                },
+            )
+            .within(LONG_SUM),
+            training,
+            inference,
+            Pass::new(
+                "running statistics",
+                running,
+                [0, 1].map(Output::Over),
+                move |[_, _, m, v], [mean, variance]| {
+                    let batch = batch_norm::Statistics { mean: m.clone(), variance: v.clone(), count };
+                    batch_norm::update_running(mean, variance, &batch, 0.1, None);
+                },
+            )
+            .within(FEW),
+        ]
+        .map(|pass| pass.of(case.name))
+    };
+    cases::BATCH_NORM.iter().flat_map(of_case).collect()
+}
+
+fn pools() -> Vec<Pass> {
+    let sliding = cases::POOL.iter().flat_map(|case| {
+        [true, false].into_iter().flat_map(move |count_padding| {
+            let pool = pool::Pool { count_padding, ..case.pool };
+            let g = pool::Geometry::new(pool, case.x.into());
+            let (x, y) = (Layout::dense(case.x), Layout::dense(g.y()));
+            let taps = pool.window[0] * pool.window[1];
+            // Sums of integers are exact as long as nothing else than a power of two divides them.
+            let is_exact = count_padding && taps.is_power_of_two();
+            let average = [
+                Pass::new("average", [Input::unit(x.clone())], [y.clone()], move |[x], [y]| {
+                    pool::average_pool(pool, x, y);
+                }),
+                Pass::new("average's dx", [Input::unit(y.clone())], [x.clone()], move |[dy], [dx]| {
+                    pool::average_pool_backward(pool, dy, dx);
+                }),
+            ]
+            .map(|pass| pass.within(LONG_SUM).exact_if(is_exact));
+            // The winners are compared as numbers.
+            let max = [
+                Pass::new(
+                    "max",
+                    [Input::unit(x.clone())],
+                    [y.clone(), y.clone().in_f32()],
+                    move |[x], [y, winners]| {
+                        let mut taps = Integers::from_vec(vec![u8::MAX; y.shape().len()]).to_device(x.device());
+                        pool::max_pool(pool, x, y, &mut taps);
+                        let taps: Vec<f64> = taps.to_vec().into_iter().map(f64::from).collect();
+                        write(winners, taps);
+                    },
+                ),
+                Pass::new(
+                    "max's dx",
+                    [Input::unit(y.clone()), Input::below(y, taps as u64)],
+                    [x],
+                    move |[dy, winners], [dx]| {
+                        let taps = winners.to_f64().into_iter().map(|tap| tap as u8).collect();
+                        let taps = Integers::from_vec(taps).to_device(dy.device());
+                        pool::max_pool_backward(pool, dy, &taps, dx);
+                    },
+                ),
+            ]
+            .map(|pass| pass.within(FEW).exact());
+            let padding = if count_padding { "" } else { ", padding not counted" };
+            let name = move |pass: Pass| pass.of(format!("{}{padding}", case.name));
+            average.into_iter().chain(max.into_iter().filter(move |_| count_padding)).map(name)
+        })
+    });
+    let global = cases::GLOBAL_POOL.iter().flat_map(|&[n, h, w, c]| {
+        let (x, y) = (Layout::dense([n, h, w, c]), Layout::dense([n, c]).in_f32());
+        [
+            Pass::new("mean", [Input::unit(x.clone())], [y.clone()], |[x], [y]| pool::global_average_pool(x, y)),
+            Pass::new("mean's dx", [Input::unit(y)], [x], |[dy], [dx]| pool::global_average_pool_backward(dy, dx)),
+        ]
+        .map(|pass| pass.of(Shape::from([n, h, w, c])).within(LONG_SUM).exact_if((h * w).is_power_of_two()))
+    });
+    sliding.chain(global).collect()
+}
+
+/// Writes numbers that were no tensor before.
+fn write(to: TensorMut, values: Vec<f64>) {
+    let shape = to.shape();
+    let values = Tensor::from_vec(values, shape);
+    let dtype = if to.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    to.copy_from(&values.cast(dtype));
+}
+
+fn pointwise() -> Vec<Pass> {
+    let of_case = |&[rows, row, padding]: &[usize; 3]| {
+        let shape = [rows, row];
+        // Rows are padded in arenas, which are f32.
+        let padded = Layout::padded(shape, row + padding).in_arena();
+        let role = |layout: Layout| if padding > 0 { layout.in_f32() } else { layout };
+        let [sum, term] = [role(padded), role(Layout::dense(shape))].map(Input::unit);
+        let dense = Input::unit(Layout::dense(shape));
+        [
+            Pass::new("ReLU", [dense.clone()], [Output::Over(0)], |_, [y]| pointwise::relu_assign(y)),
+            Pass::new("ReLU's dx", [dense.clone(), dense], [Output::Over(0)], |[_, y], [dx]| {
+                pointwise::relu_backward_assign(dx, y);
+            }),
+            Pass::new("add", [sum, term], [Output::Over(0)], |[_, term], [sum]| pointwise::add_assign(sum, term)),
+        ]
+        .map(|pass| pass.of(format!("{rows}×{row}, {padding} of padding")).within(FEW).exact())
+    };
+    cases::POINTWISE.iter().flat_map(of_case).collect()
+}
+
+fn concatenations() -> Vec<Pass> {
+    let of_case = |&([n, h, w], inputs): &([usize; 3], &'static [usize])| {
+        let total: usize = inputs.iter().sum();
+        inputs.iter().enumerate().flat_map(move |(index, &channels)| {
+            let first: usize = inputs[..index].iter().sum();
+            let x = Layout::dense([n, h, w, channels]);
+            // The other inputs' channels are not touched.
+            let part = Layout::channels([n, h, w, total], first, channels);
+            [
+                Pass::new("concat", [Input::unit(x.clone())], [part.clone()], move |[x], [y]| {
+                    concat::insert(x, first, y);
+                }),
+                Pass::new("dx", [Input::unit(part)], [x], move |[dy], [dx]| concat::backward(dy, first, dx)),
+            ]
+            .map(|pass| pass.of(format!("{channels} channels from {first} of {:?}", [n, h, w, total])))
+            .map(|pass| pass.within(NONE).exact())
+        })
+    };
+    cases::CONCAT.iter().flat_map(of_case).collect()
+}
+
+fn linear_layers() -> Vec<Pass> {
+    let of_case = |&LinearCase { n, c, k, row_padding }: &LinearCase| {
+        let [x, y] = [Layout::dense([n, c]), Layout::dense([n, k])];
+        let w = Layout::padded([k, c], c + row_padding).in_arena();
+        let b = Layout::dense([k]).in_arena();
+        let unit = |layout: &Layout| Input::unit(layout.clone());
+        [
+            Pass::new("y", [&x, &w, &b].map(unit), [y.clone()], |[x, w, b], [y]| linear::forward(x, w, b, y)),
+            Pass::new("dx", [&y, &w].map(unit), [x.clone()], |[dy, w], [dx]| linear::input_gradient(dy, w, dx)),
+            Pass::new("dw", [&x, &y].map(unit), [w.clone()], |[x, dy], [dw]| linear::weight_gradient(x, dy, dw)),
+            Pass::new("db", [unit(&y)], [b], |[dy], [db]| linear::bias_gradient(dy, db)),
+        ]
+        .map(|pass| pass.of(format!("{n}×{c} by {k}")).within(SUM).exact().in_f32())
+    };
+    cases::LINEAR.iter().flat_map(of_case).collect()
+}
+
+fn merges() -> Vec<Pass> {
+    let of_case = |case: &'static MergeCase| {
+        let [table, backward_table] = [case.table(), case.table()];
+        let weights = Input::unit(Layout::of_table(&table));
+        let alphas = Layout::dense([case.sources, case.alphas]);
+        let arena = Layout::dense([case.arena_len]).in_arena();
+        let with = |first: Input| once(first).chain(repeat_n(weights.clone(), case.sources)).collect();
+        [
+            Pass::with_many("blend", with(Input::unit(alphas.clone())), vec![arena.into()], move |inputs, outputs| {
+                let ([alpha, sources @ ..], [blend]) = (inputs, only(outputs)) else { unreachable!() };
+                merge::blend(&table, &sources.iter().collect::<Vec<_>>(), alpha, blend);
+            }),
+            Pass::with_many("α's gradient", with(weights.clone()), vec![alphas.into()], move |inputs, outputs| {
+                let ([dw, sources @ ..], [dalpha]) = (inputs, only(outputs)) else { unreachable!() };
+                merge::alpha_gradient(&backward_table, &sources.iter().collect::<Vec<_>>(), dw, dalpha);
+            }),
+        ]
+        .map(|pass| pass.of(case.name).within(SUM).exact().in_f32())
+    };
+    cases::MERGE.iter().flat_map(of_case).collect()
+}
+
+fn only(outputs: Vec<TensorMut>) -> [TensorMut; 1] {
+    outputs.try_into().unwrap_or_else(|_| panic!("one output"))
+}
+
+fn constraints() -> Vec<Pass> {
+    let of_case = |case: &ConstraintCase| {
+        let [forward, backward] = [case.parametrization(), case.parametrization()];
+        let learned = Layout::dense([forward.rows(), forward.learned]);
+        let alpha = Layout::dense([forward.sources, forward.alphas()]);
+        let is_exact = case.is_exact();
+        // Backward takes any α.
+        let [a, dalpha] = [0; 2].map(|_| Input::unit(alpha.clone()));
+        [
+            Pass::new("α", [Input::unit(learned.clone())], [alpha], move |[learned], [alpha]| {
+                forward.forward_into(learned, alpha);
+            }),
+            Pass::new("gradient", [a, dalpha], [learned], move |[alpha, dalpha], [dlearned]| {
+                backward.backward_into(alpha, dalpha, dlearned);
+            }),
+        ]
+        .map(|pass| pass.of(case.name).within(FEW).exact_if(is_exact).in_f32())
+    };
+    cases::CONSTRAINT.iter().flat_map(of_case).collect()
+}
+
+fn optimizers() -> Vec<Pass> {
+    let of_case = |&OptimizerCase { name, len, steps, rule }: &OptimizerCase| {
+        let arena = Layout::dense([len]);
+        let unit = Input::unit(arena.clone());
+        let zero = Input { layout: arena, values: Values::Zero };
+        // The parameters, their moments, and a gradient per step.
+        let inputs = |moments: usize| {
+            let moments = repeat_n(zero.clone(), moments);
+            once(unit.clone()).chain(moments).chain(repeat_n(unit.clone(), steps as usize)).collect()
+        };
+        let pass = match rule {
+            Rule::Sgd(rule) => {
+                Pass::with_many("SGD", inputs(1), [0, 1].map(Output::Over).to_vec(), move |inputs, outputs| {
+                    let [mut w, mut v] = [&inputs[0], &inputs[1]].map(Tensor::copy);
+                    inputs[2..].iter().for_each(|gradient| optimizer::sgd(&rule, &mut w, gradient, &mut v, None));
+                    outputs.into_iter().zip([w, v]).for_each(|(to, from)| to.copy_from(&from));
+                })
+            }
+            Rule::AdamW(rule) => {
+                Pass::with_many("AdamW", inputs(2), [0, 1, 2].map(Output::Over).to_vec(), move |inputs, outputs| {
+                    let [mut w, mut m, mut u] = [&inputs[0], &inputs[1], &inputs[2]].map(Tensor::copy);
+                    for (gradient, step) in inputs[3..].iter().zip(1..) {
+                        optimizer::adamw(&AdamW { step, ..rule }, &mut w, gradient, &mut m, &mut u, None);
+                    }
+                    outputs.into_iter().zip([w, m, u]).for_each(|(to, from)| to.copy_from(&from));
+                })
+            }
+        };
+        pass.of(name).within(FEW).in_f32()
+    };
+    cases::OPTIMIZER.iter().map(of_case).collect()
+}

@@ -1,0 +1,260 @@
+//! The emulator reports every kind of fault: one broken kernel each, from `broken.cu`, compiled when the tests run.
+#![cfg(feature = "emulator")]
+
+use std::ffi::c_void;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use medmerge::gpu::emulator::{Context, Emulator, Entry};
+use medmerge::gpu::{Address, Failure, Gpu, Handle};
+use medmerge::parameters;
+use medmerge::tensor::{DType, Device, Tensor};
+
+parameters! {
+    struct Broken: 16 bytes { x: Address, count: u64 }
+}
+
+const THREADS: u32 = 64;
+
+/// The kernels of `broken.cu`, in a library made for this process.
+fn guests() -> Vec<&'static Entry> {
+    static LIBRARY: OnceLock<libloading::Library> = OnceLock::new();
+    let library = LIBRARY.get_or_init(|| {
+        let folder = tempfile::tempdir().expect("a folder for temporary files");
+        let path: PathBuf = folder.path().join("broken.so");
+        let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+        let flags = [
+            "-xc++",
+            "-std=c++17",
+            "-O1",
+            "-shared",
+            "-fPIC",
+            "-fstack-clash-protection",
+            "-Wno-unknown-pragmas",
+            "-DMEDMERGE_EMULATOR",
+        ];
+        let status = Command::new(compiler)
+            .args(flags)
+            .args(["-DSTORAGE_F32", "-Ikernels", "tests/emulator/broken.cu", "-o"])
+            .arg(&path)
+            .status()
+            .expect("a C++ compiler");
+        assert!(status.success());
+        // SAFETY: the library has no initialisers.
+        unsafe { libloading::Library::new(&path).expect("a library that was just built") }
+    });
+    let source = std::fs::read_to_string(Path::new("tests/emulator/broken.cu")).expect("the tests' own file");
+    let names = source.lines().filter_map(|line| line.strip_prefix("KERNEL(")?.split(',').next());
+    names
+        .map(|name| {
+            let symbol: &'static str = format!("{name}_f32").leak();
+            // SAFETY: the macro KERNEL makes these three for every kernel.
+            let entry = unsafe {
+                type Run = unsafe extern "C" fn(*const c_void, *const *const Context);
+                let number = |kind: &str| {
+                    let symbol = format!("{name}_{kind}_f32");
+                    &**library.get::<&'static u32>(symbol.as_bytes()).expect("a number beside its kernel")
+                };
+                Entry {
+                    symbol,
+                    run: *library.get::<Run>(symbol.as_bytes()).expect("a kernel"),
+                    size: number("size"),
+                    threads: number("threads"),
+                }
+            };
+            &*Box::leak(Box::new(entry))
+        })
+        .collect()
+}
+
+fn emulator(seed: u64) -> Handle {
+    Gpu::on_emulator(Emulator::with_guests(seed, guests()))
+}
+
+/// What x holds after `name` ran in `blocks` blocks over `x`.
+fn run(gpu: Handle, name: &'static str, x: &[f32], blocks: u32) -> Result<Vec<f32>, Failure> {
+    let mut tensor = Tensor::from_vec(x.to_vec(), [x.len()]).to_device(Device::Gpu(gpu));
+    let parameters = Broken { x: tensor.view_mut().address(), count: x.len() as u64 };
+    // SAFETY: not for these kernels, which is their point; the emulator stops them.
+    unsafe { gpu.launch("broken", name, DType::F32, [blocks, 1, 1], THREADS, &parameters) };
+    gpu.synchronize()?;
+    Ok(tensor.to_vec())
+}
+
+#[track_caller]
+fn is_reported(name: &'static str, words: &[&str]) {
+    for seed in 0..4 {
+        let failure = run(emulator(seed), name, &[1.0, 2.0, 3.0, 4.0], 2).expect_err("a fault");
+        let message = failure.to_string();
+        assert!(message.contains(&format!("kernel {name}_f32, block [")), "{message}");
+        for word in words {
+            assert!(message.contains(word), "{message:?} does not say {word:?}");
+        }
+    }
+}
+
+#[test]
+fn a_right_kernel_gives_the_same_bits_for_any_seed() {
+    let x: Vec<f32> = (0..150).map(|i| 1.0 / (i as f32 + 1.0)).collect();
+    let first = run(emulator(0), "right", &x, 3).unwrap();
+    assert_eq!(first.len(), 150);
+    assert_ne!(first, x);
+    for seed in 1..6 {
+        assert_eq!(run(emulator(seed), "right", &x, 3).unwrap(), first);
+    }
+}
+
+#[test]
+fn accesses_beyond_a_buffer() {
+    is_reported("reads_beyond", &["thread 5", "byte 16 of a buffer of 16"]);
+    is_reported("writes_beyond", &["thread 6", "byte 16 of a buffer of 16"]);
+    is_reported("overflows_its_stack", &["out of bounds"]);
+}
+
+#[test]
+fn accesses_before_a_buffer() {
+    // A buffer of a whole page begins where its lower guard ends.
+    let x = vec![0.0; 1024];
+    let failure = run(emulator(0), "writes_before", &x, 1).expect_err("a fault");
+    assert!(failure.to_string().contains("thread 7: out of bounds"), "{failure}");
+}
+
+#[test]
+fn shared_memory_out_of_bounds() {
+    is_reported("shared_out_of_bounds", &["thread 63", "out of bounds: tile", "[64]"]);
+    is_reported("wants_too_much_shared_memory", &["shared memory"]);
+}
+
+#[test]
+fn what_nobody_wrote_is_nan() {
+    let x = run(emulator(0), "reads_unwritten", &[1.0, 2.0], 1).unwrap();
+    assert!(x.iter().all(|x| x.is_nan()));
+    let fresh = Tensor::uninit([3], DType::F32, Device::Gpu(emulator(0)));
+    assert!(fresh.to_vec::<f32>().iter().all(|x| x.is_nan()));
+}
+
+#[test]
+fn recycled_memory_is_nan() {
+    let gpu = emulator(0);
+    let first = Tensor::from_vec(vec![1f32; 8], [8]).to_device(Device::Gpu(gpu));
+    let address = first.address();
+    drop(first);
+    let second = Tensor::uninit([8], DType::F32, Device::Gpu(gpu));
+    assert_eq!(second.address(), address);
+    assert!(second.to_vec::<f32>().iter().all(|x| x.is_nan()));
+}
+
+#[test]
+fn races_in_shared_memory() {
+    is_reported("races_read_after_write", &["race: ", "tile", "also touched by thread"]);
+    is_reported("races_write_after_read", &["race: ", "tile", "also touched by"]);
+    is_reported("races_two_writes", &["race: two writes", "tile", "also touched by thread"]);
+    is_reported("races_across_a_shuffle", &["race: read after write of tile"]);
+}
+
+#[test]
+fn barriers_that_not_all_threads_reach() {
+    is_reported("misses_a_barrier", &["thread 9: the barrier at", "broken.cu:", "which has ended"]);
+    is_reported("waits_at_two_barriers", &["the barrier at", "which waits at the barrier at"]);
+}
+
+#[test]
+fn collectives_that_not_all_lanes_reach() {
+    is_reported("misses_a_shuffle", &["thread 40: the collective at", "common.cuh:", "which has ended"]);
+    is_reported("shuffles_from_outside", &["a lane outside its mask"]);
+}
+
+#[test]
+fn misaligned_vectors_and_divisions_by_zero() {
+    is_reported("is_misaligned", &["thread 3: misaligned vector access at address 0x"]);
+    is_reported("divides_by_zero", &["thread 11: a whole number is divided by zero"]);
+}
+
+/// What depends on the order shows in results that change with the seed.
+#[test]
+fn orders_that_matter_change_with_the_seed() {
+    for name in ["depends_on_the_order_of_blocks", "depends_on_the_order_of_threads"] {
+        let results: Vec<f32> = (0..8).map(|seed| run(emulator(seed), name, &[0.0], 8).unwrap()[0]).collect();
+        assert!(results.iter().any(|result| *result != results[0]), "{name}: {results:?}");
+    }
+}
+
+#[test]
+fn wrong_launches() {
+    let gpu = emulator(0);
+    let x = Tensor::uninit([4], DType::F32, Device::Gpu(gpu));
+    let parameters = Broken { x: x.address(), count: 4 };
+    // SAFETY: refused before it runs.
+    unsafe { gpu.launch("broken", "right", DType::F32, [1, 1, 1], 32, &parameters) };
+    assert!(gpu.check().unwrap_err().to_string().contains("32 threads per block, made for 64"));
+    let gpu = emulator(0);
+    // SAFETY: refused before it runs.
+    unsafe { gpu.launch("broken", "missing", DType::F32, [1, 1, 1], 64, &parameters) };
+    assert!(gpu.check().unwrap_err().to_string().contains("no kernel missing_f32"));
+}
+
+/// A failed device does nothing more, and what it is asked for is NaN.
+#[test]
+fn a_failure_is_final() {
+    let gpu = emulator(0);
+    let healthy = Tensor::from_vec(vec![1f32; 4], [4]).to_device(Device::Gpu(gpu));
+    run(gpu, "reads_beyond", &[1.0; 4], 1).unwrap_err();
+    assert!(healthy.to_vec::<f32>().iter().all(|x| x.is_nan()));
+    assert!(gpu.synchronize().is_err());
+}
+
+#[test]
+fn a_graph_replays_what_was_recorded() {
+    let gpu = emulator(3);
+    let x: Vec<f32> = (0..100).map(|i| i as f32 / 7.0).collect();
+    let once = run(gpu, "right", &x, 2).unwrap();
+    let twice = run(gpu, "right", &once, 2).unwrap();
+
+    let mut tensor = Tensor::from_vec(x.clone(), [x.len()]).to_device(Device::Gpu(gpu));
+    let parameters = Broken { x: tensor.view_mut().address(), count: x.len() as u64 };
+    let graph = gpu
+        .capture(|| {
+            // A temporary of the graph's own.
+            let temporary = tensor.copy();
+            // SAFETY: the kernel stays within `count`.
+            unsafe { gpu.launch("broken", "right", DType::F32, [2, 1, 1], THREADS, &parameters) };
+            drop(temporary);
+        })
+        .unwrap();
+    assert_eq!(graph.launches(), 1);
+    assert_eq!(tensor.to_vec::<f32>(), x, "captured work must not run");
+    graph.replay();
+    assert_eq!(tensor.to_vec::<f32>(), once);
+    graph.replay();
+    assert_eq!(tensor.to_vec::<f32>(), twice);
+    gpu.check().unwrap();
+}
+
+#[test]
+fn a_graph_keeps_its_memory_to_itself() {
+    let gpu = emulator(0);
+    let x = Tensor::from_vec(vec![1f32; 64], [64]).to_device(Device::Gpu(gpu));
+    let mut inside = Address::NULL;
+    let graph = gpu.capture(|| inside = x.copy().address()).unwrap();
+    let outside = x.copy();
+    assert_ne!(outside.address(), inside, "a replay would overwrite it");
+    drop(graph);
+    assert_eq!(x.copy().address(), inside, "the graph's memory is everybody's again");
+}
+
+#[test]
+fn nothing_is_downloaded_while_a_graph_is_captured() {
+    let gpu = emulator(0);
+    let x = Tensor::from_vec(vec![1f32; 4], [4]).to_device(Device::Gpu(gpu));
+    let captured = gpu.capture(|| drop(x.to_vec::<f32>()));
+    assert!(captured.err().expect("a fault").to_string().contains("a download while a graph is captured"));
+}
+
+#[test]
+fn the_memory_has_an_end() {
+    let gpu = emulator(0);
+    let _huge = Tensor::uninit([1 << 40], DType::F32, Device::Gpu(gpu));
+    assert!(matches!(gpu.check(), Err(Failure::OutOfMemory { .. })));
+    assert!(gpu.check().unwrap_err().hint().contains("--batch-size"));
+}
