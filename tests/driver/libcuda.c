@@ -70,18 +70,17 @@ static int run(struct work *work) {
   return OK;
 }
 
-// Runs what waits, up to an event or all of it.
-static int drain(struct stream *stream, struct event *until) {
-  if (stream->is_capturing && !until) return CAPTURE_UNSUPPORTED;
-  size_t done = 0;
-  while (done < stream->waiting.count && !stream->context->fault) {
-    struct work *work = &stream->waiting.items[done++];
-    stream->context->fault = run(work);
-    if (until && work->event == until) break;
-  }
-  stream->waiting.count -= done;
-  memmove(stream->waiting.items, stream->waiting.items + done, stream->waiting.count * sizeof *stream->waiting.items);
+// Runs the first `count` of what waits.
+static int drain(struct stream *stream, size_t count) {
+  struct list *waiting = &stream->waiting;
+  for (size_t i = 0; i < count && !stream->context->fault; ++i) stream->context->fault = run(&waiting->items[i]);
+  memmove(waiting->items, waiting->items + count, (waiting->count - count) * sizeof *waiting->items);
+  waiting->count -= count;
   return stream->context->fault;
+}
+
+static int drain_all(struct stream *stream) {
+  return stream->is_capturing ? CAPTURE_UNSUPPORTED : drain(stream, stream->waiting.count);
 }
 
 static struct stream *streams[DEVICES];
@@ -125,7 +124,7 @@ int cuStreamCreate(struct stream **stream, unsigned flags) {
   streams[current->device] = *stream;
   return flags == 1 ? OK : INVALID_VALUE;
 }
-int cuStreamSynchronize(struct stream *stream) { ENTER(); return drain(stream, NULL); }
+int cuStreamSynchronize(struct stream *stream) { ENTER(); return drain_all(stream); }
 
 int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
   ENTER();
@@ -138,7 +137,7 @@ int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
 }
 int cuMemFree_v2(uint64_t address) {
   ENTER();
-  if (!streams[current->device]->is_capturing) drain(streams[current->device], NULL);
+  drain_all(streams[current->device]);
   uint64_t *memory = (uint64_t *)(address - 256);
   current->used -= memory[0];
   free(memory);
@@ -181,20 +180,11 @@ int cuEventRecord(struct event *event, struct stream *stream) {
 }
 int cuEventSynchronize(struct event *event) {
   ENTER();
-  // A mark that was recorded twice is where it was recorded last.
-  int fault = OK;
-  struct list *waiting = &streams[current->device]->waiting;
-  for (size_t i = waiting->count; i > 0 && !fault; --i) {
-    if (waiting->items[i - 1].event != event) continue;
-    while (waiting->count && !fault) {
-      size_t left = 0;
-      for (size_t j = 0; j < waiting->count; ++j) left += waiting->items[j].event == event;
-      if (!left) break;
-      fault = drain(streams[current->device], event);
-    }
-    break;
-  }
-  return fault;
+  // An event that was recorded twice is where it was recorded last.
+  struct stream *stream = streams[current->device];
+  size_t count = stream->waiting.count;
+  while (count > 0 && stream->waiting.items[count - 1].event != event) --count;
+  return drain(stream, count);
 }
 int cuEventElapsedTime(float *milliseconds, struct event *from, struct event *to) {
   ENTER();
