@@ -23,15 +23,15 @@
 
 // ---- statistics ----------------------------------------------------------------------------------------------------
 
-struct Statistics {
+struct PartialStatistics {
   const element* x;  // n × C
   float* partial;    // splits × 2 × C: mean less x[0, c], sum of squared distances from the mean
   Tile tile;
 };
-static_assert(sizeof(Statistics) == 40, "as in src/ops/batch_norm/gpu.rs");
+static_assert(sizeof(PartialStatistics) == 40, "as in src/ops/batch_norm/gpu.rs");
 
 template <unsigned WIDTH>
-DEVICE void partial_statistics(const Statistics& p, SharedArray<float> means, SharedArray<float> spreads) {
+DEVICE void partial_statistics(const PartialStatistics& p, SharedArray<float> means, SharedArray<float> spreads) {
   const Share s = share<WIDTH>(p.tile);
   Unit<WIDTH> mean = {}, spread = {};
   if (s.count > 0) {
@@ -79,7 +79,7 @@ DEVICE void partial_statistics(const Statistics& p, SharedArray<float> means, Sh
   partial[p.tile.channels] = squares;
 }
 
-KERNEL(batch_norm_statistics, Statistics, THREADS) {
+KERNEL(batch_norm_statistics, PartialStatistics, THREADS) {
   SHARED(float, means, THREADS * PACK);
   SHARED(float, spreads, THREADS * PACK);
   if (p.tile.vectorised) partial_statistics<PACK>(p, means, spreads);

@@ -168,6 +168,8 @@ using emulator::SharedArray;
 
 static inline unsigned __float_as_uint(float v) { unsigned bits; std::memcpy(&bits, &v, 4); return bits; }
 static inline float __uint_as_float(unsigned bits) { float v; std::memcpy(&v, &bits, 4); return v; }
+// Rounds by itself: never part of a fused multiply-add.
+static inline float __fmul_rn(float a, float b) { return a * b; }
 
 struct alignas(16) float4 { float x, y, z, w; };
 static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }

@@ -202,7 +202,7 @@ impl Plan {
         Plan {
             method,
             table: Arc::new(Table::new(segments, alphas, network.trunk_len)),
-            parametrization: Arc::new(Parametrization { constraint, sources, anchor, learned, means }),
+            parametrization: Arc::new(Parametrization::new(constraint, sources, anchor, learned, means)),
             entries,
         }
     }

@@ -252,7 +252,7 @@ pub struct ConstraintCase {
 impl ConstraintCase {
     pub fn parametrization(&self) -> Parametrization {
         let ConstraintCase { constraint, sources, anchor, learned, means, .. } = *self;
-        Parametrization { constraint, sources, anchor, learned, means: means.to_vec() }
+        Parametrization::new(constraint, sources, anchor, learned, means.to_vec())
     }
 
     /// Whether integers stay exact: an exponential is not, nor a mean of anything but 2ⁿ numbers.

@@ -23,3 +23,4 @@ pub mod optimizer;
 pub mod pointwise;
 pub mod pool;
 pub mod softmax_cross_entropy;
+mod tile;

@@ -332,6 +332,10 @@ impl<'a> TensorMut<'a> {
         self.pitch
     }
 
+    pub fn is_contiguous(&self) -> bool {
+        self.pitch == self.shape.row_len() || self.shape.rows() <= 1
+    }
+
     pub fn dtype(&self) -> DType {
         match self.data {
             DataMut::F32(_) => DType::F32,

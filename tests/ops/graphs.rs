@@ -170,7 +170,7 @@ fn constrain() -> impl Iterator<Item = Graph> {
     let methods = CONSTRAINTS.into_iter().flat_map(|constraint| [2, 3].map(|sources| (constraint, sources)));
     methods.map(|(constraint, sources)| {
         let means = vec![Mean { first: 0, rows: 2, period: 3 }, Mean { first: 7, rows: 2, period: 2 }];
-        let parametrization = Arc::new(Parametrization { constraint, sources, anchor: 1, learned: 12, means });
+        let parametrization = Arc::new(Parametrization::new(constraint, sources, 1, 12, means));
         let learned = random([parametrization.rows(), 12], 1);
         Graph::new(format!("constraint {constraint} of {sources} sources"), [learned], move |tape, l| {
             tape.constrain(&parametrization, &l[0])

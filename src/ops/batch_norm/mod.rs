@@ -12,6 +12,7 @@
 //! take the *unbiased* variance, `σ²·n/(n − 1)`.
 
 pub mod cpu;
+mod gpu;
 pub mod reference;
 
 use crate::gpu::Address;
@@ -48,7 +49,7 @@ pub fn statistics(x: &Tensor, mean: TensorMut, variance: TensorMut) {
     match x.implementation() {
         Implementation::Cpu => cpu::statistics(x.data(), mean.data(), variance.data()),
         Implementation::Reference => reference::statistics::<f64>(x.data(), mean.data(), variance.data()),
-        Implementation::Gpu(_) => todo!(),
+        Implementation::Gpu(gpu) => gpu::statistics(gpu, x, mean, variance),
     }
 }
 
@@ -58,7 +59,7 @@ pub fn reciprocal_deviation(variance: &Tensor, epsilon: f64, rstd: TensorMut) {
     match variance.implementation() {
         Implementation::Cpu => reference::reciprocal_deviation::<f32>(variance.data(), epsilon, rstd.data()),
         Implementation::Reference => reference::reciprocal_deviation::<f64>(variance.data(), epsilon, rstd.data()),
-        Implementation::Gpu(_) => todo!(),
+        Implementation::Gpu(gpu) => gpu::reciprocal_deviation(gpu, variance, epsilon, rstd),
     }
 }
 
@@ -71,7 +72,7 @@ pub fn normalize(x: &Tensor, mean: &Tensor, rstd: &Tensor, gamma: &Tensor, beta:
         Implementation::Reference => {
             reference::normalize::<f64>(x.data(), mean.data(), rstd.data(), gamma.data(), beta.data(), y.data())
         }
-        Implementation::Gpu(_) => todo!(),
+        Implementation::Gpu(gpu) => gpu::normalize(gpu, x, mean, rstd, gamma, beta, y),
     }
 }
 
@@ -91,7 +92,7 @@ pub fn parameter_gradients(x: &Tensor, dy: &Tensor, mean: &Tensor, rstd: &Tensor
             dgamma.data(),
             dbeta.data(),
         ),
-        Implementation::Gpu(_) => todo!(),
+        Implementation::Gpu(gpu) => gpu::parameter_gradients(gpu, x, dy, mean, rstd, dgamma, dbeta),
     }
 }
 
@@ -131,7 +132,9 @@ pub fn input_gradient(
             dbeta.data(),
             training,
         ),
-        Implementation::Gpu(_) => todo!(),
+        Implementation::Gpu(gpu) => {
+            gpu::input_gradient(gpu, dy, x, mean, rstd, gamma, dgamma, dbeta, training);
+        }
     }
 }
 
@@ -148,18 +151,20 @@ pub fn update_running(
     assert_eq!(running_mean.shape(), batch.mean.shape(), "running means");
     assert_eq!(running_variance.shape(), batch.variance.shape(), "running variances");
     let unbiased = batch.count as f64 / (batch.count as f64 - 1.0).max(1.0);
-    let moves = [(running_mean, &batch.mean, 1.0), (running_variance, &batch.variance, unbiased)];
-    if !matches!(batch.mean.implementation(), Implementation::Gpu(_)) {
-        assert!(gate.is_none(), "a gate lies on a GPU");
-    }
-    match batch.mean.implementation() {
-        Implementation::Cpu => moves.into_iter().for_each(|(running, of_batch, factor)| {
-            reference::move_running::<f32>(running.data(), of_batch.data(), factor, momentum);
-        }),
-        Implementation::Reference => moves.into_iter().for_each(|(running, of_batch, factor)| {
-            reference::move_running::<f64>(running.data(), of_batch.data(), factor, momentum);
-        }),
-        Implementation::Gpu(_) => todo!(),
+    let implementation = batch.mean.implementation();
+    assert!(gate.is_none() || matches!(implementation, Implementation::Gpu(_)), "a gate lies on a GPU");
+    match implementation {
+        Implementation::Cpu => {
+            reference::move_running::<f32>(running_mean.data(), batch.mean.data(), 1.0, momentum);
+            reference::move_running::<f32>(running_variance.data(), batch.variance.data(), unbiased, momentum);
+        }
+        Implementation::Reference => {
+            reference::move_running::<f64>(running_mean.data(), batch.mean.data(), 1.0, momentum);
+            reference::move_running::<f64>(running_variance.data(), batch.variance.data(), unbiased, momentum);
+        }
+        Implementation::Gpu(gpu) => {
+            gpu::update_running(gpu, [running_mean, running_variance], batch, momentum, unbiased, gate);
+        }
     }
 }
 

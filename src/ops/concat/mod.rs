@@ -4,6 +4,7 @@
 //! same with pixels in parallel.
 
 pub mod cpu;
+mod gpu;
 pub mod reference;
 
 use crate::tape::{Tape, Var};
@@ -36,7 +37,7 @@ pub fn insert(x: &Tensor, first: usize, y: TensorMut) {
     match x.implementation() {
         Implementation::Cpu => cpu::insert(x.data(), channels, y.data(), total, first),
         Implementation::Reference => reference::insert::<f64>(x.data(), channels, y.data(), total, first),
-        Implementation::Gpu(_) => todo!(),
+        Implementation::Gpu(gpu) => gpu::insert(gpu, x, [channels, total, first], y),
     }
 }
 
@@ -46,7 +47,7 @@ pub fn backward(dy: &Tensor, first: usize, dx: TensorMut) {
     match dy.implementation() {
         Implementation::Cpu => cpu::extract(dy.data(), total, first, dx.data(), channels),
         Implementation::Reference => reference::extract::<f64>(dy.data(), total, first, dx.data(), channels),
-        Implementation::Gpu(_) => todo!(),
+        Implementation::Gpu(gpu) => gpu::extract(gpu, dy, [channels, total, first], dx),
     }
 }
 

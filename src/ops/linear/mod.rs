@@ -3,6 +3,7 @@
 //! Backward: `dx = dy·w`, `dw = dyᵀ·x`, `db = Σ_n dy`.
 
 pub mod cpu;
+mod gpu;
 pub mod reference;
 
 use crate::tape::{Tape, Var};
@@ -34,35 +35,38 @@ pub fn forward(x: &Tensor, w: &Tensor, b: &Tensor, y: TensorMut) {
     match x.implementation() {
         Implementation::Cpu => cpu::forward(&g, x.data(), w.data(), b.data(), y.data()),
         Implementation::Reference => reference::forward::<f64>(&g, x.data(), w.data(), b.data(), y.data()),
-        Implementation::Gpu(_) => todo!(),
+        Implementation::Gpu(gpu) => gpu::forward(gpu, &g, x, w, b, y),
     }
 }
 
 pub fn input_gradient(dy: &Tensor, w: &Tensor, dx: TensorMut) {
     let g = Geometry::new(dx.shape(), w.shape(), w.pitch());
+    assert_eq!(dy.dims(), [g.n, g.k], "the gradient of a linear layer's output");
     match dy.implementation() {
         Implementation::Cpu => cpu::input_gradient(&g, dy.data(), w.data(), dx.data()),
         Implementation::Reference => reference::input_gradient::<f64>(&g, dy.data(), w.data(), dx.data()),
-        Implementation::Gpu(_) => todo!(),
+        Implementation::Gpu(gpu) => gpu::input_gradient(gpu, &g, dy, w, dx),
     }
 }
 
 /// Overwrites `dw`, but not the padding between its rows.
 pub fn weight_gradient(x: &Tensor, dy: &Tensor, dw: TensorMut) {
     let g = Geometry::new(x.shape(), dw.shape(), dw.pitch());
+    assert_eq!(dy.dims(), [g.n, g.k], "the gradient of a linear layer's output");
     match dy.implementation() {
         Implementation::Cpu => cpu::weight_gradient(&g, x.data(), dy.data(), dw.data()),
         Implementation::Reference => reference::weight_gradient::<f64>(&g, x.data(), dy.data(), dw.data()),
-        Implementation::Gpu(_) => todo!(),
+        Implementation::Gpu(gpu) => gpu::weight_gradient(gpu, &g, x, dy, dw),
     }
 }
 
 pub fn bias_gradient(dy: &Tensor, db: TensorMut) {
+    assert!(dy.dims().len() == 2 && dy.dims()[1] == db.shape().len(), "the gradient of a bias");
     // One row per image and one column per class: nothing worth a fast form.
     match dy.implementation() {
         Implementation::Cpu => reference::bias_gradient::<f32>(dy.data(), db.data()),
         Implementation::Reference => reference::bias_gradient::<f64>(dy.data(), db.data()),
-        Implementation::Gpu(_) => todo!(),
+        Implementation::Gpu(gpu) => gpu::bias_gradient(gpu, dy, db),
     }
 }
 

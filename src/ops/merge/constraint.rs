@@ -12,6 +12,7 @@
 
 use std::sync::Arc;
 
+use super::gpu;
 use crate::tape::{Tape, Var};
 use crate::tensor::{Element, Implementation, Tensor, TensorMut};
 
@@ -40,9 +41,14 @@ pub struct Parametrization {
     /// Learned numbers per learned row.
     pub learned: usize,
     pub means: Vec<Mean>,
+    pub(super) on_gpus: Arc<gpu::Means>,
 }
 
 impl Parametrization {
+    pub fn new(constraint: Constraint, sources: usize, anchor: usize, learned: usize, means: Vec<Mean>) -> Self {
+        Parametrization { constraint, sources, anchor, learned, means, on_gpus: Arc::default() }
+    }
+
     /// Rows of the tensor that is learned.
     pub fn rows(&self) -> usize {
         match self.constraint {
@@ -76,13 +82,15 @@ impl Parametrization {
         match learned.implementation() {
             Implementation::Cpu => alpha.data().copy_from_slice(&self.forward::<f32>(learned.data())),
             Implementation::Reference => alpha.data().copy_from_slice(&self.forward::<f64>(learned.data())),
-            Implementation::Gpu(_) => todo!(),
+            Implementation::Gpu(gpu) => gpu::constrain(gpu, self, learned, alpha),
         }
     }
 
     /// Overwrites `dlearned`, the gradient of what is learned, from that of α.
     pub fn backward_into(&self, alpha: &Tensor, dalpha: &Tensor, dlearned: TensorMut) {
+        assert_eq!(alpha.dims(), [self.sources, self.alphas()], "α");
         assert_eq!(alpha.shape(), dalpha.shape(), "the gradient of α");
+        assert_eq!(dlearned.shape().dims(), [self.rows(), self.learned], "the gradient of learned merge weights");
         match alpha.implementation() {
             Implementation::Cpu => {
                 dlearned.data().copy_from_slice(&self.backward::<f32>(alpha.data(), dalpha.data()));
@@ -90,7 +98,7 @@ impl Parametrization {
             Implementation::Reference => {
                 dlearned.data().copy_from_slice(&self.backward::<f64>(alpha.data(), dalpha.data()));
             }
-            Implementation::Gpu(_) => todo!(),
+            Implementation::Gpu(gpu) => gpu::constrain_backward(gpu, self, alpha, dalpha, dlearned),
         }
     }
 

@@ -13,6 +13,7 @@
 
 pub mod constraint;
 pub mod cpu;
+mod gpu;
 pub mod reference;
 
 use std::sync::Arc;
@@ -67,6 +68,7 @@ pub struct Table {
     segments: Vec<Segment>,
     alphas: usize,
     arena_len: usize,
+    on_gpus: Arc<gpu::Tables>,
 }
 
 impl Table {
@@ -92,7 +94,7 @@ impl Table {
                 }
             }
         }
-        Table { segments, alphas, arena_len }
+        Table { segments, alphas, arena_len, on_gpus: Arc::default() }
     }
 
     pub fn segments(&self) -> &[Segment] {
@@ -132,12 +134,15 @@ pub fn blend(table: &Table, sources: &[&Tensor], alpha: &Tensor, blend: TensorMu
             let sources: Vec<&[f64]> = sources.iter().map(|source| source.data()).collect();
             reference::blend::<f64>(table, &sources, alpha.data(), blend.data());
         }
-        Implementation::Gpu(_) => todo!(),
+        Implementation::Gpu(gpu) => gpu::blend(gpu, table, sources, alpha, blend),
     }
 }
 
 /// Overwrites `dalpha`, M × alphas.
 pub fn alpha_gradient(table: &Table, sources: &[&Tensor], dw: &Tensor, dalpha: TensorMut) {
+    assert_eq!(dalpha.shape().dims(), [sources.len(), table.alphas], "dα of a merge of {} sources", sources.len());
+    let arenas = sources.iter().chain([&dw]);
+    assert!(arenas.into_iter().all(|arena| arena.dims() == [table.arena_len]), "sources of a merge differ in layout");
     match dw.implementation() {
         Implementation::Cpu => {
             let sources: Vec<&[f32]> = sources.iter().map(|source| source.data()).collect();
@@ -147,7 +152,7 @@ pub fn alpha_gradient(table: &Table, sources: &[&Tensor], dw: &Tensor, dalpha: T
             let sources: Vec<&[f64]> = sources.iter().map(|source| source.data()).collect();
             reference::alpha_gradient::<f64>(table, &sources, dw.data(), dalpha.data());
         }
-        Implementation::Gpu(_) => todo!(),
+        Implementation::Gpu(gpu) => gpu::alpha_gradient(gpu, table, sources, dw, dalpha),
     }
 }
 

@@ -9,6 +9,7 @@
 //! backward, not its input: the next convolution keeps the same tensor anyway. NaN passes through both.
 
 pub mod cpu;
+mod gpu;
 pub mod reference;
 
 use crate::tape::{Tape, Var};
@@ -22,7 +23,7 @@ pub fn add_assign(sum: TensorMut, term: &Tensor) {
         Implementation::Cpu if row == pitch => cpu::add_assign(sum.data(), term.data()),
         Implementation::Cpu => reference::add_assign::<f32>(sum.data(), term.data(), row, pitch),
         Implementation::Reference => reference::add_assign::<f64>(sum.data(), term.data(), row, pitch),
-        Implementation::Gpu(_) => todo!(),
+        Implementation::Gpu(gpu) => gpu::add_assign(gpu, sum, term),
     }
 }
 
@@ -31,7 +32,7 @@ pub fn relu_assign(x: TensorMut) {
     match x.implementation() {
         Implementation::Cpu => cpu::relu_assign(x.data()),
         Implementation::Reference => reference::relu_assign::<f64>(x.data()),
-        Implementation::Gpu(_) => todo!(),
+        Implementation::Gpu(gpu) => gpu::relu_assign(gpu, x),
     }
 }
 
@@ -41,7 +42,7 @@ pub fn relu_backward_assign(dy: TensorMut, y: &Tensor) {
     match dy.implementation() {
         Implementation::Cpu => cpu::relu_backward_assign(dy.data(), y.data()),
         Implementation::Reference => reference::relu_backward_assign::<f64>(dy.data(), y.data()),
-        Implementation::Gpu(_) => todo!(),
+        Implementation::Gpu(gpu) => gpu::relu_backward_assign(gpu, dy, y),
     }
 }
 

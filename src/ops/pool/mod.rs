@@ -10,6 +10,7 @@
 //! pooling keeps one byte per output, which tap won. A NaN in a window wins.
 
 pub mod cpu;
+mod gpu;
 pub mod reference;
 
 use crate::ops::conv2d::output_size;
@@ -96,7 +97,7 @@ pub fn max_pool(pool: Pool, x: &Tensor, y: TensorMut, taps: &mut Integers<u8>) {
     match x.implementation() {
         Implementation::Cpu => cpu::max_pool(&g, x.data(), y.data(), taps.data_mut()),
         Implementation::Reference => reference::max_pool::<f64>(&g, x.data(), y.data(), taps.data_mut()),
-        Implementation::Gpu(_) => todo!(),
+        Implementation::Gpu(gpu) => gpu::max_pool(gpu, &g, x, y, taps),
     }
 }
 
@@ -107,7 +108,7 @@ pub fn max_pool_backward(pool: Pool, dy: &Tensor, taps: &Integers<u8>, dx: Tenso
     match dy.implementation() {
         Implementation::Cpu => cpu::max_pool_backward(&g, dy.data(), taps.data(), dx.data()),
         Implementation::Reference => reference::max_pool_backward::<f64>(&g, dy.data(), taps.data(), dx.data()),
-        Implementation::Gpu(_) => todo!(),
+        Implementation::Gpu(gpu) => gpu::max_pool_backward(gpu, &g, dy, taps, dx),
     }
 }
 
@@ -117,7 +118,7 @@ pub fn average_pool(pool: Pool, x: &Tensor, y: TensorMut) {
     match x.implementation() {
         Implementation::Cpu => cpu::average_pool(&g, x.data(), y.data()),
         Implementation::Reference => reference::average_pool::<f64>(&g, x.data(), y.data()),
-        Implementation::Gpu(_) => todo!(),
+        Implementation::Gpu(gpu) => gpu::average_pool(gpu, &g, x, y),
     }
 }
 
@@ -127,7 +128,7 @@ pub fn average_pool_backward(pool: Pool, dy: &Tensor, dx: TensorMut) {
     match dy.implementation() {
         Implementation::Cpu => cpu::average_pool_backward(&g, dy.data(), dx.data()),
         Implementation::Reference => reference::average_pool_backward::<f64>(&g, dy.data(), dx.data()),
-        Implementation::Gpu(_) => todo!(),
+        Implementation::Gpu(gpu) => gpu::average_pool_backward(gpu, &g, dy, dx),
     }
 }
 
@@ -138,7 +139,7 @@ pub fn global_average_pool(x: &Tensor, y: TensorMut) {
     match x.implementation() {
         Implementation::Cpu => cpu::global_average_pool(h * w, x.data(), c, y.data()),
         Implementation::Reference => reference::global_average_pool::<f64>(h * w, x.data(), c, y.data()),
-        Implementation::Gpu(_) => todo!(),
+        Implementation::Gpu(gpu) => gpu::global_average_pool(gpu, h * w, x, y),
     }
 }
 
@@ -149,7 +150,7 @@ pub fn global_average_pool_backward(dy: &Tensor, dx: TensorMut) {
     match dy.implementation() {
         Implementation::Cpu => cpu::global_average_pool_backward(h * w, dy.data(), c, dx.data()),
         Implementation::Reference => reference::global_average_pool_backward::<f64>(h * w, dy.data(), c, dx.data()),
-        Implementation::Gpu(_) => todo!(),
+        Implementation::Gpu(gpu) => gpu::global_average_pool_backward(gpu, h * w, dy, dx),
     }
 }
 

@@ -1,0 +1,421 @@
+// The merge: every weight of a network as a weighted sum of the same weight in M source networks, and its backward.
+//
+//   blend   W[i]    = α[0, a(i)]·W_0[i] + α[1, a(i)]·W_1[i] + …, added from left to right, each operation rounded
+//   dα      dα[m,j] = Σ_{i : a(i) = j} dW[i]·W_m[i]
+//   means   a further α is the mean of consecutive learned ones
+//
+// Arenas are f32 and of one layout. Tables of chunks in device memory, built once, say what each stretch of about 4096
+// weights is; a block takes one chunk. Loads take 16 bytes, and up to four sources are in flight before the first is used.
+//
+// Blend: one launch over the arena; weights that no chunk blends or copies are zeroed by one that says so. Bytes: M + 1
+// passes over the arena, the least there can be. FLOPs: 2·M per weight.
+//
+// dα: one launch of dot products, again M + 1 passes. An α whose weights all lie in one chunk is written at once. The others
+// (shared by several layers, or by the filters of a layer longer than a chunk) get a partial sum from each chunk, in slots
+// that the table numbers; a second launch adds those of each α in their order, and writes zero where there are none.
+#include "common.cuh"
+
+constexpr unsigned THREADS = 256;
+constexpr unsigned IN_FLIGHT = 4;
+
+// What `BlendChunk::source` says beside the number of a source.
+constexpr int BLENDED = -1, ZERO = -2;
+
+// Weights begin .. begin + len of the arena, padding between rows included.
+struct BlendChunk {
+  unsigned long long begin;
+  unsigned len;
+  unsigned column;            // of the first weight in its row
+  unsigned row_len, pitch;
+  unsigned first;             // the weight at (row, column) takes α[first + row·row_step + column mod period],
+  unsigned row_step, period;  // rows counted from the chunk's first
+  int source;
+};
+static_assert(sizeof(BlendChunk) == 40, "as in src/ops/merge/gpu.rs");
+
+struct Blend {
+  const BlendChunk* chunks;    // one per block
+  const float* const* sources; // M arenas
+  const float* alpha;          // M × alphas
+  float* blend;                // arena
+  unsigned long long alphas;
+  unsigned source_count;
+  unsigned packed;             // all arenas are aligned to 16 bytes
+};
+static_assert(sizeof(Blend) == 48, "as in src/ops/merge/gpu.rs");
+
+// `rows` × `len` weights, `pitch` apart, from `begin` on. The sum of those in row r and column c goes to output
+// first + r·step + c mod period: of dα, or of the partial sums.
+struct GradientChunk {
+  unsigned long long begin;
+  unsigned rows, len, pitch;
+  unsigned period;
+  unsigned first, step;
+  unsigned is_final;  // outputs are dα
+  unsigned padding;
+};
+static_assert(sizeof(GradientChunk) == 40, "as in src/ops/merge/gpu.rs");
+
+struct Gradient {
+  const GradientChunk* chunks;  // one per block
+  const float* const* sources;  // M arenas
+  const float* dw;              // arena
+  float* dalpha;                // M × alphas
+  float* partial;               // M × partials
+  unsigned long long alphas, partials;
+  unsigned source_count;
+  unsigned packed;
+};
+static_assert(sizeof(Gradient) == 64, "as in src/ops/merge/gpu.rs");
+
+// The partial sums of one α: those in slots[begin .. begin + count].
+struct Share {
+  unsigned alpha, begin, count;
+};
+
+struct GradientSum {
+  const Share* shares;    // share_count
+  const unsigned* slots;
+  const float* partial;   // M × partials
+  float* dalpha;          // M × alphas
+  unsigned long long alphas, partials;
+  unsigned share_count;
+  unsigned padding;
+};
+static_assert(sizeof(GradientSum) == 56, "as in src/ops/merge/gpu.rs");
+
+using position = unsigned long long;
+
+// ---- blend ----------------------------------------------------------------------------------------------------------
+
+// The α of the weight `offset` behind the chunk's first one, among those of a source. Only for weights of a row.
+DEVICE position alpha_of(const BlendChunk& chunk, unsigned row, unsigned column) {
+  return static_cast<position>(chunk.first) + static_cast<position>(row) * chunk.row_step +
+         (chunk.period == 1 ? 0 : column % chunk.period);
+}
+
+DEVICE float blend_weight(const Blend& p, const BlendChunk& chunk, position i) {
+  const unsigned behind = chunk.column + static_cast<unsigned>(i - chunk.begin);
+  const unsigned row = behind / chunk.pitch, column = behind % chunk.pitch;
+  if (chunk.source == ZERO || column >= chunk.row_len) return 0;
+  if (chunk.source >= 0) return p.sources[chunk.source][i];
+  const float* alpha = p.alpha + alpha_of(chunk, row, column);
+  float sum = __fmul_rn(alpha[0], p.sources[0][i]);
+  for (unsigned m = 1; m < p.source_count; ++m) sum += __fmul_rn(alpha[m * p.alphas], p.sources[m][i]);
+  return sum;
+}
+
+// Four weights from `i` on, all of the chunk and aligned.
+DEVICE float4 blend_four(const Blend& p, const BlendChunk& chunk, position i) {
+  const float4 zero = make_float4(0, 0, 0, 0);
+  if (chunk.source == ZERO) return zero;
+  const unsigned behind = chunk.column + static_cast<unsigned>(i - chunk.begin);
+  unsigned row = behind / chunk.pitch, column = behind % chunk.pitch;
+  bool inside[4];
+  position at[4];
+#pragma unroll
+  for (unsigned l = 0; l < 4; ++l) {
+    inside[l] = column < chunk.row_len;
+    at[l] = inside[l] ? alpha_of(chunk, row, column) : chunk.first;
+    if (++column == chunk.pitch) {
+      column = 0;
+      ++row;
+    }
+  }
+  float4 sum = zero;
+  if (chunk.source >= 0) {
+    sum = load4(p.sources[chunk.source] + i);
+  } else {
+    for (unsigned first = 0; first < p.source_count; first += IN_FLIGHT) {
+      float4 weight[IN_FLIGHT];
+#pragma unroll
+      for (unsigned u = 0; u < IN_FLIGHT; ++u)
+        if (first + u < p.source_count) weight[u] = load4(p.sources[first + u] + i);
+#pragma unroll
+      for (unsigned u = 0; u < IN_FLIGHT; ++u) {
+        if (first + u >= p.source_count) break;
+        const float* alpha = p.alpha + (first + u) * p.alphas;
+        const float4 term = make_float4(
+            __fmul_rn(alpha[at[0]], weight[u].x), __fmul_rn(alpha[at[1]], weight[u].y),
+            __fmul_rn(alpha[at[2]], weight[u].z), __fmul_rn(alpha[at[3]], weight[u].w));
+        // The first product itself, not zero and the product: −0 stays.
+        sum = first + u == 0 ? term : make_float4(sum.x + term.x, sum.y + term.y, sum.z + term.z, sum.w + term.w);
+      }
+    }
+  }
+  return make_float4(inside[0] ? sum.x : 0, inside[1] ? sum.y : 0, inside[2] ? sum.z : 0, inside[3] ? sum.w : 0);
+}
+
+KERNEL(merge_blend, Blend, THREADS) {
+  const BlendChunk chunk = p.chunks[blockIdx.x];
+  const position end = chunk.begin + chunk.len;
+  for (position i = chunk.begin / 4 * 4 + threadIdx.x * 4; i < end; i += THREADS * 4) {
+    if (p.packed && i >= chunk.begin && i + 4 <= end) {
+      store4(p.blend + i, blend_four(p, chunk, i));
+    } else {
+      for (position l = i < chunk.begin ? chunk.begin : i; l < i + 4 && l < end; ++l)
+        p.blend[l] = blend_weight(p, chunk, l);
+    }
+  }
+}
+
+// ---- dα -------------------------------------------------------------------------------------------------------------
+
+DEVICE float* output_of(const Gradient& p, const GradientChunk& chunk, unsigned source) {
+  return chunk.is_final ? p.dalpha + source * p.alphas : p.partial + source * p.partials;
+}
+
+// Adds dw·w over begin .. end of up to four sources, each lane its share of the 16-byte packs.
+DEVICE void add_products(
+    const Gradient& p, position begin, position end, unsigned first_source, unsigned lane, unsigned lanes,
+    float (&sums)[IN_FLIGHT]) {
+  for (position i = begin / 4 * 4 + lane * 4; i < end; i += lanes * 4) {
+    if (p.packed && i >= begin && i + 4 <= end) {
+      const float4 dw = load4(p.dw + i);
+      float4 weight[IN_FLIGHT];
+#pragma unroll
+      for (unsigned u = 0; u < IN_FLIGHT; ++u)
+        if (first_source + u < p.source_count) weight[u] = load4(p.sources[first_source + u] + i);
+#pragma unroll
+      for (unsigned u = 0; u < IN_FLIGHT; ++u)
+        if (first_source + u < p.source_count)
+          sums[u] += (dw.x * weight[u].x + dw.y * weight[u].y) + (dw.z * weight[u].z + dw.w * weight[u].w);
+    } else {
+      for (position l = i < begin ? begin : i; l < i + 4 && l < end; ++l) {
+#pragma unroll
+        for (unsigned u = 0; u < IN_FLIGHT; ++u)
+          if (first_source + u < p.source_count) sums[u] += p.dw[l] * p.sources[first_source + u][l];
+      }
+    }
+  }
+}
+
+// One α per row, or one for all rows: a warp per row, or the block if there is only one.
+DEVICE void row_gradient(
+    const Gradient& p, const GradientChunk& chunk, unsigned first_source, SharedArray<float> scratch) {
+  const bool alone = chunk.rows == 1, together = alone || chunk.step == 0;
+  const unsigned lane = alone ? threadIdx.x : threadIdx.x % WARP, lanes = alone ? THREADS : WARP;
+  float sums[IN_FLIGHT] = {0, 0, 0, 0};
+  for (unsigned row = alone ? 0 : threadIdx.x / WARP; row < chunk.rows; row += THREADS / WARP) {
+    const position begin = chunk.begin + static_cast<position>(row) * chunk.pitch;
+    add_products(p, begin, begin + chunk.len, first_source, lane, lanes, sums);
+    if (together) continue;
+#pragma unroll
+    for (unsigned u = 0; u < IN_FLIGHT; ++u) {
+      if (first_source + u >= p.source_count) break;
+      const float sum = warp_sum(sums[u]);
+      sums[u] = 0;
+      if (lane == 0) output_of(p, chunk, first_source + u)[chunk.first + static_cast<position>(row) * chunk.step] = sum;
+    }
+  }
+  if (!together) return;
+#pragma unroll
+  for (unsigned u = 0; u < IN_FLIGHT; ++u) {
+    if (first_source + u >= p.source_count) break;
+    const float sum = block_sum<THREADS>(sums[u], scratch);
+    if (threadIdx.x == 0) output_of(p, chunk, first_source + u)[chunk.first] = sum;
+  }
+}
+
+// One α per column modulo the period: a thread for WIDTH of them, which adds up the period's repetitions.
+template <unsigned WIDTH>
+DEVICE void column_gradient(const Gradient& p, const GradientChunk& chunk, unsigned first_source) {
+  const unsigned per_row = chunk.period / WIDTH;
+  for (unsigned t = threadIdx.x; t < chunk.rows * per_row; t += THREADS) {
+    const unsigned row = t / per_row, column = t % per_row * WIDTH;
+    const position begin = chunk.begin + static_cast<position>(row) * chunk.pitch + column;
+    float sums[IN_FLIGHT][WIDTH];
+#pragma unroll
+    for (unsigned u = 0; u < IN_FLIGHT; ++u)
+#pragma unroll
+      for (unsigned l = 0; l < WIDTH; ++l) sums[u][l] = 0;
+    for (position i = begin; i < begin + chunk.len - column; i += chunk.period) {
+      float dw[WIDTH], weight[IN_FLIGHT][WIDTH];
+      if (WIDTH == 4) {
+        const float4 four = load4(p.dw + i);
+        dw[0] = four.x, dw[WIDTH / 4] = four.y, dw[WIDTH / 2] = four.z, dw[WIDTH - 1] = four.w;
+      } else {
+        dw[0] = p.dw[i];
+      }
+#pragma unroll
+      for (unsigned u = 0; u < IN_FLIGHT; ++u) {
+        if (first_source + u >= p.source_count) break;
+        if (WIDTH == 4) {
+          const float4 four = load4(p.sources[first_source + u] + i);
+          weight[u][0] = four.x, weight[u][WIDTH / 4] = four.y, weight[u][WIDTH / 2] = four.z,
+          weight[u][WIDTH - 1] = four.w;
+        } else {
+          weight[u][0] = p.sources[first_source + u][i];
+        }
+      }
+#pragma unroll
+      for (unsigned u = 0; u < IN_FLIGHT; ++u) {
+        if (first_source + u >= p.source_count) break;
+#pragma unroll
+        for (unsigned l = 0; l < WIDTH; ++l) sums[u][l] += dw[l] * weight[u][l];
+      }
+    }
+#pragma unroll
+    for (unsigned u = 0; u < IN_FLIGHT; ++u) {
+      if (first_source + u >= p.source_count) break;
+      float* to = output_of(p, chunk, first_source + u) + chunk.first + static_cast<position>(row) * chunk.step + column;
+#pragma unroll
+      for (unsigned l = 0; l < WIDTH; ++l) to[l] = sums[u][l];
+    }
+  }
+}
+
+KERNEL(merge_gradient, Gradient, THREADS) {
+  SHARED(float, scratch, THREADS / WARP);
+  const GradientChunk chunk = p.chunks[blockIdx.x];
+  const bool in_fours = p.packed && chunk.begin % 4 == 0 && chunk.pitch % 4 == 0 && chunk.period % 4 == 0;
+  for (unsigned source = 0; source < p.source_count; source += IN_FLIGHT) {
+    if (chunk.period == 1) {
+      row_gradient(p, chunk, source, scratch);
+    } else if (in_fours) {
+      column_gradient<4>(p, chunk, source);
+    } else {
+      column_gradient<1>(p, chunk, source);
+    }
+  }
+}
+
+// A thread per α and source: for tables whose α have few partial sums each. Grid: shares, sources.
+KERNEL(merge_gradient_few, GradientSum, THREADS) {
+  const position i = static_cast<position>(blockIdx.x) * THREADS + threadIdx.x;
+  if (i >= p.share_count) return;
+  const Share share = p.shares[i];
+  const float* partial = p.partial + blockIdx.y * p.partials;
+  float sum = 0;
+  for (unsigned at = share.begin; at < share.begin + share.count; ++at) sum += partial[p.slots[at]];
+  p.dalpha[blockIdx.y * p.alphas + share.alpha] = sum;
+}
+
+// A block per α and source, for tables with α that have many. Grid: shares, sources.
+KERNEL(merge_gradient_many, GradientSum, THREADS) {
+  SHARED(float, scratch, THREADS / WARP);
+  const Share share = p.shares[blockIdx.x];
+  const float* partial = p.partial + blockIdx.y * p.partials;
+  float sum = 0;
+  for (unsigned i = threadIdx.x; i < share.count; i += THREADS) sum += partial[p.slots[share.begin + i]];
+  sum = block_sum<THREADS>(sum, scratch);
+  if (threadIdx.x == 0) p.dalpha[blockIdx.y * p.alphas + share.alpha] = sum;
+}
+
+// ---- α from what is learned -----------------------------------------------------------------------------------------
+//
+//   affine, clamp   α of the anchor = 1 − Σ of the others; learned: the others'
+//   simplex         α = softmax over the sources; learned: the logits
+//   free            α is what is learned
+//
+// A thread per learned α, which takes all sources. Bytes: M reads and M writes of each.
+
+enum Constraint : unsigned { AFFINE, SIMPLEX, FREE };
+
+// The mean of the `period` learned α from `first` on.
+struct MeanRow {
+  unsigned first, period;
+};
+
+struct ConstrainForward {
+  const float* learned;  // rows × learned_count; the rows are the sources, but for the anchor if affine
+  float* alpha;          // M × alphas
+  unsigned long long alphas;
+  unsigned learned_count;
+  unsigned source_count;
+  unsigned anchor;
+  Constraint constraint;
+};
+static_assert(sizeof(ConstrainForward) == 40, "as in src/ops/merge/gpu.rs");
+
+struct MeansForward {
+  const MeanRow* rows;  // row_count, in the order of their α behind the learned ones
+  float* alpha;         // M × alphas
+  unsigned long long alphas;
+  unsigned learned_count;
+  unsigned row_count;
+};
+static_assert(sizeof(MeansForward) == 32, "as in src/ops/merge/gpu.rs");
+
+// `rows` means of `period` each from learned α `first` on; their own α begin at `alpha`.
+struct Mean {
+  unsigned first, rows, period, alpha;
+};
+
+struct ConstrainBackward {
+  const float* alpha;      // M × alphas
+  const float* dalpha;     // M × alphas
+  float* dlearned;         // rows × learned_count
+  const unsigned* begins;  // per block, and one more: which entries of `means` touch its learned α
+  const Mean* means;
+  unsigned long long alphas;
+  unsigned learned_count;
+  unsigned source_count;
+  unsigned anchor;
+  Constraint constraint;
+};
+static_assert(sizeof(ConstrainBackward) == 64, "as in src/ops/merge/gpu.rs");
+
+KERNEL(merge_constrain, ConstrainForward, THREADS) {
+  const position j = static_cast<position>(blockIdx.x) * THREADS + threadIdx.x, n = p.learned_count;
+  if (j >= n) return;
+  const float* learned = p.learned + j;
+  float* alpha = p.alpha + j;
+  if (p.constraint == SIMPLEX) {
+    float largest = learned[0];
+    for (unsigned m = 1; m < p.source_count; ++m) largest = learned[m * n] > largest ? learned[m * n] : largest;
+    float sum = 0;
+    for (unsigned m = 0; m < p.source_count; ++m) sum += expf(learned[m * n] - largest);
+    for (unsigned m = 0; m < p.source_count; ++m) alpha[m * p.alphas] = expf(learned[m * n] - largest) / sum;
+    return;
+  }
+  float others = 0;
+  for (unsigned m = 0, row = 0; m < p.source_count; ++m) {
+    if (p.constraint == AFFINE && m == p.anchor) continue;
+    const float value = learned[row++ * n];
+    alpha[m * p.alphas] = value;
+    others += value;
+  }
+  if (p.constraint == AFFINE) alpha[p.anchor * p.alphas] = 1 - others;
+}
+
+// A warp per mean and source. Grid: means, sources.
+KERNEL(merge_means, MeansForward, THREADS) {
+  const position i = static_cast<position>(blockIdx.x) * (THREADS / WARP) + threadIdx.x / WARP;
+  if (i >= p.row_count) return;
+  const MeanRow row = p.rows[i];
+  float* alpha = p.alpha + blockIdx.y * p.alphas;
+  float sum = 0;
+  for (unsigned l = threadIdx.x % WARP; l < row.period; l += WARP) sum += alpha[row.first + l];
+  sum = warp_sum(sum);
+  if (threadIdx.x % WARP == 0) alpha[p.learned_count + i] = sum / static_cast<float>(row.period);
+}
+
+// What α j of a source gets, its share in the means included.
+DEVICE float gathered(const ConstrainBackward& p, position j, unsigned source) {
+  const float* dalpha = p.dalpha + source * p.alphas;
+  float sum = dalpha[j];
+  for (unsigned i = p.begins[blockIdx.x]; i < p.begins[blockIdx.x + 1]; ++i) {
+    const Mean mean = p.means[i];
+    if (j < mean.first || j - mean.first >= static_cast<position>(mean.rows) * mean.period) continue;
+    sum += dalpha[mean.alpha + (j - mean.first) / mean.period] / static_cast<float>(mean.period);
+  }
+  return sum;
+}
+
+KERNEL(merge_constrain_backward, ConstrainBackward, THREADS) {
+  const position j = static_cast<position>(blockIdx.x) * THREADS + threadIdx.x, n = p.learned_count;
+  if (j >= n) return;
+  // Taken off each: the anchor's, or the mean over the sources.
+  float common = 0;
+  if (p.constraint == AFFINE) common = gathered(p, j, p.anchor);
+  if (p.constraint == SIMPLEX)
+    for (unsigned m = 0; m < p.source_count; ++m) common += p.alpha[m * p.alphas + j] * gathered(p, j, m);
+  for (unsigned m = 0, row = 0; m < p.source_count; ++m) {
+    if (p.constraint == AFFINE && m == p.anchor) continue;
+    float gradient = gathered(p, j, m);
+    if (p.constraint != FREE) gradient -= common;
+    if (p.constraint == SIMPLEX) gradient *= p.alpha[m * p.alphas + j];
+    p.dlearned[row++ * n + j] = gradient;
+  }
+}

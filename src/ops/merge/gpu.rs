@@ -1,0 +1,567 @@
+//! The merge on a GPU: `kernels/merge.cu`, and the tables in device memory that it follows.
+//!
+//! Tables depend on the layout alone, never on the device, so a result has the same bits on all of them. They are built
+//! when a GPU first needs them: a step can be captured as a graph once it has run.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bytemuck::{Pod, Zeroable};
+
+use super::constraint::{Constraint, Parametrization};
+use super::{Choice, Segment, Table};
+use crate::gpu::{self, Address, Handle};
+use crate::parameters;
+use crate::tensor::{DType, Device, Tensor, TensorMut};
+
+const THREADS: usize = 256;
+const WARP: usize = 32;
+/// Weights, or α of one kind, that a block takes: 16 KB.
+const CHUNK: usize = 4096;
+/// A row up to here is not cut: with all of it in one chunk its α needs no second sum.
+const LONGEST_ROW: usize = 2 * CHUNK;
+/// With more partial sums than this, an α gets a block to add them.
+const FEW: u32 = 32;
+
+const BLENDED: i32 = -1;
+const ZERO: i32 = -2;
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct BlendChunk {
+    begin: u64,
+    len: u32,
+    column: u32,
+    row_len: u32,
+    pitch: u32,
+    first: u32,
+    row_step: u32,
+    period: u32,
+    source: i32,
+}
+const _: () = assert!(size_of::<BlendChunk>() == 40);
+
+parameters! {
+    struct Blend: 48 bytes {
+        chunks: Address,
+        sources: Address,
+        alpha: Address,
+        blend: Address,
+        alphas: u64,
+        source_count: u32,
+        packed: u32,
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct GradientChunk {
+    begin: u64,
+    rows: u32,
+    len: u32,
+    pitch: u32,
+    period: u32,
+    first: u32,
+    step: u32,
+    is_final: u32,
+    padding: u32,
+}
+const _: () = assert!(size_of::<GradientChunk>() == 40);
+
+parameters! {
+    struct Gradient: 64 bytes {
+        chunks: Address,
+        sources: Address,
+        dw: Address,
+        dalpha: Address,
+        partial: Address,
+        alphas: u64,
+        partials: u64,
+        source_count: u32,
+        packed: u32,
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Share {
+    alpha: u32,
+    begin: u32,
+    count: u32,
+}
+const _: () = assert!(size_of::<Share>() == 12);
+
+parameters! {
+    struct GradientSum: 56 bytes {
+        shares: Address,
+        slots: Address,
+        partial: Address,
+        dalpha: Address,
+        alphas: u64,
+        partials: u64,
+        share_count: u32,
+        padding: u32,
+    }
+}
+
+parameters! {
+    struct ConstrainForward: 40 bytes {
+        learned: Address,
+        alpha: Address,
+        alphas: u64,
+        learned_count: u32,
+        source_count: u32,
+        anchor: u32,
+        constraint: u32,
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct MeanRow {
+    first: u32,
+    period: u32,
+}
+const _: () = assert!(size_of::<MeanRow>() == 8);
+
+parameters! {
+    struct MeansForward: 32 bytes { rows: Address, alpha: Address, alphas: u64, learned_count: u32, row_count: u32 }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct MeanRange {
+    first: u32,
+    rows: u32,
+    period: u32,
+    alpha: u32,
+}
+const _: () = assert!(size_of::<MeanRange>() == 16);
+
+parameters! {
+    struct ConstrainBackward: 64 bytes {
+        alpha: Address,
+        dalpha: Address,
+        dlearned: Address,
+        begins: Address,
+        means: Address,
+        alphas: u64,
+        learned_count: u32,
+        source_count: u32,
+        anchor: u32,
+        constraint: u32,
+    }
+}
+
+/// Something that is built once for each GPU.
+#[derive(Debug)]
+struct PerGpu<T>(Mutex<Vec<(Handle, Arc<T>)>>);
+
+impl<T> Default for PerGpu<T> {
+    fn default() -> PerGpu<T> {
+        PerGpu(Mutex::default())
+    }
+}
+
+impl<T> PerGpu<T> {
+    fn get(&self, gpu: Handle, build: impl FnOnce() -> T) -> Arc<T> {
+        let mut known = lock(&self.0);
+        if let Some((_, it)) = known.iter().find(|(at, _)| *at == gpu) {
+            return it.clone();
+        }
+        let it = Arc::new(build());
+        known.push((gpu, it.clone()));
+        it
+    }
+}
+
+/// Nothing that panics while one of these locks is held leaves its content half-written.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// A list in device memory that does not change.
+#[derive(Debug)]
+struct List {
+    buffer: gpu::Buffer,
+    len: usize,
+}
+
+impl List {
+    fn new<T: Pod>(gpu: Handle, entries: &[T]) -> List {
+        let bytes: &[u8] = bytemuck::cast_slice(entries);
+        let buffer = gpu.allocate(bytes.len());
+        if !bytes.is_empty() {
+            gpu.upload(buffer.address(), bytes);
+        }
+        List { buffer, len: entries.len() }
+    }
+
+    fn address(&self) -> Address {
+        self.buffer.address()
+    }
+}
+
+/// What a [`Table`] keeps on GPUs.
+#[derive(Debug, Default)]
+pub(super) struct Tables {
+    blend: PerGpu<List>,
+    gradient: PerGpu<GradientTable>,
+    /// Lists of the addresses of sources. All are kept: a captured graph reads them for as long as it lives.
+    sources: PerGpu<Mutex<BTreeMap<Vec<Address>, Arc<List>>>>,
+}
+
+#[derive(Debug)]
+struct GradientTable {
+    chunks: List,
+    shares: List,
+    slots: List,
+    partials: usize,
+    /// Whether an α has many partial sums.
+    has_many: bool,
+}
+
+impl Tables {
+    fn sources(&self, gpu: Handle, sources: &[&Tensor]) -> Arc<List> {
+        let addresses: Vec<Address> = sources.iter().map(|source| source.address()).collect();
+        let lists = self.sources.get(gpu, Mutex::default);
+        let mut lists = lock(&lists);
+        lists.entry(addresses).or_insert_with_key(|addresses| Arc::new(List::new(gpu, addresses))).clone()
+    }
+}
+
+fn small(number: usize) -> u32 {
+    u32::try_from(number).expect("fewer than 2³²")
+}
+
+/// Where the α of a segment's row lie, and how far apart those of the next row.
+fn alpha_of(segment: &Segment) -> Option<(usize, usize, usize)> {
+    match segment.choice {
+        Choice::Alpha { first, row_step, period } => Some((first, row_step, period)),
+        Choice::Source(_) => None,
+    }
+}
+
+fn blend_chunks(table: &Table) -> Vec<BlendChunk> {
+    let mut chunks = Vec::new();
+    let mut position = 0;
+    for segment in table.segments() {
+        zero_chunks(&mut chunks, position, segment.offset);
+        let end = segment.offset + (segment.rows - 1) * segment.pitch + segment.row_len;
+        for (begin, end) in cuts(segment.offset, end) {
+            let (row, column) =
+                ((begin - segment.offset) / segment.pitch, (begin - segment.offset) % segment.pitch);
+            let (first, row_step, period) = alpha_of(segment).unwrap_or((0, 0, 1));
+            let source = match segment.choice {
+                Choice::Alpha { .. } => BLENDED,
+                Choice::Source(source) => i32::try_from(source).expect("fewer than 2³¹ sources"),
+            };
+            chunks.push(BlendChunk {
+                begin: begin as u64,
+                len: small(end - begin),
+                column: small(column),
+                row_len: small(segment.row_len),
+                pitch: small(segment.pitch),
+                first: small(first + row * row_step),
+                row_step: small(row_step),
+                period: small(period),
+                source,
+            });
+        }
+        position = end;
+    }
+    zero_chunks(&mut chunks, position, table.arena_len());
+    chunks
+}
+
+fn zero_chunks(chunks: &mut Vec<BlendChunk>, begin: usize, end: usize) {
+    chunks.extend(cuts(begin, end).map(|(begin, end)| BlendChunk {
+        begin: begin as u64,
+        len: small(end - begin),
+        column: 0,
+        row_len: 1,
+        pitch: 1,
+        first: 0,
+        row_step: 0,
+        period: 1,
+        source: ZERO,
+    }));
+}
+
+/// Stretches of about [`CHUNK`], all but the first beginning at a multiple of four.
+fn cuts(begin: usize, end: usize) -> impl Iterator<Item = (usize, usize)> {
+    let mut from = begin;
+    std::iter::from_fn(move || {
+        let to = ((from + CHUNK) / 4 * 4).min(end);
+        let cut = (from < end).then_some((from, to));
+        from = to;
+        cut
+    })
+}
+
+/// A chunk of dα's first launch whose outputs are still named by α, whether or not they can be written at once.
+fn gradient_chunks(segment: &Segment) -> Vec<GradientChunk> {
+    let Some((first, row_step, period)) = alpha_of(segment) else { return Vec::new() };
+    let chunk = |row: usize, rows: usize, column: usize, len: usize| GradientChunk {
+        begin: (segment.offset + row * segment.pitch + column) as u64,
+        rows: small(rows),
+        len: small(len),
+        pitch: small(segment.pitch),
+        period: small(period),
+        first: small(first + row * row_step),
+        step: small(row_step),
+        is_final: 1,
+        padding: 0,
+    };
+    if period == 1 && segment.row_len > LONGEST_ROW {
+        let piece = segment.row_len.div_ceil(segment.row_len.div_ceil(CHUNK)).next_multiple_of(4);
+        let columns = move || (0..segment.row_len).step_by(piece);
+        return (0..segment.rows)
+            .flat_map(|row| columns().map(move |column| (row, column)))
+            .map(|(row, column)| chunk(row, 1, column, piece.min(segment.row_len - column)))
+            .collect();
+    }
+    // With many α per row the reduction is short and a thread has α of its own: as many of them as else weights.
+    let per_row = if period == 1 { segment.pitch } else { period };
+    let rows = (CHUNK / per_row).max(1);
+    (0..segment.rows).step_by(rows).map(|row| chunk(row, rows.min(segment.rows - row), 0, segment.row_len)).collect()
+}
+
+/// How many outputs a chunk has for each of how many rows.
+fn outputs(chunk: &GradientChunk) -> (u32, u32) {
+    if chunk.period == 1 && chunk.step == 0 { (1, 1) } else { (chunk.rows, chunk.period) }
+}
+
+/// The α that the outputs of a chunk belong to.
+fn alphas_of(chunk: &GradientChunk) -> impl Iterator<Item = usize> {
+    let (rows, per_row) = outputs(chunk);
+    let (first, step) = (chunk.first as usize, chunk.step as usize);
+    (0..rows as usize).flat_map(move |row| (0..per_row as usize).map(move |i| first + row * step + i))
+}
+
+impl GradientTable {
+    fn new(gpu: Handle, table: &Table) -> GradientTable {
+        let mut chunks: Vec<GradientChunk> = table.segments().iter().flat_map(gradient_chunks).collect();
+        // How many chunks contribute to each α.
+        let mut counts = vec![0u32; table.alphas()];
+        chunks.iter().flat_map(alphas_of).for_each(|j| counts[j] += 1);
+
+        let mut of_slots = Vec::new();
+        let mut is_final = vec![false; table.alphas()];
+        for chunk in &mut chunks {
+            if alphas_of(chunk).all(|j| counts[j] == 1) {
+                alphas_of(chunk).for_each(|j| is_final[j] = true);
+                continue;
+            }
+            let first = small(of_slots.len());
+            of_slots.extend(alphas_of(chunk));
+            // From here on its outputs are slots.
+            let (_, per_row) = outputs(chunk);
+            chunk.step = if chunk.step == 0 && chunk.period == 1 { 0 } else { per_row };
+            (chunk.first, chunk.is_final) = (first, 0);
+        }
+
+        // Slots sorted by α, in their own order within one.
+        let mut slots_of = vec![0u32; table.alphas()];
+        of_slots.iter().for_each(|&j| slots_of[j] += 1);
+        let mut begin = 0;
+        let mut shares = Vec::new();
+        let mut next = vec![0u32; table.alphas()];
+        for (j, &count) in slots_of.iter().enumerate() {
+            next[j] = begin;
+            if !is_final[j] {
+                shares.push(Share { alpha: small(j), begin, count });
+            }
+            begin += count;
+        }
+        let mut slots = vec![0u32; of_slots.len()];
+        for (slot, &j) in of_slots.iter().enumerate() {
+            slots[next[j] as usize] = slot as u32;
+            next[j] += 1;
+        }
+        GradientTable {
+            chunks: List::new(gpu, &chunks),
+            has_many: shares.iter().any(|share| share.count > FEW),
+            shares: List::new(gpu, &shares),
+            partials: slots.len(),
+            slots: List::new(gpu, &slots),
+        }
+    }
+}
+
+fn is_aligned(addresses: impl IntoIterator<Item = Address>) -> u32 {
+    addresses.into_iter().all(|address| address.0.is_multiple_of(16)).into()
+}
+
+pub(super) fn blend(gpu: Handle, table: &Table, sources: &[&Tensor], alpha: &Tensor, blend: TensorMut) {
+    assert!(sources.iter().all(|source| source.dtype() == DType::F32), "sources of a merge are f32");
+    assert!(alpha.dtype() == DType::F32 && blend.dtype() == DType::F32, "α and the blend are f32");
+    assert_eq!(blend.shape().dims(), [table.arena_len()], "the blend");
+    let chunks = table.on_gpus.blend.get(gpu, || List::new(gpu, &blend_chunks(table)));
+    let parameters = Blend {
+        chunks: chunks.address(),
+        sources: table.on_gpus.sources(gpu, sources).address(),
+        alpha: alpha.address(),
+        blend: blend.address(),
+        alphas: table.alphas() as u64,
+        source_count: small(sources.len()),
+        packed: is_aligned(sources.iter().map(|source| source.address()).chain([blend.address()])),
+    };
+    let grid = [small(chunks.len), 1, 1];
+    // SAFETY: sources, α and blend have the table's sizes, and its chunks lie within them.
+    unsafe { gpu.launch("merge", "merge_blend", DType::F32, grid, THREADS as u32, &parameters) }
+}
+
+pub(super) fn alpha_gradient(gpu: Handle, table: &Table, sources: &[&Tensor], dw: &Tensor, dalpha: TensorMut) {
+    assert!(sources.iter().all(|source| source.dtype() == DType::F32), "sources of a merge are f32");
+    assert!(dw.dtype() == DType::F32 && dalpha.dtype() == DType::F32, "dW and dα are f32");
+    let of_table = table.on_gpus.gradient.get(gpu, || GradientTable::new(gpu, table));
+    let partials = of_table.partials;
+    let mut partial = Tensor::uninit([sources.len(), partials], DType::F32, Device::Gpu(gpu));
+    let (partial, dalpha) = (partial.view_mut().address(), dalpha.address());
+    let parameters = Gradient {
+        chunks: of_table.chunks.address(),
+        sources: table.on_gpus.sources(gpu, sources).address(),
+        dw: dw.address(),
+        dalpha,
+        partial,
+        alphas: table.alphas() as u64,
+        partials: partials as u64,
+        source_count: small(sources.len()),
+        packed: is_aligned(sources.iter().map(|source| source.address()).chain([dw.address()])),
+    };
+    let grid = [small(of_table.chunks.len), 1, 1];
+    // SAFETY: sources, dW and dα have the table's sizes, its chunks lie within them; `partial` has all slots.
+    unsafe { gpu.launch("merge", "merge_gradient", DType::F32, grid, THREADS as u32, &parameters) }
+
+    let shares = of_table.shares.len;
+    let parameters = GradientSum {
+        shares: of_table.shares.address(),
+        slots: of_table.slots.address(),
+        partial,
+        dalpha,
+        alphas: table.alphas() as u64,
+        partials: partials as u64,
+        share_count: small(shares),
+        padding: 0,
+    };
+    let (name, blocks) = match of_table.has_many {
+        true => ("merge_gradient_many", shares),
+        false => ("merge_gradient_few", shares.div_ceil(THREADS)),
+    };
+    let grid = [small(blocks), small(sources.len()), 1];
+    // SAFETY: as above; shares name slots and α of the table.
+    unsafe { gpu.launch("merge", name, DType::F32, grid, THREADS as u32, &parameters) }
+}
+
+/// What a [`Parametrization`] keeps on GPUs.
+#[derive(Debug, Default)]
+pub(super) struct Means(PerGpu<MeanTable>);
+
+#[derive(Debug)]
+struct MeanTable {
+    rows: List,
+    begins: List,
+    ranges: List,
+}
+
+impl MeanTable {
+    fn new(gpu: Handle, parametrization: &Parametrization) -> MeanTable {
+        let rows: Vec<MeanRow> = parametrization
+            .means
+            .iter()
+            .flat_map(|mean| {
+                (0..mean.rows)
+                    .map(|row| MeanRow { first: small(mean.first + row * mean.period), period: small(mean.period) })
+            })
+            .collect();
+        let mut alpha = parametrization.learned;
+        let mut ranges = Vec::new();
+        for mean in &parametrization.means {
+            let [first, rows, period] = [mean.first, mean.rows, mean.period].map(small);
+            ranges.push(MeanRange { first, rows, period, alpha: small(alpha) });
+            alpha += mean.rows;
+        }
+        let (mut begins, mut of_blocks) = (Vec::new(), Vec::new());
+        for block in (0..parametrization.learned).step_by(THREADS) {
+            begins.push(small(of_blocks.len()));
+            of_blocks.extend(ranges.iter().filter(|range| {
+                let first = range.first as usize;
+                first < block + THREADS && first + range.rows as usize * range.period as usize > block
+            }));
+        }
+        begins.push(small(of_blocks.len()));
+        MeanTable {
+            rows: List::new(gpu, &rows),
+            begins: List::new(gpu, &begins),
+            ranges: List::new(gpu, &of_blocks),
+        }
+    }
+}
+
+/// As the kernels number them: clamping is the optimiser's matter.
+fn number_of(constraint: Constraint) -> u32 {
+    match constraint {
+        Constraint::Affine | Constraint::Clamp => 0,
+        Constraint::Simplex => 1,
+        Constraint::Free => 2,
+    }
+}
+
+pub(super) fn constrain(gpu: Handle, of: &Parametrization, learned: &Tensor, alpha: TensorMut) {
+    assert!(learned.dtype() == DType::F32 && alpha.dtype() == DType::F32, "merge weights are f32");
+    let alphas = of.alphas() as u64;
+    let parameters = ConstrainForward {
+        learned: learned.address(),
+        alpha: alpha.address(),
+        alphas,
+        learned_count: small(of.learned),
+        source_count: small(of.sources),
+        anchor: small(of.anchor),
+        constraint: number_of(of.constraint),
+    };
+    let grid = [small(of.learned.div_ceil(THREADS)), 1, 1];
+    // SAFETY: the shapes of both were checked against `of`.
+    unsafe { gpu.launch("merge", "merge_constrain", DType::F32, grid, THREADS as u32, &parameters) }
+    if of.means.is_empty() {
+        return;
+    }
+    let means = of.on_gpus.0.get(gpu, || MeanTable::new(gpu, of));
+    let parameters = MeansForward {
+        rows: means.rows.address(),
+        alpha: alpha.address(),
+        alphas,
+        learned_count: small(of.learned),
+        row_count: small(means.rows.len),
+    };
+    let grid = [small(means.rows.len.div_ceil(THREADS / WARP)), small(of.sources), 1];
+    // SAFETY: means are of learned α, and their own lie behind those.
+    unsafe { gpu.launch("merge", "merge_means", DType::F32, grid, THREADS as u32, &parameters) }
+}
+
+pub(super) fn constrain_backward(
+    gpu: Handle,
+    of: &Parametrization,
+    alpha: &Tensor,
+    dalpha: &Tensor,
+    dlearned: TensorMut,
+) {
+    let dtypes = [alpha.dtype(), dalpha.dtype(), dlearned.dtype()];
+    assert!(dtypes == [DType::F32; 3], "merge weights are f32");
+    let means = of.on_gpus.0.get(gpu, || MeanTable::new(gpu, of));
+    let parameters = ConstrainBackward {
+        alpha: alpha.address(),
+        dalpha: dalpha.address(),
+        dlearned: dlearned.address(),
+        begins: means.begins.address(),
+        means: means.ranges.address(),
+        alphas: of.alphas() as u64,
+        learned_count: small(of.learned),
+        source_count: small(of.sources),
+        anchor: small(of.anchor),
+        constraint: number_of(of.constraint),
+    };
+    let grid = [small(of.learned.div_ceil(THREADS)), 1, 1];
+    // SAFETY: the shapes of all three were checked against `of`; there are begins for every block and one more.
+    unsafe { gpu.launch("merge", "merge_constrain_backward", DType::F32, grid, THREADS as u32, &parameters) }
+}

@@ -1,0 +1,73 @@
+//! The pointwise ops on a GPU: `kernels/pointwise.cu`.
+
+use crate::gpu::{Address, Gpu};
+use crate::parameters;
+use crate::tensor::{DType, Tensor, TensorMut};
+
+parameters! {
+    struct Relu: 24 bytes { x: Address, count: u64, vectorised: u32, padding: u32 }
+}
+
+parameters! {
+    struct Both: 32 bytes { to: Address, from: Address, count: u64, vectorised: u32, padding: u32 }
+}
+
+parameters! {
+    struct AddRows: 32 bytes { sum: Address, term: Address, count: u32, row: u32, pitch: u32, padding: u32 }
+}
+
+const THREADS: usize = 256;
+
+/// A thread for every `each` elements.
+fn grid(count: usize, each: usize) -> [u32; 3] {
+    [u32::try_from(count.div_ceil(THREADS * each)).expect("fewer than 2³² blocks"), 1, 1]
+}
+
+fn vectorised(addresses: &[Address]) -> u32 {
+    addresses.iter().all(|address| address.0.is_multiple_of(16)).into()
+}
+
+fn launch<P: crate::gpu::Parameters>(gpu: &Gpu, name: &'static str, dtype: DType, grid: [u32; 3], parameters: &P) {
+    // SAFETY: the callers below own tensors of `dtype` at the addresses, as long as the counts beside them say, which
+    // they compare; the kernels take nothing else.
+    unsafe { gpu.launch("pointwise", name, dtype, grid, THREADS as u32, parameters) }
+}
+
+pub fn relu_assign(gpu: &Gpu, x: TensorMut) {
+    let (dtype, count) = (x.dtype(), x.shape().len());
+    assert!(x.is_contiguous(), "ReLU of padded rows");
+    let parameters = Relu { x: x.address(), count: count as u64, vectorised: vectorised(&[x.address()]), padding: 0 };
+    launch(gpu, "relu", dtype, grid(count, 16 / dtype.size()), &parameters);
+}
+
+pub fn relu_backward_assign(gpu: &Gpu, dy: TensorMut, y: &Tensor) {
+    both(gpu, "relu_backward", dy, y);
+}
+
+pub fn add_assign(gpu: &Gpu, sum: TensorMut, term: &Tensor) {
+    if sum.is_contiguous() {
+        return both(gpu, "add", sum, term);
+    }
+    let (dtype, shape) = (sum.dtype(), sum.shape());
+    assert!(term.is_contiguous() && term.dtype() == dtype, "add {} to {dtype}", term.dtype());
+    let dim = |size: usize| u32::try_from(size).expect("fewer than 2³² elements in padded rows");
+    let parameters = AddRows {
+        sum: sum.address(),
+        term: term.address(),
+        count: dim(shape.len()),
+        row: dim(shape.row_len()),
+        pitch: dim(sum.pitch()),
+        padding: 0,
+    };
+    launch(gpu, "add_rows", dtype, grid(shape.len(), 1), &parameters);
+}
+
+/// `from` has the shape of `to`.
+fn both(gpu: &Gpu, name: &'static str, to: TensorMut, from: &Tensor) {
+    let (dtype, count) = (to.dtype(), to.shape().len());
+    assert!(from.dtype() == dtype, "{name} of {dtype} and {}", from.dtype());
+    assert!(to.is_contiguous() && from.is_contiguous(), "{name} of padded rows");
+    let (to, from) = (to.address(), from.address());
+    let parameters = Both { to, from, count: count as u64, vectorised: vectorised(&[to, from]), padding: 0 };
+    launch(gpu, name, dtype, grid(count, 16 / dtype.size()), &parameters);
+}

@@ -1,0 +1,83 @@
+//! How a block of a GPU kernel walks over a matrix of pixels × C: the host's side of `kernels/tile.cuh`.
+
+use crate::gpu::Address;
+use crate::tensor::DType;
+
+/// Threads of a block.
+pub const THREADS: u32 = 256;
+
+/// Part of the parameters of a kernel.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Tile {
+    pixels: u32,
+    channels: u32,
+    /// Threads side by side, each with a unit of channels.
+    columns: u32,
+    /// Pixels per block.
+    pub span: u32,
+    /// Whether a unit is 16 bytes of storage instead of one element.
+    vectorised: u32,
+    padding: u32,
+}
+const _: () = assert!(size_of::<Tile>() == 24);
+
+impl Tile {
+    /// For activations of `dtype` at `activations` and `f32` per channel at `per_channel`.
+    ///
+    /// There are about `blocks` blocks before a thread takes more than one pixel; it takes at most `most`.
+    pub fn new(
+        [pixels, channels]: [usize; 2],
+        dtype: DType,
+        activations: &[Address],
+        per_channel: &[Address],
+        blocks: usize,
+        most: usize,
+    ) -> Tile {
+        let mut tile = Tile::of_image([pixels, channels], pixels, dtype, activations, per_channel);
+        let rows = (THREADS / tile.columns) as usize;
+        let [_, chunks, _] = tile.grid(dtype);
+        let pixels_each = (pixels.div_ceil(rows) * chunks as usize / blocks).clamp(1, most);
+        tile.span = dim(rows * pixels_each);
+        tile
+    }
+
+    /// A block for every `span` pixels, an image, in each chunk of the channels.
+    pub fn of_image(
+        [pixels, channels]: [usize; 2],
+        span: usize,
+        dtype: DType,
+        activations: &[Address],
+        per_channel: &[Address],
+    ) -> Tile {
+        let aligned = activations.iter().chain(per_channel).all(|address| address.0.is_multiple_of(16));
+        let vectorised = aligned && channels.is_multiple_of(16 / dtype.size());
+        let unit = if vectorised { 16 / dtype.size() } else { 1 };
+        let columns = (channels / unit).next_power_of_two().min(32);
+        // Kernels add a span to a pixel in 32 bits.
+        assert!(pixels < 1 << 31, "{pixels} pixels in a batch");
+        Tile {
+            pixels: dim(pixels),
+            channels: dim(channels),
+            columns: dim(columns),
+            span: dim(span),
+            vectorised: vectorised.into(),
+            padding: 0,
+        }
+    }
+
+    /// Splits of the pixels.
+    pub fn splits(&self) -> u32 {
+        self.pixels.div_ceil(self.span)
+    }
+
+    /// Splits of the pixels × chunks of the channels.
+    pub fn grid(&self, dtype: DType) -> [u32; 3] {
+        let unit = if self.vectorised == 1 { 16 / dtype.size() as u32 } else { 1 };
+        [self.splits(), (self.channels / unit).div_ceil(self.columns), 1]
+    }
+}
+
+fn dim(size: usize) -> u32 {
+    u32::try_from(size).expect("sizes below 2³²")
+}
