@@ -51,7 +51,8 @@ fn every_kernel_compiles_everywhere_and_fits_its_registers() {
             }
         }
     }
-    assert!(problems.is_empty(), "spills, or too much shared memory:\n{}", problems.join("\n"));
+    let compiler = format!("libnvrtc {} ({})", nvrtc.version, nvrtc.path.display());
+    assert!(problems.is_empty(), "spills, or too much shared memory, by {compiler}:\n{}", problems.join("\n"));
 }
 
 #[test]
