@@ -482,7 +482,7 @@ impl MeanTable {
             ranges.push(MeanRange { first, rows, period, alpha: small(alpha) });
             alpha += mean.rows;
         }
-        let (mut begins, mut of_blocks) = (Vec::new(), Vec::new());
+        let (mut begins, mut of_blocks) = (Vec::new(), Vec::<MeanRange>::new());
         for block in (0..parametrization.learned).step_by(THREADS) {
             begins.push(small(of_blocks.len()));
             of_blocks.extend(ranges.iter().filter(|range| {
