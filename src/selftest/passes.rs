@@ -194,7 +194,7 @@ fn pools() -> Vec<Pass> {
                 ),
             ]
             .map(|pass| pass.within(FEW).exact());
-            let padding = if count_padding { "" } else { ", padding not counted" };
+            let padding = if count_padding { "" } else { " (only the image counts)" };
             let name = move |pass: Pass| pass.of(format!("{}{padding}", case.name));
             average.into_iter().chain(max.into_iter().filter(move |_| count_padding)).map(name)
         })
