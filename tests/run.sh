@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Sets up what the tests need and runs them all: formatting, lints, documentation, tests, benchmarks (compiled only).
-# Needs Rust and a C compiler; fetches crates and nothing else. `cargo-nextest` is used where it is installed.
+# Needs Rust and a C compiler, and Python's pip where there is no libnvrtc: fetches crates and that library, no more.
+# `cargo-nextest` is used where it is installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never} RUSTDOCFLAGS="-D warnings"
@@ -24,6 +25,16 @@ cargo clippy --locked --all-targets -- -D warnings
 
 step "cargo doc"
 cargo doc --locked --no-deps --document-private-items
+
+# The GPU kernels are compiled in the tests; that takes NVIDIA's run-time compiler, and no GPU.
+if [ -z "${MEDMERGE_NVRTC:-}" ] && cargo run --locked --quiet -- devices --json | grep '"searched"' >/dev/null; then
+  folder=$PWD/target/nvrtc
+  if [ ! -e "$folder/nvidia/cu13/lib/libnvrtc.so.13" ]; then
+    step "installing libnvrtc into target/nvrtc"
+    python3 -m pip install --quiet --disable-pip-version-check --no-deps --target "$folder" nvidia-cuda-nvrtc==13.0.88
+  fi
+  export MEDMERGE_NVRTC=$folder/nvidia/cu13/lib
+fi
 
 if cargo nextest --version >/dev/null 2>&1; then
   step "cargo nextest run"

@@ -37,8 +37,8 @@ pub fn run(global: &Global) -> Result<()> {
             Ok(index) => line("cuda", format_args!("available: cuda:{index} is the first")),
             Err(failure) => line("cuda", format_args!("not available: {failure}")),
         }
-        library_lines("libcuda", &probe.driver);
-        library_lines("libnvrtc", &probe.compiler);
+        library_lines("driver", &probe.driver);
+        library_lines("compiler", &probe.compiler);
         probe.gpus.iter().enumerate().for_each(gpu_lines);
         if has_emulator {
             line("emulator", format_args!("available"));
@@ -62,10 +62,10 @@ fn reason<T>(result: &Result<T, Failure>) -> Option<String> {
 fn library_json(library: &Result<Library, Failure>) -> Value {
     match library {
         Ok(library) => json!({"path": library.path, "version": library.version.to_string()}),
-        Err(failure) => {
-            let searched = if let Failure::NoCompiler { searched } = failure { Some(searched) } else { None };
+        Err(failure @ Failure::NoCompiler { searched }) => {
             json!({"reason": failure.to_string(), "hint": failure.hint(), "searched": searched})
         }
+        Err(failure) => json!({"reason": failure.to_string(), "hint": failure.hint()}),
     }
 }
 

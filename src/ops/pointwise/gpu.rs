@@ -36,8 +36,7 @@ fn launch<P: crate::gpu::Parameters>(gpu: &Gpu, name: &'static str, dtype: DType
 pub fn relu_assign(gpu: &Gpu, x: TensorMut) {
     let (dtype, count) = (x.dtype(), x.shape().len());
     assert!(x.is_contiguous(), "ReLU of padded rows");
-    let parameters =
-        Relu { x: x.address(), count: count as u64, vectorised: vectorised(&[x.address()]), padding: 0 };
+    let parameters = Relu { x: x.address(), count: count as u64, vectorised: vectorised(&[x.address()]), padding: 0 };
     launch(gpu, "relu", dtype, grid(count, 16 / dtype.size()), &parameters);
 }
 

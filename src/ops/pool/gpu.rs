@@ -51,8 +51,7 @@ fn window(g: &Geometry, dtype: DType, addresses: &[Address], writes: [usize; 2])
     let [padding_h, padding_w] = g.pool.padding.map(int);
     let [n, h, w, c, p, q] = [g.n, g.h, g.w, g.c, g.p, g.q].map(int);
     let (count_padding, vectorised) = (g.pool.count_padding.into(), vectorised.into());
-    let window =
-        Window { n, h, w, c, p, q, r, s, stride_h, stride_w, padding_h, padding_w, count_padding, vectorised };
+    let window = Window { n, h, w, c, p, q, r, s, stride_h, stride_w, padding_h, padding_w, count_padding, vectorised };
     (window, [threads.div_ceil(THREADS as usize) as u32, 1, 1])
 }
 

@@ -1,0 +1,249 @@
+// A stand-in for NVIDIA's driver library: as much of it as src/gpu/cuda.rs calls, on the host's memory.
+//
+// It shows mistakes that a GPU may hide. Work is put off as long as the driver may put it off: nothing is copied or run
+// before somebody waits for it. Calls without a current context, waiting on a stream that is being captured, binaries that
+// are none and times of events that do not measure are errors, as they are in the documentation. Of kernels it knows those
+// of kernels/convert.cu for f32. FAKE_CUDA_VERSION, FAKE_CUDA_DEVICES, FAKE_CUDA_CAPABILITY and FAKE_CUDA_LOADS_NOTHING
+// change what it is.
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+  OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_DEVICE = 101, INVALID_IMAGE = 200,
+  INVALID_CONTEXT = 201, INVALID_HANDLE = 400, NOT_FOUND = 500, ILLEGAL_ADDRESS = 700, CAPTURE_UNSUPPORTED = 900,
+};
+enum { COPY, SET, KERNEL, EVENT };
+enum { DEVICES = 16, MEMORY = 64 << 20 };
+
+struct event { int measures, is_recorded, is_done; double time; };
+struct parameters { uint64_t bytes[3]; };
+struct work {
+  int kind;
+  void *to;
+  const void *from;
+  uint64_t bytes;
+  unsigned char byte;
+  const char *kernel;
+  struct parameters parameters;
+  struct event *event;
+};
+struct list { struct work *items; size_t count, room; };
+struct context { int device; uint64_t used; int fault; };
+struct stream { struct context *context; struct list waiting, captured; int is_capturing; };
+struct module { struct context *context; };
+
+static struct context contexts[DEVICES];
+static _Thread_local struct context *current;
+static double now;
+static int device_count(void) { const char *n = getenv("FAKE_CUDA_DEVICES"); return n ? atoi(n) : 8; }
+
+#define ENTER() if (!current) return INVALID_CONTEXT; if (current->fault) return current->fault
+
+static void push(struct list *list, struct work work) {
+  if (list->count == list->room) list->items = realloc(list->items, sizeof work * (list->room = 2 * list->room + 8));
+  list->items[list->count++] = work;
+}
+
+static int submit(struct stream *stream, struct work work) {
+  if (stream->context != current) return INVALID_HANDLE;
+  push(stream->is_capturing ? &stream->captured : &stream->waiting, work);
+  return OK;
+}
+
+static int run(struct work *work) {
+  switch (work->kind) {
+    case COPY: memmove(work->to, work->from, work->bytes); return OK;
+    case SET: memset(work->to, work->byte, work->bytes); return OK;
+    case EVENT: work->event->is_done = 1; work->event->time = now += 1.5; return OK;
+  }
+  uint64_t *p = work->parameters.bytes;
+  if (p[0] < 4096) return ILLEGAL_ADDRESS;
+  float *x = (float *)p[0];
+  if (strcmp(work->kernel, "fill_f32") == 0) {
+    float value;
+    memcpy(&value, &p[2], sizeof value);
+    for (uint64_t i = 0; i < p[1]; ++i) x[i] = value;
+  } else {
+    memmove((float *)p[1], x, 4 * p[2]);
+  }
+  return OK;
+}
+
+// Runs the first `count` of what waits.
+static int drain(struct stream *stream, size_t count) {
+  struct list *waiting = &stream->waiting;
+  for (size_t i = 0; i < count && !stream->context->fault; ++i) stream->context->fault = run(&waiting->items[i]);
+  memmove(waiting->items, waiting->items + count, (waiting->count - count) * sizeof *waiting->items);
+  waiting->count -= count;
+  return stream->context->fault;
+}
+
+static int drain_all(struct stream *stream) {
+  return stream->is_capturing ? CAPTURE_UNSUPPORTED : drain(stream, stream->waiting.count);
+}
+
+static struct stream *streams[DEVICES];
+
+int cuInit(unsigned flags) { return device_count() == 0 ? NO_DEVICE : flags == 0 ? OK : INVALID_VALUE; }
+int cuDriverGetVersion(int *version) {
+  const char *named = getenv("FAKE_CUDA_VERSION");
+  *version = named ? atoi(named) : 13000;
+  return OK;
+}
+int cuGetErrorName(int code, const char **name) {
+  *name = code == ILLEGAL_ADDRESS ? "CUDA_ERROR_ILLEGAL_ADDRESS" : code == INVALID_IMAGE ? "CUDA_ERROR_INVALID_IMAGE" : NULL;
+  return *name ? OK : INVALID_VALUE;
+}
+int cuGetErrorString(int code, const char **text) {
+  *text = code == ILLEGAL_ADDRESS ? "an illegal memory access was encountered" : NULL;
+  return *text ? OK : INVALID_VALUE;
+}
+int cuDeviceGetCount(int *count) { *count = device_count(); return OK; }
+int cuDeviceGet(int *device, int index) { *device = index; return index < device_count() ? OK : INVALID_DEVICE; }
+int cuDeviceGetName(char *name, int bytes, int device) { (void)device; strncpy(name, "Stand-in", bytes); return OK; }
+int cuDeviceTotalMem_v2(size_t *bytes, int device) { (void)device; *bytes = MEMORY; return OK; }
+int cuDeviceGetAttribute(int *value, int attribute, int device) {
+  (void)device;
+  const char *named = getenv("FAKE_CUDA_CAPABILITY");
+  const int capability = named ? atoi(named) : 90;
+  *value = attribute == 75 ? capability / 10 : attribute == 76 ? capability % 10 : attribute == 16 ? 4 : -1;
+  return OK;
+}
+int cuDevicePrimaryCtxRetain(struct context **context, int device) {
+  *context = &contexts[device];
+  contexts[device].device = device;
+  return OK;
+}
+int cuCtxSetCurrent(struct context *context) { current = context; return OK; }
+
+int cuStreamCreate(struct stream **stream, unsigned flags) {
+  ENTER();
+  *stream = calloc(1, sizeof **stream);
+  (*stream)->context = current;
+  streams[current->device] = *stream;
+  return flags == 1 ? OK : INVALID_VALUE;
+}
+int cuStreamSynchronize(struct stream *stream) { ENTER(); return drain_all(stream); }
+
+int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
+  ENTER();
+  if (current->used + bytes > MEMORY) return OUT_OF_MEMORY;
+  uint64_t *memory = aligned_alloc(256, (bytes + 511) / 256 * 256);
+  memory[0] = bytes;
+  current->used += bytes;
+  *address = (uint64_t)memory + 256;
+  return OK;
+}
+int cuMemFree_v2(uint64_t address) {
+  ENTER();
+  drain_all(streams[current->device]);
+  uint64_t *memory = (uint64_t *)(address - 256);
+  current->used -= memory[0];
+  free(memory);
+  return OK;
+}
+int cuMemGetInfo_v2(size_t *free, size_t *total) {
+  ENTER();
+  *free = MEMORY - current->used;
+  *total = MEMORY;
+  return OK;
+}
+int cuMemAllocHost_v2(void **memory, size_t bytes) { ENTER(); *memory = malloc(bytes); return OK; }
+int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, struct stream *stream) {
+  ENTER();
+  return submit(stream, (struct work){.kind = COPY, .to = (void *)to, .from = from, .bytes = bytes});
+}
+int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, struct stream *stream) {
+  ENTER();
+  return submit(stream, (struct work){.kind = COPY, .to = to, .from = (void *)from, .bytes = bytes});
+}
+int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, struct stream *stream) {
+  return cuMemcpyHtoDAsync_v2(to, (void *)from, bytes, stream);
+}
+int cuMemsetD8Async(uint64_t to, unsigned char byte, size_t bytes, struct stream *stream) {
+  ENTER();
+  return submit(stream, (struct work){.kind = SET, .to = (void *)to, .byte = byte, .bytes = bytes});
+}
+
+int cuEventCreate(struct event **event, unsigned flags) {
+  ENTER();
+  *event = calloc(1, sizeof **event);
+  (*event)->measures = flags == 0;
+  return OK;
+}
+int cuEventRecord(struct event *event, struct stream *stream) {
+  ENTER();
+  event->is_recorded = 1;
+  event->is_done = 0;
+  return submit(stream, (struct work){.kind = EVENT, .event = event});
+}
+int cuEventSynchronize(struct event *event) {
+  ENTER();
+  // An event that was recorded twice is where it was recorded last.
+  struct stream *stream = streams[current->device];
+  size_t count = stream->waiting.count;
+  while (count > 0 && stream->waiting.items[count - 1].event != event) --count;
+  return drain(stream, count);
+}
+int cuEventElapsedTime(float *milliseconds, struct event *from, struct event *to) {
+  ENTER();
+  if (!from->measures || !to->measures || !from->is_recorded || !to->is_recorded) return INVALID_HANDLE;
+  if (!from->is_done || !to->is_done) return 600;
+  *milliseconds = to->time - from->time;
+  return OK;
+}
+
+int cuModuleLoadData(struct module **module, const void *image) {
+  ENTER();
+  if (memcmp(image, "\177ELF", 4) != 0 || getenv("FAKE_CUDA_LOADS_NOTHING")) return INVALID_IMAGE;
+  *module = malloc(sizeof **module);
+  (*module)->context = current;
+  return OK;
+}
+int cuModuleGetFunction(const char **function, struct module *module, const char *name) {
+  ENTER();
+  static const char *const known[] = {"fill_f32", "to_f32_f32", "from_f32_f32"};
+  if (module->context != current) return INVALID_HANDLE;
+  for (unsigned i = 0; i < 3; ++i)
+    if (strcmp(known[i], name) == 0) return *function = known[i], OK;
+  return NOT_FOUND;
+}
+int cuLaunchKernel(const char *function, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned threads_y,
+                   unsigned threads_z, unsigned shared, struct stream *stream, void **parameters, void **extra) {
+  ENTER();
+  if (!x || y - 1 > 65534 || z - 1 > 65534 || threads - 1 > 1023 || threads_y != 1 || threads_z != 1 || shared || extra)
+    return INVALID_VALUE;
+  struct work work = {.kind = KERNEL, .kernel = function};
+  memcpy(&work.parameters, parameters[0], sizeof work.parameters);
+  return submit(stream, work);
+}
+
+int cuStreamBeginCapture_v2(struct stream *stream, int mode) {
+  ENTER();
+  if (stream->is_capturing || mode != 2) return INVALID_VALUE;
+  stream->is_capturing = 1;
+  return OK;
+}
+int cuStreamEndCapture(struct stream *stream, struct list **graph) {
+  ENTER();
+  if (!stream->is_capturing) return INVALID_VALUE;
+  *graph = malloc(sizeof **graph);
+  **graph = stream->captured;
+  stream->captured = (struct list){0};
+  stream->is_capturing = 0;
+  return OK;
+}
+int cuGraphInstantiateWithFlags(struct list **ready, struct list *graph, unsigned long long flags) {
+  ENTER();
+  *ready = calloc(1, sizeof **ready);
+  for (size_t i = 0; i < graph->count; ++i) push(*ready, graph->items[i]);
+  return flags == 0 ? OK : INVALID_VALUE;
+}
+int cuGraphDestroy(struct list *graph) { ENTER(); free(graph->items); free(graph); return OK; }
+int cuGraphLaunch(struct list *ready, struct stream *stream) {
+  ENTER();
+  for (size_t i = 0; i < ready->count; ++i) submit(stream, ready->items[i]);
+  return OK;
+}
+int cuGraphExecDestroy(struct list *ready) { ENTER(); free(ready->items); free(ready); return OK; }
