@@ -97,6 +97,9 @@ DEVICE Pack zeros() {
   return pack;
 }
 
+// Members of these structs have linkage otherwise, and the emulator links this file once per storage type.
+namespace {
+
 // ---- which 16 bytes of a tile a thread loads ------------------------------------------------------------------------
 
 // A tile of SPAN rows (or columns) × DEPTH summands as packs; this thread's i-th is number threadIdx.x + i·THREADS.
@@ -406,6 +409,8 @@ struct Outputs {
     for (unsigned i = 0; i < Lot::COUNT; ++i) self.at[i] += DEPTH;
   }
 };
+
+}  // namespace
 
 // ---- the product of two tiles ---------------------------------------------------------------------------------------
 
