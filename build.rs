@@ -64,7 +64,15 @@ mod emulator {
                 if storage != "f32" && !source.contains("element") {
                     continue;
                 }
-                build.file(path);
+                // A namespace each: what several files, or one file for several types, call by one name would otherwise be
+                // one thing to the linker.
+                let name = path.file_stem().expect("a file has a name").to_string_lossy();
+                let wrapped = folder.join(format!("{name}.cpp"));
+                let text = format!(
+                    "#include \"emulator/emulator.h\"\nnamespace {name}_{storage} {{\n#include \"{name}.cu\"\n}}\n"
+                );
+                std::fs::write(&wrapped, text).expect("OUT_DIR can be written to");
+                build.file(&wrapped);
                 for name in entry_points(&source) {
                     writeln!(
                         externs,

@@ -88,10 +88,9 @@ using position = unsigned long long;
 
 // ---- blend ----------------------------------------------------------------------------------------------------------
 
-// The α of the weight `offset` behind the chunk's first one, among those of a source. Only for weights of a row.
-DEVICE position alpha_of(const BlendChunk& chunk, unsigned row, unsigned column) {
-  return static_cast<position>(chunk.first) + static_cast<position>(row) * chunk.row_step +
-         (chunk.period == 1 ? 0 : column % chunk.period);
+// Which α of a source the weight at (row, column) takes; rows are counted from the chunk's first.
+DEVICE unsigned alpha_of(const BlendChunk& chunk, unsigned row, unsigned column) {
+  return chunk.first + row * chunk.row_step + (chunk.period == 1 ? 0 : column % chunk.period);
 }
 
 DEVICE float blend_weight(const Blend& p, const BlendChunk& chunk, position i) {
@@ -112,7 +111,7 @@ DEVICE float4 blend_four(const Blend& p, const BlendChunk& chunk, position i) {
   const unsigned behind = chunk.column + static_cast<unsigned>(i - chunk.begin);
   unsigned row = behind / chunk.pitch, column = behind % chunk.pitch;
   bool inside[4];
-  position at[4];
+  unsigned at[4];
 #pragma unroll
   for (unsigned l = 0; l < 4; ++l) {
     inside[l] = column < chunk.row_len;

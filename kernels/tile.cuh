@@ -120,10 +120,19 @@ DEVICE void share_unit(SharedArray<float> to, const Unit<WIDTH>& unit) {
   }
 }
 
-// The sum over the rows of what `share_unit` put there, for thread t < columns · WIDTH.
+// The sum over the rows of what `share_unit` put there, for thread t < columns · WIDTH. In groups, whose sums are small, so
+// that less is rounded away.
 template <unsigned WIDTH>
 DEVICE float sum_over_rows(const Tile& tile, SharedArray<float> units) {
+  constexpr unsigned GROUP = 8;
+  const unsigned rows = THREADS / tile.columns, width = tile.columns * WIDTH;
   float sum = 0;
-  for (unsigned row = 0; row < THREADS / tile.columns; ++row) sum += units[row * tile.columns * WIDTH + threadIdx.x];
+  for (unsigned row = 0; row < rows; row += GROUP) {
+    float group = 0;
+#pragma unroll
+    for (unsigned i = 0; i < GROUP; ++i) group += units[(row + i) * width + threadIdx.x];
+    sum += group;
+  }
   return sum;
 }
+static_assert(THREADS / WARP % 8 == 0, "rows come in groups of 8");

@@ -40,8 +40,8 @@ pub enum Error {
     Diverged { loss: f32, step: usize, epoch: usize, kept: Option<PathBuf> },
 
     /// A device that was asked for and is not here.
-    #[error("device '{device}' is not available: {reason}")]
-    Device { device: String, reason: String },
+    #[error("device '{device}' is not available")]
+    Device { device: String, source: Failure },
 
     /// Something that failed on a GPU.
     #[error(transparent)]
@@ -105,7 +105,7 @@ impl Error {
                 Some(path) => format!("use a smaller --learning-rate; the last good checkpoint is {}", path.display()),
                 None => "use a smaller --learning-rate; no checkpoint was written".into(),
             }),
-            Error::Device { .. } => Some("`medmerge devices` lists what is here; --device cpu always works".into()),
+            Error::Device { source, .. } => Some(source.hint()),
             Error::Gpu(failure) => Some(failure.hint()),
             Error::Selftest { .. } => Some("do not trust results of this device; report the lines above".into()),
             Error::Interrupted { kept } => {

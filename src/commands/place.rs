@@ -24,10 +24,11 @@ pub fn check(global: &Global) -> Result<()> {
 
 /// Opens the device. What was asked for by name and is not here is an error; `auto` takes what there is.
 pub fn open(global: &Global) -> Result<Place> {
+    let unavailable = |source| Error::Device { device: global.device.clone(), source };
     let device = match device(global)? {
         Named::Cpu => Device::Cpu,
-        Named::Cuda(index) => Device::Gpu(Gpu::cuda(index)?),
-        Named::Emulator => Device::Gpu(Gpu::emulator(global.seed)?),
+        Named::Cuda(index) => Device::Gpu(Gpu::cuda(index).map_err(unavailable)?),
+        Named::Emulator => Device::Gpu(Gpu::emulator(global.seed).map_err(unavailable)?),
         Named::Auto => match Gpu::cuda(0) {
             Ok(gpu) => Device::Gpu(gpu),
             Err(Failure::NoDriver | Failure::NoDevice { .. }) => Device::Cpu,
@@ -49,8 +50,8 @@ fn device(global: &Global) -> Result<Named> {
         "emulator" => Ok(Named::Emulator),
         other => {
             let index = other.strip_prefix("cuda:").ok_or_else(unknown)?;
-            let hint = "give its number: --device cuda:0";
-            index.parse().map(Named::Cuda).map_err(|_| Error::usage(format!("device '{other}'"), hint))
+            let hint = "only GPUs are numbered, such as --device cuda:0";
+            index.parse().map(Named::Cuda).map_err(|_| Error::usage(format!("unknown device '{other}'"), hint))
         }
     }
 }

@@ -177,3 +177,35 @@ impl Model {
         })
     }
 }
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests {
+    use super::*;
+    use crate::gpu::Gpu;
+    use crate::nn::Architecture;
+
+    /// The running statistics of two batches, from a reset on, are bitwise those of the CPU.
+    #[test]
+    fn running_statistics_on_a_gpu() {
+        let network = Architecture::named("resnet20", None, None).unwrap().build(3, 2);
+        let run = |device: Device| {
+            let mut model = Model::zeros(network.clone(), DType::F32, Device::Cpu).to_device(device);
+            model.statistics.make_unique();
+            model.statistics.view_mut().fill(7.0);
+            model.reset_statistics();
+            let reset = model.statistics.to_vec::<f32>();
+            for scale in [0.3f32, 1.7] {
+                let of = |norm: &crate::nn::network::BatchNorm, shift: f32| {
+                    let values = (0..norm.channels).map(|c| shift + scale * (c as f32).sqrt()).collect();
+                    Tensor::from_vec(values, [norm.channels]).to_device(device)
+                };
+                let statistics = |norm| Statistics { mean: of(norm, -2.0), variance: of(norm, 0.1), count: 12 };
+                let batch: Vec<Statistics> = model.network.batch_norms.iter().map(statistics).collect();
+                model.update_statistics(&batch, Some(0.1), None);
+                model.update_statistics(&batch, None, None);
+            }
+            (reset, model.statistics.to_vec::<f32>())
+        };
+        assert_eq!(run(Device::Gpu(Gpu::emulator(1).unwrap())), run(Device::Cpu));
+    }
+}

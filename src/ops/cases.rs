@@ -394,14 +394,15 @@ pub const POINTWISE: &[[usize; 3]] =
 pub const CONCAT: &[([usize; 3], &[usize])] = &[
     ([1, 1, 1], &[1, 1]),
     ([2, 3, 5], &[4]),
+    ([2, 3, 4], &[8, 16, 8]),
     ([2, 3, 5], &[3, 8, 1]),
     ([1, 4, 4], &[12, 5, 7, 2]),
     // Blocks of 1024 pixels.
     ([3, 25, 31], &[6, 3]),
 ];
 
-/// Numbers that are stored in another type: fewer than 16 bytes, whole ones, and several blocks with a rest.
-pub const CONVERT: &[usize] = &[1, 7, 8, 31, 4096, 10_003];
+/// Of vectors: less than 16 bytes, whole ones, and several blocks with a rest.
+pub const LENGTHS: &[usize] = &[1, 7, 8, 31, 4096, 10_003];
 
 /// A fully connected layer.
 #[derive(Clone, Copy, Debug)]
@@ -429,6 +430,7 @@ pub const LINEAR: &[LinearCase] = &[
 /// A loss over logits that are `scale` wide.
 #[derive(Clone, Copy, Debug)]
 pub struct CrossEntropyCase {
+    pub name: &'static str,
     pub n: usize,
     pub classes: usize,
     /// The weights repeat this list; empty for 1 each.
@@ -437,11 +439,21 @@ pub struct CrossEntropyCase {
     pub scale: f64,
 }
 
-const fn loss(n: usize, classes: usize, class_weights: &'static [f64], smoothing: f64, scale: f64) -> CrossEntropyCase {
-    CrossEntropyCase { n, classes, class_weights, label_smoothing: smoothing, scale }
+const fn loss(name: &'static str, [n, classes]: [usize; 2], scale: f64) -> CrossEntropyCase {
+    CrossEntropyCase { name, n, classes, class_weights: &[], label_smoothing: 0.0, scale }
 }
 
 impl CrossEntropyCase {
+    const fn weights(mut self, class_weights: &'static [f64]) -> CrossEntropyCase {
+        self.class_weights = class_weights;
+        self
+    }
+
+    const fn smoothing(mut self, label_smoothing: f64) -> CrossEntropyCase {
+        self.label_smoothing = label_smoothing;
+        self
+    }
+
     pub fn loss(&self) -> CrossEntropy {
         let count = if self.class_weights.is_empty() { 0 } else { self.classes };
         CrossEntropy {
@@ -452,15 +464,17 @@ impl CrossEntropyCase {
 }
 
 pub const CROSS_ENTROPY: &[CrossEntropyCase] = &[
-    loss(1, 2, &[], 0.0, 1.0),
-    loss(5, 3, &[], 0.0, 4.0),
-    loss(4, 7, &[0.5, 2.0, 1.25], 0.0, 2.0),
-    loss(6, 9, &[], 0.1, 3.0),
-    loss(8, 5, &[0.25, 1.0, 3.0], 0.2, 3.0),
-    loss(128, 100, &[1.0, 0.5], 0.1, 5.0),
+    loss("one image, two classes", [1, 2], 1.0),
+    loss("odd counts", [5, 3], 4.0),
+    loss("class weights", [4, 7], 2.0).weights(&[0.5, 2.0, 1.25]),
+    loss("smoothed labels", [6, 9], 3.0).smoothing(0.1),
+    loss("class weights and smoothed labels", [8, 5], 3.0).weights(&[0.25, 1.0, 3.0]).smoothing(0.2),
+    loss("more classes than a warp has threads", [3, 70], 2.0),
+    loss("more images than a block has threads", [300, 4], 3.0),
+    loss("a batch", [128, 100], 5.0).weights(&[1.0, 0.5]).smoothing(0.1),
     // exp(10⁴) is infinite, exp(−10⁴) zero.
-    loss(6, 4, &[], 0.0, 1e4),
-    loss(6, 4, &[0.5, 2.0], 0.1, 1e4),
+    loss("huge logits", [6, 4], 1e4),
+    loss("huge logits, class weights and smoothed labels", [6, 4], 1e4).weights(&[0.5, 2.0]).smoothing(0.1),
 ];
 
 /// Several updates of `len` parameters, each with a gradient of its own.
@@ -515,6 +529,7 @@ mod tests {
         names(CONSTRAINT.iter().map(|case| case.name).collect());
         names(BATCH_NORM.iter().map(|case| case.name).collect());
         names(POOL.iter().map(|case| case.name).collect());
+        names(CROSS_ENTROPY.iter().map(|case| case.name).collect());
         names(OPTIMIZER.iter().map(|case| case.name).collect());
     }
 }

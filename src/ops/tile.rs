@@ -22,22 +22,29 @@ pub struct Tile {
 }
 const _: () = assert!(size_of::<Tile>() == 24);
 
+/// How the work is divided between the blocks and within them.
+#[derive(Clone, Copy)]
+pub struct Division {
+    /// As many as fill a GPU: before there are so many, no thread has more than one pixel.
+    pub blocks: usize,
+    /// The most pixels of one thread.
+    pub pixels: usize,
+}
+
 impl Tile {
     /// For activations of `dtype` at `activations` and `f32` per channel at `per_channel`.
-    ///
-    /// There are about `blocks` blocks before a thread takes more than one pixel; it takes at most `most`.
     pub fn new(
         [pixels, channels]: [usize; 2],
         dtype: DType,
         activations: &[Address],
         per_channel: &[Address],
-        blocks: usize,
-        most: usize,
+        division: Division,
     ) -> Tile {
         let mut tile = Tile::of_image([pixels, channels], pixels, dtype, activations, per_channel);
         let rows = (THREADS / tile.columns) as usize;
         let [_, chunks, _] = tile.grid(dtype);
-        let pixels_each = (pixels.div_ceil(rows) * chunks as usize / blocks).clamp(1, most);
+        let blocks = pixels.div_ceil(rows) * chunks as usize;
+        let pixels_each = (blocks / division.blocks).clamp(1, division.pixels);
         tile.span = dim(rows * pixels_each);
         tile
     }

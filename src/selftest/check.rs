@@ -35,10 +35,11 @@ impl Pass {
     /// The worst normalised error with random inputs. What exceeds the storage's rounding is within the tolerance.
     fn check_reals(&self, target: Target) -> Result<f64, Wrong> {
         let mut worst = 0f64;
+        let tolerance = if target == Target::CPU { self.tolerance_on_cpu } else { self.tolerance };
         self.compare(Kind::Reals, target, &self.draw(Kind::Reals, target), |index, actual, expected| {
             worst = worst.max(normalized_error(actual, expected));
             let dtype = target.dtype_of(self.layout(&self.outputs[index]).role);
-            let (beyond, tolerance) = (error_beyond_storage(actual, expected, dtype), self.tolerance);
+            let beyond = error_beyond_storage(actual, expected, dtype);
             if beyond <= tolerance {
                 return Ok(());
             }

@@ -93,7 +93,7 @@ impl Op {
                 }
                 match pass.check(Target { device, dtype }) {
                     Ok(error) => {
-                        let worst = worst.get_or_insert(Worst { dtype, error: 0.0, pass: String::new() });
+                        let worst = worst.get_or_insert(Worst { dtype, error, pass: pass.name() });
                         if error > worst.error {
                             (worst.error, worst.pass) = (error, pass.name());
                         }

@@ -28,6 +28,8 @@ pub struct Pass {
     /// Of the normalised error against `f64` with random inputs, in every dtype: what storing a result rounds away is
     /// taken off before, and what storing the inputs rounds away the reference sees too.
     pub tolerance: f64,
+    /// The same for the CPU, where it may be less.
+    pub tolerance_on_cpu: f64,
     /// Whether integers give the same bits as in `f64`, rounded once where the result is stored in fewer.
     pub is_exact: bool,
     run: Run,
@@ -62,7 +64,16 @@ impl Pass {
         outputs: Vec<Output>,
         run: impl Fn(&[Tensor], Vec<TensorMut>) + Send + Sync + 'static,
     ) -> Pass {
-        Pass { direction, case: String::new(), inputs, outputs, tolerance: 0.0, is_exact: false, run: Box::new(run) }
+        Pass {
+            direction,
+            case: String::new(),
+            inputs,
+            outputs,
+            tolerance: 0.0,
+            tolerance_on_cpu: 0.0,
+            is_exact: false,
+            run: Box::new(run),
+        }
     }
 
     pub fn of(self, case: impl ToString) -> Pass {
@@ -70,7 +81,11 @@ impl Pass {
     }
 
     pub fn within(self, tolerance: f64) -> Pass {
-        Pass { tolerance, ..self }
+        Pass { tolerance, tolerance_on_cpu: tolerance, ..self }
+    }
+
+    pub fn within_on_cpu(self, tolerance_on_cpu: f64) -> Pass {
+        Pass { tolerance_on_cpu, ..self }
     }
 
     pub fn exact(self) -> Pass {

@@ -4,9 +4,9 @@ use std::iter::{once, repeat_n};
 
 use super::operand::{Input, Layout, Output, Values};
 use super::pass::Pass;
-use crate::ops::cases::{self, ConstraintCase, ConvCase, LinearCase, MergeCase, OptimizerCase, Rule};
+use crate::ops::cases::{self, ConstraintCase, ConvCase, CrossEntropyCase, LinearCase, MergeCase, OptimizerCase, Rule};
 use crate::ops::optimizer::AdamW;
-use crate::ops::{batch_norm, concat, conv2d, linear, merge, optimizer, pointwise, pool};
+use crate::ops::{batch_norm, concat, conv2d, linear, merge, optimizer, pointwise, pool, softmax_cross_entropy};
 use crate::tensor::{DType, Integers, Shape, Tensor, TensorMut};
 
 /// Sums of up to some thousand products, accumulated in `f32`.
@@ -15,6 +15,8 @@ const SUM: f64 = 1e-6;
 const LONG_SUM: f64 = 1e-5;
 /// A handful of operations per element, or of updates.
 const FEW: f64 = 5e-7;
+/// Sums that run in `f64`: only inputs and results are rounded.
+const IN_F64: f64 = 1e-7;
 /// Numbers that move and are not computed with.
 const NONE: f64 = 0.0;
 
@@ -34,6 +36,7 @@ pub const OPS: &[Op] = &[
     Op { name: "linear", passes: linear_layers },
     Op { name: "merge", passes: merges },
     Op { name: "constraint", passes: constraints },
+    Op { name: "softmax_cross_entropy", passes: losses },
     Op { name: "optimizer", passes: optimizers },
 ];
 
@@ -50,7 +53,7 @@ fn conversions() -> Vec<Pass> {
         ]
         .map(|pass| pass.of(format!("{len} numbers")).within(NONE).exact())
     };
-    cases::CONVERT.iter().flat_map(of_len).collect()
+    cases::LENGTHS.iter().flat_map(of_len).collect()
 }
 
 fn y_copy(y: TensorMut, x: &Tensor) {
@@ -303,9 +306,8 @@ fn constraints() -> Vec<Pass> {
         let [forward, backward] = [case.parametrization(), case.parametrization()];
         let learned = Layout::dense([forward.rows(), forward.learned]);
         let alpha = Layout::dense([forward.sources, forward.alphas()]);
-        let is_exact = case.is_exact();
         // Backward takes any α.
-        let [a, dalpha] = [0; 2].map(|_| Input::unit(alpha.clone()));
+        let [a, dalpha] = [&alpha, &alpha].map(|layout| Input::unit(layout.clone()));
         [
             Pass::new("α", [Input::unit(learned.clone())], [alpha], move |[learned], [alpha]| {
                 forward.forward_into(learned, alpha);
@@ -314,9 +316,25 @@ fn constraints() -> Vec<Pass> {
                 backward.backward_into(alpha, dalpha, dlearned);
             }),
         ]
-        .map(|pass| pass.of(case.name).within(FEW).exact_if(is_exact).in_f32())
+        .map(|pass| pass.of(case.name).within(FEW).exact_if(case.is_exact()).in_f32())
     };
     cases::CONSTRAINT.iter().flat_map(of_case).collect()
+}
+
+fn losses() -> Vec<Pass> {
+    let of_case = |case: &CrossEntropyCase| {
+        let (loss, n, classes) = (case.loss(), case.n, case.classes);
+        let logits = Input::around(Layout::dense([n, classes]), 0.0, case.scale);
+        let labels = Input::below(Layout::dense([n]), classes as u64);
+        let results = [[1].into(), [n, classes].into()].map(|shape: Shape| Layout::dense(shape));
+        let pass = Pass::new("loss and gradient", [logits, labels], results, move |[z, labels], [value, gradient]| {
+            let labels = labels.to_f64().into_iter().map(|label| label as u32).collect();
+            let labels = Integers::from_vec(labels).to_device(z.device());
+            softmax_cross_entropy::forward_backward(&loss, z, &labels, value, gradient, None);
+        });
+        pass.of(case.name).within(SUM).within_on_cpu(IN_F64).in_f32()
+    };
+    cases::CROSS_ENTROPY.iter().map(of_case).collect()
 }
 
 fn optimizers() -> Vec<Pass> {
@@ -349,5 +367,13 @@ fn optimizers() -> Vec<Pass> {
         };
         pass.of(name).within(FEW).in_f32()
     };
-    cases::OPTIMIZER.iter().map(of_case).collect()
+    let clamp = cases::LENGTHS.iter().map(|&len| {
+        let pass = Pass::new("clamp", [Input::unit(Layout::dense([len]))], [Output::Over(0)], |[x], [y]| {
+            let mut x = x.copy();
+            optimizer::clamp(&mut x, None);
+            y.copy_from(&x);
+        });
+        pass.of(format!("{len} numbers")).within(NONE).exact().in_f32()
+    });
+    cases::OPTIMIZER.iter().map(of_case).chain(clamp).collect()
 }

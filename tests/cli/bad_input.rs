@@ -89,17 +89,31 @@ fn devices_that_are_not_here() {
     assert_refused(
         &folder,
         &[
-            case("cuda", format!("{TRAIN} --device cuda"), &["device 'cuda' is not available", "--device cpu"]),
-            case("second GPU", format!("{TRAIN} --device cuda:1"), &["device 'cuda:1' is not available"]),
-            case("emulator", format!("{TRAIN} --device emulator"), &["device 'emulator' is not available"]),
-            case("numbered cpu", format!("{TRAIN} --device cpu:x"), &["device 'cpu:x'"]),
+            #[cfg(not(feature = "emulator"))]
+            case(
+                "emulator",
+                format!("{TRAIN} --device emulator"),
+                &["device 'emulator' is not available", "this build has no emulator", "--features emulator"],
+            ),
+            case("no number", format!("{TRAIN} --device cuda:x"), &["unknown device 'cuda:x'", "cuda:0"]),
+            case("numbered cpu", format!("{TRAIN} --device cpu:x"), &["unknown device 'cpu:x'"]),
             case(
                 "bf16 on the CPU",
-                format!("{TRAIN} --precision bf16"),
+                format!("{TRAIN} --precision bf16 --device cpu"),
                 &["precision bf16 is not available on the CPU"],
             ),
         ],
     );
+}
+
+/// Whatever GPU this machine has, it has no 99th.
+#[test]
+fn a_gpu_that_is_not_here() {
+    let folder = Folder::with_sources();
+    for device in ["cuda:99", "cuda:98"] {
+        let line = format!("{TRAIN} --device {device}");
+        assert_refused(&folder, &[case(device, line, &[&format!("device '{device}' is not available"), "hint: "])]);
+    }
 }
 
 /// Eight bytes of length, a header, and what follows.

@@ -1,5 +1,5 @@
 //! What the test binaries share.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 
 pub use medmerge::selftest::numbers::{Numbers, mix, normalized_error};
 use medmerge::tensor::Tensor;

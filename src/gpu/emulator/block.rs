@@ -300,6 +300,7 @@ impl Block {
         }
         let (what, address) = match (fault, block.fault.take()) {
             (Some(Fault::Address(address)), _) => (String::new(), Some(address)),
+            (Some(Fault::Wild), _) => ("an address beyond all memory, or misaligned for its vector".into(), None),
             (Some(Fault::Arithmetic), _) => ("a whole number is divided by zero".into(), None),
             (None, Some(what)) => (what, None),
             (None, None) => return Ok(()),

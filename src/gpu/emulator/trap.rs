@@ -11,6 +11,8 @@ use corosensei::trap::CoroutineTrapHandler;
 #[derive(Clone, Copy)]
 pub enum Fault {
     Address(u64),
+    /// An address that the processor refuses without saying which: beyond all memory, or misaligned for a vector.
+    Wild,
     Arithmetic,
 }
 
@@ -30,6 +32,9 @@ pub fn watched(handler: CoroutineTrapHandler<()>, resume: impl FnOnce()) -> Opti
 
 static BEFORE: [OnceLock<libc::sigaction>; 3] = [const { OnceLock::new() }; 3];
 const SIGNALS: [libc::c_int; 3] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE];
+
+/// What the operating system says where the processor gave no address.
+const SI_KERNEL: libc::c_int = 0x80;
 
 /// Once per process.
 pub fn install() {
@@ -55,6 +60,7 @@ unsafe extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, c
     if let Some(handler) = RUNNING.get().filter(|handler| handler.stack_ptr_in_bounds(stack_pointer(context))) {
         FAULT.set(Some(match signal {
             libc::SIGFPE => Fault::Arithmetic,
+            _ if info.si_code == SI_KERNEL => Fault::Wild,
             // SAFETY: these signals carry an address.
             _ => Fault::Address(unsafe { info.si_addr() } as u64),
         }));

@@ -112,8 +112,7 @@ pub fn weight_gradient(gpu: Handle, g: &Geometry, x: &Tensor, dy: &Tensor, dw: T
 pub fn bias_gradient(gpu: Handle, dy: &Tensor, db: TensorMut) {
     check([dy.dtype(), db.dtype()]);
     let k = db.shape().len();
-    let parameters =
-        BiasGradient { dy: dy.address(), db: db.address(), n: small(dy.shape().len() / k), k: small(k) };
+    let parameters = BiasGradient { dy: dy.address(), db: db.address(), n: small(dy.shape().len() / k), k: small(k) };
     let grid = [small(k.div_ceil(WARP)), 1, 1];
     // SAFETY: dy is N × K and db K, which the caller checked.
     unsafe { gpu.launch("linear", "linear_bias_gradient", DType::F32, grid, THREADS as u32, &parameters) }

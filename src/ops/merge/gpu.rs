@@ -249,8 +249,7 @@ fn blend_chunks(table: &Table) -> Vec<BlendChunk> {
         zero_chunks(&mut chunks, position, segment.offset);
         let end = segment.offset + (segment.rows - 1) * segment.pitch + segment.row_len;
         for (begin, end) in cuts(segment.offset, end) {
-            let (row, column) =
-                ((begin - segment.offset) / segment.pitch, (begin - segment.offset) % segment.pitch);
+            let (row, column) = ((begin - segment.offset) / segment.pitch, (begin - segment.offset) % segment.pitch);
             let (first, row_step, period) = alpha_of(segment).unwrap_or((0, 0, 1));
             let source = match segment.choice {
                 Choice::Alpha { .. } => BLENDED,
@@ -482,7 +481,7 @@ impl MeanTable {
             ranges.push(MeanRange { first, rows, period, alpha: small(alpha) });
             alpha += mean.rows;
         }
-        let (mut begins, mut of_blocks) = (Vec::new(), Vec::new());
+        let (mut begins, mut of_blocks) = (Vec::new(), Vec::<MeanRange>::new());
         for block in (0..parametrization.learned).step_by(THREADS) {
             begins.push(small(of_blocks.len()));
             of_blocks.extend(ranges.iter().filter(|range| {
@@ -491,11 +490,7 @@ impl MeanTable {
             }));
         }
         begins.push(small(of_blocks.len()));
-        MeanTable {
-            rows: List::new(gpu, &rows),
-            begins: List::new(gpu, &begins),
-            ranges: List::new(gpu, &of_blocks),
-        }
+        MeanTable { rows: List::new(gpu, &rows), begins: List::new(gpu, &begins), ranges: List::new(gpu, &of_blocks) }
     }
 }
 

@@ -1,0 +1,78 @@
+//! The whole job through the library: learn, fold, fine-tune, evaluate, on a device as on the CPU.
+
+use medmerge::data::{Augmentation, Normalisation, SplitName};
+use medmerge::error::Error;
+use medmerge::gpu::Handle;
+use medmerge::nn::Model;
+use medmerge::tensor::{DType, Device};
+use medmerge::train::{
+    EpochRecord, Place, Silent, Subject, Target, TrainOptions, evaluate, reestimate_statistics, scores, train,
+};
+
+use crate::common::normalized_error;
+use crate::devices;
+use crate::steps::{dataset, small_network};
+
+fn options() -> TrainOptions {
+    TrainOptions {
+        epochs: 3,
+        batch_size: 6,
+        learning_rate: 5e-3,
+        balance_classes: true,
+        augmentation: Some(Augmentation { flip: true, shift: 1 }),
+        ..TrainOptions::default()
+    }
+}
+
+struct Trained {
+    history: Vec<EpochRecord>,
+    scores: Vec<f32>,
+    reestimated: Vec<f32>,
+}
+
+fn job(place: Place) -> Trained {
+    let data = dataset();
+    let target = Target { data: &data, normalisation: &Normalisation::default(), place };
+    let mut model = Model::initialized(small_network(), 3);
+    let history = train(&mut model, &mut Subject::Everything, target, &options(), &mut Silent).unwrap();
+    assert_eq!(model.device(), Device::Cpu, "models rest on the CPU");
+    let scores = scores(&model, target, SplitName::Test, 4, |_| {}).unwrap();
+    assert!(evaluate(&model, target, SplitName::Test, 4).unwrap().accuracy > 0.0);
+    reestimate_statistics(&mut model, target, 5).unwrap();
+    assert_eq!(model.device(), Device::Cpu);
+    Trained { history, scores, reestimated: model.statistics.to_vec() }
+}
+
+fn compare(ours: &[f32], expected: &[f32], tolerance: f64, what: &str, gpu: Handle) {
+    let doubles = |values: &[f32]| values.iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
+    let error = normalized_error(&doubles(ours), &doubles(expected));
+    assert!(error < tolerance, "{what} on {gpu}: {error:.1e}");
+}
+
+#[test]
+fn training_agrees_with_the_cpu() {
+    let expected = job(Place::default());
+    for gpu in devices() {
+        let ours = job(Place { device: Device::Gpu(gpu), precision: DType::F32 });
+        for (ours, expected) in ours.history.iter().zip(&expected.history) {
+            assert!((ours.train_loss - expected.train_loss).abs() < 1e-3 * expected.train_loss);
+            assert_eq!(ours.val_accuracy, expected.val_accuracy);
+        }
+        compare(&ours.scores, &expected.scores, 1e-2, "scores", gpu);
+        compare(&ours.reestimated, &expected.reestimated, 1e-2, "re-estimated statistics", gpu);
+    }
+}
+
+#[test]
+fn a_run_that_diverges_says_so() {
+    for gpu in devices() {
+        let data = dataset();
+        let place = Place { device: Device::Gpu(gpu), precision: DType::F32 };
+        let target = Target { data: &data, normalisation: &Normalisation::default(), place };
+        let options = TrainOptions { learning_rate: 1e30, ..options() };
+        let mut model = Model::initialized(small_network(), 3);
+        let error = train(&mut model, &mut Subject::Everything, target, &options, &mut Silent).unwrap_err();
+        assert!(matches!(error, Error::Diverged { .. }), "{error}");
+        gpu.check().expect("a loss that is not finite is no fault of the device");
+    }
+}

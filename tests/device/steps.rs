@@ -1,0 +1,286 @@
+//! Single steps and short runs of them.
+
+use std::sync::Arc;
+
+use medmerge::data::{Augmentation, Dataset, Loader, LoaderOptions, Normalisation, Split};
+use medmerge::gpu::{Gpu, Handle};
+use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Method, Plan, Start};
+use medmerge::nn::{Architecture, Model};
+use medmerge::ops::control::FIRST_SCALE;
+use medmerge::ops::softmax_cross_entropy::CrossEntropy;
+use medmerge::tensor::{DType, Device, Tensor};
+use medmerge::train::{MergeState, OptimizerKind, Place, Recorder, Subject, TrainOptions};
+
+use crate::common::{Numbers, normalized_error};
+use crate::devices;
+
+const CLASSES: usize = 3;
+
+pub fn split(count: usize, seed: u64) -> Split {
+    let mut numbers = Numbers(seed);
+    Split {
+        images: (0..count * 8 * 8).map(|_| (numbers.next() % 256) as u8).collect(),
+        labels: (0..count).map(|i| (i % CLASSES) as u32).collect(),
+    }
+}
+
+fn model(seed: u64) -> Model {
+    let network = Architecture::named("resnet8", None, Some(4)).unwrap().build(1, CLASSES);
+    let mut model = Model::initialized(network, seed);
+    let mut numbers = Numbers(seed);
+    // γ and β as after training: 1 and 0 hide mistakes.
+    let trunk: Vec<f32> = model.trunk.to_vec::<f32>();
+    let shaken = trunk.iter().map(|w| if *w == 0.0 || *w == 1.0 { w + 0.2 * numbers.real() as f32 } else { *w });
+    let mut shaken = Tensor::from_vec(shaken.collect(), [trunk.len()]);
+    // Padding stays zero.
+    let mut clean = Model { trunk: Tensor::zeros([trunk.len()], DType::F32, Device::Cpu), ..model.clone() };
+    for parameter in model.network.clone().parameters.iter().filter(|p| p.region == medmerge::nn::Region::Trunk) {
+        let values = shaken.window(parameter.offset, parameter.shape, parameter.pitch).to_vec::<f32>();
+        clean.set_parameter(parameter, &values);
+    }
+    shaken = clean.trunk;
+    model.trunk = shaken;
+    model
+}
+
+/// What learns: everything, the head, or a merge of so many sources.
+#[derive(Clone, Copy, Debug)]
+enum What {
+    Everything(OptimizerKind),
+    Head,
+    Merge(usize, Granularity, Constraint),
+}
+
+const ALL: [What; 8] = [
+    What::Everything(OptimizerKind::AdamW),
+    What::Everything(OptimizerKind::Sgd),
+    What::Head,
+    What::Merge(2, Granularity::Filter, Constraint::Affine),
+    What::Merge(3, Granularity::Filter, Constraint::Simplex),
+    What::Merge(2, Granularity::Kernel, Constraint::Clamp),
+    What::Merge(3, Granularity::Layer, Constraint::Free),
+    What::Merge(2, Granularity::Model, Constraint::Affine),
+];
+
+impl What {
+    fn subject(self, start: &Model) -> Subject {
+        let What::Merge(sources, granularity, constraint) = self else {
+            return if let What::Head = self { Subject::Head } else { Subject::Everything };
+        };
+        let method = Method { sources, anchor: 0, granularity, constraint, batch_norm: BatchNormPolicy::Merge };
+        let plan = Plan::new(&start.network, method);
+        let numbers = plan.start(Start::Weight(0.3)).unwrap();
+        let trunks = (0..sources as u64).map(|seed| model(100 + seed).trunk).collect();
+        Subject::Merge(MergeState { plan, trunks, numbers })
+    }
+}
+
+/// Everything that steps change.
+struct Outcome {
+    losses: Vec<f32>,
+    numbers: Vec<Vec<f32>>,
+}
+
+impl Outcome {
+    fn bits(&self) -> Vec<Vec<u32>> {
+        std::iter::once(&self.losses).chain(&self.numbers).map(|n| n.iter().map(|v| v.to_bits()).collect()).collect()
+    }
+}
+
+struct Run {
+    place: Place,
+    graphs: bool,
+    epochs: usize,
+    learning_rate: f64,
+}
+
+impl Run {
+    fn on(place: Place) -> Run {
+        Run { place, graphs: true, epochs: 3, learning_rate: 1e-2 }
+    }
+
+    /// Epochs of three batches of six images and one of four.
+    fn go(&self, what: What) -> Outcome {
+        self.go_with(what, |_| {}).0
+    }
+
+    fn go_with(&self, what: What, mut after_step: impl FnMut(usize)) -> (Outcome, Recorder) {
+        let images = split(22, 5);
+        let options = LoaderOptions {
+            network_channels: 1,
+            normalisation: Normalisation::default(),
+            batch_size: 6,
+            shuffle: true,
+            augmentation: Some(Augmentation { flip: true, shift: 1 }),
+            seed: 1,
+        };
+        let loader = Loader::new(&images, 8, 8, 1, options);
+        let start = model(1);
+        let mut subject = what.subject(&start);
+        let optimizer = if let What::Everything(kind) = what { kind } else { OptimizerKind::AdamW };
+        let (learning_rate, merge_learning_rate) = (self.learning_rate, 5.0 * self.learning_rate);
+        let options = TrainOptions { optimizer, learning_rate, merge_learning_rate, ..TrainOptions::default() };
+        let loss = CrossEntropy { class_weights: vec![1.0, 0.5, 2.0], label_smoothing: 0.1 };
+        let mut recorder = Recorder::new(self.place, subject.optimizers(&options), loss, None);
+        if !self.graphs {
+            recorder = recorder.without_graphs();
+        }
+        let device = self.place.device;
+        let mut model = start.copy().to_device(device);
+        if let Subject::Merge(state) = &mut subject {
+            state.numbers = state.numbers.to_device(device);
+            state.trunks = state.trunks.iter().map(|trunk| trunk.to_device(device)).collect();
+        }
+        let (mut losses, mut steps) = (Vec::new(), 0);
+        for epoch in 0..self.epochs {
+            let mut feed = recorder.feed(&loader, epoch);
+            while recorder.step(&mut model, &mut subject, &loader, &mut feed, 1.0 / (1 + steps) as f64).unwrap() {
+                steps += 1;
+                after_step(steps);
+            }
+            losses.extend(recorder.losses().unwrap().losses);
+        }
+        let learned = subject.numbers().map(|numbers| numbers.to_vec::<f32>()).unwrap_or_default();
+        let mut numbers = vec![learned];
+        numbers.extend([&model.trunk, &model.head, &model.statistics].map(|arena| arena.to_vec::<f32>()));
+        numbers.push(model.batches_tracked.iter().map(|&count| count as f32).collect());
+        (Outcome { losses, numbers }, recorder)
+    }
+}
+
+fn place(gpu: Handle, precision: DType) -> Place {
+    Place { device: Device::Gpu(gpu), precision }
+}
+
+fn doubles(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&value| f64::from(value)).collect()
+}
+
+#[test]
+fn steps_agree_with_the_cpu() {
+    for gpu in devices() {
+        for what in ALL {
+            let (ours, cpu) = (Run::on(place(gpu, DType::F32)).go(what), Run::on(Place::default()).go(what));
+            assert_eq!(ours.losses.len(), 12);
+            let error = normalized_error(&doubles(&ours.losses), &doubles(&cpu.losses));
+            assert!(error < 1e-4, "{what:?} on {gpu}: losses {error:.1e}");
+            for (index, (ours, cpu)) in ours.numbers.iter().zip(&cpu.numbers).enumerate() {
+                let error = normalized_error(&doubles(ours), &doubles(cpu));
+                // AdamW makes a step of the rounding of a gradient that is nearly zero.
+                assert!(error < 2e-3, "{what:?} on {gpu}: numbers {index} {error:.1e}");
+            }
+        }
+    }
+}
+
+/// Half precision rounds at every layer: what is compared is that it learns the same thing.
+#[test]
+fn half_precision_stays_near() {
+    for gpu in devices() {
+        for what in [ALL[0], ALL[1], ALL[3], ALL[5]] {
+            let exact = Run::on(Place::default()).go(what);
+            for (precision, tolerance) in [(DType::BF16, 0.05), (DType::F16, 0.01)] {
+                let ours = Run::on(place(gpu, precision)).go(what);
+                let error = normalized_error(&doubles(&ours.losses), &doubles(&exact.losses));
+                assert!(error < tolerance, "{what:?} in {precision} on {gpu}: losses {error:.1e}");
+                assert!(error > 1e-6, "{what:?} in {precision} on {gpu} was computed in f32");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_replayed_graph_gives_the_bits_of_launches() {
+    for gpu in devices() {
+        for precision in [DType::F32, DType::BF16, DType::F16] {
+            for what in ALL {
+                let recorded = Run::on(place(gpu, precision));
+                let direct = Run { graphs: false, ..Run::on(place(gpu, precision)) };
+                assert_eq!(recorded.go(what).bits(), direct.go(what).bits(), "{what:?} in {precision} on {gpu}");
+            }
+        }
+    }
+}
+
+#[cfg(feature = "emulator")]
+#[test]
+fn the_order_of_threads_and_blocks_changes_nothing() {
+    for precision in [DType::F32, DType::F16] {
+        for what in ALL {
+            let run = |seed| Run::on(place(Gpu::emulator(seed).unwrap(), precision)).go(what).bits();
+            let first = run(0);
+            for seed in 1..3 {
+                assert_eq!(run(seed), first, "{what:?} in {precision}, seed {seed}");
+            }
+        }
+    }
+}
+
+#[cfg(feature = "emulator")]
+#[test]
+fn the_number_of_cpu_threads_changes_nothing() {
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| Run::on(place(Gpu::emulator(0).unwrap(), DType::F32)).go(ALL[0]).bits())
+    };
+    assert_eq!(run(1), run(3));
+}
+
+#[test]
+fn a_steady_state_allocates_nothing() {
+    for gpu in devices() {
+        for graphs in [true, false] {
+            let mut counts = Vec::new();
+            let run = Run { graphs, ..Run::on(place(gpu, DType::F32)) };
+            run.go_with(ALL[3], |_| counts.push(gpu.allocations()));
+            // Both batch sizes have been launched, and recorded, in the first two epochs.
+            assert_eq!(counts[8..].iter().collect::<std::collections::BTreeSet<_>>().len(), 1, "{counts:?} on {gpu}");
+        }
+    }
+}
+
+#[test]
+fn the_loss_scale_grows_falls_and_ends() {
+    for gpu in devices() {
+        let (_, recorder) = Run::on(place(gpu, DType::F16)).go_with(ALL[0], |_| {});
+        let control = recorder.control().unwrap();
+        assert_eq!((control.diverged, control.steps), (0, 12));
+        assert!(control.scale <= FIRST_SCALE && control.scale >= 1.0);
+        // A step that is skipped is not counted as an update, and halves the scale.
+        let skipped = control.steps - control.updates;
+        assert_eq!(control.scale, FIRST_SCALE / 2f32.powi(skipped as i32), "{control:?}");
+    }
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_all_updates() {
+    for gpu in devices() {
+        for precision in [DType::F32, DType::F16] {
+            let run = Run { learning_rate: 1e30, epochs: 3, ..Run::on(place(gpu, precision)) };
+            let (outcome, recorder) = run.go_with(ALL[1], |_| {});
+            let control = recorder.control().unwrap();
+            assert_eq!(control.diverged, 1, "{precision} on {gpu}: {control:?}");
+            assert_eq!(control.steps, 12, "later steps run, but update nothing");
+            assert!(control.updates < 12);
+            assert!(outcome.losses.iter().any(|loss| !loss.is_finite()), "{:?}", outcome.losses);
+        }
+    }
+}
+
+/// A data set for the whole loop.
+pub fn dataset() -> Dataset {
+    Dataset {
+        path: "generated".into(),
+        height: 8,
+        width: 8,
+        channels: 1,
+        classes: CLASSES,
+        train: split(22, 5),
+        val: split(9, 6),
+        test: split(9, 7),
+    }
+}
+
+pub fn small_network() -> Arc<medmerge::nn::Network> {
+    Architecture::named("resnet8", None, Some(4)).unwrap().build(1, CLASSES)
+}
