@@ -1,6 +1,8 @@
 //! `selftest`: one line per op, or one object.
 
-use crate::support::{Folder, Run, assert_refused, case};
+#[cfg(feature = "emulator")]
+use crate::support::Run;
+use crate::support::{Folder, assert_refused, case};
 
 #[test]
 fn every_op_has_a_line() {
