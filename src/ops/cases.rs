@@ -501,6 +501,10 @@ const fn adamw(learning_rate: f64, weight_decay: f64) -> Rule {
     Rule::AdamW(AdamW { learning_rate, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay, step: 1 })
 }
 
+/// Beside gradients of order 1, PyTorch's ε of 10⁻⁸ is less than a rounding error.
+const LARGE_EPSILON: AdamW =
+    AdamW { learning_rate: 1e-2, beta1: 0.8, beta2: 0.95, epsilon: 0.3, weight_decay: 0.05, step: 1 };
+
 pub const OPTIMIZER: &[OptimizerCase] = &[
     OptimizerCase { name: "SGD alone", len: 33, steps: 3, rule: sgd(0.1, 0.0, 0.0) },
     OptimizerCase { name: "SGD", len: 1, steps: 5, rule: sgd(0.05, 0.9, 5e-4) },
@@ -508,6 +512,7 @@ pub const OPTIMIZER: &[OptimizerCase] = &[
     OptimizerCase { name: "SGD, three blocks", len: 40_001, steps: 4, rule: sgd(0.05, 0.9, 5e-4) },
     OptimizerCase { name: "AdamW without decay", len: 33, steps: 3, rule: adamw(1e-2, 0.0) },
     OptimizerCase { name: "AdamW", len: 1, steps: 5, rule: adamw(1e-2, 0.05) },
+    OptimizerCase { name: "AdamW, large ε", len: 33, steps: 5, rule: Rule::AdamW(LARGE_EPSILON) },
     OptimizerCase { name: "AdamW, three blocks", len: 40_001, steps: 4, rule: adamw(1e-2, 0.05) },
 ];
 
