@@ -483,43 +483,41 @@ fn the_full_resnet50_f32() {
     full_network("resnet50", "bn3", "input", CPU, 3e-2);
 }
 
-/// The same goldens by the GPU's kernels, on the emulator.
-#[cfg(feature = "emulator")]
-mod emulator {
+/// The same goldens by the GPU's kernels: on the emulator, and on the GPU that is asked for.
+mod device {
     use super::*;
-    use medmerge::gpu::Gpu;
 
-    fn form() -> Form {
-        Form::on(Gpu::emulator(1).expect("built with the emulator"))
+    fn forms() -> impl Iterator<Item = Form> {
+        common::devices().into_iter().map(Form::on)
     }
 
     #[test]
     fn resnet20() {
-        narrow_network("resnet20", form());
+        forms().for_each(|form| narrow_network("resnet20", form));
     }
 
     #[test]
     fn resnet18_with_the_small_stem() {
-        narrow_network("resnet18_stem3", form());
+        forms().for_each(|form| narrow_network("resnet18_stem3", form));
     }
 
     #[test]
     fn resnet18_with_the_large_stem() {
-        narrow_network("resnet18_stem7", form());
+        forms().for_each(|form| narrow_network("resnet18_stem7", form));
     }
 
     #[test]
     fn adamw_steps() {
-        super::adamw_steps(form());
+        forms().for_each(super::adamw_steps);
     }
 
     #[test]
     fn class_weights_and_label_smoothing() {
-        super::class_weights_and_label_smoothing(form());
+        forms().for_each(super::class_weights_and_label_smoothing);
     }
 
     #[test]
     fn merge_weights() {
-        super::merge_weights(form());
+        forms().for_each(super::merge_weights);
     }
 }

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Sets up what the tests need and runs them all: formatting, lints, documentation, tests, benchmarks (compiled only).
-# Needs Rust and a C compiler, and Python's pip where there is no libnvrtc: fetches crates and that library, no more.
+# Sets up what the tests need and runs them all: formatting, lints, documentation, tests, benchmarks (compiled only). GPU
+# kernels run on the emulator, and on the GPU that MEDMERGE_REQUIRE_DEVICE=cuda asks for.
+# Needs Rust and a C++ compiler, and Python's pip where there is no libnvrtc: fetches crates and that library, no more.
 # `cargo-nextest` is used where it is installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -22,12 +23,13 @@ cargo fmt --all --check
 
 step "cargo clippy --all-targets"
 cargo clippy --locked --all-targets -- -D warnings
+cargo clippy --locked --all-targets --features emulator -- -D warnings
 
 step "cargo doc"
-cargo doc --locked --no-deps --document-private-items
+cargo doc --locked --no-deps --document-private-items --features emulator
 
 # The GPU kernels are compiled in the tests; that takes NVIDIA's run-time compiler, and no GPU.
-if [ -z "${MEDMERGE_NVRTC:-}" ] && cargo run --locked --quiet -- devices --json | grep '"searched"' >/dev/null; then
+if [ -z "${MEDMERGE_NVRTC:-}" ] && cargo run --locked --quiet --features emulator -- devices --json | grep '"searched"' >/dev/null; then
   folder=$PWD/target/nvrtc
   if [ ! -e "$folder/nvidia/cu13/lib/libnvrtc.so.13" ]; then
     step "installing libnvrtc into target/nvrtc"
@@ -38,11 +40,16 @@ fi
 
 if cargo nextest --version >/dev/null 2>&1; then
   step "cargo nextest run"
-  cargo nextest run --locked --no-fail-fast
+  cargo nextest run --locked --no-fail-fast --features emulator
 else
   step "cargo test"
-  cargo test --locked --no-fail-fast --lib --bins --tests
+  cargo test --locked --no-fail-fast --lib --bins --tests --features emulator
 fi
 
 step "cargo test --doc"
-cargo test --locked --doc
+cargo test --locked --doc --features emulator
+
+for device in cpu emulator ${MEDMERGE_REQUIRE_DEVICE:-}; do
+  step "medmerge selftest --device $device"
+  cargo run --locked --quiet --features emulator -- selftest --device "$device"
+done

@@ -3,10 +3,9 @@
 use serde_json::{Map, Value, json};
 
 use medmerge::error::{Error, Result};
-use medmerge::gpu::Gpu;
 use medmerge::selftest::{self, OPS, Op, OpReport, Outcome};
-use medmerge::tensor::Device;
 
+use super::place;
 use crate::cli::{Global, Selftest};
 
 pub fn run(options: &Selftest, global: &Global) -> Result<()> {
@@ -14,7 +13,7 @@ pub fn run(options: &Selftest, global: &Global) -> Result<()> {
         [] => OPS.iter().collect(),
         names => names.iter().map(|name| Op::named(name)).collect::<Result<_>>()?,
     };
-    let device = open(global)?;
+    let device = place::open(global)?.device;
     let (mut lines, mut failed) = (Vec::new(), Vec::new());
     let passed = selftest::run(device, device.dtypes(), &ops, |report| {
         if report.outcome != Outcome::Passed {
@@ -31,19 +30,6 @@ pub fn run(options: &Selftest, global: &Global) -> Result<()> {
     // What stopped the device says more than the ops that it did not run.
     device.check()?;
     if passed { Ok(()) } else { Err(Error::Selftest { device: device.to_string(), ops: failed }) }
-}
-
-fn open(global: &Global) -> Result<Device> {
-    Ok(match global.device.as_str() {
-        "auto" | "cpu" => Device::Cpu,
-        "emulator" => Device::Gpu(Gpu::emulator(global.seed)?),
-        "cuda" => Device::Gpu(Gpu::cuda(0)?),
-        other => {
-            let index = other.strip_prefix("cuda:").and_then(|index| index.parse().ok());
-            let known = ["auto", "cpu", "cuda", "emulator"];
-            Device::Gpu(Gpu::cuda(index.ok_or_else(|| Error::unknown("device", other, known))?)?)
-        }
-    })
 }
 
 /// `conv2d         51 cases   f32 3.1e-7   bf16 2.2e-3   f16 3.0e-4   bitwise on integers   ok`

@@ -1,7 +1,7 @@
 //! What the engine asks of a device: memory, copies, launches, events and graphs, all in the order of one stream.
 //!
-//! There are two devices behind this interface: the NVIDIA driver ([`super::cuda`]) and the emulator
-//! ([`super::emulator`]), which runs the same kernel sources on the CPU. Nothing above knows which one it talks to.
+//! There are two devices behind this interface: the NVIDIA driver (`cuda`) and the emulator
+//! (`emulator`), which runs the same kernel sources on the CPU. Nothing above knows which one it talks to.
 
 use super::Failure;
 use crate::tensor::DType;

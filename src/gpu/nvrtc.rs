@@ -184,8 +184,8 @@ fn load_named(named: &Path) -> Result<Nvrtc, String> {
 
 fn load(path: &Path) -> Result<Nvrtc, String> {
     // SAFETY: libnvrtc runs nothing but its own initialisation when it is loaded.
-    let library = unsafe { Library::new(path) }.map_err(|error| error.to_string())?;
-    let api = Api::load(library).map_err(|error| error.to_string())?;
+    let library = unsafe { Library::new(path) }.map_err(reason)?;
+    let api = Api::load(library).map_err(reason)?;
     let (mut major, mut minor, mut count) = (0, 0, 0);
     // SAFETY: both functions write to the integers that they are given.
     let status = unsafe { (api.version)(&mut major, &mut minor) };
@@ -207,6 +207,11 @@ fn load(path: &Path) -> Result<Nvrtc, String> {
     preload_builtins(&path, version);
     let capabilities = capabilities.into_iter().map(|capability: c_int| capability.unsigned_abs()).collect();
     Ok(Nvrtc { path, version, capabilities, api })
+}
+
+/// The loader's own words, which the error keeps for itself.
+fn reason(error: libloading::Error) -> String {
+    std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// libnvrtc looks for its companion by name alone when it compiles, and not in its own folder.

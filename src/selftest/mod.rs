@@ -130,3 +130,148 @@ pub fn run(device: Device, dtypes: &[DType], ops: &[&'static Op], mut report: im
     }
     Ok(passed)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::{Tensor, TensorMut};
+
+    /// Copies seven numbers, unless `else_do` runs: outside of the reference.
+    fn copying(else_do: impl Fn(&Tensor, TensorMut) + Send + Sync + 'static) -> Vec<Pass> {
+        let seven = || Layout::dense([7]);
+        let pass = Pass::new("y", [Input::unit(seven())], [seven()], move |[x], [y]| {
+            if x.dtype() == DType::F64 { y.copy_from(x) } else { else_do(x, y) }
+        });
+        vec![pass.of("seven numbers").exact()]
+    }
+
+    const RIGHT: Op = Op { name: "right", passes: || copying(|x, y| y.copy_from(x)) };
+    const WRONG: Op = Op { name: "wrong", passes: || copying(|_, y| y.fill(0.0)) };
+    const PANICS: Op = Op { name: "panics", passes: || copying(|_, _| todo!()) };
+
+    /// The names and outcomes of what runs, and whether all passed.
+    fn outcomes(device: Device, ops: &[&'static Op]) -> (Vec<(&'static str, Outcome)>, bool) {
+        let mut outcomes = Vec::new();
+        let passed = run(device, device.dtypes(), ops, |report| outcomes.push((report.op, report.outcome))).unwrap();
+        (outcomes, passed)
+    }
+
+    fn says(outcome: &Outcome, text: &str) -> bool {
+        matches!(outcome, Outcome::Failed(wrong) if wrong.contains(text))
+    }
+
+    #[test]
+    fn an_op_that_fails_does_not_keep_others_from_running() {
+        let (outcomes, passed) = outcomes(Device::Cpu, &[&WRONG, &PANICS, &RIGHT]);
+        assert!(!passed);
+        assert!(says(&outcomes[0].1, "f32 y of seven numbers: integers give 0"), "{outcomes:?}");
+        assert!(says(&outcomes[1].1, "f32 y of seven numbers: panicked: not yet implemented"), "{outcomes:?}");
+        assert_eq!(outcomes[2], ("right", Outcome::Passed));
+    }
+
+    #[test]
+    fn a_report_counts_cases_and_names_the_worst_pass() {
+        let report = RIGHT.check(Device::Cpu, &[DType::F32]);
+        assert_eq!((report.cases, report.compares_bits), (1, true));
+        let [worst] = report.errors.as_slice() else { panic!("{report:?}") };
+        assert_eq!((worst.dtype, worst.error, worst.pass.as_str()), (DType::F32, 0.0, "y of seven numbers"));
+    }
+
+    #[test]
+    fn ops_have_names_and_passes_of_their_own() {
+        let mut names = BTreeSet::new();
+        for op in OPS {
+            assert!(names.insert(op.name));
+            assert_eq!(Op::named(op.name).unwrap().name, op.name);
+            let passes = (op.passes)();
+            let unique: BTreeSet<String> = passes.iter().map(Pass::name).collect();
+            assert!(!passes.is_empty() && unique.len() == passes.len(), "two passes of {} have one name", op.name);
+        }
+        assert_eq!(Op::named("conv2").map(|op| op.name).unwrap_err().hint().unwrap(), "did you mean 'conv2d'?");
+    }
+
+    #[cfg(feature = "emulator")]
+    mod emulator {
+        use super::*;
+        use crate::gpu::Gpu;
+        use crate::tensor::Implementation;
+
+        fn emulator() -> Device {
+            Device::Gpu(Gpu::emulator(1).unwrap())
+        }
+
+        fn gpu(x: &Tensor) -> crate::gpu::Handle {
+            let Implementation::Gpu(gpu) = x.implementation() else { panic!("not on a GPU") };
+            gpu
+        }
+
+        #[test]
+        fn what_is_right_passes_in_every_dtype() {
+            assert_eq!(outcomes(emulator(), &[&RIGHT]), (vec![("right", Outcome::Passed)], true));
+        }
+
+        #[test]
+        fn what_only_a_gpu_can_do_wrong() {
+            const BEYOND: Op = Op {
+                name: "beyond",
+                passes: || {
+                    copying(|x, y| {
+                        let (gpu, end) = (gpu(x), y.address().offset(7 * x.dtype().size()));
+                        y.copy_from(x);
+                        gpu.fill(end, 0, 2);
+                    })
+                },
+            };
+            const BEFORE: Op = Op {
+                name: "before",
+                passes: || {
+                    copying(|x, y| {
+                        let (gpu, mut start) = (gpu(x), y.address());
+                        y.copy_from(x);
+                        start.0 -= 2;
+                        gpu.fill(start, 0, 2);
+                    })
+                },
+            };
+            const INPUT: Op = Op {
+                name: "input",
+                passes: || {
+                    copying(|x, y| {
+                        y.copy_from(x);
+                        gpu(x).fill(x.address().offset(x.dtype().size()), 0x11, 2);
+                    })
+                },
+            };
+            // Rounds to bf16 on the way.
+            const TWICE: Op = Op {
+                name: "twice",
+                passes: || {
+                    copying(|x, y| {
+                        let dtype = y.dtype();
+                        y.copy_from(&x.cast(DType::F32).cast(DType::BF16).cast(DType::F32).cast(dtype));
+                    })
+                },
+            };
+            let (outcomes, passed) = outcomes(emulator(), &[&BEYOND, &BEFORE, &INPUT, &TWICE]);
+            assert!(!passed);
+            assert!(says(&outcomes[0].1, "at 7 of output 0, over padding or beyond it"), "{outcomes:?}");
+            assert!(says(&outcomes[1].1, "at -1 of output 0, over padding or beyond it"), "{outcomes:?}");
+            assert!(says(&outcomes[2].1, "wrote input 0, at 1"), "{outcomes:?}");
+            // Integers survive that.
+            assert!(says(&outcomes[3].1, "normalised error"), "{outcomes:?}");
+        }
+
+        #[test]
+        fn nothing_runs_on_a_device_that_failed() {
+            const FAULT: Op =
+                Op { name: "fault", passes: || copying(|x, _| gpu(x).fill(crate::gpu::Address::NULL, 0, 4)) };
+            let device = emulator();
+            let (outcomes, passed) = outcomes(device, &[&RIGHT, &FAULT, &RIGHT]);
+            let failure = device.check().unwrap_err();
+            assert!(!passed);
+            assert_eq!(outcomes[0].1, Outcome::Passed);
+            assert!(says(&outcomes[1].1, &failure.to_string()), "{outcomes:?}");
+            assert_eq!(outcomes[2].1, Outcome::NotRun);
+        }
+    }
+}

@@ -51,7 +51,8 @@ pub struct Layout {
 impl Layout {
     pub fn dense(shape: impl Into<Shape>) -> Layout {
         let shape = shape.into();
-        Layout { shape, pitch: shape.row_len(), role: Role::Activation, in_arena: false, covered: vec![0..shape.len()] }
+        let covered = std::iter::once(0..shape.len()).collect();
+        Layout { shape, pitch: shape.row_len(), role: Role::Activation, in_arena: false, covered }
     }
 
     /// Rows that lie `pitch` apart.

@@ -75,11 +75,13 @@ fn devices_without_a_driver_say_so() {
 #[test]
 fn a_compiler_that_is_none_is_refused() {
     let folder = Folder::new();
-    folder.write("text.so", "no library");
+    folder.write("text.so", "This is a text file, and long enough for the header of a library. ".repeat(9));
     std::fs::create_dir(folder.path("empty")).unwrap();
-    for (named, says) in
-        [("nowhere", "no such file or folder"), ("text.so", "text.so"), ("empty", "the folder holds no libnvrtc.so")]
-    {
+    for (named, says) in [
+        ("nowhere", "no such file or folder"),
+        ("text.so", "text.so: invalid ELF header"),
+        ("empty", "the folder holds no libnvrtc.so"),
+    ] {
         let named = folder.path(named);
         let variables = [("MEDMERGE_NVRTC", named.as_path())];
         assert_refusal(&run(&folder, "kernels", &variables), &["MEDMERGE_NVRTC names", says, "leave the variable out"]);

@@ -81,15 +81,26 @@ fn an_interrupt_later_leaves_the_last_good_checkpoint() {
 /// Killed as many times as it takes to end, a run comes to the same bytes as one that was left alone.
 #[test]
 fn a_resumed_run_equals_an_uninterrupted_one() {
+    resume(40, [2, 9], "--device cpu");
+}
+
+/// The scale of the loss is part of the state.
+#[cfg(feature = "emulator")]
+#[test]
+fn a_resumed_run_equals_an_uninterrupted_one_on_the_emulator() {
+    resume(12, [2, 5], "--device emulator --precision f16");
+}
+
+fn resume(epochs: usize, interrupts: [usize; 2], on: &str) {
     let folder = Folder::with_sources();
     for optimizer in ["sgd", "adamw"] {
         let train = format!(
-            "train --from texture.safetensors --data data/texture.npz --epochs 40 --optimizer {optimizer} \
-             --batch-size 8 --flip --shift 1 -v --out"
+            "train --from texture.safetensors --data data/texture.npz --epochs {epochs} --optimizer {optimizer} \
+             --batch-size 8 --flip --shift 1 {on} -v --out"
         );
         folder.done(&format!("{train} whole --force"));
         let parts = format!("{train} parts --resume");
-        for epoch in [2, 9] {
+        for epoch in interrupts {
             let run = folder.start_until(&parts, &format!("epoch {epoch},")).interrupt();
             assert_failed(&run, &["error: interrupted"]);
             assert!(folder.path("parts.resume.safetensors").exists());

@@ -234,3 +234,80 @@ fn devices_lists_the_processor() {
     assert_eq!((&devices["cpu"]["available"], &devices["cpu"]["threads"]), (&Value::from(true), &Value::from(2)));
     assert!(devices["cuda"]["reason"].is_string());
 }
+
+/// The whole job by the GPU's kernels: it agrees with the CPU's, and with itself to the last bit.
+#[cfg(feature = "emulator")]
+mod emulator {
+    use super::*;
+
+    const TARGET: &str = "--data data/target.npz --batch-size 8 --flip --shift 1";
+
+    /// A folder with two trained ResNet-20.
+    fn sources() -> Folder {
+        let folder = Folder::new();
+        folder.data("data", "");
+        for name in ["texture", "shape"] {
+            folder.source(name, name, "--architecture resnet20 --width 4 --device cpu");
+        }
+        folder
+    }
+
+    /// Learns, folds, fine-tunes and evaluates with the flags `on`; every file is named after `name`.
+    fn job(folder: &Folder, name: &str, on: &str) -> Value {
+        folder.done(&format!("learn {TWO} {TARGET} --epochs 1 --anchor 0 --start 0.3 --out {name}-merged {on}"));
+        folder.done(&format!("merge {TWO} --weights {name}-merged.weights.safetensors --out {name}-again {on}"));
+        assert!(folder.bytes(&format!("{name}-again")) == folder.bytes(&format!("{name}-merged")), "{on}");
+        folder.done(&format!("train --from {name}-merged {TARGET} --epochs 1 --out {name}-tuned {on}"));
+        folder.done(&format!("predict --model {name}-tuned --data data/target.npz --logits --out {name}.csv {on}"));
+        folder.json(&format!("eval --model {name}-tuned --data data/target.npz {on}"))
+    }
+
+    #[test]
+    fn agrees_with_the_cpu() {
+        let folder = sources();
+        let on_cpu = job(&folder, "cpu", "--device cpu");
+        let on_emulator = job(&folder, "emulator", "--device emulator");
+        assert_eq!(on_cpu["images"], on_emulator["images"]);
+        for file in ["merged.weights.safetensors", "merged", "tuned"] {
+            let expected = floats(&folder, &format!("cpu-{file}"));
+            for (name, ours) in floats(&folder, &format!("emulator-{file}")) {
+                let far = ours.iter().zip(&expected[&name]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(far < 5e-3, "{file}: {name} is {far:.1e} off");
+            }
+        }
+        let logits = |name: &str| scores(&folder.text(&format!("{name}.csv")), 16).concat();
+        let far = logits("cpu").iter().zip(logits("emulator")).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(far < 2e-2, "logits are {far:.1e} off");
+    }
+
+    #[test]
+    fn comes_to_the_same_bytes_with_any_number_of_threads() {
+        let folder = sources();
+        for (name, threads) in [("one", 1), ("three", 3)] {
+            job(&folder, name, &format!("--device emulator --threads {threads}"));
+        }
+        for file in ["merged.weights.safetensors", "merged", "tuned"] {
+            let [one, three] = ["one", "three"].map(|name| folder.bytes(&format!("{name}-{file}")));
+            assert!(one == three, "{file}");
+        }
+        assert_eq!(folder.text("one.csv"), folder.text("three.csv"));
+    }
+
+    #[test]
+    fn runs_in_half_precision() {
+        let folder = sources();
+        for precision in ["bf16", "f16"] {
+            let result = job(&folder, precision, &format!("--device emulator --precision {precision}"));
+            assert!(result["metrics"]["accuracy"].as_f64().unwrap() >= 0.0);
+        }
+        assert_ne!(folder.text("bf16.csv"), folder.text("f16.csv"));
+    }
+
+    #[test]
+    fn says_how_many_launches_a_step_has() {
+        let folder = sources();
+        let run =
+            folder.run(&format!("train --from texture.safetensors {TARGET} --epochs 1 --out o -v --device emulator"));
+        assert!(run.stderr.contains("a step is ") && run.stderr.contains(" launches (1 of 1"), "{}", run.stderr);
+    }
+}

@@ -5,4 +5,5 @@ mod devices;
 mod failures;
 mod jobs;
 mod outputs;
+mod selftest;
 mod support;

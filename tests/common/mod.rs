@@ -1,6 +1,7 @@
 //! What the test binaries share.
 #![allow(dead_code, unused_imports)]
 
+use medmerge::gpu::{Gpu, Handle};
 pub use medmerge::selftest::numbers::{Numbers, mix, normalized_error};
 use medmerge::tensor::Tensor;
 
@@ -27,4 +28,21 @@ pub fn nhwc(values: &[f32], shape: &[usize]) -> Tensor {
         }
     }
     Tensor::from_vec(out, [n, h, w, c])
+}
+
+/// The devices that tests run on. One that is asked for and missing fails the test; without any, the test says so.
+pub fn devices() -> Vec<Handle> {
+    let mut devices = Vec::new();
+    if cfg!(feature = "emulator") {
+        devices.push(Gpu::emulator(7).expect("built with the emulator"));
+    }
+    match std::env::var("MEDMERGE_REQUIRE_DEVICE").as_deref() {
+        Ok("cuda") => devices.push(Gpu::cuda(0).expect("MEDMERGE_REQUIRE_DEVICE asks for a GPU")),
+        Ok(other) if !other.is_empty() => panic!("MEDMERGE_REQUIRE_DEVICE={other} is no device"),
+        _ => {}
+    }
+    if devices.is_empty() {
+        println!("not run: neither the emulator nor a GPU is here");
+    }
+    devices
 }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use medmerge::data::{Augmentation, Dataset, Loader, LoaderOptions, Normalisation, Split};
-use medmerge::gpu::{Gpu, Handle};
+#[cfg(feature = "emulator")]
+use medmerge::gpu::Gpu;
+use medmerge::gpu::Handle;
 use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Method, Plan, Start};
 use medmerge::nn::{Architecture, Model};
 use medmerge::ops::control::FIRST_SCALE;

@@ -3,10 +3,10 @@
 //!
 //! | a kernel that | is told |
 //! |---|---|
-//! | reads or writes beyond a buffer | by an inaccessible page on either side of each ([`memory`]) |
+//! | reads or writes beyond a buffer | by an inaccessible page on either side of each (`memory`) |
 //! | reads what nobody wrote | by the NaN that fresh and recycled memory is full of |
 //! | depends on the order of threads or blocks | by results that change with the seed, which shuffles both |
-//! | lets two threads touch the same shared memory between barriers | as a race, with both threads ([`block`]) |
+//! | lets two threads touch the same shared memory between barriers | as a race, with both threads (`block`) |
 //! | lets some threads miss a barrier, or some lanes a collective | with the line that waits and the thread that is elsewhere |
 //! | makes a vector access that is not aligned | with its address |
 //!
