@@ -124,6 +124,7 @@ pub const CONV2D: &[ConvCase] = &[
     conv("many channels", [1, 14, 14, 304], [12, 3, 3]).padding(1, 1),
     // The same for dgrad.
     conv("many filters", [1, 14, 14, 12], [304, 3, 3]).padding(1, 1),
+    conv("whole vectors, wide tiles", [5, 24, 23, 80], [96, 1, 2]).stride(2, 2).padding(0, 1).groups(2),
     conv("depthwise, several images", [5, 12, 12, 20], [20, 3, 3]).padding(1, 1).groups(20),
 ];
 
