@@ -12,7 +12,7 @@ use medmerge::ops::conv2d::{Conv2d, Geometry, dgrad, fprop, wgrad};
 use medmerge::ops::merge::{alpha_gradient, blend};
 use medmerge::ops::softmax_cross_entropy::CrossEntropy;
 use medmerge::tape::Tape;
-use medmerge::tensor::{DType, Device, Tensor};
+use medmerge::tensor::{DType, Device, Integers, Tensor};
 use medmerge::train::{MergeState, OptimizerKind, Subject, TrainOptions, step};
 
 use crate::numbers::{labels, mean_abs, seed, uniform};
@@ -71,8 +71,7 @@ struct Convolution {
     x: Tensor,
     w: Tensor,
     dy: Tensor,
-    /// Made by fprop; the buffer of the last run is used again.
-    y: Option<Tensor>,
+    y: Tensor,
     dx: Tensor,
     dw: Tensor,
 }
@@ -88,8 +87,8 @@ impl Convolution {
         } else {
             channels_last(seed::DY, [conv.n, conv.k, conv.p(), conv.q()])
         };
-        let (dx, dw) = (empty(x.dims()), empty(w.dims()));
-        Self { conv: layer, pass, is_stem: conv.is_stem(), x, w, dy, y: None, dx, dw }
+        let (y, dx, dw) = (empty(shape.dims()), empty(x.dims()), empty(w.dims()));
+        Self { conv: layer, pass, is_stem: conv.is_stem(), x, w, dy, y, dx, dw }
     }
 
     fn makes(&self, pass: Pass) -> bool {
@@ -100,8 +99,7 @@ impl Convolution {
 impl Work for Convolution {
     fn run(&mut self) {
         if self.makes(Pass::Fprop) {
-            self.y = None;
-            self.y = Some(fprop(self.conv, &self.x, &self.w));
+            fprop(self.conv, &self.x, &self.w, self.y.view_mut());
         }
         if self.makes(Pass::Dgrad) {
             dgrad(self.conv, &self.dy, &self.w, self.dx.view_mut());
@@ -112,9 +110,10 @@ impl Work for Convolution {
     }
 
     fn check(&mut self) -> Vec<f64> {
+        let y = self.makes(Pass::Fprop).then_some(&self.y);
         let dx = self.makes(Pass::Dgrad).then_some(&self.dx);
         let dw = self.makes(Pass::Wgrad).then_some(&self.dw);
-        [self.y.as_ref(), dx, dw].into_iter().flatten().map(mean_abs_of).collect()
+        [y, dx, dw].into_iter().flatten().map(mean_abs_of).collect()
     }
 }
 
@@ -173,8 +172,11 @@ impl TrainingStep {
         let mut optimizers = subject.optimizers(&options);
         let loss = CrossEntropy::default();
         let x = channels_last(seed::X, [shape.n, 3, shape.px, shape.px]);
-        let labels: Vec<u32> = labels(shape.n, shape.classes).into_iter().map(|label| label as u32).collect();
-        let run = move || step(&mut model, &mut subject, &mut optimizers, &loss, x.clone(), &labels, 1.0).loss;
+        let labels = labels(shape.n, shape.classes).into_iter().map(|label| label as u32).collect();
+        let labels = Integers::from_vec(labels);
+        let run = move || {
+            step(&mut model, &mut subject, &mut optimizers, &loss, x.clone(), &labels, 1.0, None).data::<f32>()[0]
+        };
         Self { run: Box::new(run), losses: vec![] }
     }
 }
