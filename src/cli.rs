@@ -34,7 +34,7 @@ pub struct Global {
     /// Where to compute: auto, cpu, cuda[:N] or emulator
     #[arg(long, global = true, default_value = "auto", help_heading = "Global options")]
     pub device: String,
-    /// Precision of activations: f32 (tf32, bf16 and f16 need a GPU)
+    /// Precision of activations: f32; bf16 or f16 on a GPU or the emulator
     #[arg(long, global = true, default_value = "f32", help_heading = "Global options")]
     pub precision: String,
     /// Seed of everything random; the same seed gives the same bits
@@ -43,7 +43,7 @@ pub struct Global {
     /// CPU threads; results do not depend on it [default: all cores]
     #[arg(long, global = true, help_heading = "Global options")]
     pub threads: Option<usize>,
-    /// Print a line per epoch to stderr
+    /// Details on stderr: a line per epoch, what a step is made of
     #[arg(short, long, global = true, help_heading = "Global options")]
     pub verbose: bool,
     /// No progress bars and no notes

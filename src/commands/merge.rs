@@ -8,7 +8,7 @@ use medmerge::error::{Error, Result};
 use medmerge::merge::{Learned, Sources, fold_fixed};
 use medmerge::nn::Model;
 use medmerge::output::OutputPath;
-use medmerge::train::{Target, reestimate_statistics};
+use medmerge::train::{Place, Target, reestimate_statistics};
 
 use super::progress::spinner;
 use super::{check_fit, note, report};
@@ -17,14 +17,15 @@ use crate::cli::{Global, Merge};
 pub fn run(options: &Merge, global: &Global) -> Result<()> {
     OutputPath::check(&options.out, options.force, 0)?;
     let spinner = spinner("merging", global);
+    let place = super::place::open(global)?;
     let learned = options.weights.as_deref().map(Learned::load).transpose()?;
     let sources = Sources::load(&options.models)?;
     let (model, metadata) = match (&learned, &options.weights) {
         (Some(learned), Some(path)) => {
             learned.check_sources(path, &sources)?;
-            (learned.fold(&sources.trunks()), learned.metadata())
+            (learned.fold_on(place.device, &sources.trunks())?, learned.metadata())
         }
-        _ => by_coefficients(options, &sources, global)?,
+        _ => by_coefficients(options, &sources, place, global)?,
     };
     let mut output = OutputPath::check(&options.out, options.force, checkpoint::file_size(&model.network))?;
     checkpoint::save(&mut output, &model, &metadata)?;
@@ -36,7 +37,7 @@ pub fn run(options: &Merge, global: &Global) -> Result<()> {
     Ok(())
 }
 
-fn by_coefficients(options: &Merge, sources: &Sources, global: &Global) -> Result<(Model, Metadata)> {
+fn by_coefficients(options: &Merge, sources: &Sources, place: Place, global: &Global) -> Result<(Model, Metadata)> {
     let coefficients = options.coefficients.as_deref().unwrap_or_default();
     if let Some(odd) = coefficients.iter().find(|coefficient| !coefficient.is_finite()) {
         return Err(Error::usage(format!("a coefficient of {odd}"), "give finite numbers: --coefficients 0.5,0.5"));
@@ -47,7 +48,7 @@ fn by_coefficients(options: &Merge, sources: &Sources, global: &Global) -> Resul
     }
     let anchor = sources.find(&options.anchor)?;
     let data = options.data.as_deref().map(Dataset::load).transpose()?;
-    let mut merged = fold_fixed(sources, coefficients, anchor, options.batch_norm);
+    let mut merged = fold_fixed(sources, coefficients, anchor, options.batch_norm, place.device)?;
     if !merged.head_merged {
         note(global, format_args!("note: the sources' heads differ in shape; the anchor's is kept"));
     }
@@ -55,7 +56,7 @@ fn by_coefficients(options: &Merge, sources: &Sources, global: &Global) -> Resul
         Some(data) => {
             let normalisation = Normalisation::default();
             check_fit(data, &normalisation, &merged.model.network, None)?;
-            let target = Target { data, normalisation: &normalisation, place: super::place::open(global)? };
+            let target = Target { data, normalisation: &normalisation, place };
             reestimate_statistics(&mut merged.model, target, 128)?;
         }
         None => note(

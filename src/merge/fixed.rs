@@ -3,8 +3,9 @@
 use super::plan::{BatchNormPolicy, Granularity, Method, Plan};
 use super::{Constraint, Sources};
 use crate::checkpoint::Metadata;
+use crate::error::Result;
 use crate::nn::{Model, Region};
-use crate::tensor::Tensor;
+use crate::tensor::{Device, Tensor};
 
 pub struct Fixed {
     pub model: Model,
@@ -13,8 +14,14 @@ pub struct Fixed {
     pub metadata: Metadata,
 }
 
-/// `Σ coefficient·source`, with the running statistics of the anchor.
-pub fn fold_fixed(sources: &Sources, coefficients: &[f64], anchor: usize, batch_norm: BatchNormPolicy) -> Fixed {
+/// `Σ coefficient·source`, computed on `device`, with the running statistics of the anchor.
+pub fn fold_fixed(
+    sources: &Sources,
+    coefficients: &[f64],
+    anchor: usize,
+    batch_norm: BatchNormPolicy,
+    device: Device,
+) -> Result<Fixed> {
     let of_anchor = &sources.get(anchor).checkpoint.model;
     let method = Method {
         sources: sources.len(),
@@ -26,7 +33,7 @@ pub fn fold_fixed(sources: &Sources, coefficients: &[f64], anchor: usize, batch_
     let plan = Plan::new(&of_anchor.network, method);
     let numbers = Tensor::from_vec(coefficients.iter().map(|&c| c as f32).collect(), [sources.len(), 1]);
     let mut model = of_anchor.copy();
-    model.trunk = plan.blend(&sources.trunks(), &numbers);
+    model.trunk = plan.blend_on(device, &sources.trunks(), &numbers)?;
 
     let classes = of_anchor.network.classes;
     let head_merged = sources.iter().all(|s| s.checkpoint.has_head && s.checkpoint.model.network.classes == classes);
@@ -52,5 +59,5 @@ pub fn fold_fixed(sources: &Sources, coefficients: &[f64], anchor: usize, batch_
         ]
         .map(|(key, value)| (format!("medmerge.{key}"), value)),
     );
-    Fixed { model, head_merged, metadata }
+    Ok(Fixed { model, head_merged, metadata })
 }

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::nn::{Kind, Network, Region};
 use crate::ops::merge::constraint::{Constraint, Mean, Parametrization};
 use crate::ops::merge::{Choice, Segment, Table};
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{DType, Device, Tensor};
 
 /// How many weights share one merge weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -236,6 +236,18 @@ impl Plan {
         let trunks: Vec<&Tensor> = trunks.iter().collect();
         crate::ops::merge::blend(&self.table, &trunks, &self.parametrization.alpha(learned), blend.view_mut());
         blend
+    }
+
+    /// [`Plan::blend`], computed on `device` from what is on the CPU, with the same bits: α comes from the CPU, and every
+    /// device blends in the reference's order.
+    pub fn blend_on(&self, device: Device, trunks: &[Tensor], learned: &Tensor) -> Result<Tensor> {
+        let alpha = self.parametrization.alpha(learned).to_device(device);
+        let trunks: Vec<Tensor> = trunks.iter().map(|trunk| trunk.to_device(device)).collect();
+        let mut blend = Tensor::uninit([self.table.arena_len()], DType::F32, device);
+        crate::ops::merge::blend(&self.table, &trunks.iter().collect::<Vec<_>>(), &alpha, blend.view_mut());
+        let blend = blend.to_device(Device::Cpu);
+        device.check()?;
+        Ok(blend)
     }
 
     /// α of a layer: for each source, its numbers.

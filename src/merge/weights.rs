@@ -49,6 +49,11 @@ impl Learned {
         Model { trunk: self.plan().blend(trunks, &self.numbers), ..self.model.clone() }
     }
 
+    /// [`Learned::fold`], computed on `device`, with the same bits.
+    pub fn fold_on(&self, device: Device, trunks: &[Tensor]) -> Result<Model> {
+        Ok(Model { trunk: self.plan().blend_on(device, trunks, &self.numbers)?, ..self.model.clone() })
+    }
+
     /// What the header of the merged network says.
     pub fn metadata(&self) -> Metadata {
         let Method { granularity, constraint, batch_norm, anchor, .. } = self.method;

@@ -269,6 +269,32 @@ fn a_loss_that_is_not_finite_stops_all_updates() {
     }
 }
 
+/// `merge` on any device gives the bytes that `learn` folded on another.
+#[test]
+fn a_blend_has_the_bits_of_the_cpu() {
+    for gpu in devices() {
+        for (sources, granularity, constraint) in [
+            (2, Granularity::Filter, Constraint::Affine),
+            (3, Granularity::Kernel, Constraint::Simplex),
+            (8, Granularity::Filter, Constraint::Free),
+            (5, Granularity::Layer, Constraint::Free),
+            (2, Granularity::Model, Constraint::Affine),
+        ] {
+            for batch_norm in [BatchNormPolicy::Merge, BatchNormPolicy::Anchor] {
+                let trunks: Vec<Tensor> = (0..sources as u64).map(|seed| model(seed).trunk).collect();
+                let method = Method { sources, anchor: 1, granularity, constraint, batch_norm };
+                let plan = Plan::new(&small_network(), method);
+                let shape = [plan.parametrization.rows(), plan.parametrization.learned];
+                let numbers = Numbers(9).reals(shape[0] * shape[1]).iter().map(|&v| v as f32).collect();
+                let numbers = Tensor::from_vec(numbers, shape);
+                let bits = |trunk: Tensor| trunk.to_vec::<f32>().into_iter().map(f32::to_bits).collect::<Vec<_>>();
+                let ours = plan.blend_on(Device::Gpu(gpu), &trunks, &numbers).unwrap();
+                assert!(bits(ours) == bits(plan.blend(&trunks, &numbers)), "{method:?} on {gpu}");
+            }
+        }
+    }
+}
+
 /// A data set for the whole loop.
 pub fn dataset() -> Dataset {
     Dataset {
