@@ -138,7 +138,7 @@ impl Gpu {
     }
 
     pub fn allocate(&'static self, bytes: usize) -> Buffer {
-        let bytes = bytes.max(1).next_multiple_of(16);
+        let bytes = bytes.max(1);
         // Taken outside of `run`, which a failure of another thread may be waiting for.
         let taken = match self.check() {
             Ok(()) => lock(&self.memory).take(&*self.driver, bytes).map_err(|failure| self.fail(failure)).ok(),

@@ -112,6 +112,16 @@ fn accesses_beyond_a_buffer() {
     is_reported("overflows_its_stack", &["out of bounds"]);
 }
 
+/// Three floats leave four bytes before the inaccessible page.
+#[test]
+fn accesses_between_a_buffer_and_its_page() {
+    let failure = run(emulator(0), "writes_beyond", &[1.0; 3], 1).expect_err("a fault");
+    let expected = "kernel writes_beyond_f32: out of bounds: byte 12 of a buffer of 12 was written";
+    // The first byte of 1.0 is 0.
+    assert_eq!(failure.to_string(), expected);
+    assert!(run(emulator(0), "reads_beyond", &[1.0; 3], 1).unwrap()[0].is_nan());
+}
+
 #[test]
 fn accesses_before_a_buffer() {
     // A buffer of a whole page begins where its lower guard ends.

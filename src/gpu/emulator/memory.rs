@@ -1,7 +1,7 @@
 //! Memory between two inaccessible pages, so that the first byte beyond a buffer faults.
 //!
-//! A buffer ends at its upper page, but for what aligning its start to 16 bytes leaves; that rest is poisoned like all
-//! fresh memory.
+//! A buffer ends at its upper page, but for what aligning its start to 16 bytes leaves. That rest is poisoned like all
+//! fresh memory, so that reading it gives NaN, and looked at after every launch, so that writing it is found too.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -77,6 +77,20 @@ impl Memory {
             true => Ok(()),
             false => Err(Failure::Fault { message: format!("{what} of {bytes} bytes leaves its buffer") }),
         }
+    }
+
+    /// Says which buffer somebody wrote beyond, in the bytes between it and its upper page.
+    pub fn overrun(&self) -> Option<String> {
+        let live = lock(&self.live);
+        live.iter().find_map(|(&start, &Allocation { bytes, .. })| {
+            // SAFETY: the rest lies in the accessible part of a live mapping.
+            let rest = unsafe {
+                let end = (start as usize + bytes) as *const u8;
+                std::slice::from_raw_parts(end, bytes.next_multiple_of(16) - bytes)
+            };
+            let at = rest.iter().position(|&byte| byte != POISON)?;
+            Some(format!("out of bounds: byte {} of a buffer of {bytes} was written", bytes + at))
+        })
     }
 
     /// Says of an address that faulted how it lies to the buffers.

@@ -162,7 +162,10 @@ impl Emulator {
             (0..hosts).into_par_iter().for_each(work)
         }
         match broken.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()) {
-            None => Ok(()),
+            None => match self.memory.overrun() {
+                None => Ok(()),
+                Some(what) => Err(Failure::Fault { message: format!("kernel {}: {what}", entry.symbol) }),
+            },
             Some(broken) => Err(Failure::Fault {
                 message: format!(
                     "kernel {}, block {:?}, thread {}: {}",
