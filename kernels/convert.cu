@@ -17,7 +17,6 @@ struct Fill {
 };
 static_assert(sizeof(Fill) == 24, "as in src/gpu/convert.rs");
 
-// Both aligned to 16 bytes.
 struct Convert {
   const void* x;  // count
   void* y;        // count
@@ -30,6 +29,11 @@ DEVICE unsigned long long first_element() {
   return (static_cast<unsigned long long>(blockIdx.x) * THREADS + threadIdx.x) * PACK;
 }
 
+// Windows of arenas may begin anywhere.
+DEVICE bool are_aligned(const Convert& p) {
+  return (reinterpret_cast<unsigned long long>(p.x) | reinterpret_cast<unsigned long long>(p.y)) % 16 == 0;
+}
+
 KERNEL(fill, Fill, THREADS) {
   const unsigned long long first = first_element();
   for (unsigned i = 0; i < PACK && first + i < p.count; ++i) p.x[first + i] = from_float(p.value);
@@ -39,13 +43,13 @@ KERNEL(to_f32, Convert, THREADS) {
   const element* x = static_cast<const element*>(p.x);
   float* y = static_cast<float*>(p.y);
   const unsigned long long first = first_element();
-  if (first + PACK <= p.count) {
+  if (first + PACK <= p.count && are_aligned(p)) {
     const Pack pack = load_pack(x + first);
 #pragma unroll
     for (unsigned i = 0; i < PACK; i += 4)
       store4(y + first + i, make_float4(pack.v[i], pack.v[i + 1], pack.v[i + 2], pack.v[i + 3]));
   } else {
-    for (unsigned long long i = first; i < p.count; ++i) y[i] = to_float(x[i]);
+    for (unsigned long long i = first; i < first + PACK && i < p.count; ++i) y[i] = to_float(x[i]);
   }
 }
 
@@ -53,7 +57,7 @@ KERNEL(from_f32, Convert, THREADS) {
   const float* x = static_cast<const float*>(p.x);
   element* y = static_cast<element*>(p.y);
   const unsigned long long first = first_element();
-  if (first + PACK <= p.count) {
+  if (first + PACK <= p.count && are_aligned(p)) {
     Pack pack;
 #pragma unroll
     for (unsigned i = 0; i < PACK; i += 4) {
@@ -65,6 +69,6 @@ KERNEL(from_f32, Convert, THREADS) {
     }
     store_pack(y + first, pack);
   } else {
-    for (unsigned long long i = first; i < p.count; ++i) y[i] = from_float(x[i]);
+    for (unsigned long long i = first; i < first + PACK && i < p.count; ++i) y[i] = from_float(x[i]);
   }
 }

@@ -28,7 +28,7 @@ impl Gpu {
         unsafe { self.launch("convert", "fill", dtype, grid(count, dtype), THREADS, &parameters) }
     }
 
-    /// `y` (f32) from `x` (`dtype`), or the other way round; both aligned to 16 bytes.
+    /// `y` (f32) from `x` (`dtype`), or the other way round.
     pub(crate) fn convert(&self, x: Address, from: DType, y: Address, to: DType, count: usize) {
         let (name, dtype) = match (from, to) {
             (dtype, DType::F32) => ("to_f32", dtype),

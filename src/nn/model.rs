@@ -164,6 +164,9 @@ impl Model {
 
     /// The name of the first parameter or statistic that is not finite.
     pub fn first_not_finite(&self) -> Option<String> {
+        if self.device() != Device::Cpu {
+            return self.to_device(Device::Cpu).first_not_finite();
+        }
         let finite = |tensor: &Tensor| tensor.to_f64().iter().all(|value| value.is_finite());
         let parameter = self.network.parameters.iter().find(|p| !finite(&self.parameter(p)));
         parameter.map(|p| p.name.clone()).or_else(|| {

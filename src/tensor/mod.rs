@@ -241,11 +241,16 @@ impl Tensor {
     }
 
     fn to_cpu(&self) -> Tensor {
-        let packed = self.cast(DType::F32);
-        let Device::Gpu(gpu) = packed.device() else { panic!("a tensor on the CPU is downloaded") };
-        let mut numbers = vec![0f32; self.shape.len()];
-        gpu.download(packed.address(), bytemuck::cast_slice_mut(&mut numbers));
-        Tensor::from_vec(numbers, self.shape)
+        let Device::Gpu(gpu) = self.device() else { panic!("a tensor on the CPU is downloaded") };
+        // In one piece, padding and all: a copy per row would take longer than the numbers.
+        let count = span(self.shape, self.pitch);
+        let whole = Tensor { shape: [count].into(), pitch: 1, ..self.clone() }.cast(DType::F32);
+        let mut numbers = vec![0f32; count];
+        gpu.download(whole.address(), bytemuck::cast_slice_mut(&mut numbers));
+        match self.is_contiguous() {
+            true => Tensor::from_vec(numbers, self.shape),
+            false => Tensor::from_vec(numbers, [count]).window(0, self.shape, self.pitch).copy(),
+        }
     }
 
     /// A window of `shape` into this tensor that begins `offset` elements in, with rows `pitch` apart.

@@ -49,3 +49,21 @@ fn batches_have_the_loaders_bits() {
         gpu.check().unwrap();
     }
 }
+
+/// A window in an arena of half precision may begin at 8 bytes, and have rows that are padded.
+#[test]
+fn windows_come_home_whole() {
+    for gpu in devices() {
+        let numbers: Vec<f32> = (0..64).map(|i| i as f32 - 31.0).collect();
+        let arena = Tensor::from_vec(numbers.clone(), [64]);
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let on_device = arena.to_device(Device::Gpu(gpu)).cast(dtype);
+            for (offset, shape, pitch) in [(0, [3, 9], 12), (4, [2, 17], 20), (1, [1, 5], 5), (3, [4, 1], 1)] {
+                let expected = arena.window(offset, shape, pitch).to_vec::<f32>();
+                assert_eq!(on_device.window(offset, shape, pitch).to_vec::<f32>(), expected, "{dtype} at {offset}");
+                assert_eq!(on_device.window(offset, shape, pitch).copy().to_vec::<f32>(), expected);
+            }
+        }
+        gpu.check().unwrap();
+    }
+}
