@@ -10,9 +10,10 @@
 // Blend: one launch over the arena; weights that no chunk blends or copies are zeroed by one that says so. Bytes: M + 1
 // passes over the arena, the least there can be. FLOPs: 2·M per weight.
 //
-// dα: one launch of dot products, again M + 1 passes. An α whose weights all lie in one chunk is written at once. The others
-// (shared by several layers, or by the filters of a layer longer than a chunk) get a partial sum from each chunk, in slots
-// that the table numbers; a second launch adds those of each α in their order, and writes zero where there are none.
+// dα: one launch of dot products, again M + 1 passes. A chunk of filters also takes the γ and β of the batch norm behind
+// them, so that with an α per filter or per kernel all weights of an α lie in one chunk, and it is written at once. An α
+// that is shared further (by a layer, or by the network) gets a partial sum from each chunk, in slots that the table
+// numbers; a second launch adds those of each α in their order, and writes zero where there are none.
 #include "common.cuh"
 
 constexpr unsigned THREADS = 256;
@@ -44,17 +45,22 @@ struct Blend {
 };
 static_assert(sizeof(Blend) == 48, "as in src/ops/merge/gpu.rs");
 
+constexpr unsigned VECTORS = 2;
+constexpr unsigned long long NO_VECTOR = ~0ull;
+
 // `rows` × `len` weights, `pitch` apart, from `begin` on. The sum of those in row r and column c goes to output
-// first + r·step + c mod period: of dα, or of the partial sums.
+// first + r·step + c mod period: of dα, or of the partial sums. So does weight r of each vector (period 1), or weight c
+// (one row).
 struct GradientChunk {
   unsigned long long begin;
+  unsigned long long vectors[VECTORS];  // where each begins, or NO_VECTOR
   unsigned rows, len, pitch;
   unsigned period;
   unsigned first, step;
   unsigned is_final;  // outputs are dα
   unsigned padding;
 };
-static_assert(sizeof(GradientChunk) == 40, "as in src/ops/merge/gpu.rs");
+static_assert(sizeof(GradientChunk) == 56, "as in src/ops/merge/gpu.rs");
 
 struct Gradient {
   const GradientChunk* chunks;  // one per block
@@ -189,6 +195,15 @@ DEVICE void add_products(
   }
 }
 
+// The product of weight `at` of the chunk's vectors with its gradient.
+DEVICE float vector_product(const Gradient& p, const GradientChunk& chunk, unsigned source, position at) {
+  float sum = 0;
+#pragma unroll
+  for (unsigned v = 0; v < VECTORS; ++v)
+    if (chunk.vectors[v] != NO_VECTOR) sum += p.dw[chunk.vectors[v] + at] * p.sources[source][chunk.vectors[v] + at];
+  return sum;
+}
+
 // One α per row, or one for all rows: a warp per row, or the block if there is only one.
 DEVICE void row_gradient(
     const Gradient& p, const GradientChunk& chunk, unsigned first_source, SharedArray<float> scratch) {
@@ -198,6 +213,9 @@ DEVICE void row_gradient(
   for (unsigned row = alone ? 0 : threadIdx.x / WARP; row < chunk.rows; row += THREADS / WARP) {
     const position begin = chunk.begin + static_cast<position>(row) * chunk.pitch;
     add_products(p, begin, begin + chunk.len, first_source, lane, lanes, sums);
+#pragma unroll
+    for (unsigned u = 0; u < IN_FLIGHT; ++u)
+      if (lane == 0 && first_source + u < p.source_count) sums[u] += vector_product(p, chunk, first_source + u, row);
     if (together) continue;
 #pragma unroll
     for (unsigned u = 0; u < IN_FLIGHT; ++u) {
@@ -259,7 +277,7 @@ DEVICE void column_gradient(const Gradient& p, const GradientChunk& chunk, unsig
       if (first_source + u >= p.source_count) break;
       float* to = output_of(p, chunk, first_source + u) + chunk.first + static_cast<position>(row) * chunk.step + column;
 #pragma unroll
-      for (unsigned l = 0; l < WIDTH; ++l) to[l] = sums[u][l];
+      for (unsigned l = 0; l < WIDTH; ++l) to[l] = sums[u][l] + vector_product(p, chunk, first_source + u, column + l);
     }
   }
 }

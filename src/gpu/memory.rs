@@ -53,11 +53,8 @@ impl Memory {
     }
 
     pub fn give_back(&mut self, address: Address, bytes: usize, owner: Owner) {
-        let owner = match self.capturing {
-            Some(graph) => graph,
-            None if self.alive.contains(&owner) => owner,
-            None => SHARED,
-        };
+        // A graph's own stays its own, whoever is being captured; what a capture lets go of may be what it reads.
+        let owner = if self.alive.contains(&owner) { owner } else { self.capturing.unwrap_or(SHARED) };
         self.shelves.entry((owner, bytes)).or_default().push(address);
     }
 

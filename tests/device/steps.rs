@@ -295,6 +295,33 @@ fn a_blend_has_the_bits_of_the_cpu() {
     }
 }
 
+/// With an α per filter or per kernel, batch norms merged or not, every α's weights lie in one block.
+#[test]
+fn a_merge_is_one_launch_each_way() {
+    for gpu in devices() {
+        let device = Device::Gpu(gpu);
+        for (granularity, batch_norm, backward) in [
+            (Granularity::Filter, BatchNormPolicy::Merge, 1),
+            (Granularity::Filter, BatchNormPolicy::Anchor, 1),
+            (Granularity::Kernel, BatchNormPolicy::Merge, 1),
+            (Granularity::Layer, BatchNormPolicy::Merge, 2),
+        ] {
+            let method = Method { sources: 3, anchor: 0, granularity, constraint: Constraint::Free, batch_norm };
+            let plan = Plan::new(&small_network(), method);
+            let trunks: Vec<Tensor> = (0..3).map(|seed| model(seed).trunk.to_device(device)).collect();
+            let trunks: Vec<&Tensor> = trunks.iter().collect();
+            let alpha = Tensor::zeros([3, plan.table.alphas()], DType::F32, device);
+            let mut blend = Tensor::uninit([plan.table.arena_len()], DType::F32, device);
+            let mut dalpha = Tensor::uninit(alpha.shape(), DType::F32, device);
+            let before = gpu.launches();
+            medmerge::ops::merge::blend(&plan.table, &trunks, &alpha, blend.view_mut());
+            assert_eq!(gpu.launches() - before, 1, "{method:?}");
+            medmerge::ops::merge::alpha_gradient(&plan.table, &trunks, &blend, dalpha.view_mut());
+            assert_eq!(gpu.launches() - before, 1 + backward, "{method:?}");
+        }
+    }
+}
+
 /// A data set for the whole loop.
 pub fn dataset() -> Dataset {
     Dataset {

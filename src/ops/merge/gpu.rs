@@ -23,6 +23,10 @@ const LONGEST_ROW: usize = 2 * CHUNK;
 /// With more partial sums than this, an α gets a block to add them.
 const FEW: u32 = 32;
 
+/// Vectors whose weights a chunk adds to its rows': γ and β of the batch norm behind its filters.
+const VECTORS: usize = 2;
+const NO_VECTOR: u64 = u64::MAX;
+
 const BLENDED: i32 = -1;
 const ZERO: i32 = -2;
 
@@ -57,6 +61,7 @@ parameters! {
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct GradientChunk {
     begin: u64,
+    vectors: [u64; VECTORS],
     rows: u32,
     len: u32,
     pitch: u32,
@@ -66,7 +71,7 @@ struct GradientChunk {
     is_final: u32,
     padding: u32,
 }
-const _: () = assert!(size_of::<GradientChunk>() == 40);
+const _: () = assert!(size_of::<GradientChunk>() == 56);
 
 parameters! {
     struct Gradient: 64 bytes {
@@ -298,11 +303,45 @@ fn cuts(begin: usize, end: usize) -> impl Iterator<Item = (usize, usize)> {
     })
 }
 
-/// A chunk of dα's first launch whose outputs are still named by α, whether or not they can be written at once.
-fn gradient_chunks(segment: &Segment) -> Vec<GradientChunk> {
+/// The α of a vector with one for each of its weights: the first, and how many.
+fn vector_alphas(segment: &Segment) -> Option<(usize, usize)> {
+    let (first, _, period) = alpha_of(segment)?;
+    (segment.rows == 1 && period > 1 && period == segment.row_len).then_some((first, period))
+}
+
+/// The α that a segment has one of for each of its rows, and in chunks that need not be cut.
+fn row_alphas(segment: &Segment) -> Option<(usize, usize)> {
+    let (first, row_step, period) = alpha_of(segment)?;
+    (row_step == 1 && period == 1 && segment.row_len <= LONGEST_ROW).then_some((first, segment.rows))
+}
+
+/// The segments of dα's chunks, each with the vectors that share all its α: what is in nobody's company comes alone.
+fn companies(table: &Table) -> Vec<(&Segment, Vec<&Segment>)> {
+    let mut companies: Vec<(&Segment, Vec<&Segment>)> = Vec::new();
+    // By α, who takes further vectors.
+    let mut hosts: BTreeMap<(usize, usize), usize> = BTreeMap::new();
+    for segment in table.segments() {
+        let guest = vector_alphas(segment);
+        if let Some(&host) = guest.and_then(|alphas| hosts.get(&alphas))
+            && companies[host].1.len() < VECTORS
+        {
+            companies[host].1.push(segment);
+            continue;
+        }
+        if let Some(alphas) = row_alphas(segment).or(guest) {
+            hosts.insert(alphas, companies.len());
+        }
+        companies.push((segment, Vec::new()));
+    }
+    companies
+}
+
+/// Chunks of dα's first launch whose outputs are still named by α, whether or not they can be written at once.
+fn gradient_chunks(segment: &Segment, vectors: &[&Segment]) -> Vec<GradientChunk> {
     let Some((first, row_step, period)) = alpha_of(segment) else { return Vec::new() };
     let chunk = |row: usize, rows: usize, column: usize, len: usize| GradientChunk {
         begin: (segment.offset + row * segment.pitch + column) as u64,
+        vectors: std::array::from_fn(|i| vectors.get(i).map_or(NO_VECTOR, |vector| (vector.offset + row) as u64)),
         rows: small(rows),
         len: small(len),
         pitch: small(segment.pitch),
@@ -340,7 +379,8 @@ fn alphas_of(chunk: &GradientChunk) -> impl Iterator<Item = usize> {
 
 impl GradientTable {
     fn new(gpu: Handle, table: &Table) -> GradientTable {
-        let mut chunks: Vec<GradientChunk> = table.segments().iter().flat_map(gradient_chunks).collect();
+        let mut chunks: Vec<GradientChunk> =
+            companies(table).iter().flat_map(|(segment, vectors)| gradient_chunks(segment, vectors)).collect();
         // How many chunks contribute to each α.
         let mut counts = vec![0u32; table.alphas()];
         chunks.iter().flat_map(alphas_of).for_each(|j| counts[j] += 1);
