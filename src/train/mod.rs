@@ -275,7 +275,10 @@ pub fn train_resumable(
             seconds: start.elapsed().as_secs_f64(),
         };
         // A step's loss tells of the parameters before it; what the last step did shows here.
-        if record.val_macro_f1.is_some_and(f64::is_nan) || model.first_not_finite().is_some() {
+        let is_broken = record.val_macro_f1.is_some_and(f64::is_nan) || model.first_not_finite().is_some();
+        // What is downloaded from a device that has failed is NaN too.
+        target.place.device.check()?;
+        if is_broken {
             return Err(Error::Diverged { loss: f32::NAN, step: done, epoch: epoch + 1, kept: observer.kept() });
         }
         let macro_f1 = record.val_macro_f1.unwrap_or(f64::INFINITY);

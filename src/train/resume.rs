@@ -78,6 +78,8 @@ impl ResumeFile {
             // As bits: a decimal number may come back as another one.
             metadata.insert("best.macro_f1".into(), best.macro_f1.to_bits().to_string());
         }
+        // A device that failed while it was read gave NaN: the state of the epoch before is worth more.
+        model.device().check()?;
         write(&mut self.output, &tensors, &metadata)
     }
 
@@ -154,4 +156,31 @@ fn restore_model(file: &TensorFile, prefix: &str, model: &mut Model) -> Result<(
         model.batches_tracked.clone_from(values);
     }
     Ok(())
+}
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests {
+    use super::*;
+    use crate::gpu::Gpu;
+    use crate::nn::Architecture;
+    use crate::tensor::{DType, Device};
+    use crate::train::{Subject, TrainOptions};
+
+    /// What is read from a device that has failed is NaN, and a state of NaN in place of a good one would be the run's end.
+    #[test]
+    fn a_device_that_has_failed_leaves_the_state_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        let gpu = Gpu::emulator(1).unwrap();
+        let network = Architecture::named("resnet8", None, Some(4)).unwrap().build(1, 2);
+        let model = Model::initialized(network, 1).to_device(Device::Gpu(gpu));
+        let optimizers = Subject::Everything.optimizers(&TrainOptions::default());
+        let mut file = ResumeFile::new(&path, "a run".into()).unwrap();
+        file.save(&model, &optimizers, None, None, &[], 1).unwrap();
+        let before = std::fs::read(&path).unwrap();
+        gpu.prepare("convert", "no such kernel", DType::F32);
+        let error = file.save(&model, &optimizers, None, None, &[], 2).unwrap_err();
+        assert!(matches!(error, Error::Gpu(_)), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), before);
+    }
 }
