@@ -586,8 +586,15 @@ impl Driver for Cuda {
         let (list, none) = (parameters.as_mut_ptr(), null_mut());
         // SAFETY: the kernel has one parameter, of the size that both sides state; what it does with the addresses in it
         // is what `Gpu::launch` asks its callers to answer for.
-        self.explained(unsafe {
+        let launched = self.explained(unsafe {
             call!(cuLaunchKernel(function, x, y, z, launch.threads, 1, 1, 0, self.stream, list, none))
+        });
+        launched.map_err(|failure| match failure {
+            Failure::Driver { call, message } => {
+                let (kernel, threads) = (launch.kernel.symbol(), launch.threads);
+                Failure::Driver { call, message: format!("{message}: {x}×{y}×{z} blocks of {threads} of {kernel}") }
+            }
+            other => other,
         })
     }
 

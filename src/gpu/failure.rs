@@ -101,6 +101,10 @@ impl Failure {
             Failure::Fault { .. } => {
                 "this is a defect of medmerge or of the GPU: `medmerge selftest --device cuda` tells which op".into()
             }
+            // Modules, graphs and the context itself take memory that nobody asked for by size.
+            Failure::Driver { message, .. } if message.starts_with("CUDA_ERROR_OUT_OF_MEMORY") => {
+                "another program may hold the GPU's memory (`nvidia-smi` tells); or use a smaller --batch-size".into()
+            }
             Failure::Driver { .. } => {
                 "`medmerge devices` shows what was found; another program may hold the GPU".into()
             }

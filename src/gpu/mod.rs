@@ -228,8 +228,8 @@ impl Gpu {
     /// Records what `work` launches instead of running it. What `work` allocates, and drops before it returns, is the
     /// graph's own; it may neither upload nor download.
     pub fn capture(&'static self, work: impl FnOnce()) -> Result<Graph, Failure> {
+        self.run(|driver| driver.begin_capture());
         self.check()?;
-        self.driver.begin_capture()?;
         lock(&self.memory).begin_capture();
         let before = self.launches();
         work();

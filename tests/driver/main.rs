@@ -176,6 +176,16 @@ fn a_kernel_that_is_not_there_is_a_failure() {
 }
 
 #[test]
+fn a_launch_that_is_refused_is_named() {
+    let gpu = gpu(7);
+    let parameters = Fill { x: Address::NULL, count: 0, value: 0.0, padding: 0 };
+    // SAFETY: nothing is launched.
+    unsafe { gpu.launch("convert", "fill", DType::F32, [1, 1 << 16, 1], 256, &parameters) };
+    let failure = gpu.check().unwrap_err().to_string();
+    assert!(failure.ends_with("CUDA_ERROR_INVALID_VALUE: 1×65536×1 blocks of 256 of fill_f32"), "{failure}");
+}
+
+#[test]
 fn a_gpu_beyond_the_last_is_refused() {
     gpu(0);
     assert!(matches!(Gpu::cuda(99), Err(Failure::NoDevice { index: 99, count: 8 })));
