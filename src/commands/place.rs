@@ -1,7 +1,7 @@
 //! The flags that say where to compute, and in which precision.
 
 use medmerge::error::{Error, Result};
-use medmerge::gpu::{Failure, Gpu};
+use medmerge::gpu::{self, Failure, Gpu, Handle};
 use medmerge::tensor::{DType, Device};
 use medmerge::train::Place;
 
@@ -29,7 +29,7 @@ pub fn open(global: &Global) -> Result<Place> {
         Named::Cpu => Device::Cpu,
         Named::Cuda(index) => Device::Gpu(Gpu::cuda(index).map_err(unavailable)?),
         Named::Emulator => Device::Gpu(Gpu::emulator(global.seed).map_err(unavailable)?),
-        Named::Auto => match Gpu::cuda(0) {
+        Named::Auto => match first_usable() {
             Ok(gpu) => Device::Gpu(gpu),
             Err(Failure::NoDriver | Failure::NoDevice { .. }) => Device::Cpu,
             Err(failure) => {
@@ -39,6 +39,14 @@ pub fn open(global: &Global) -> Result<Place> {
         },
     };
     Ok(Place { device, precision: precision(global, device == Device::Cpu)? })
+}
+
+/// The GPU that `devices` says `auto` takes: one that is too old, or too new, may stand before it.
+fn first_usable() -> std::result::Result<Handle, Failure> {
+    Gpu::cuda(0).or_else(|failure| match failure {
+        Failure::GpuTooOld { .. } | Failure::CompilerTooOld { .. } => gpu::probe().first().and_then(Gpu::cuda),
+        other => Err(other),
+    })
 }
 
 fn device(global: &Global) -> Result<Named> {

@@ -104,8 +104,9 @@ int cuDeviceGet(int *device, int index) { *device = index; return index < device
 int cuDeviceGetName(char *name, int bytes, int device) { (void)device; strncpy(name, "Stand-in", bytes); return OK; }
 int cuDeviceTotalMem_v2(size_t *bytes, int device) { (void)device; *bytes = MEMORY; return OK; }
 int cuDeviceGetAttribute(int *value, int attribute, int device) {
-  (void)device;
   const char *named = getenv("FAKE_CUDA_CAPABILITY");
+  // A list is of the first devices'; the last of it is that of all others.
+  while (named && device-- > 0 && strchr(named, ',')) named = strchr(named, ',') + 1;
   const int capability = named ? atoi(named) : 90;
   *value = attribute == 75 ? capability / 10 : attribute == 76 ? capability % 10 : attribute == 16 ? 4 : -1;
   return OK;

@@ -241,6 +241,16 @@ fn devices_explains_what_cannot_be_used() {
 }
 
 #[test]
+fn auto_takes_the_first_gpu_that_can_be_used() {
+    let old_first = [("FAKE_CUDA_CAPABILITY", "52,90")];
+    assert_eq!(devices(&old_first)["auto"], "cuda:1");
+    // The stand-in knows none of the kernels; what counts is where they would have run.
+    let (_, stdout, stderr) = program("selftest --json --op pointwise", &old_first);
+    let report: Value = serde_json::from_str(&stdout).expect(&stderr);
+    assert_eq!(report["device"], "cuda:1", "{stderr}");
+}
+
+#[test]
 fn a_binary_that_the_driver_does_not_understand_is_the_compilers_fault() {
     // A GPU is used by no verb without files of its own: this test runs itself with another stand-in.
     let variable = "FAKE_CUDA_LOADS_NOTHING";
