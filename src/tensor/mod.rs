@@ -207,13 +207,9 @@ impl Tensor {
     pub fn cast(&self, dtype: DType) -> Tensor {
         match (self.device(), dtype) {
             (Device::Gpu(gpu), _) => {
-                let mut packed = if self.is_contiguous() { self.clone() } else { self.copy() };
+                let packed = if self.is_contiguous() { self.clone() } else { self.copy() };
                 if self.dtype() == dtype {
                     return packed;
-                }
-                // The kernel takes 16 bytes at a time; a window may begin anywhere.
-                if !packed.address().0.is_multiple_of(16) {
-                    packed = packed.copy();
                 }
                 let mut cast = Tensor::uninit(self.shape, dtype, self.device());
                 let y = cast.view_mut().address();
