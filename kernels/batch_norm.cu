@@ -278,15 +278,15 @@ DEVICE void input_gradient(const InputGradient& p) {
     }
     return;
   }
-  const float count = static_cast<float>(p.tile.pixels);
+  const float share = 1.0f / static_cast<float>(p.tile.pixels);
   const Unit<WIDTH> mean = load_floats<WIDTH>(p.mean + s.channel);
   const Unit<WIDTH> dgamma = load_floats<WIDTH>(p.dgamma + s.channel), dbeta = load_floats<WIDTH>(p.dbeta + s.channel);
   // dx = scale·(dy − offset − (x − μ)·slope)
   Unit<WIDTH> offset, slope;
 #pragma unroll
   for (unsigned j = 0; j < WIDTH; ++j) {
-    offset.v[j] = dbeta.v[j] / count;
-    slope.v[j] = rstd.v[j] * dgamma.v[j] / count;
+    offset.v[j] = dbeta.v[j] * share;
+    slope.v[j] = rstd.v[j] * dgamma.v[j] * share;
   }
 #pragma unroll 2
   for (unsigned i = 0; i < s.count; ++i) {

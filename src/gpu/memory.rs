@@ -1,28 +1,31 @@
 //! Device memory that is used again, so that a step allocates nothing after the first.
 //!
 //! A dropped buffer waits on a shelf for the next one of its size. While a graph is captured, buffers come from and
-//! return to a shelf of the graph's own: what a graph's launches touch stays theirs for as long as the graph lives,
-//! or a replay would overwrite somebody else's numbers.
+//! return to a shelf that belongs to graphs: what a graph's launches touch stays theirs for as long as a graph lives, or a
+//! replay would overwrite somebody else's numbers. All graphs of a device share that shelf, for they run one after the
+//! other and nothing that one of them allocates outlives its capture: the steps of all batch sizes take the memory of the
+//! largest.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::driver::{Address, Driver};
 use super::{Failure, Handle};
 
 /// Whose shelf a buffer returns to.
-type Owner = u64;
-
-/// Everybody's.
-const SHARED: Owner = 0;
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Owner {
+    Everybody,
+    Graphs,
+}
 
 #[derive(Default)]
 pub(super) struct Memory {
     /// By owner and size.
     shelves: BTreeMap<(Owner, usize), Vec<Address>>,
-    /// The graph being captured.
-    capturing: Option<Owner>,
-    last_owner: Owner,
-    alive: BTreeSet<Owner>,
+    /// Whether a graph is being captured.
+    is_capturing: bool,
+    /// Graphs alive, with the one being captured.
+    graphs: usize,
     /// Bytes held from the driver, and the most there ever were.
     pub held: usize,
     pub peak: usize,
@@ -32,8 +35,8 @@ pub(super) struct Memory {
 
 impl Memory {
     pub fn take(&mut self, driver: &dyn Driver, bytes: usize) -> Result<(Address, Owner), Failure> {
-        let owner = self.capturing.unwrap_or(SHARED);
-        for shelf in [owner, SHARED] {
+        let owner = if self.is_capturing { Owner::Graphs } else { Owner::Everybody };
+        for shelf in [owner, Owner::Everybody] {
             if let Some(address) = self.shelves.get_mut(&(shelf, bytes)).and_then(Vec::pop) {
                 driver.recycle(address, bytes)?;
                 return Ok((address, owner));
@@ -53,17 +56,16 @@ impl Memory {
     }
 
     pub fn give_back(&mut self, address: Address, bytes: usize, owner: Owner) {
-        // A graph's own stays its own, whoever is being captured; what a capture lets go of may be what it reads.
-        let owner = if self.alive.contains(&owner) { owner } else { self.capturing.unwrap_or(SHARED) };
+        // What a capture lets go of may be what the graph reads.
+        let is_of_graphs = (owner == Owner::Graphs && self.graphs > 0) || self.is_capturing;
+        let owner = if is_of_graphs { Owner::Graphs } else { Owner::Everybody };
         self.shelves.entry((owner, bytes)).or_default().push(address);
     }
 
     /// Frees what nobody uses and no graph owns.
     fn trim(&mut self, driver: &dyn Driver) {
-        let waiting: Vec<usize> =
-            self.shelves.keys().filter(|(owner, _)| *owner == SHARED).map(|(_, bytes)| *bytes).collect();
-        for bytes in waiting {
-            for address in self.shelves.remove(&(SHARED, bytes)).unwrap_or_default() {
+        for bytes in self.sizes(Owner::Everybody) {
+            for address in self.shelves.remove(&(Owner::Everybody, bytes)).unwrap_or_default() {
                 driver.free(address, bytes);
                 self.held -= bytes;
             }
@@ -71,24 +73,29 @@ impl Memory {
     }
 
     pub fn begin_capture(&mut self) {
-        self.last_owner += 1;
-        self.alive.insert(self.last_owner);
-        self.capturing = Some(self.last_owner);
+        self.is_capturing = true;
+        self.graphs += 1;
     }
 
-    pub fn end_capture(&mut self) -> Owner {
-        self.capturing.take().expect("a capture was begun")
+    pub fn end_capture(&mut self) {
+        self.is_capturing = false;
     }
 
-    /// The graph is gone: its memory is everybody's.
-    pub fn release(&mut self, graph: Owner) {
-        self.alive.remove(&graph);
-        let sizes: Vec<usize> =
-            self.shelves.keys().filter(|(owner, _)| *owner == graph).map(|(_, bytes)| *bytes).collect();
-        for bytes in sizes {
-            let addresses = self.shelves.remove(&(graph, bytes)).unwrap_or_default();
-            self.shelves.entry((SHARED, bytes)).or_default().extend(addresses);
+    /// A graph is gone; with the last one, their memory is everybody's.
+    pub fn release(&mut self) {
+        self.graphs -= 1;
+        if self.graphs > 0 {
+            return;
         }
+        for bytes in self.sizes(Owner::Graphs) {
+            let addresses = self.shelves.remove(&(Owner::Graphs, bytes)).unwrap_or_default();
+            self.shelves.entry((Owner::Everybody, bytes)).or_default().extend(addresses);
+        }
+    }
+
+    /// The sizes on somebody's shelf.
+    fn sizes(&self, of: Owner) -> Vec<usize> {
+        self.shelves.keys().filter(|(owner, _)| *owner == of).map(|(_, bytes)| *bytes).collect()
     }
 }
 

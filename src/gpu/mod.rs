@@ -25,7 +25,7 @@ pub use driver::{Address, Description, Event, Kernel};
 use driver::{Driver, GraphId, Launch};
 pub use failure::Failure;
 pub use memory::Buffer;
-use memory::Memory;
+use memory::{Memory, Owner};
 
 use crate::tensor::DType;
 
@@ -51,7 +51,6 @@ pub struct Gpu {
 pub struct Graph {
     gpu: Handle,
     id: GraphId,
-    owner: u64,
     launches: u64,
 }
 
@@ -144,7 +143,7 @@ impl Gpu {
             Ok(()) => lock(&self.memory).take(&*self.driver, bytes).map_err(|failure| self.fail(failure)).ok(),
             Err(_) => None,
         };
-        let (address, owner) = taken.unwrap_or((Address::NULL, 0));
+        let (address, owner) = taken.unwrap_or((Address::NULL, Owner::Everybody));
         Buffer::new(self, address, bytes, owner)
     }
 
@@ -159,7 +158,7 @@ impl Gpu {
         lock(&self.constants).entry(bytes.to_vec()).or_insert(buffer).address()
     }
 
-    fn give_back(&self, address: Address, bytes: usize, owner: u64) {
+    fn give_back(&self, address: Address, bytes: usize, owner: Owner) {
         lock(&self.memory).give_back(address, bytes, owner);
     }
 
@@ -225,8 +224,8 @@ impl Gpu {
         self.driver.milliseconds(from, to)
     }
 
-    /// Records what `work` launches instead of running it. What `work` allocates, and drops before it returns, is the
-    /// graph's own; it may neither upload nor download.
+    /// Records what `work` launches instead of running it. What `work` allocates, and must drop before it
+    /// returns, belongs to graphs from then on; it may neither upload nor download, and no other thread may use the device.
     pub fn capture(&'static self, work: impl FnOnce()) -> Result<Graph, Failure> {
         self.run(|driver| driver.begin_capture());
         self.check()?;
@@ -234,13 +233,13 @@ impl Gpu {
         let before = self.launches();
         work();
         let launches = self.launches() - before;
-        let owner = lock(&self.memory).end_capture();
+        lock(&self.memory).end_capture();
         let id = self.driver.end_capture();
         self.launches.store(before, Ordering::Relaxed);
         match self.check().and(id) {
-            Ok(id) => Ok(Graph { gpu: self, id, owner, launches }),
+            Ok(id) => Ok(Graph { gpu: self, id, launches }),
             Err(failure) => {
-                lock(&self.memory).release(owner);
+                lock(&self.memory).release();
                 self.fail(failure.clone());
                 Err(failure)
             }
@@ -279,7 +278,7 @@ impl Drop for Graph {
             driver.drop_graph(self.id);
             Ok(())
         });
-        lock(&self.gpu.memory).release(self.owner);
+        lock(&self.gpu.memory).release();
     }
 }
 

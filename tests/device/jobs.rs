@@ -56,7 +56,9 @@ fn training_agrees_with_the_cpu() {
         let ours = job(Place { device: Device::Gpu(gpu), precision: DType::F32 });
         for (ours, expected) in ours.history.iter().zip(&expected.history) {
             assert!((ours.train_loss - expected.train_loss).abs() < 1e-3 * expected.train_loss);
-            assert_eq!(ours.val_accuracy, expected.val_accuracy);
+            // Of nine images, one may change sides where rounding differs.
+            let far = ours.val_accuracy.unwrap() - expected.val_accuracy.unwrap();
+            assert!(far.abs() < 1.5 / 9.0, "validation accuracy {far:+} off");
         }
         compare(&ours.scores, &expected.scores, 1e-2, "scores", gpu);
         compare(&ours.reestimated, &expected.reestimated, 1e-2, "re-estimated statistics", gpu);

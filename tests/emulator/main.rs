@@ -253,6 +253,21 @@ fn a_graph_keeps_its_memory_to_itself() {
     assert_eq!(x.copy().address(), inside, "the graph's memory is everybody's again");
 }
 
+/// Steps of several batch sizes take the memory of the largest.
+#[test]
+fn graphs_share_their_memory() {
+    let gpu = emulator(0);
+    let x = Tensor::from_vec(vec![1f32; 64], [64]).to_device(Device::Gpu(gpu));
+    let mut inside = Vec::new();
+    let graphs = [(); 2].map(|()| gpu.capture(|| inside.push(x.copy().address())).unwrap());
+    assert_eq!(inside[0], inside[1]);
+    let [first, second] = graphs;
+    drop(first);
+    assert_ne!(x.copy().address(), inside[0], "the second graph still writes there");
+    drop(second);
+    assert_eq!(x.copy().address(), inside[0]);
+}
+
 #[test]
 fn nothing_is_downloaded_while_a_graph_is_captured() {
     let gpu = emulator(0);
