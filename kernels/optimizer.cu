@@ -1,15 +1,16 @@
 // Updates of whole arenas, and the decision whether a step's update is made.
 //
 //   square_sums   partial[b] = Σ g[i]² over block b's CHUNK numbers
-//   decide        norm = √(Σ partial) / scale; apply = loss and norm are finite; the next scale, step and bias corrections
+//   decide        norm = √(Σ partial) / scale; apply = loss and norm are finite; the next step and bias corrections
+//   rescale       the next scale, behind the updates: half after an overflow, double after enough good steps
 //   sgd           g += weight_decay·w      v = momentum·v + g      w −= rate·v
 //   adamw         m = β₁·m + (1 − β₁)·g     u = β₂·u + (1 − β₂)·g²
 //                 w = decay·w − rate / correction₁ · m / (√u / correction₂ + ε)
 //   clamp         w = min(max(w, 0), 1)
 //
 // All f32. Bytes: square_sums 1 read; sgd 3 reads, 2 writes; adamw 4 reads, 3 writes; clamp 1 and 1. Geometry: a thread per
-// 4 numbers, 256 per block; decide is one block. Without a control block, an update is always made, with the corrections
-// that the parameters give.
+// 4 numbers, 256 per block; decide and rescale are one block. Without a control block, an update is always made, with the
+// corrections that the parameters give.
 #include "control.cuh"
 
 constexpr unsigned THREADS = 256;
