@@ -86,7 +86,10 @@ fn temporary(path: &Path) -> std::io::Result<tempfile::NamedTempFile> {
 /// Makes a folder for several files; it must be new or empty unless `force`.
 pub fn make_folder(path: &Path, force: bool) -> Result<()> {
     if path.exists() && !path.is_dir() {
-        return Err(Error::Exists { path: path.to_path_buf() });
+        return Err(Error::usage(
+            format!("{} is no folder", path.display()),
+            "give another path; several files are written",
+        ));
     }
     if path.is_dir() && !force {
         let mut entries = std::fs::read_dir(path).map_err(Error::io("read", path))?;
