@@ -17,6 +17,7 @@ impl OutputPath {
     /// Checks that nothing is overwritten unless `force`, that the folder exists and can be written to, and that its disk
     /// has `bytes` free.
     pub fn check(path: &Path, force: bool, bytes: u64) -> Result<OutputPath> {
+        let path = &destination(path)?;
         if path.is_dir() {
             let source = std::io::Error::from(std::io::ErrorKind::IsADirectory);
             return Err(Error::Io { action: "write", path: path.to_path_buf(), source });
@@ -62,6 +63,22 @@ impl OutputPath {
         }
         self.force = true;
         Ok(())
+    }
+}
+
+/// Where a link leads, so that the file there is replaced and not the link. What is there must be an ordinary file: a
+/// device or a pipe would be replaced by one.
+fn destination(path: &Path) -> Result<PathBuf> {
+    let is_link = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink());
+    let destination = match is_link {
+        true => std::fs::canonicalize(path).map_err(Error::io("write", path))?,
+        false => path.to_path_buf(),
+    };
+    match std::fs::metadata(&destination) {
+        Ok(metadata) if !metadata.is_file() && !metadata.is_dir() => {
+            Err(Error::usage(format!("{} is no ordinary file", path.display()), "give the path of a file"))
+        }
+        _ => Ok(destination),
     }
 }
 
