@@ -156,7 +156,7 @@ const fn fixed(offset: usize, [rows, row_len, pitch]: [usize; 3], source: usize)
 }
 
 /// A network of so many layers that the partial sums of an α are more than the threads of a block.
-const VECTORS: [Segment; 600] = {
+static VECTORS: [Segment; 600] = {
     let mut segments = [blended(0, [1, 3, 3], [0, 0, 1]); 600];
     let mut i = 0;
     while i < segments.len() {
