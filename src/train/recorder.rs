@@ -160,10 +160,11 @@ impl Recorder {
         };
         let Some(recorded) = known else {
             let labels = Integers::from_vec(batch.labels.clone()).to_device(place.device);
-            let recorded = Recorded { images: place.upload(batch), labels, graph: None, addresses: Vec::new() };
+            let mut recorded = Recorded { images: place.upload(batch), labels, graph: None, addresses: Vec::new() };
             let before = gpu.launches();
             launch(&recorded, model, subject, optimizers);
             *launches = gpu.launches() - before;
+            recorded.addresses = addresses(model, subject, optimizers);
             batches.insert(batch.labels.len(), recorded);
             return Ok(gpu.check()?);
         };
@@ -177,19 +178,21 @@ impl Recorder {
             return Ok(gpu.check()?);
         }
         let now = addresses(model, subject, optimizers);
-        match &recorded.graph {
-            Some(graph) if recorded.addresses == now => {
-                graph.replay();
-                // What the recorded step counted on the host.
-                model.batches_tracked.iter_mut().for_each(|count| *count += 1);
-            }
-            _ => {
-                recorded.graph = None;
-                let graph = gpu.capture(|| launch(recorded, model, subject, optimizers))?;
-                graph.replay();
-                recorded.addresses = now;
-                recorded.graph = Some(graph);
-            }
+        if recorded.addresses != now {
+            // Not recorded at once: tables that hold addresses are uploaded when they are first needed.
+            recorded.graph = None;
+            launch(recorded, model, subject, optimizers);
+            recorded.addresses = addresses(model, subject, optimizers);
+            return Ok(gpu.check()?);
+        }
+        if let Some(graph) = &recorded.graph {
+            graph.replay();
+            // What the recorded step counted on the host.
+            model.batches_tracked.iter_mut().for_each(|count| *count += 1);
+        } else {
+            let graph = gpu.capture(|| launch(recorded, model, subject, optimizers))?;
+            graph.replay();
+            recorded.graph = Some(graph);
         }
         Ok(gpu.check()?)
     }
