@@ -8,7 +8,7 @@ use medmerge::gpu::Gpu;
 use medmerge::gpu::Handle;
 use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Method, Plan, Start};
 use medmerge::nn::{Architecture, Model};
-use medmerge::ops::control::FIRST_SCALE;
+use medmerge::ops::control::{FIRST_SCALE, LOSSES, Values};
 use medmerge::ops::softmax_cross_entropy::CrossEntropy;
 use medmerge::tensor::{DType, Device, Tensor};
 use medmerge::train::{MergeState, OptimizerKind, Place, Recorder, Subject, TrainOptions};
@@ -94,11 +94,24 @@ struct Run {
     graphs: bool,
     epochs: usize,
     learning_rate: f64,
+    /// Continues from here.
+    control: Option<Values>,
+    /// What gets a new place in memory before every fourth step.
+    moves: Option<Moved>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Moved {
+    Head,
+    Statistics,
+    Trunk,
+    Numbers,
+    Source,
 }
 
 impl Run {
     fn on(place: Place) -> Run {
-        Run { place, graphs: true, epochs: 3, learning_rate: 1e-2 }
+        Run { place, graphs: true, epochs: 3, learning_rate: 1e-2, control: None, moves: None }
     }
 
     /// Epochs of three batches of six images and one of four.
@@ -123,7 +136,7 @@ impl Run {
         let (learning_rate, merge_learning_rate) = (self.learning_rate, 5.0 * self.learning_rate);
         let options = TrainOptions { optimizer, learning_rate, merge_learning_rate, ..TrainOptions::default() };
         let loss = CrossEntropy { class_weights: vec![1.0, 0.5, 2.0], label_smoothing: 0.1 };
-        let mut recorder = Recorder::new(self.place, subject.optimizers(&options), loss, None);
+        let mut recorder = Recorder::new(self.place, subject.optimizers(&options), loss, self.control);
         if !self.graphs {
             recorder = recorder.without_graphs();
         }
@@ -133,12 +146,17 @@ impl Run {
             state.numbers = state.numbers.to_device(device);
             state.trunks = state.trunks.iter().map(|trunk| trunk.to_device(device)).collect();
         }
-        let (mut losses, mut steps) = (Vec::new(), 0);
+        let (mut losses, mut steps, mut places_left) = (Vec::new(), 0, Vec::new());
         for epoch in 0..self.epochs {
             let mut feed = recorder.feed(&loader, epoch);
             while recorder.step(&mut model, &mut subject, &loader, &mut feed, 1.0 / (1 + steps) as f64).unwrap() {
                 steps += 1;
                 after_step(steps);
+                if steps % 4 == 0
+                    && let Some(moved) = self.moves
+                {
+                    moved.leave(&mut model, &mut subject, &mut places_left);
+                }
             }
             losses.extend(recorder.losses().unwrap().losses);
         }
@@ -147,6 +165,24 @@ impl Run {
         numbers.extend([&model.trunk, &model.head, &model.statistics].map(|arena| arena.to_vec::<f32>()));
         numbers.push(model.batches_tracked.iter().map(|&count| count as f32).collect());
         (Outcome { losses, numbers }, recorder)
+    }
+}
+
+impl Moved {
+    /// What lies in the old place keeps it, so that nobody else is given it.
+    fn leave(self, model: &mut Model, subject: &mut Subject, left: &mut Vec<Tensor>) {
+        let tensor = match (self, subject) {
+            (Moved::Head, _) => &mut model.head,
+            (Moved::Statistics, _) => &mut model.statistics,
+            (Moved::Trunk, _) => &mut model.trunk,
+            (Moved::Numbers, Subject::Merge(state)) => &mut state.numbers,
+            (Moved::Source, Subject::Merge(state)) => &mut state.trunks[1],
+            _ => panic!("no merge"),
+        };
+        let copy = tensor.copy();
+        let mut old = std::mem::replace(tensor, copy);
+        old.view_mut().fill(f64::NAN);
+        left.push(old);
     }
 }
 
@@ -265,6 +301,8 @@ fn a_loss_that_is_not_finite_stops_all_updates() {
             assert_eq!(control.steps, 12, "later steps run, but update nothing");
             assert!(control.updates < 12);
             assert!(outcome.losses.iter().any(|loss| !loss.is_finite()), "{:?}", outcome.losses);
+            // The statistics of such a batch included.
+            assert!(outcome.numbers.iter().flatten().all(|number| number.is_finite()), "{precision} on {gpu}");
         }
     }
 }
@@ -319,6 +357,73 @@ fn a_merge_is_one_launch_each_way() {
             medmerge::ops::merge::alpha_gradient(&plan.table, &trunks, &blend, dalpha.view_mut());
             assert_eq!(gpu.launches() - before, 1 + backward, "{method:?}");
         }
+    }
+}
+
+/// A recorded step would go on with what is no longer there.
+#[test]
+fn what_has_moved_is_recorded_again() {
+    for gpu in devices() {
+        let moves = [
+            (ALL[0], Moved::Head),
+            (ALL[0], Moved::Statistics),
+            (ALL[0], Moved::Trunk),
+            (ALL[3], Moved::Numbers),
+            (ALL[3], Moved::Source),
+        ];
+        for (what, moved) in moves {
+            let run = Run { epochs: 4, ..Run::on(place(gpu, DType::F32)) };
+            let expected = run.go(what).bits();
+            assert_eq!(Run { moves: Some(moved), ..run }.go(what).bits(), expected, "{what:?}, {moved:?} on {gpu}");
+        }
+    }
+}
+
+#[test]
+fn losses_are_read_by_step_in_a_run_that_continues() {
+    for gpu in devices() {
+        let fresh = Run::on(place(gpu, DType::F32));
+        let steps = LOSSES as u32 - 2;
+        let control = Values { power1: 1.0, power2: 1.0, factor: 1.0, scale: 1.0, steps, ..Values::default() };
+        let later = Run { control: Some(control), ..Run::on(place(gpu, DType::F32)) };
+        assert_eq!(later.go(ALL[0]).bits(), fresh.go(ALL[0]).bits(), "on {gpu}");
+    }
+}
+
+#[test]
+fn a_scale_that_is_too_large_falls() {
+    for gpu in devices() {
+        let scale = 16_777_216.0;
+        let control = Values { power1: 1.0, power2: 1.0, factor: 1.0, scale, ..Values::default() };
+        let run = Run { control: Some(control), ..Run::on(place(gpu, DType::F16)) };
+        let (outcome, recorder) = run.go_with(ALL[0], |_| {});
+        let control = recorder.control().unwrap();
+        let skipped = control.steps - control.updates;
+        assert!(skipped > 0 && control.updates > 0, "{control:?} on {gpu}");
+        assert_eq!(control.scale, scale / 2f32.powi(skipped as i32), "on {gpu}");
+        assert!(outcome.losses.iter().chain(outcome.numbers.iter().flatten()).all(|number| number.is_finite()));
+    }
+}
+
+#[test]
+fn the_norm_is_that_of_all_that_learns() {
+    for gpu in devices() {
+        let norm = |what| {
+            let still = Run { learning_rate: 0.0, epochs: 1, ..Run::on(place(gpu, DType::F32)) };
+            still.go_with(what, |_| {}).1.control().unwrap().norm
+        };
+        // Steps of length zero: the head's gradient is the same.
+        assert!(norm(ALL[0]) > norm(ALL[2]), "on {gpu}");
+    }
+}
+
+#[test]
+fn merge_weights_are_clamped() {
+    for gpu in devices() {
+        let outcome = Run { learning_rate: 0.5, ..Run::on(place(gpu, DType::F32)) }.go(ALL[5]);
+        let numbers = &outcome.numbers[0];
+        assert!(numbers.iter().all(|number| (0.0..=1.0).contains(number)), "on {gpu}");
+        assert!(numbers.contains(&0.0) && numbers.contains(&1.0), "on {gpu}: nothing was clamped");
     }
 }
 
