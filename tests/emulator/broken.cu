@@ -60,6 +60,16 @@ KERNEL(races_two_writes, Broken, THREADS) {
   tile[threadIdx.x / 2] = static_cast<float>(threadIdx.x);
 }
 
+// Ordered behind the reads of its own warp, not behind those of the other one.
+KERNEL(races_with_another_warps_reads, Broken, THREADS) {
+  SHARED(float, tile, THREADS);
+  if (threadIdx.x == 0) tile[0] = 1.0f;
+  __syncthreads();
+  const float old = tile[0];
+  __syncwarp();
+  if (threadIdx.x == 0) tile[0] = old + 1.0f;
+}
+
 // A shuffle exchanges values but does not order accesses to shared memory.
 KERNEL(races_across_a_shuffle, Broken, THREADS) {
   SHARED(float, tile, THREADS);
@@ -87,6 +97,24 @@ KERNEL(waits_at_two_barriers, Broken, THREADS) {
 
 KERNEL(misses_a_shuffle, Broken, THREADS) {
   if (threadIdx.x != 40 && warp_sum(1.0f) < 0) p.x[0] = 1.0f;
+}
+
+KERNEL(waits_at_two_shuffles, Broken, THREADS) {
+  float sum = 0;
+  if (threadIdx.x % 2 == 0) {
+    sum = __shfl_xor_sync(ALL_LANES, 1.0f, 2);
+  } else {
+    sum = __shfl_xor_sync(ALL_LANES, 1.0f, 2);
+  }
+  if (sum < 0) p.x[0] = sum;
+}
+
+KERNEL(waits_at_a_shuffle_and_a_barrier, Broken, THREADS) {
+  if (threadIdx.x == 40) {
+    if (warp_sum(1.0f) < 0) p.x[0] = 1.0f;
+  } else {
+    __syncthreads();
+  }
 }
 
 KERNEL(shuffles_from_outside, Broken, THREADS) {

@@ -160,6 +160,8 @@ fn races_in_shared_memory() {
     is_reported("races_read_after_write", &["race: ", "tile", "also touched by thread"]);
     is_reported("races_write_after_read", &["race: ", "tile", "also touched by"]);
     is_reported("races_two_writes", &["race: two writes", "tile", "also touched by thread"]);
+    let words = ["race: write after read of tile", "also touched by several other threads"];
+    is_reported("races_with_another_warps_reads", &words);
     is_reported("races_across_a_shuffle", &["race: read after write of tile"]);
 }
 
@@ -172,6 +174,9 @@ fn barriers_that_not_all_threads_reach() {
 #[test]
 fn collectives_that_not_all_lanes_reach() {
     is_reported("misses_a_shuffle", &["thread 40: the collective at", "common.cuh:", "which has ended"]);
+    is_reported("waits_at_two_shuffles", &["the collective at", "which waits at the collective at"]);
+    let words = ["the collective at", "which waits at the barrier at"];
+    is_reported("waits_at_a_shuffle_and_a_barrier", &words);
     is_reported("shuffles_from_outside", &["a lane outside its mask"]);
 }
 
@@ -266,6 +271,29 @@ fn graphs_share_their_memory() {
     assert_ne!(x.copy().address(), inside[0], "the second graph still writes there");
     drop(second);
     assert_eq!(x.copy().address(), inside[0]);
+}
+
+#[test]
+fn a_graph_keeps_memory_that_is_dropped_later() {
+    let gpu = emulator(0);
+    let x = Tensor::from_vec(vec![1f32; 64], [64]).to_device(Device::Gpu(gpu));
+    let mut inside = None;
+    let graph = gpu.capture(|| inside = Some(x.copy())).unwrap();
+    let inside = inside.unwrap();
+    let address = inside.address();
+    drop(inside);
+    let outside = x.copy();
+    assert_ne!(outside.address(), address, "a replay would overwrite it");
+    drop(graph);
+    assert_eq!(x.copy().address(), address, "the graph's memory is everybody's again");
+}
+
+#[test]
+fn nothing_is_uploaded_while_a_graph_is_captured() {
+    let gpu = emulator(0);
+    let x = Tensor::from_vec(vec![1f32; 4], [4]);
+    let captured = gpu.capture(|| drop(x.to_device(Device::Gpu(gpu))));
+    assert!(captured.err().expect("a fault").to_string().contains("an upload while a graph is captured"));
 }
 
 #[test]
