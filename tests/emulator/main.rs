@@ -289,6 +289,19 @@ fn a_graph_keeps_memory_that_is_dropped_later() {
 }
 
 #[test]
+fn a_graph_keeps_memory_that_is_dropped_meanwhile() {
+    let gpu = emulator(0);
+    let x = Tensor::from_vec(vec![1f32; 64], [64]).to_device(Device::Gpu(gpu));
+    let read = x.copy();
+    let address = read.address();
+    let graph = gpu.capture(|| drop((read.copy(), read))).unwrap();
+    assert_ne!(x.copy().address(), address, "a replay reads it");
+    drop(graph);
+    let again = [0; 2].map(|_| x.copy());
+    assert!(again.iter().any(|copy| copy.address() == address), "the graph's memory is everybody's again");
+}
+
+#[test]
 fn nothing_is_uploaded_while_a_graph_is_captured() {
     let gpu = emulator(0);
     let x = Tensor::from_vec(vec![1f32; 4], [4]);
