@@ -36,7 +36,14 @@ DEVICE bool are_aligned(const Convert& p) {
 
 KERNEL(fill, Fill, THREADS) {
   const unsigned long long first = first_element();
-  for (unsigned i = 0; i < PACK && first + i < p.count; ++i) p.x[first + i] = from_float(p.value);
+  if (first + PACK <= p.count && reinterpret_cast<unsigned long long>(p.x) % 16 == 0) {
+    Pack pack;
+#pragma unroll
+    for (unsigned i = 0; i < PACK; ++i) pack.v[i] = p.value;
+    store_pack(p.x + first, pack);
+  } else {
+    for (unsigned i = 0; i < PACK && first + i < p.count; ++i) p.x[first + i] = from_float(p.value);
+  }
 }
 
 KERNEL(to_f32, Convert, THREADS) {

@@ -28,7 +28,7 @@ struct Forward {
 static_assert(sizeof(Forward) == 56, "as in src/ops/linear/gpu.rs");
 
 struct Product {
-  const float* a;  // (i, j) at i·a_row + j·a_column
+  const float* a;  // entry (i, j) at i·a_row + j·a_column
   const float* b;  // depth × columns, rows of `b_pitch`
   float* out;      // rows × columns, rows of `out_pitch`
   unsigned rows, columns, depth;

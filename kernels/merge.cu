@@ -13,7 +13,7 @@
 // dα: one launch of dot products, again M + 1 passes. A chunk of filters also takes the γ and β of the batch norm behind
 // them, so that with an α per filter or per kernel all weights of an α lie in one chunk, and it is written at once. An α
 // that is shared further (by a layer, or by the network) gets a partial sum from each chunk, in slots that the table
-// numbers; a second launch adds those of each α in their order, and writes zero where there are none.
+// numbers; a second launch adds those of each α in a fixed order, and writes zero where there are none.
 #include "common.cuh"
 
 constexpr unsigned THREADS = 256;

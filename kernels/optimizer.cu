@@ -1,15 +1,16 @@
 // Updates of whole arenas, and the decision whether a step's update is made.
 //
 //   square_sums   partial[b] = Σ g[i]² over block b's CHUNK numbers
-//   decide        norm = √(Σ partial) / scale; apply = loss and norm are finite; the next scale, step and bias corrections
+//   decide        norm = √(Σ partial) / scale; apply = loss and norm are finite; the next step and bias corrections
+//   rescale       the next scale, behind the updates: half after an overflow, double after enough good steps
 //   sgd           g += weight_decay·w      v = momentum·v + g      w −= rate·v
 //   adamw         m = β₁·m + (1 − β₁)·g     u = β₂·u + (1 − β₂)·g²
 //                 w = decay·w − rate / correction₁ · m / (√u / correction₂ + ε)
 //   clamp         w = min(max(w, 0), 1)
 //
 // All f32. Bytes: square_sums 1 read; sgd 3 reads, 2 writes; adamw 4 reads, 3 writes; clamp 1 and 1. Geometry: a thread per
-// 4 numbers, 256 per block; decide is one block. Without a control block, an update is always made, with the corrections
-// that the parameters give.
+// 4 numbers, 256 per block; decide and rescale are one block. Without a control block, an update is always made, with the
+// corrections that the parameters give.
 #include "control.cuh"
 
 constexpr unsigned THREADS = 256;
@@ -110,24 +111,43 @@ struct Update {
 };
 static_assert(sizeof(Update) == 88, "as in src/ops/optimizer/gpu.rs");
 
-// Calls f(i) for the numbers of this thread.
-template <class F>
-DEVICE void for_each_number(unsigned long long count, F f) {
-  const unsigned long long first = (static_cast<unsigned long long>(blockIdx.x) * THREADS + threadIdx.x) * 4;
-#pragma unroll
-  for (unsigned i = 0; i < 4; ++i)
-    if (first + i < count) f(first + i);
+DEVICE bool is_aligned(const void* address) { return reinterpret_cast<unsigned long long>(address) % 16 == 0; }
+
+// Calls f(w, g, first, second) for this thread's four numbers and stores what it made of w and of the moments. MOMENTS: how
+// many there are; what is not there is 0.
+template <unsigned MOMENTS, bool HAS_GRADIENT, class F>
+DEVICE void update(const Update& p, F f) {
+  const unsigned long long i = (static_cast<unsigned long long>(blockIdx.x) * THREADS + threadIdx.x) * 4;
+  const bool packed = is_aligned(p.w) && is_aligned(p.g) && is_aligned(p.first) && is_aligned(p.second);
+  if (packed && i + 4 <= p.count) {
+    const float4 none = make_float4(0, 0, 0, 0);
+    float4 w = load4(p.w + i), first = MOMENTS > 0 ? load4(p.first + i) : none;
+    float4 second = MOMENTS > 1 ? load4(p.second + i) : none;
+    const float4 g = HAS_GRADIENT ? load4(p.g + i) : none;
+    f(w.x, g.x, first.x, second.x);
+    f(w.y, g.y, first.y, second.y);
+    f(w.z, g.z, first.z, second.z);
+    f(w.w, g.w, first.w, second.w);
+    store4(p.w + i, w);
+    if (MOMENTS > 0) store4(p.first + i, first);
+    if (MOMENTS > 1) store4(p.second + i, second);
+    return;
+  }
+  for (unsigned long long j = i; j < i + 4 && j < p.count; ++j) {
+    float first = MOMENTS > 0 ? p.first[j] : 0, second = MOMENTS > 1 ? p.second[j] : 0;
+    f(p.w[j], HAS_GRADIENT ? p.g[j] : 0, first, second);
+    if (MOMENTS > 0) p.first[j] = first;
+    if (MOMENTS > 1) p.second[j] = second;
+  }
 }
 
 KERNEL(sgd, Update, THREADS) {
   if (p.control != nullptr && p.control->apply == 0) return;
   const float rate = p.control != nullptr ? p.rate * p.control->factor : p.rate;
   const float unscale = p.control != nullptr ? 1.0f / p.control->scale : 1.0f;
-  for_each_number(p.count, [&](unsigned long long i) {
-    const float w = p.w[i];
-    const float v = p.beta1 * p.first[i] + (unscale * p.g[i] + p.weight_decay * w);
-    p.first[i] = v;
-    p.w[i] = w - rate * v;
+  update<1, true>(p, [&](float& w, float g, float& v, float&) {
+    v = p.beta1 * v + (unscale * g + p.weight_decay * w);
+    w = w - rate * v;
   });
 }
 
@@ -142,20 +162,15 @@ KERNEL(adamw, Update, THREADS) {
   }
   const float decay = 1.0f - rate * p.weight_decay;
   const float size = rate / correction1;
-  for_each_number(p.count, [&](unsigned long long i) {
-    const float g = unscale * p.g[i];
-    const float m = p.beta1 * p.first[i] + p.rest1 * g;
-    const float u = p.beta2 * p.second[i] + p.rest2 * (g * g);
-    p.first[i] = m;
-    p.second[i] = u;
-    p.w[i] = decay * p.w[i] - size * (m / (sqrtf(u) / correction2 + p.epsilon));
+  update<2, true>(p, [&](float& w, float scaled, float& m, float& u) {
+    const float g = unscale * scaled;
+    m = p.beta1 * m + p.rest1 * g;
+    u = p.beta2 * u + p.rest2 * (g * g);
+    w = decay * w - size * (m / (sqrtf(u) / correction2 + p.epsilon));
   });
 }
 
 KERNEL(clamp, Update, THREADS) {
   if (p.control != nullptr && p.control->apply == 0) return;
-  for_each_number(p.count, [&](unsigned long long i) {
-    const float w = p.w[i];
-    p.w[i] = w < 0.0f ? 0.0f : w > 1.0f ? 1.0f : w;
-  });
+  update<0, false>(p, [](float& w, float, float&, float&) { w = w < 0.0f ? 0.0f : w > 1.0f ? 1.0f : w; });
 }

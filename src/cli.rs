@@ -328,7 +328,7 @@ pub struct Selftest {
 
 #[derive(Args)]
 pub struct Kernels {
-    /// The GPUs to compile for, such as sm_80, sm_90a or sm_100 [default: the GPU that is here, else sm_90a]
+    /// The architecture to compile for, such as sm_80, sm_90a or sm_100 [default: that of the first GPU, else sm_90a]
     #[arg(long = "arch", value_name = "ARCH")]
     pub architecture: Option<String>,
     /// Write the binaries into this folder

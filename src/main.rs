@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    end_with_a_closed_pipe();
     let cli = cli::Cli::parse();
     medmerge::interrupt::watch_for_interrupt();
     match commands::run(cli) {
@@ -25,5 +26,14 @@ fn main() -> ExitCode {
             }
             ExitCode::from(error.exit_code())
         }
+    }
+}
+
+/// `medmerge … | head` ends when `head` does, as other programs do; Rust would turn the closed pipe into a panic.
+fn end_with_a_closed_pipe() {
+    #[cfg(unix)]
+    // SAFETY: nothing runs yet that could handle the signal otherwise.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
     }
 }

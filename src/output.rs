@@ -17,6 +17,7 @@ impl OutputPath {
     /// Checks that nothing is overwritten unless `force`, that the folder exists and can be written to, and that its disk
     /// has `bytes` free.
     pub fn check(path: &Path, force: bool, bytes: u64) -> Result<OutputPath> {
+        let path = &destination(path)?;
         if path.is_dir() {
             let source = std::io::Error::from(std::io::ErrorKind::IsADirectory);
             return Err(Error::Io { action: "write", path: path.to_path_buf(), source });
@@ -65,6 +66,22 @@ impl OutputPath {
     }
 }
 
+/// Where a link leads, so that the file there is replaced and not the link. What is there must be an ordinary file: a
+/// device or a pipe would be replaced by one.
+fn destination(path: &Path) -> Result<PathBuf> {
+    let is_link = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink());
+    let destination = match is_link {
+        true => std::fs::canonicalize(path).map_err(Error::io("write", path))?,
+        false => path.to_path_buf(),
+    };
+    match std::fs::metadata(&destination) {
+        Ok(metadata) if !metadata.is_file() && !metadata.is_dir() => {
+            Err(Error::usage(format!("{} is no ordinary file", path.display()), "give the path of a file"))
+        }
+        _ => Ok(destination),
+    }
+}
+
 /// The folder that a path names a file in.
 fn folder(path: &Path) -> &Path {
     match path.parent() {
@@ -86,7 +103,10 @@ fn temporary(path: &Path) -> std::io::Result<tempfile::NamedTempFile> {
 /// Makes a folder for several files; it must be new or empty unless `force`.
 pub fn make_folder(path: &Path, force: bool) -> Result<()> {
     if path.exists() && !path.is_dir() {
-        return Err(Error::Exists { path: path.to_path_buf() });
+        return Err(Error::usage(
+            format!("{} is no folder", path.display()),
+            "give another path; several files are written",
+        ));
     }
     if path.is_dir() && !force {
         let mut entries = std::fs::read_dir(path).map_err(Error::io("read", path))?;

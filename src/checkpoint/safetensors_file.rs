@@ -118,15 +118,17 @@ fn read_checked(path: &Path) -> Result<Vec<u8>> {
     if details.is_dir() {
         return Err(failed()(std::io::ErrorKind::IsADirectory.into()));
     }
-    let mut start = [0; 8];
-    if file.read_exact(&mut start).is_err() {
+    let mut start = Vec::new();
+    file.by_ref().take(9).read_to_end(&mut start).map_err(failed())?;
+    let Some((length, json)) = start.split_first_chunk() else {
         return Err(Error::checkpoint(path, "the file is shorter than 8 bytes", "download or export it again"));
-    }
-    if start.starts_with(b"PK") || start[0] == 0x80 {
+    };
+    // One length of a header in 32 begins with a pickle's first byte; what follows it is JSON all the same.
+    if (length.starts_with(b"PK") || length[0] == 0x80) && json != b"{" {
         let hint = "convert it with safetensors.torch.save_file(model.state_dict(), \"model.safetensors\")";
         return Err(Error::checkpoint(path, "this is a PyTorch pickle or a zip archive, not a safetensors file", hint));
     }
-    let header = u64::from_le_bytes(start);
+    let header = u64::from_le_bytes(*length);
     if header > MAX_HEADER {
         let hint = "it is not a safetensors file, or it is broken";
         return Err(Error::checkpoint(path, format!("it claims a header of {header} bytes; 100 MB is the most"), hint));
@@ -196,4 +198,25 @@ pub fn write(output: &mut OutputPath, tensors: &[StoredTensor], metadata: &Metad
         }
         Ok(())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_may_be_of_any_length() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.safetensors");
+        let tensor = StoredTensor::floats_named("x".into(), vec![1], vec![1.5]);
+        // Among them those that begin like a pickle: 128, and like a zip archive: 19,280.
+        for length in (0..2048).chain(19_000..19_280).step_by(8) {
+            let mut output = OutputPath::check(&path, true, 0).unwrap();
+            let metadata = Metadata::from([("text".into(), "x".repeat(length))]);
+            write(&mut output, std::slice::from_ref(&tensor), &metadata).unwrap();
+            let file = TensorFile::read(&path).unwrap_or_else(|error| panic!("{length} characters: {error}"));
+            assert_eq!(file.metadata["text"].len(), length);
+            assert_eq!(file.floats("x", &[1]).unwrap(), [1.5]);
+        }
+    }
 }

@@ -87,7 +87,9 @@ impl Failure {
                 "name a libnvrtc.so of CUDA 12 or later, or its folder, or leave the variable out".into()
             }
             Failure::DriverTooOld { .. } => "update NVIDIA's driver, or use --device cpu".into(),
-            Failure::CompilerTooOld { .. } => "install a newer libnvrtc: pip install -U nvidia-cuda-nvrtc-cu12".into(),
+            Failure::CompilerTooOld { .. } => {
+                "install a newer libnvrtc: pip install -U nvidia-cuda-nvrtc-cu12 (for drivers of CUDA 13: nvidia-cuda-nvrtc)".into()
+            }
             Failure::CompilerTooNew { .. } => {
                 "install a libnvrtc of the driver's version (pip install nvidia-cuda-nvrtc-cu12), or update the driver".into()
             }

@@ -1,8 +1,8 @@
 //! Runs the steps of a training run where it takes place.
 //!
 //! On the CPU a step is run and its loss is known. On a GPU the second step of each batch size is recorded as a graph, and
-//! every further one is a replay: three small uploads (images, labels, the learning rate's factor) and one launch. The
-//! host looks at the losses only every so often, and never waits in between.
+//! every further one is a replay: small uploads (images, how each is flipped and shifted, labels, the learning rate's factor)
+//! and one launch. The host looks at the losses only every so often, and never waits in between.
 
 use std::collections::HashMap;
 

@@ -154,3 +154,42 @@ fn a_full_disk() {
     assert_eq!(folder.text("disk/x"), kept);
     assert_eq!(folder.leftovers(), Vec::<PathBuf>::new());
 }
+
+/// A pipe is not replaced by a file; a link leads to the file that is.
+#[test]
+fn what_is_no_ordinary_file_stays() {
+    let folder = Folder::with_sources();
+    let pipe = folder.path("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    std::os::unix::fs::symlink("pipe", folder.path("to-pipe")).unwrap();
+    std::os::unix::fs::symlink("nothing", folder.path("to-nothing")).unwrap();
+    assert_refused(
+        &folder,
+        &[
+            case("pipe", format!("{PREDICT} pipe --force"), &["pipe is no ordinary file"]),
+            case("link to a pipe", format!("{PREDICT} to-pipe --force"), &["to-pipe is no ordinary file"]),
+            case("link to nothing", format!("{PREDICT} to-nothing --force"), &["cannot write to-nothing"]),
+        ],
+    );
+    folder.write("there", "theirs");
+    std::os::unix::fs::symlink("there", folder.path("link")).unwrap();
+    assert_refused(&folder, &[case("link", format!("{PREDICT} link"), &["already exists"])]);
+    folder.done(&format!("{PREDICT} link --force"));
+    assert!(folder.path("link").is_symlink() && folder.text("there").starts_with("index,score0"));
+}
+
+/// Whoever reads no further ends the program, without a word.
+#[test]
+fn a_closed_pipe_is_no_panic() {
+    let folder = Folder::with_sources();
+    let mut child = limited(&program())
+        .args(["selftest", "--device", "cpu", "--op", "concat", "--op", "linear"])
+        .current_dir(folder.path(""))
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}

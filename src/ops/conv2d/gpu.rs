@@ -47,7 +47,7 @@ const PACKED_Y: u32 = 2;
 const PACKED_W: u32 = 4;
 const PACKED_DW: u32 = 8;
 
-/// Rows of a tile, and the summands that a step takes.
+/// Rows of a tile, and the most summands that a step takes: those of 16-bit storage.
 const ROWS: usize = 64;
 const DEPTH: usize = 16;
 const DIRECT_THREADS: usize = 128;
