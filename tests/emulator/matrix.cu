@@ -48,11 +48,12 @@ KERNEL(product, Product, THREADS) {
 // B as it is in mathematics, 16 × 8, turned while it is loaded; copied asynchronously in two groups.
 KERNEL(product_turned, Product, THREADS) {
   SHARED(element, a, 16 * DEPTH);
-  SHARED(element, b, 16 * 8);
+  SHARED(element, b, 32 * 8);
   Fragments f;
   copy_async(a, threadIdx.x * 8, p.a + threadIdx.x * 8, true);
   commit_copies();
-  copy_async(b, threadIdx.x % 16 * 8, p.b + threadIdx.x % 16 * 8, threadIdx.x < 16);
+  // Rows beyond B are zeros, and not read from anywhere.
+  copy_async(b, threadIdx.x * 8, p.b + threadIdx.x * 8, threadIdx.x < 16);
   commit_copies();
   wait_for_copies<1>();
   __syncthreads();
