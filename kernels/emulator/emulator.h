@@ -58,8 +58,9 @@ struct Context {
   mutable Copy copies[COPIES];
 };
 
-// Set by the entry point of each file of kernels.
-static thread_local const Context* const* slot;
+// Set by every entry point. One for all files of kernels: the linker keeps one copy of the member functions below, which
+// would read the variable of the file it came from.
+inline thread_local const Context* const* slot;
 static inline const Context* context() { return *slot; }
 
 static inline bool is_ordered(const Mark& mark, const Context* now) {

@@ -125,6 +125,7 @@ pub const CONV2D: &[ConvCase] = &[
     // The same for dgrad.
     conv("many filters", [1, 14, 14, 12], [304, 3, 3]).padding(1, 1),
     conv("whole vectors, wide tiles", [5, 24, 23, 80], [96, 1, 2]).stride(2, 2).padding(0, 1).groups(2),
+    conv("two narrow tiles side by side", [2, 5, 6, 20], [28, 3, 3]).padding(1, 1),
     conv("depthwise, several images", [5, 12, 12, 20], [20, 3, 3]).padding(1, 1).groups(20),
 ];
 
@@ -153,6 +154,18 @@ const fn blended(offset: usize, [rows, row_len, pitch]: [usize; 3], [first, row_
 const fn fixed(offset: usize, [rows, row_len, pitch]: [usize; 3], source: usize) -> Segment {
     Segment { offset, rows, row_len, pitch, choice: Choice::Source(source) }
 }
+
+/// A network of so many layers that the partial sums of an α are more than the threads of a block.
+static VECTORS: [Segment; 600] = {
+    let mut segments = [blended(0, [1, 3, 3], [0, 0, 1]); 600];
+    let mut i = 0;
+    while i < segments.len() {
+        // The α between stays unused.
+        segments[i] = blended(4 * i, [1, 3, 3], [if i < 560 { 0 } else { 2 }, 0, 1]);
+        i += 1;
+    }
+    segments
+};
 
 pub const MERGE: &[MergeCase] = &[
     MergeCase {
@@ -224,6 +237,21 @@ pub const MERGE: &[MergeCase] = &[
         arena_len: 1,
     },
     MergeCase { name: "nothing is learned", sources: 2, segments: &[fixed(2, [2, 3, 4], 1)], alphas: 0, arena_len: 12 },
+    MergeCase {
+        name: "rows that begin anywhere",
+        sources: 3,
+        segments: &[
+            // More of a first group of four is padding than weight.
+            blended(1, [3, 1, 4], [0, 1, 1]),
+            // Groups of four from the end of one row into the next.
+            blended(13, [5, 9, 12], [3, 1, 1]),
+            blended(71, [3, 16, 16], [8, 4, 4]),
+            blended(120, [3, 12, 13], [20, 4, 4]),
+        ],
+        alphas: 32,
+        arena_len: 160,
+    },
+    MergeCase { name: "vectors that share two α", sources: 2, segments: &VECTORS, alphas: 3, arena_len: 2_401 },
     // Runs of 110 rows, of one row, and of 102 rows.
     MergeCase {
         name: "several runs at every granularity",
@@ -287,6 +315,13 @@ const ODD_MEANS: &[Mean] = &[
     Mean { first: 80, rows: 6, period: 1 },
 ];
 
+/// Periods longer than a warp; α in several blocks, one of the means across two of them.
+const LONG_MEANS: &[Mean] = &[
+    Mean { first: 3, rows: 2, period: 50 },
+    Mean { first: 200, rows: 4, period: 64 },
+    Mean { first: 600, rows: 5, period: 33 },
+];
+
 pub const CONSTRAINT: &[ConstraintCase] = &[
     constraint("affine, 2 sources", Constraint::Affine, [2, 0, 37]),
     constraint("affine, 3 sources, the last one the anchor", Constraint::Affine, [3, 2, 300]),
@@ -295,6 +330,7 @@ pub const CONSTRAINT: &[ConstraintCase] = &[
     constraint("affine, 8 sources, odd means", Constraint::Affine, [8, 5, 90]).means(ODD_MEANS),
     constraint("affine, one α", Constraint::Affine, [2, 0, 1]),
     constraint("affine, several blocks", Constraint::Affine, [3, 1, 20_001]),
+    constraint("affine, 3 sources, long means", Constraint::Affine, [3, 1, 800]).means(LONG_MEANS),
     constraint("clamp, 2 sources", Constraint::Clamp, [2, 1, 33]),
     constraint("clamp, 3 sources, means", Constraint::Clamp, [3, 1, 50]).means(MEANS),
     constraint("clamp, 8 sources", Constraint::Clamp, [8, 7, 12]),
@@ -302,6 +338,7 @@ pub const CONSTRAINT: &[ConstraintCase] = &[
     constraint("simplex, 3 sources, means", Constraint::Simplex, [3, 1, 50]).means(MEANS),
     constraint("simplex, 8 sources, odd means", Constraint::Simplex, [8, 6, 90]).means(ODD_MEANS),
     constraint("simplex, several blocks", Constraint::Simplex, [3, 0, 20_001]),
+    constraint("simplex, 2 sources, long means", Constraint::Simplex, [2, 0, 800]).means(LONG_MEANS),
     constraint("free, 2 sources", Constraint::Free, [2, 1, 37]),
     constraint("free, 3 sources, odd means", Constraint::Free, [3, 0, 90]).means(ODD_MEANS),
     constraint("free, 8 sources, means", Constraint::Free, [8, 4, 50]).means(MEANS),

@@ -3,8 +3,13 @@
 //!
 //! Runs on the emulator, and on the GPU that `MEDMERGE_REQUIRE_DEVICE` names.
 
+mod alignment;
+mod control;
+mod convert;
 mod images;
 mod jobs;
+mod merge;
+mod statistics;
 mod steps;
 
 #[path = "../common/mod.rs"]
