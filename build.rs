@@ -61,7 +61,12 @@ mod emulator {
             build.define("MEDMERGE_EMULATOR", None).define(macro_name, None).include("kernels");
             for path in sources.iter().filter(|path| path.extension().is_some_and(|extension| extension == "cu")) {
                 let source = std::fs::read_to_string(path).expect("a file that was just listed");
-                if storage != "f32" && !source.contains("element") {
+                // As in src/gpu/compile.rs: tensor cores take 16 bits.
+                let is_stored = match storage {
+                    "f32" => !source.contains("tensor.cuh"),
+                    _ => source.contains("element"),
+                };
+                if !is_stored {
                     continue;
                 }
                 // A namespace each: what several files, or one file for several types, call by one name would otherwise be

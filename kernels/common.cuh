@@ -1,7 +1,7 @@
 // What every kernel shares: the storage type of activations, 16-byte accesses, sums over a warp and over a block.
 //
 // A file of kernels is compiled once per storage type (STORAGE_F32, STORAGE_BF16 or STORAGE_F16; files that do not mention
-// `element` only for F32). Arithmetic is always f32. The same sources run on the CPU: see emulator/emulator.h, which then
+// `element` only for F32, those that include tensor.cuh only for the other two). Arithmetic is always f32. The same sources run on the CPU: see emulator/emulator.h, which then
 // supplies what is CUDA's own here.
 //
 //   KERNEL(op_direction, Parameters, THREADS) { … }   an entry point; its one argument is `p`, a const Parameters

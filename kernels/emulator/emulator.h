@@ -26,12 +26,27 @@ constexpr uint16_t MANY = 0xFFFF, WHOLE_WARP = 0x8000;
 
 enum Collective : unsigned { SYNC, SHUFFLE, SHUFFLE_XOR, SHUFFLE_DOWN, SHUFFLE_UP, BALLOT, ANY, ALL };
 
+// What a lane hands to all lanes of its warp: the operands of a matrix instruction.
+constexpr unsigned OFFER = 32;
+
+// A copy to shared memory that has been asked for and not waited for.
+struct Copy {
+  void* to;
+  const void* from;  // null: zeros
+  Shadow* shadow;
+  const char* name;
+  uint32_t elements, group;
+};
+constexpr unsigned COPIES = 64;
+
 struct Runtime {
   void (*barrier)(const Context*, const char* file, unsigned line);
   uint64_t (*collective)(const Context*, Collective, unsigned mask, uint64_t value, unsigned argument, const char* file,
                          unsigned line);
   void (*shared)(const Context*, const char* site, unsigned bytes, unsigned count, void** data, Shadow** shadow);
   void (*fault)(const Context*, const char* what, const char* name, uint64_t where, unsigned other_thread);
+  // Gives OFFER bytes to the warp; returns those of its 32 lanes, good until the next call.
+  const unsigned char* (*exchange)(const Context*, const void* offer, const char* file, unsigned line);
 };
 
 struct Context {
@@ -39,6 +54,8 @@ struct Context {
   uint32_t epoch;
   uint16_t warp_epoch;
   const Runtime* runtime;
+  mutable uint32_t copies_asked, copies_group;
+  mutable Copy copies[COPIES];
 };
 
 // Set by every entry point. One for all files of kernels: the linker keeps one copy of the member functions below, which
@@ -131,6 +148,57 @@ static inline T collective(Collective kind, unsigned mask, T value, unsigned arg
   bits = now->runtime->collective(now, kind, mask, bits, argument, file, line);
   std::memcpy(&value, &bits, sizeof(T));
   return value;
+}
+
+template <class T>
+struct Offers {
+  const unsigned char* bytes;
+  T operator[](unsigned lane) const {
+    T offer;
+    std::memcpy(&offer, bytes + lane * OFFER, sizeof(T));
+    return offer;
+  }
+};
+
+template <class T>
+static inline Offers<T> exchange(const T& offer, const char* file, unsigned line) {
+  static_assert(sizeof(T) <= OFFER, "a lane offers at most this much");
+  unsigned char bytes[OFFER] = {};
+  std::memcpy(bytes, &offer, sizeof(T));
+  const Context* now = context();
+  return {now->runtime->exchange(now, bytes, file, line)};
+}
+
+// Asks for a copy of 16 bytes. Until it has been waited for, NaN is there; whoever else reads it needs a barrier behind
+// the wait, as on a GPU.
+template <class T>
+static inline void copy_later(SharedArray<T> to, unsigned i, const void* from) {
+  constexpr unsigned ELEMENTS = 16 / sizeof(T);
+  check_aligned(to.data + i, 16);
+  check_aligned(from, 16);
+  const Context* now = context();
+  if (now->copies_asked == COPIES) now->runtime->fault(now, "too many copies not waited for, at", to.name, i, now->thread.x);
+  T poison;
+  std::memset(&poison, 0xFF, sizeof(T));
+  for (unsigned j = 0; j < ELEMENTS; ++j) to[i + j] = poison;
+  now->copies[now->copies_asked++] = Copy{to.data + i, from, to.shadow + i, to.name, ELEMENTS, now->copies_group};
+}
+
+// Copies that are not among the last `left` groups are done when this returns.
+static inline void wait_for_copies(unsigned left) {
+  const Context* now = context();
+  uint32_t kept = 0;
+  for (uint32_t c = 0; c < now->copies_asked; ++c) {
+    const Copy copy = now->copies[c];
+    if (copy.group + left >= now->copies_group) {
+      now->copies[kept++] = copy;
+      continue;
+    }
+    for (uint32_t j = 0; j < copy.elements; ++j) note_write(copy.shadow[j], copy.name, j);
+    if (copy.from != nullptr) std::memcpy(copy.to, copy.from, 16);
+    else std::memset(copy.to, 0, 16);
+  }
+  now->copies_asked = kept;
 }
 
 }  // namespace emulator

@@ -49,8 +49,11 @@ pub fn sources() -> Vec<Source<'static>> {
     let mut all = Vec::new();
     for (name, text) in KERNELS {
         let Some(file) = name.strip_suffix(".cu") else { continue };
-        let dtypes: &[DType] =
-            if text.contains("element") { &[DType::F32, DType::BF16, DType::F16] } else { &[DType::F32] };
+        let dtypes: &[DType] = match () {
+            _ if text.contains("tensor.cuh") => &[DType::BF16, DType::F16],
+            _ if text.contains("element") => &[DType::F32, DType::BF16, DType::F16],
+            _ => &[DType::F32],
+        };
         all.extend(dtypes.iter().map(|&dtype| Source { file, text, dtype }));
     }
     all

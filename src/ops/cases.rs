@@ -111,6 +111,14 @@ pub const CONV2D: &[ConvCase] = &[
         .padding(3, 2)
         .dilation(2, 2)
         .groups(2),
+    // Channels and filters in eights, which 16-bit storage takes to tensor cores: several tiles of 64 and of 32 summands.
+    conv("in eights, 3×3", [3, 9, 8, 24], [72, 3, 3]).padding(1, 1),
+    conv("in eights, 3×3, stride 2", [2, 13, 11, 40], [24, 3, 3]).stride(2, 2).padding(1, 1),
+    conv("in eights, 1×1, many channels", [2, 6, 7, 136], [80, 1, 1]),
+    conv("in eights, 1×1, stride 2", [2, 9, 8, 16], [72, 1, 1]).stride(2, 2),
+    conv("in eights, dilation 2, stride 3, 1", [1, 14, 10, 16], [40, 3, 3]).stride(3, 1).padding(2, 1).dilation(2, 2),
+    conv("in eights, rows 72 → 80", [2, 7, 7, 8], [16, 3, 3]).padding(1, 1).row_padding(8),
+    conv("in eights, two stretches", [2, 24, 24, 8], [8, 3, 3]).padding(1, 1),
     conv("single pixels", [4, 1, 1, 16], [8, 3, 3]).padding(1, 1),
     conv("single pixels, 1×1", [2, 1, 1, 5], [3, 1, 1]),
     conv("a single product", [1, 1, 1, 1], [1, 1, 1]),

@@ -1,10 +1,10 @@
 //! The emulator reports every kind of fault: one broken kernel each, from `broken.cu`, compiled when the tests run.
 #![cfg(feature = "emulator")]
 
+use std::collections::BTreeMap;
 use std::ffi::c_void;
-use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::Mutex;
 
 use medmerge::gpu::emulator::{Context, Emulator, Entry};
 use medmerge::gpu::{Address, Failure, Gpu, Handle};
@@ -17,43 +17,39 @@ parameters! {
 
 const THREADS: u32 = 64;
 
-/// The kernels of `broken.cu`, in a library made for this process.
-fn guests() -> Vec<&'static Entry> {
-    static LIBRARY: OnceLock<libloading::Library> = OnceLock::new();
-    let library = LIBRARY.get_or_init(|| {
-        let folder = tempfile::tempdir().expect("a folder for temporary files");
-        let path: PathBuf = folder.path().join("broken.so");
-        let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
-        let flags = [
-            "-xc++",
-            "-std=c++17",
-            "-O1",
-            "-shared",
-            "-fPIC",
-            "-fstack-clash-protection",
-            "-Wno-unknown-pragmas",
-            "-DMEDMERGE_EMULATOR",
-        ];
-        let status = Command::new(compiler)
-            .args(flags)
-            .args(["-DSTORAGE_F32", "-Ikernels", "tests/emulator/broken.cu", "-o"])
-            .arg(&path)
-            .status()
-            .expect("a C++ compiler");
-        assert!(status.success());
-        // SAFETY: the library has no initialisers.
-        unsafe { libloading::Library::new(&path).expect("a library that was just built") }
-    });
-    let source = std::fs::read_to_string(Path::new("tests/emulator/broken.cu")).expect("the tests' own file");
+/// The kernels of a file beside this one, compiled for a storage type into a library made for this process.
+fn guests(file: &'static str, storage: DType) -> Vec<&'static Entry> {
+    type Known = BTreeMap<(&'static str, String), Vec<&'static Entry>>;
+    static COMPILED: Mutex<Known> = Mutex::new(Known::new());
+    let mut compiled = COMPILED.lock().unwrap();
+    compiled.entry((file, storage.to_string())).or_insert_with(|| compile(file, storage)).clone()
+}
+
+fn compile(file: &str, storage: DType) -> Vec<&'static Entry> {
+    let folder = tempfile::tempdir().expect("a folder for temporary files");
+    let (source, path) = (format!("tests/emulator/{file}.cu"), folder.path().join("guests.so"));
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+    let status = Command::new(compiler)
+        .args(["-xc++", "-std=c++17", "-O1", "-shared", "-fPIC", "-fstack-clash-protection", "-Wno-unknown-pragmas"])
+        .args(["-DMEDMERGE_EMULATOR", &format!("-DSTORAGE_{}", storage.to_string().to_uppercase())])
+        .args(["-Ikernels", &source, "-o"])
+        .arg(&path)
+        .status()
+        .expect("a C++ compiler");
+    assert!(status.success());
+    // SAFETY: the library has no initialisers. It is never unloaded.
+    let library: &libloading::Library =
+        Box::leak(Box::new(unsafe { libloading::Library::new(&path).expect("a library that was just built") }));
+    let source = std::fs::read_to_string(source).expect("the tests' own file");
     let names = source.lines().filter_map(|line| line.strip_prefix("KERNEL(")?.split(',').next());
     names
         .map(|name| {
-            let symbol: &'static str = format!("{name}_f32").leak();
+            let symbol: &'static str = format!("{name}_{storage}").leak();
             // SAFETY: the macro KERNEL makes these three for every kernel.
             let entry = unsafe {
                 type Run = unsafe extern "C" fn(*const c_void, *const *const Context);
                 let number = |kind: &str| {
-                    let symbol = format!("{name}_{kind}_f32");
+                    let symbol = format!("{name}_{kind}_{storage}");
                     &**library.get::<&'static u32>(symbol.as_bytes()).expect("a number beside its kernel")
                 };
                 Entry {
@@ -69,7 +65,7 @@ fn guests() -> Vec<&'static Entry> {
 }
 
 fn emulator(seed: u64) -> Handle {
-    Gpu::on_emulator(Emulator::with_guests(seed, guests()))
+    Gpu::on_emulator(Emulator::with_guests(seed, guests("broken", DType::F32)))
 }
 
 /// What x holds after `name` ran in `blocks` blocks over `x`.
@@ -323,4 +319,48 @@ fn the_memory_has_an_end() {
     let _huge = Tensor::uninit([1 << 40], DType::F32, Device::Gpu(gpu));
     assert!(matches!(gpu.check(), Err(Failure::OutOfMemory { .. })));
     assert!(gpu.check().unwrap_err().hint().contains("--batch-size"));
+}
+
+parameters! {
+    struct Product: 24 bytes { a: Address, b: Address, d: Address }
+}
+
+/// What `name` of `matrix.cu` makes of whole numbers: A 16 × 16, B as `b` says.
+fn product(name: &'static str, storage: DType, a: &[f32], b: &[f32]) -> Result<Vec<f32>, Failure> {
+    let gpu = Gpu::on_emulator(Emulator::with_guests(3, guests("matrix", storage)));
+    let operand =
+        |values: &[f32]| Tensor::from_vec(values.to_vec(), [values.len()]).to_device(Device::Gpu(gpu)).cast(storage);
+    let (a, b) = (operand(a), operand(b));
+    let mut d = Tensor::uninit([16 * 8], DType::F32, Device::Gpu(gpu));
+    let parameters = Product { a: a.address(), b: b.address(), d: d.view_mut().address() };
+    // SAFETY: the operands have the kernel's sizes.
+    unsafe { gpu.launch("matrix", name, storage, [1, 1, 1], 32, &parameters) };
+    gpu.synchronize()?;
+    Ok(d.to_vec())
+}
+
+/// Whole numbers below 8 in absolute value, different in every place that fragments could confuse.
+fn wholes(count: usize, step: usize) -> Vec<f32> {
+    (0..count).map(|i| ((i * step + i / 7) % 15) as f32 - 7.0).collect()
+}
+
+#[test]
+fn matrix_instructions_multiply() {
+    let (a, turned) = (wholes(256, 5), wholes(128, 11));
+    let expected: Vec<f32> =
+        (0..128).map(|i| (0..16).map(|k| a[i / 8 * 16 + k] * turned[i % 8 * 16 + k]).sum()).collect();
+    let plain: Vec<f32> = (0..128).map(|i| turned[i % 8 * 16 + i / 8]).collect();
+    for storage in [DType::BF16, DType::F16] {
+        assert_eq!(product("product", storage, &a, &turned).unwrap(), expected, "{storage}");
+        assert_eq!(product("product_turned", storage, &a, &plain).unwrap(), expected, "{storage}");
+    }
+}
+
+#[test]
+fn copies_that_were_not_waited_for() {
+    let (a, b) = (wholes(256, 5), wholes(128, 11));
+    let early = product("reads_too_early", DType::BF16, &a, &b).unwrap();
+    assert!(early[..32].iter().all(|value| value.is_nan()));
+    let failure = product("reads_across", DType::BF16, &a, &b).unwrap_err().to_string();
+    assert!(failure.contains("race: ") && failure.contains("after"), "{failure}");
 }

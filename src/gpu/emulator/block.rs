@@ -39,7 +39,16 @@ pub struct Context {
     epoch: u32,
     warp_epoch: u16,
     runtime: *const Runtime,
+    copies_asked: u32,
+    copies_group: u32,
+    /// Copies to shared memory that are under way, of five words each; the kernels' own business.
+    copies: [[u64; 5]; COPIES],
 }
+
+/// `emulator::COPIES`.
+const COPIES: usize = 64;
+/// `emulator::OFFER`.
+const OFFER: usize = 32;
 
 #[repr(C)]
 struct Runtime {
@@ -47,9 +56,10 @@ struct Runtime {
     collective: unsafe extern "C" fn(*const Context, u32, u32, u64, u32, *const c_char, u32) -> u64,
     shared: unsafe extern "C" fn(*const Context, *const c_char, u32, u32, *mut *mut c_void, *mut *mut Shadow),
     fault: unsafe extern "C" fn(*const Context, *const c_char, *const c_char, u64, u32),
+    exchange: unsafe extern "C" fn(*const Context, *const u8, *const c_char, u32) -> *const u8,
 }
 
-static RUNTIME: Runtime = Runtime { barrier, collective, shared, fault };
+static RUNTIME: Runtime = Runtime { barrier, collective, shared, fault, exchange };
 
 /// The twin of `emulator::Shadow`: two marks of eight bytes.
 #[repr(C)]
@@ -100,6 +110,8 @@ mod kind {
     pub const BALLOT: u32 = 5;
     pub const ANY: u32 = 6;
     pub const ALL: u32 = 7;
+    /// Not CUDA's: every lane gets what every lane offers.
+    pub const EXCHANGE: u32 = 8;
 }
 
 /// What a kernel did wrong, and where.
@@ -129,6 +141,9 @@ pub struct Block {
     states: Vec<State>,
     /// What a collective gave each thread.
     results: Vec<u64>,
+    /// What each thread offers to its warp, and what the warp's last exchange made known.
+    offers: Vec<[u8; OFFER]>,
+    exchanged: Vec<[u8; OFFER]>,
     /// Threads in the order in which they begin, and how many have begun.
     order: Vec<u32>,
     begun: usize,
@@ -166,6 +181,8 @@ impl Block {
             contexts: Vec::new(),
             states: vec![State::NotBegun; threads],
             results: vec![0; threads],
+            offers: vec![[0; OFFER]; threads],
+            exchanged: vec![[0; OFFER]; threads],
             order: (0..threads as u32).collect(),
             begun: 0,
             workers: Vec::new(),
@@ -196,6 +213,9 @@ impl Block {
             epoch: 1,
             warp_epoch: 0,
             runtime: &RUNTIME,
+            copies_asked: 0,
+            copies_group: 0,
+            copies: [[0; 5]; COPIES],
         }));
         self.states.fill(State::NotBegun);
         (self.begun, self.shared_used, self.shadow_used) = (0, 0, 0);
@@ -403,6 +423,10 @@ impl Block {
                     let votes = lanes.iter().filter(|&&lane| value(lane) != 0);
                     let argument = own.argument as usize;
                     self.results[first + lane] = match collective.kind {
+                        kind::EXCHANGE => {
+                            self.exchanged[first + lane] = self.offers[first + lane];
+                            0
+                        }
                         kind::SYNC => 0,
                         kind::SHUFFLE => from(argument)?,
                         kind::SHUFFLE_XOR => from(lane ^ argument)?,
@@ -517,6 +541,17 @@ unsafe extern "C" fn collective(
         let site = Site { file, line };
         Block::wait(block, State::AtCollective(Collective { kind, mask, value, argument, site }));
         (&(*block).results)[thread]
+    }
+}
+
+/// Everybody's offers are copied when all have arrived: whoever runs ahead to the next exchange cannot overwrite them.
+unsafe extern "C" fn exchange(context: *const Context, offer: *const u8, file: *const c_char, line: u32) -> *const u8 {
+    // SAFETY: as in `barrier`; an offer has `OFFER` bytes.
+    unsafe {
+        let (block, thread) = (CURRENT.get(), (*context).thread.x as usize);
+        (&mut (*block).offers)[thread].copy_from_slice(std::slice::from_raw_parts(offer, OFFER));
+        collective(context, kind::EXCHANGE, u32::MAX, 0, 0, file, line);
+        (&(*block).exchanged)[thread / WARP * WARP].as_ptr()
     }
 }
 

@@ -130,12 +130,46 @@ fn sizes(g: &Geometry, dtype: DType, x: Address, y: Address, w: Option<Address>)
     }
 }
 
+parameters! {
+    struct Product: 112 bytes {
+        from: Address,
+        by: Address,
+        to: Address,
+        g: Sizes,
+        stretch: i32,
+        to_pitch: i32,
+    }
+}
+
+/// Rows and columns of a tile on tensor cores, its threads, and the summands of a step.
+const TENSOR_SPAN: usize = 64;
+const TENSOR_THREADS: u32 = 128;
+const TENSOR_DEPTH: usize = 32;
+
+/// Whether a pass whose operands are packed as `needed` says runs on tensor cores.
+fn suits_tensor_cores(g: &Geometry, dtype: DType, sizes: &Sizes, needed: u32) -> bool {
+    let in_eights = g.conv.groups == 1 && sizes.packed & needed == needed;
+    dtype.size() == 2 && in_eights && g.c.is_multiple_of(8)
+}
+
+/// A pass on tensor cores: `rows` × `columns` sums, in `stretches`.
+fn launch_product(gpu: &Gpu, name: &'static str, dtype: DType, product: &Product, size: [usize; 3]) {
+    let [rows, columns, stretches] = size;
+    let grid = [rows.div_ceil(TENSOR_SPAN), columns.div_ceil(TENSOR_SPAN), stretches].map(dim);
+    // SAFETY: the passes below check shapes and dtypes, and that lines begin and end at 16 bytes.
+    unsafe { gpu.launch("conv2d_tensor", name, dtype, grid, TENSOR_THREADS, product) }
+}
+
 pub fn fprop(gpu: Handle, g: &Geometry, x: &Tensor, w: &Tensor, y: TensorMut) {
     let dtype = x.dtype();
     assert!(w.dtype() == dtype && y.dtype() == dtype, "convolution of {dtype} by {} to {}", w.dtype(), y.dtype());
     let (x, w, y) = (x.address(), w.address(), y.address());
     let parameters = Fprop { x, w, y, g: sizes(g, dtype, x, y, Some(w)) };
     let pixels = g.n * g.p * g.q;
+    if suits_tensor_cores(g, dtype, &parameters.g, PACKED_X | PACKED_W) {
+        let product = Product { from: x, by: w, to: y, g: parameters.g, stretch: 0, to_pitch: 0 };
+        return launch_product(gpu, "conv2d_tensor_fprop", dtype, &product, [pixels, g.k, 1]);
+    }
     let (name, grid, threads) = if is_depthwise(g) {
         ("conv2d_fprop_depthwise", direct_grid(pixels * g.k), DIRECT_THREADS as u32)
     } else {
@@ -153,6 +187,10 @@ pub fn dgrad(gpu: Handle, g: &Geometry, dy: &Tensor, w: &Tensor, dx: TensorMut) 
     let (dy, w, dx) = (dy.address(), w.address(), dx.address());
     let parameters = Dgrad { dy, w, dx, g: sizes(g, dtype, dx, dy, Some(w)) };
     let pixels = g.n * g.h * g.w;
+    if suits_tensor_cores(g, dtype, &parameters.g, PACKED_Y | PACKED_W) {
+        let product = Product { from: dy, by: w, to: dx, g: parameters.g, stretch: 0, to_pitch: 0 };
+        return launch_product(gpu, "conv2d_tensor_dgrad", dtype, &product, [pixels, g.c, 1]);
+    }
     let (name, grid, threads) = if is_depthwise(g) {
         ("conv2d_dgrad_depthwise", direct_grid(pixels * g.c), DIRECT_THREADS as u32)
     } else {
@@ -168,15 +206,19 @@ pub fn wgrad(gpu: Handle, g: &Geometry, x: &Tensor, dy: &Tensor, dw: TensorMut) 
     let dtype = dy.dtype();
     assert!(x.dtype() == dtype && dw.dtype() == DType::F32, "wgrad of {} by {dtype} to {}", x.dtype(), dw.dtype());
     let (x, dy, dw) = (x.address(), dy.address(), dw.address());
+    let on_tensor_cores = suits_tensor_cores(g, dtype, &sizes(g, dtype, x, dy, None), PACKED_X | PACKED_Y);
     let columns = g.k / g.conv.groups;
-    let (name, [rows, columns], threads) = if is_depthwise(g) {
+    let (name, [rows, columns], threads) = if on_tensor_cores {
+        let tiles = [g.k, g.filter_len()].map(|size| size.div_ceil(TENSOR_SPAN));
+        ("conv2d_tensor_wgrad", tiles, TENSOR_THREADS)
+    } else if is_depthwise(g) {
         ("conv2d_wgrad_depthwise", [g.k.div_ceil(LANES), g.filter_len()], DIRECT_THREADS as u32)
     } else {
         let (width, threads, name) = tile(columns, ["conv2d_wgrad_wide", "conv2d_wgrad_narrow"]);
         (name, [g.filter_len().div_ceil(ROWS), columns.div_ceil(width)], threads)
     };
     let groups = if is_depthwise(g) { 1 } else { g.conv.groups };
-    let stretch = stretch(g.n * g.p * g.q, rows * columns * groups);
+    let stretch = stretch(g.n * g.p * g.q, rows * columns * groups).next_multiple_of(TENSOR_DEPTH);
     let stretches = (g.n * g.p * g.q).div_ceil(stretch);
 
     // One stretch needs no second launch: it writes dw itself.
@@ -191,6 +233,15 @@ pub fn wgrad(gpu: Handle, g: &Geometry, x: &Tensor, dy: &Tensor, dw: TensorMut) 
     // Whether a row's length fills packs does not matter here: what is left over is written one by one.
     if is_packed(partial, DType::F32, 0, pitch) {
         sizes.packed |= PACKED_DW;
+    }
+    if on_tensor_cores {
+        let (stretch, to_pitch) = (stretch as i32, pitch as i32);
+        let product = Product { from: dy, by: x, to: partial, g: sizes, stretch, to_pitch };
+        launch_product(gpu, name, dtype, &product, [g.k, g.filter_len(), stretches]);
+        if stretches > 1 {
+            sum_stretches(gpu, g, dtype, partial, dw, stretches);
+        }
+        return;
     }
     let parameters = Wgrad {
         x,

@@ -1,0 +1,156 @@
+// Instructions of tensor cores and of what feeds them, one inline function each: PTX on a GPU, a twin on the emulator.
+//
+// Fragments, as PTX lays them out. Of lane l, let g = l / 4 and t = l % 4.
+//
+//   16 × 8 × 16, 16-bit A and B, two neighbouring numbers in a register:
+//     a[0] (g, 2t..), a[1] (g + 8, 2t..), a[2] (g, 2t + 8..), a[3] (g + 8, 2t + 8..)       row, first of two columns
+//     b[0] (2t.., g), b[1] (2t + 8.., g)                                                  first of two rows, column
+//   16 × 8 × 8, tf32: a[0] (g, t), a[1] (g + 8, t), a[2] (g, t + 4), a[3] (g + 8, t + 4);  b[0] (t, g), b[1] (t + 4, g)
+//   D and C of both, f32: d[0] (g, 2t), d[1] (g, 2t + 1), d[2] (g + 8, 2t), d[3] (g + 8, 2t + 1)
+#pragma once
+
+#include "common.cuh"
+
+struct Fragments {
+  unsigned a[4], b[2];
+};
+
+#ifdef MEDMERGE_EMULATOR
+
+// Number `half` (0 or 1) of two 16-bit ones.
+DEVICE float half_of(unsigned pair, unsigned half) {
+  const element v = [&] {
+    element e;
+    const unsigned short bits = static_cast<unsigned short>(pair >> (16 * half));
+    std::memcpy(&e, &bits, sizeof(bits));
+    return e;
+  }();
+  return to_float(v);
+}
+
+// The numbers that A (16 × DEPTH) and B (DEPTH × 8) have at (row, k) and (k, column), in the lanes' fragments.
+template <unsigned DEPTH>
+DEVICE float a_at(const emulator::Offers<Fragments>& of, unsigned row, unsigned k) {
+  if (DEPTH == 16) return half_of(of[row % 8 * 4 + k % 8 / 2].a[row / 8 + k / 8 * 2], k % 2);
+  return float_of(of[row % 8 * 4 + k % 4].a[row / 8 + k / 4 * 2]);
+}
+
+template <unsigned DEPTH>
+DEVICE float b_at(const emulator::Offers<Fragments>& of, unsigned k, unsigned column) {
+  if (DEPTH == 16) return half_of(of[column * 4 + k % 8 / 2].b[k / 8], k % 2);
+  return float_of(of[column * 4 + k % 4].b[k / 4]);
+}
+
+template <unsigned DEPTH>
+DEVICE void multiply_add(float (&d)[4], const Fragments& own) {
+  const emulator::Offers<Fragments> of = emulator::exchange(own, __FILE__, __LINE__);
+  const unsigned lane = threadIdx.x % WARP;
+  for (unsigned i = 0; i < 4; ++i) {
+    const unsigned row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+    float sum = 0;
+    for (unsigned k = 0; k < DEPTH; ++k) sum += a_at<DEPTH>(of, row, k) * b_at<DEPTH>(of, k, column);
+    d[i] += sum;
+  }
+}
+
+#endif
+
+// D = A·B + D, 16 × 8 × 16, with A and B as activations are stored: bf16 or f16.
+DEVICE void mma_16816(float (&d)[4], const Fragments& f) {
+#ifdef MEDMERGE_EMULATOR
+  multiply_add<16>(d, f);
+#elif defined(STORAGE_BF16)
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(f.a[0]), "r"(f.a[1]), "r"(f.a[2]), "r"(f.a[3]), "r"(f.b[0]), "r"(f.b[1]));
+#elif defined(STORAGE_F16)
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(f.a[0]), "r"(f.a[1]), "r"(f.a[2]), "r"(f.a[3]), "r"(f.b[0]), "r"(f.b[1]));
+#endif
+}
+
+// f32 rounded to tf32, 10 bits of fraction: to nearest, ties away from zero, as cvt.rna does.
+DEVICE unsigned to_tf32(float v) {
+#ifdef MEDMERGE_EMULATOR
+  const unsigned bits = bits_of(v);
+  return is_finite(v) ? (bits + 0x1000u) & ~0x1FFFu : bits;
+#else
+  unsigned bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(v));
+  return bits;
+#endif
+}
+
+// D = A·B + D, 16 × 8 × 8, with A and B in tf32.
+DEVICE void mma_1688(float (&d)[4], const Fragments& f) {
+#ifdef MEDMERGE_EMULATOR
+  multiply_add<8>(d, f);
+#else
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(f.a[0]), "r"(f.a[1]), "r"(f.a[2]), "r"(f.a[3]), "r"(f.b[0]), "r"(f.b[1]));
+#endif
+}
+
+// Four 8 × 8 matrices of 16-bit numbers: lane l gives the place of row l % 8 of matrix l / 8, a multiple of 8 numbers.
+// Register m gets the numbers (l / 4, 2·(l % 4)..) of matrix m; TURNED: those of its transpose.
+template <bool TURNED>
+DEVICE void load_matrices(unsigned (&r)[4], SharedArray<element> array, unsigned row) {
+#ifdef MEDMERGE_EMULATOR
+  emulator::check_aligned(array.data + row, 16);
+  const emulator::Offers<unsigned> rows = emulator::exchange(row, __FILE__, __LINE__);
+  const unsigned lane = threadIdx.x % WARP;
+  for (unsigned m = 0; m < 4; ++m) {
+    unsigned short pair[2];
+    for (unsigned j = 0; j < 2; ++j) {
+      const unsigned line = TURNED ? lane % 4 * 2 + j : lane / 4, column = TURNED ? lane / 4 : lane % 4 * 2 + j;
+      const element v = array[rows[m * 8 + line] + column];
+      std::memcpy(&pair[j], &v, sizeof(pair[j]));
+    }
+    r[m] = pair[0] | static_cast<unsigned>(pair[1]) << 16;
+  }
+#else
+  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(array + row));
+  if (TURNED)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+#endif
+}
+
+// Starts a copy of 16 bytes from global to shared memory, at a multiple of 16 bytes in both; zeros if !valid, and then
+// `from` is not read.
+template <class T>
+DEVICE void copy_async(SharedArray<T> to, unsigned i, const void* from, bool valid) {
+#ifdef MEDMERGE_EMULATOR
+  emulator::copy_later(to, i, valid ? from : nullptr);
+#else
+  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(to + i));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(valid ? 16 : 0) : "memory");
+#endif
+}
+
+// Ends a group of copies.
+DEVICE void commit_copies() {
+#ifdef MEDMERGE_EMULATOR
+  ++emulator::context()->copies_group;
+#else
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits until at most the last LEFT groups of this thread's copies are under way. A barrier makes the others' visible.
+template <unsigned LEFT>
+DEVICE void wait_for_copies() {
+#ifdef MEDMERGE_EMULATOR
+  emulator::wait_for_copies(LEFT);
+#else
+  asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+#endif
+}
