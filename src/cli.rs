@@ -9,6 +9,7 @@ use medmerge::data::SplitName;
 use medmerge::error::Error;
 use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Start};
 use medmerge::nn::Stem;
+use medmerge::ops::conv2d::Pass;
 
 /// Learn how much of each source network to keep, per convolution filter; fold them into one; fine-tune it.
 ///
@@ -72,6 +73,9 @@ pub enum Verb {
     Inspect(Inspect),
     /// Write the generated data sets: texture.npz, shape.npz and target.npz
     Synth(Synth),
+    /// How long merges, convolutions and steps take, beside what this machine can do
+    #[command(subcommand)]
+    Bench(Bench),
     /// Check every op on --device against its definition
     Selftest(Selftest),
     /// Compile all GPU kernels; what each needs. No GPU is needed; later runs find them compiled
@@ -317,6 +321,64 @@ pub struct Synth {
     /// Overwrite what exists
     #[arg(long)]
     pub force: bool,
+}
+
+#[derive(Subcommand)]
+pub enum Bench {
+    /// Whole-network merges, one α per filter: the blend, and its gradient dα
+    Merge {
+        /// How many sources; several are separated by commas [default: 2,4,8]
+        #[arg(long, value_delimiter = ',')]
+        sources: Vec<usize>,
+        #[command(flatten)]
+        options: BenchOptions,
+    },
+    /// Each distinct convolution of the networks, pass by pass
+    Conv {
+        /// fprop, dgrad or wgrad; several are separated by commas [default: all]
+        #[arg(long, value_delimiter = ',', value_name = "PASS", value_parser = parse::<Pass>)]
+        pass: Vec<Pass>,
+        #[command(flatten)]
+        images: BenchImages,
+        #[command(flatten)]
+        options: BenchOptions,
+    },
+    /// Training steps, and learning steps of merge weights
+    Step {
+        /// How many sources a learning step merges; several are separated by commas [default: 2]
+        #[arg(long, value_delimiter = ',')]
+        sources: Vec<usize>,
+        #[command(flatten)]
+        images: BenchImages,
+        #[command(flatten)]
+        options: BenchOptions,
+    },
+}
+
+#[derive(Args)]
+pub struct BenchImages {
+    /// Height and width; up to 64 with the 3x3 stem, else 7x7; several are separated by commas [default: 28; also 224 on a GPU]
+    #[arg(long, value_delimiter = ',', value_name = "PIXELS")]
+    pub image_size: Vec<usize>,
+    /// Images of a batch [default: 128; on the CPU 8 large ones]
+    #[arg(long)]
+    pub batch_size: Option<usize>,
+}
+
+#[derive(Args)]
+pub struct BenchOptions {
+    /// Networks, separated by commas [default: resnet18,resnet50; their convolutions, and those of densenet121]
+    #[arg(long, value_delimiter = ',', value_name = "NAME")]
+    pub network: Vec<String>,
+    /// Only rows whose name contains this; --json shows the names
+    #[arg(long, value_name = "TEXT")]
+    pub filter: Option<String>,
+    /// Timings of each row, of which the median is shown [default: 31 on a GPU, 11 on the CPU, 5 for its steps]
+    #[arg(long)]
+    pub rounds: Option<usize>,
+    /// What an earlier run printed with --json: shows this run's times as multiples of it
+    #[arg(long, value_name = "FILE.json")]
+    pub baseline: Option<PathBuf>,
 }
 
 #[derive(Args)]

@@ -1,6 +1,7 @@
 //! MedMerge: merge networks that others trained by learning, on the target task, how much of each to keep.
 //!
 //! ```text
+//!  bench                         what all of this takes, beside what the machine can do
 //!  train · merge                 workflows and the method
 //!  checkpoint · data · report    files in and out
 //!  nn                            a network is data: a graph of named layers
@@ -28,6 +29,7 @@
 //! # }
 //! ```
 
+pub mod bench;
 pub mod checkpoint;
 pub mod data;
 pub mod error;

@@ -110,7 +110,7 @@ fn gpu_lines((index, gpu): (usize, &Found)) {
 }
 
 /// The widest vector instructions that the ops will use.
-fn instructions() -> &'static str {
+pub fn instructions() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     {
         if std::arch::is_x86_feature_detected!("avx512f") {

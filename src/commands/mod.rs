@@ -1,5 +1,6 @@
 //! One file per verb: options in, library call, printing.
 
+mod bench;
 mod demo;
 mod devices;
 mod evaluate;
@@ -40,6 +41,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Predict(options) => evaluate::predict(&options, &global),
         Verb::Inspect(options) => inspect::run(&options, &global),
         Verb::Synth(options) => synth::run(&options, &global),
+        Verb::Bench(options) => bench::run(&options, &global),
         Verb::Selftest(options) => selftest::run(&options, &global),
         Verb::Kernels(options) => kernels::run(&options, &global),
         Verb::Devices => devices::run(&global),

@@ -63,7 +63,7 @@ impl Memory {
     }
 
     /// Frees what nobody uses and no graph owns.
-    fn trim(&mut self, driver: &dyn Driver) {
+    pub fn trim(&mut self, driver: &dyn Driver) {
         for bytes in self.sizes(Owner::Everybody) {
             for address in self.shelves.remove(&(Owner::Everybody, bytes)).unwrap_or_default() {
                 driver.free(address, bytes);

@@ -12,6 +12,7 @@ mod driver;
 #[cfg(feature = "emulator")]
 pub mod emulator;
 mod failure;
+pub(crate) mod limits;
 mod memory;
 pub mod nvrtc;
 
@@ -134,6 +135,15 @@ impl Gpu {
     /// The most bytes ever held.
     pub fn peak_memory(&self) -> usize {
         lock(&self.memory).peak
+    }
+
+    /// Waits for all work, and gives the driver back what nobody uses; the peak counts from here.
+    pub fn release_unused(&self) -> Result<(), Failure> {
+        self.synchronize()?;
+        let mut memory = lock(&self.memory);
+        memory.trim(&*self.driver);
+        memory.peak = memory.held;
+        Ok(())
     }
 
     pub fn allocate(&'static self, bytes: usize) -> Buffer {

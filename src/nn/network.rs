@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use crate::ops::batch_norm::Statistics;
-use crate::ops::conv2d::Conv2d;
+use crate::ops::conv2d::{Conv2d, Geometry, output_size};
 use crate::ops::pool::Pool;
 use crate::tape::{Tape, Var};
 use crate::tensor::{Shape, Tensor};
@@ -217,9 +217,29 @@ impl Network {
         self.parameters.iter().map(|parameter| parameter.shape.len()).sum()
     }
 
-    /// The smallest height and width of an image that passes through all layers.
+    /// Whether images of this size pass through all layers.
     pub fn accepts(&self, height: usize, width: usize) -> bool {
-        let mut sizes = vec![Some([height, width])];
+        self.sizes(height, width).is_some()
+    }
+
+    /// Each convolution on a batch of images of shape N×H×W×C, in the order they run: its name and its sizes. `None` if the
+    /// images are too small.
+    pub fn convolutions(&self, images: Shape) -> Option<Vec<(&str, Geometry)>> {
+        let [n, h, w, _] = images.four();
+        let sizes = self.sizes(h, w)?;
+        let of = |layer: &'_ Layer| {
+            let Operation::Conv2d { conv, weight } = layer.operation else { return None };
+            let Parameter { shape, pitch, .. } = self.parameters[weight];
+            let [.., group_channels] = shape.four();
+            let [h, w] = sizes[layer.inputs[0].0];
+            Some(Geometry::new(conv, [n, h, w, group_channels * conv.groups].into(), shape, pitch))
+        };
+        Some(self.layers.iter().filter_map(|layer| Some((layer.name.as_str(), of(layer)?))).collect())
+    }
+
+    /// Height and width of every node, but for those behind global pooling; `None` if the input is too small.
+    fn sizes(&self, height: usize, width: usize) -> Option<Vec<[usize; 2]>> {
+        let mut sizes = vec![[height, width]];
         for layer in &self.layers {
             let input = sizes[layer.inputs[0].0];
             let (window, stride, padding, dilation) = match &layer.operation {
@@ -235,12 +255,11 @@ impl Network {
                     continue;
                 }
             };
-            let size = |axis: usize, input: [usize; 2]| {
-                crate::ops::conv2d::output_size(input[axis], window[axis], stride[axis], padding[axis], dilation[axis])
-            };
-            sizes.push(input.and_then(|input| Some([size(0, input)?, size(1, input)?])));
+            let size =
+                |axis: usize| output_size(input[axis], window[axis], stride[axis], padding[axis], dilation[axis]);
+            sizes.push([size(0)?, size(1)?]);
         }
-        sizes.iter().all(Option::is_some)
+        Some(sizes)
     }
 }
 

@@ -86,6 +86,11 @@ const MAX_BLOCKS: usize = 1024;
 const EXPANSION: usize = 4;
 
 impl Architecture {
+    /// Every name that [`Architecture::named`] knows.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        NAMED.iter().map(|(name, ..)| *name)
+    }
+
     /// `width` is that of the first stage; without it, the usual one. Without a stem, the 3×3 one for networks of three
     /// stages and the 7×7 one for those of four.
     pub fn named(name: &str, stem: Option<Stem>, width: Option<usize>) -> Result<Architecture> {

@@ -15,6 +15,7 @@ pub mod cases;
 pub mod concat;
 pub mod control;
 pub mod conv2d;
+mod cost;
 pub mod gemm;
 pub mod images;
 pub mod linear;
@@ -24,3 +25,5 @@ pub mod pointwise;
 pub mod pool;
 pub mod softmax_cross_entropy;
 mod tile;
+
+pub use cost::Cost;

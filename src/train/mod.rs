@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 pub use compare::{Baseline, Outcome, Protocol};
 pub use evaluate::{evaluate, reestimate_statistics, scores};
 pub use learn::{AnchorChoice, LearnOptions, Learning, choose_anchor, learn, probe};
+pub(crate) use optimizer::BETAS;
 pub use optimizer::{Optimizer, OptimizerKind, Schedule};
 pub use place::Place;
 pub use recorder::Recorder;

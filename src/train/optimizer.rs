@@ -16,7 +16,7 @@ pub enum OptimizerKind {
 }
 
 /// β₁, which is also SGD's momentum, and β₂.
-pub(super) const BETAS: [f64; 2] = [0.9, 0.999];
+pub(crate) const BETAS: [f64; 2] = [0.9, 0.999];
 
 /// How the learning rate falls from its first value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

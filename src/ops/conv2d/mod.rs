@@ -13,8 +13,14 @@ pub mod cpu;
 mod gpu;
 pub mod reference;
 
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+
+use super::Cost;
+use crate::error::Error;
 use crate::tape::{Tape, Var};
-use crate::tensor::{Implementation, Shape, Tensor, TensorMut};
+use crate::tensor::{DType, Implementation, Shape, Tensor, TensorMut};
 
 /// What a convolution layer fixes: height first, then width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +34,36 @@ pub struct Conv2d {
 impl Conv2d {
     pub const fn new(stride: usize, padding: usize) -> Conv2d {
         Conv2d { stride: [stride; 2], padding: [padding; 2], dilation: [1; 2], groups: 1 }
+    }
+}
+
+/// One of the three directions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pass {
+    Fprop,
+    Dgrad,
+    Wgrad,
+}
+
+impl Pass {
+    pub const ALL: [Pass; 3] = [Pass::Fprop, Pass::Dgrad, Pass::Wgrad];
+}
+
+impl fmt::Display for Pass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Pass::Fprop => "fprop",
+            Pass::Dgrad => "dgrad",
+            Pass::Wgrad => "wgrad",
+        })
+    }
+}
+
+impl FromStr for Pass {
+    type Err = Error;
+    fn from_str(name: &str) -> Result<Pass, Error> {
+        let known = || Pass::ALL.map(|pass| pass.to_string());
+        Pass::ALL.into_iter().find(|pass| pass.to_string() == name).ok_or_else(|| Error::unknown("pass", name, known()))
     }
 }
 
@@ -98,6 +134,27 @@ impl Geometry {
     pub fn flops(&self) -> u64 {
         2 * (self.n * self.p * self.q * self.k * self.filter_len()) as u64
     }
+
+    /// What a pass must do at least with activations and filters of `dtype`; the gradient of the filters is f32. Operations
+    /// count padding. Of `x`, only what some output sees has to be read: a 1×1 convolution of stride 2 skips three quarters.
+    pub fn cost(&self, pass: Pass, dtype: DType) -> Cost {
+        let seen = |outputs: usize, taps: usize, input: &dyn Fn(usize, usize) -> Option<usize>| {
+            let all = (0..outputs).flat_map(|output| (0..taps).filter_map(move |tap| input(output, tap)));
+            all.collect::<BTreeSet<usize>>().len()
+        };
+        let (rows, columns) =
+            (seen(self.p, self.r, &|p, r| self.input_row(p, r)), seen(self.q, self.s, &|q, s| self.input_column(q, s)));
+        let bytes = |count: usize, dtype: DType| (count * dtype.size()) as u64;
+        let x = bytes(self.n * rows * columns * self.c, dtype);
+        let (dx, y) = (bytes(self.x().len(), dtype), bytes(self.y().len(), dtype));
+        let filters = self.k * self.filter_len();
+        let (read, written) = match pass {
+            Pass::Fprop => (x + bytes(filters, dtype), y),
+            Pass::Dgrad => (y + bytes(filters, dtype), dx),
+            Pass::Wgrad => (x + y, bytes(filters, DType::F32)),
+        };
+        Cost { flops: self.flops(), read, written }
+    }
 }
 
 /// Size of the output along one axis; `None` if the padded input is smaller than the filter's reach.
@@ -157,5 +214,36 @@ impl Tape {
                 }
             })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cost(conv: Conv2d, x: [usize; 4], w: [usize; 4], pass: Pass, dtype: DType) -> Cost {
+        Geometry::new(conv, x.into(), w.into(), w[1] * w[2] * w[3]).cost(pass, dtype)
+    }
+
+    /// ResNet-18's first layers on one image of 28 pixels, by hand.
+    #[test]
+    fn what_a_convolution_costs() {
+        let (x, w, y) = (28 * 28 * 64, 64 * 9 * 64, 28 * 28 * 64);
+        let of = |pass, dtype| cost(Conv2d::new(1, 1), [1, 28, 28, 64], [64, 3, 3, 64], pass, dtype);
+        let flops = 2 * 28 * 28 * 64 * 576;
+        assert_eq!(of(Pass::Fprop, DType::F32), Cost { flops, read: 4 * (x + w), written: 4 * y });
+        assert_eq!(of(Pass::Dgrad, DType::BF16), Cost { flops, read: 2 * (y + w), written: 2 * x });
+        assert_eq!(of(Pass::Wgrad, DType::BF16), Cost { flops, read: 2 * (x + y), written: 4 * w });
+    }
+
+    /// Every second row and column; where a gradient of zero belongs is written all the same.
+    #[test]
+    fn a_stride_skips_what_no_output_sees() {
+        let of = |pass| cost(Conv2d::new(2, 0), [2, 9, 8, 4], [8, 1, 1, 4], pass, DType::F32);
+        let (seen, x, w, y) = (2 * 5 * 4 * 4, 2 * 9 * 8 * 4, 8 * 4, 2 * 5 * 4 * 8);
+        let flops = 2 * y * 4;
+        assert_eq!(of(Pass::Fprop), Cost { flops, read: 4 * (seen + w), written: 4 * y });
+        assert_eq!(of(Pass::Dgrad), Cost { flops, read: 4 * (y + w), written: 4 * x });
+        assert_eq!(of(Pass::Wgrad), Cost { flops, read: 4 * (seen + y), written: 4 * w });
     }
 }

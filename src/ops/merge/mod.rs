@@ -18,6 +18,7 @@ pub mod reference;
 
 use std::sync::Arc;
 
+use super::Cost;
 use crate::tape::{Tape, Var};
 use crate::tensor::{Implementation, Tensor, TensorMut};
 
@@ -110,10 +111,30 @@ impl Table {
         self.arena_len
     }
 
-    /// Bytes that a blend of `sources` must at least move, padding left out.
-    pub fn bytes(&self, sources: usize) -> usize {
-        let weights: usize = self.segments.iter().map(|s| s.rows * s.row_len).sum();
-        weights * size_of::<f32>() * (sources + 1)
+    /// What a blend must do at least, padding left out: each source and α read once, the result written once.
+    pub fn blend_cost(&self, sources: usize) -> Cost {
+        let (blended, taken) = self.weights();
+        let (m, alphas, size) = (sources as u64, self.alphas as u64, size_of::<f32>() as u64);
+        let read = size * (m * (blended + alphas) + taken);
+        Cost { flops: (2 * m - 1) * blended, read, written: size * (blended + taken) }
+    }
+
+    /// What [`alpha_gradient`] must do at least: each source and dW read once, where an α takes part in them.
+    pub fn gradient_cost(&self, sources: usize) -> Cost {
+        let (blended, _) = self.weights();
+        let (m, alphas, size) = (sources as u64, self.alphas as u64, size_of::<f32>() as u64);
+        Cost { flops: 2 * m * blended, read: size * (m + 1) * blended, written: size * m * alphas }
+    }
+
+    /// How many weights have an α, and how many are taken as they are.
+    fn weights(&self) -> (u64, u64) {
+        self.segments.iter().fold((0, 0), |(blended, taken), segment| {
+            let count = (segment.rows * segment.row_len) as u64;
+            match segment.choice {
+                Choice::Alpha { .. } => (blended + count, taken),
+                Choice::Source(_) => (blended, taken + count),
+            }
+        })
     }
 
     fn check(&self, sources: &[&Tensor], alpha: &Tensor) {
@@ -170,5 +191,22 @@ impl Tape {
                 gradients.contribute(id, |dalpha| alpha_gradient(&table, &sources, &dw, dalpha));
             })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two filters of three weights, padded to four, with an α each; and a vector of two that is taken from one source.
+    #[test]
+    fn what_a_merge_costs() {
+        let filters = Choice::Alpha { first: 0, row_step: 1, period: 1 };
+        let segment = |offset, rows, row_len, pitch, choice| Segment { offset, rows, row_len, pitch, choice };
+        let segments = vec![segment(0, 2, 3, 4, filters), segment(8, 1, 2, 2, Choice::Source(1))];
+        let table = Table::new(segments, 2, 12);
+        // Three sources: six weights and two α of each, two weights of one; 3 products and 2 sums for each of six.
+        assert_eq!(table.blend_cost(3), Cost { flops: 30, read: 4 * (3 * (6 + 2) + 2), written: 4 * 8 });
+        assert_eq!(table.gradient_cost(3), Cost { flops: 36, read: 4 * 4 * 6, written: 4 * 3 * 2 });
     }
 }

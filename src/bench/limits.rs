@@ -1,0 +1,189 @@
+//! What the machine can do, measured in the same run as what is compared with it.
+//!
+//! Memory by three mixes of reads and writes, since a write costs more than a read: read alone, the triad (2 : 1) and a copy
+//! (1 : 1). A mix in between takes a time per byte between theirs. Arithmetic: on the CPU, matrix products that stay in
+//! each core's cache; on a GPU, f32 multiplications and additions in registers, without memory. Every op computes in f32,
+//! whatever it stores; kernels that use matrix units in half precision could exceed this limit.
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use multiversion::multiversion;
+
+use super::measure::{Clock, cache, is_emulated};
+use super::random;
+use crate::error::Result;
+use crate::gpu::limits::Pass;
+use crate::gpu::{Gpu, Handle};
+use crate::ops::Cost;
+use crate::ops::gemm::{Matrix, gemm};
+use crate::tensor::{DType, Device, Tensor};
+
+/// Bytes and operations per second.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Limits {
+    pub read: f64,
+    pub triad: f64,
+    pub copy: f64,
+    pub multiply: f64,
+}
+
+/// Which limit an op meets first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Bound {
+    Memory,
+    Arithmetic,
+}
+
+impl Limits {
+    /// The least seconds that `cost` takes on this machine, and what they are spent on.
+    pub fn seconds(&self, cost: Cost) -> (f64, Bound) {
+        let memory = cost.bytes() as f64 * self.seconds_per_byte(cost);
+        let arithmetic = cost.flops as f64 / self.multiply;
+        if memory >= arithmetic { (memory, Bound::Memory) } else { (arithmetic, Bound::Arithmetic) }
+    }
+
+    /// By the share of writes, linearly between the three that were measured; beyond a half, as the copy.
+    fn seconds_per_byte(&self, cost: Cost) -> f64 {
+        let share = cost.written as f64 / cost.bytes().max(1) as f64;
+        let (third, half) = (1.0 / 3.0, 0.5);
+        let between = |from: f64, to: f64, place: f64| from + (to - from) * place;
+        match share {
+            _ if share <= third => between(1.0 / self.read, 1.0 / self.triad, share / third),
+            _ if share <= half => between(1.0 / self.triad, 1.0 / self.copy, (share - third) / (half - third)),
+            _ => 1.0 / self.copy,
+        }
+    }
+
+    pub fn measure(clock: &Clock) -> Result<Limits> {
+        match clock.device {
+            Device::Cpu => on_cpu(clock),
+            Device::Gpu(gpu) => on_gpu(clock, gpu),
+        }
+    }
+}
+
+/// Floats of a parallel piece, as many as the merge takes.
+const PIECE: usize = 1 << 14;
+/// Sides of the CPU's matrix products: three such matrices fit into a core's own cache.
+const SIDE: usize = 256;
+/// Products for each thread: enough to share evenly.
+const PRODUCTS: usize = 8;
+
+fn on_cpu(clock: &Clock) -> Result<Limits> {
+    // Two arrays of a copy exceed the cache four times.
+    let count = (cache(Device::Cpu).clamp(32 << 20, 256 << 20) as usize / 2).next_multiple_of(PIECE);
+    let [x, z] = [1, 2].map(|seed| random(count, seed));
+    let mut y = vec![0f32; count];
+    let mut sums = vec![0f32; count / PIECE];
+    let bytes = |arrays: usize| (arrays * count * size_of::<f32>()) as f64;
+    let read = clock.time(1, &mut |_| {
+        sums.par_iter_mut().zip(x.par_chunks(PIECE)).for_each(|(sum, x)| *sum = total(x));
+    })?;
+    let triad = clock.time(1, &mut |_| {
+        let inputs = x.par_chunks(PIECE).zip(z.par_chunks(PIECE));
+        y.par_chunks_mut(PIECE).zip(inputs).for_each(|(y, (x, z))| add_scaled(y, x, 3.0, z));
+    })?;
+    let copy = clock.time(1, &mut |_| {
+        y.par_chunks_mut(PIECE).zip(x.par_chunks(PIECE)).for_each(|(y, x)| y.copy_from_slice(x));
+    })?;
+    let products = PRODUCTS * rayon::current_num_threads();
+    let [a, b] = [Matrix::new(&x, SIDE, SIDE, SIDE), Matrix::new(&z, SIDE, SIDE, SIDE)];
+    let mut c = vec![0f32; products * SIDE * SIDE];
+    let multiply = clock.time(1, &mut |_| {
+        c.par_chunks_mut(SIDE * SIDE).for_each(|c| gemm(a, b, c, SIDE, false));
+    })?;
+    std::hint::black_box((&sums, &y, &c));
+    let flops = 2.0 * (products * SIDE * SIDE * SIDE) as f64;
+    Ok(Limits {
+        read: bytes(1) / read.median,
+        triad: bytes(3) / triad.median,
+        copy: bytes(2) / copy.median,
+        multiply: flops / multiply.median,
+    })
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
+fn total(x: &[f32]) -> f32 {
+    // As many sums as keep the adders busy.
+    let mut sums = [0f32; 64];
+    for x in x.chunks_exact(64) {
+        for (sum, x) in sums.iter_mut().zip(x) {
+            *sum += x;
+        }
+    }
+    sums.iter().sum()
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
+fn add_scaled(y: &mut [f32], x: &[f32], scale: f32, z: &[f32]) {
+    for ((y, x), z) in y.iter_mut().zip(x).zip(z) {
+        *y = x + scale * z;
+    }
+}
+
+/// Floats of each array: far more than any cache holds.
+const COUNT: usize = 64 << 20;
+/// Blocks for each multiprocessor, a multiple of the three that fit at once, and multiplications of each chain.
+const BLOCKS: usize = 24;
+const STEPS: u32 = 4096;
+
+fn on_gpu(clock: &Clock, gpu: Handle) -> Result<Limits> {
+    let is_emulated = is_emulated(clock.device);
+    let (count, blocks, steps) = match is_emulated {
+        true => (1 << 13, 1, 8),
+        false => (COUNT, BLOCKS * gpu.description().multiprocessors, STEPS),
+    };
+    let array = |seed| Tensor::from_vec(random(count, seed), [count]).to_device(clock.device);
+    let (x, z) = (array(1), array(2));
+    let uninit = |count: usize| Tensor::uninit([count], DType::F32, clock.device);
+    let (mut y, mut sums, mut chains) = (uninit(count), uninit(Gpu::read_sums(count)), uninit(blocks * 256));
+    let bytes = |arrays: usize| (arrays * count * size_of::<f32>()) as f64;
+    let read = clock.time(1, &mut |_| gpu.stream(Pass::Read, &x, &z, sums.view_mut()))?;
+    let triad = clock.time(1, &mut |_| gpu.stream(Pass::Triad, &x, &z, y.view_mut()))?;
+    let copy = clock.time(1, &mut |_| gpu.stream(Pass::Copy, &x, &z, y.view_mut()))?;
+    let mut flops = 0;
+    let multiply = clock.time(1, &mut |_| flops = gpu.multiply(steps, 0.5, 1.0, chains.view_mut()))?;
+    Ok(Limits {
+        read: bytes(1) / read.median,
+        triad: bytes(3) / triad.median,
+        copy: bytes(2) / copy.median,
+        multiply: flops as f64 / multiply.median,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { read: 8.0, triad: 4.0, copy: 2.0, multiply: 100.0 };
+
+    /// A mix that was measured has its own limit; one in between, one in between.
+    #[test]
+    fn the_limit_of_a_mix() {
+        let seconds = |read, written| LIMITS.seconds(Cost { flops: 0, read, written });
+        assert_eq!(seconds(24, 0), (3.0, Bound::Memory));
+        assert_eq!(seconds(16, 8), (6.0, Bound::Memory));
+        assert_eq!(seconds(12, 12), (12.0, Bound::Memory));
+        assert_eq!(seconds(0, 24), (12.0, Bound::Memory));
+        // One write in six: half-way between reading alone and the triad.
+        assert!((seconds(20, 4).0 - 24.0 * (1.0 / 8.0 + 1.0 / 4.0) / 2.0).abs() < 1e-12);
+        assert_eq!(seconds(0, 0).0, 0.0);
+    }
+
+    #[test]
+    fn the_nearer_limit_counts() {
+        assert_eq!(LIMITS.seconds(Cost { flops: 1000, read: 8, written: 0 }), (10.0, Bound::Arithmetic));
+        assert_eq!(LIMITS.seconds(Cost { flops: 100, read: 16, written: 0 }), (2.0, Bound::Memory));
+    }
+
+    #[test]
+    fn sums_and_triads_are_what_they_say() {
+        let x: Vec<f32> = (0..PIECE).map(|i| (i % 5) as f32).collect();
+        assert_eq!(total(&x), x.iter().sum::<f32>());
+        let mut y = vec![0f32; PIECE];
+        add_scaled(&mut y, &x, 2.0, &x);
+        assert!(y.iter().zip(&x).all(|(y, x)| *y == 3.0 * x));
+    }
+}

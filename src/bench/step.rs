@@ -1,0 +1,248 @@
+//! Training and learning steps, as [`train`](crate::train) runs them, on a batch that is already on the device: on a GPU from
+//! its bytes on, and replayed as a graph.
+
+use std::sync::Arc;
+
+use super::conv::too_small;
+use super::measure::Clock;
+use super::numbers::{random, random_bytes, random_tensor};
+use super::report::{Row, StepFigures};
+use super::shapes::{self, Scale};
+use super::{Measured, Settings, merge};
+use crate::error::{Error, Result};
+use crate::merge::{Plan, Start};
+use crate::nn::{Model, Network};
+use crate::ops::Cost;
+use crate::ops::control::Control;
+use crate::ops::conv2d::Pass;
+use crate::ops::images::{Images, prepare};
+use crate::ops::merge::{alpha_gradient, blend};
+use crate::ops::softmax_cross_entropy::CrossEntropy;
+use crate::tensor::{DType, Device, Integers, Tensor};
+use crate::train::{BETAS, MergeState, Subject, TrainOptions, step};
+
+/// Small enough that no run of steps on random labels diverges.
+const LEARNING_RATE: f64 = 1e-7;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    /// Everything learns.
+    Training,
+    /// Merge weights and the head.
+    Learning,
+}
+
+pub(super) struct Case {
+    network: String,
+    graph: Arc<Network>,
+    image_size: usize,
+    batch_size: usize,
+    precision: DType,
+    what: What,
+    /// Of a learning step.
+    sources: usize,
+}
+
+pub(super) fn cases(settings: &Settings, networks: &[String], sources: &[usize], scale: Scale) -> Result<Vec<Case>> {
+    let mut cases = Vec::new();
+    for network in networks {
+        for &image_size in settings.image_sizes(scale) {
+            let graph = shapes::network(network, shapes::stem(image_size), shapes::classes(image_size))?;
+            if !graph.accepts(image_size, image_size) {
+                return Err(too_small(network, image_size));
+            }
+            let case = |what, sources| Case {
+                network: network.clone(),
+                graph: graph.clone(),
+                image_size,
+                batch_size: settings.batch_size.unwrap_or(scale.batch_size(image_size)),
+                precision: settings.precision,
+                what,
+                sources,
+            };
+            cases.push(case(What::Training, 0));
+            cases.extend(sources.iter().map(|&sources| case(What::Learning, sources)));
+        }
+    }
+    Ok(cases)
+}
+
+impl Case {
+    fn what(&self) -> String {
+        match self.what {
+            What::Training => "training".into(),
+            What::Learning => format!("learning, {} sources", self.sources),
+        }
+    }
+
+    pub fn name(&self) -> String {
+        let Case { network, image_size, batch_size, precision, .. } = self;
+        format!("step/{network}/{image_size}px/{batch_size}/{}/{precision}", self.what())
+    }
+
+    /// Of the convolutions and of merging; the rest of a step is not counted.
+    fn costs(&self, plan: Option<&Plan>) -> Vec<Cost> {
+        let images = [self.batch_size, self.image_size, self.image_size, self.graph.input_channels];
+        let convolutions = self.graph.convolutions(images.into()).expect("checked when the cases were made");
+        let mut costs = Vec::new();
+        for (index, (_, geometry)) in convolutions.iter().enumerate() {
+            let passes = Pass::ALL.into_iter().filter(|&pass| pass != Pass::Dgrad || index > 0);
+            costs.extend(passes.map(|pass| geometry.cost(pass, self.precision)));
+        }
+        costs.extend(plan.iter().flat_map(|plan| {
+            let (table, sources) = (&plan.table, plan.method.sources);
+            [table.blend_cost(sources), table.gradient_cost(sources)]
+        }));
+        costs
+    }
+
+    pub fn measure(&self, clock: &Clock) -> Result<Measured> {
+        let device = clock.device;
+        if let Device::Gpu(gpu) = device {
+            // What earlier rows needed is not part of this one's peak.
+            gpu.release_unused()?;
+        }
+        let plan = (self.what == What::Learning).then(|| merge::plan(&self.graph, self.sources));
+        let costs = self.costs(plan.as_ref());
+        let mut running = Running::new(self, device, plan.clone())?;
+        let launches = match device {
+            Device::Cpu => None,
+            Device::Gpu(gpu) => {
+                let before = gpu.launches();
+                running.step();
+                Some(gpu.launches() - before)
+            }
+        };
+        let timing = clock.time(1, &mut |_| running.step())?;
+        running.check(clock.rounds)?;
+        let peak_bytes = match device {
+            Device::Cpu => None,
+            Device::Gpu(gpu) => Some(gpu.peak_memory() as u64),
+        };
+        let merging = match (&plan, &running.subject) {
+            (Some(plan), Subject::Merge(state)) => Some(merging(clock, plan, state)?),
+            _ => None,
+        };
+        let figures = StepFigures {
+            images_per_second: self.batch_size as f64 / timing.median,
+            launches,
+            peak_bytes,
+            merging_share: merging.map(|seconds| seconds / timing.median),
+        };
+        let row = Row {
+            network: self.network.clone(),
+            what: self.what(),
+            sources: plan.map(|plan| plan.method.sources),
+            batch_size: Some(self.batch_size),
+            image_size: Some(self.image_size),
+            precision: self.precision.to_string(),
+            step: Some(figures),
+            ..Row::default()
+        };
+        Ok(Measured { row, timing, costs })
+    }
+}
+
+/// Seconds of what a learning step does to merge: α, the blend, dα and the gradient of what is learned.
+fn merging(clock: &Clock, plan: &Plan, state: &MergeState) -> Result<f64> {
+    let Plan { table, parametrization, .. } = plan;
+    let dw = random_tensor([table.arena_len()], 1, clock.device, DType::F32);
+    let trunks: Vec<&Tensor> = state.trunks.iter().collect();
+    let uninit = |shape: &[usize]| match *shape {
+        [rows, columns] => Tensor::uninit([rows, columns], DType::F32, clock.device),
+        _ => Tensor::uninit([table.arena_len()], DType::F32, clock.device),
+    };
+    let timing = clock.time(1, &mut |_| {
+        let alpha = parametrization.alpha(&state.numbers);
+        let mut arena = uninit(&[]);
+        blend(table, &trunks, &alpha, arena.view_mut());
+        let mut dalpha = uninit(alpha.dims());
+        alpha_gradient(table, &trunks, &dw, dalpha.view_mut());
+        let mut dnumbers = uninit(state.numbers.dims());
+        parametrization.backward_into(&alpha, &dalpha, dnumbers.view_mut());
+    })?;
+    Ok(timing.median)
+}
+
+/// A step that can be run again and again.
+struct Running {
+    model: Model,
+    subject: Subject,
+    optimizers: crate::train::Optimizers,
+    loss: CrossEntropy,
+    batch: Batch,
+    labels: Integers<u32>,
+    control: Option<Control>,
+    /// Of the last step, on the CPU.
+    last_loss: f32,
+}
+
+enum Batch {
+    Cpu(Tensor),
+    Gpu { images: Images, tables: Vec<[f32; 256]>, precision: DType, device: Device },
+}
+
+impl Running {
+    fn new(case: &Case, device: Device, plan: Option<Plan>) -> Result<Running> {
+        let (n, size, channels) = (case.batch_size, case.image_size, case.graph.input_channels);
+        let source = |seed: usize| Model::initialized(case.graph.clone(), seed as u64);
+        let model = source(0).to_device(device);
+        let subject = match plan {
+            None => Subject::Everything,
+            Some(plan) => {
+                let numbers = plan.start(Start::Uniform)?.to_device(device);
+                let trunks = (0..plan.method.sources).map(|seed| source(seed).trunk.to_device(device)).collect();
+                Subject::Merge(MergeState { plan, trunks, numbers })
+            }
+        };
+        let options = TrainOptions {
+            learning_rate: LEARNING_RATE,
+            merge_learning_rate: LEARNING_RATE,
+            ..TrainOptions::default()
+        };
+        let optimizers = subject.optimizers(&options);
+        let shape = [n, size, size, channels];
+        let (batch, control) = match device {
+            Device::Cpu => (Batch::Cpu(Tensor::from_vec(random(shape.iter().product(), 1), shape)), None),
+            Device::Gpu(gpu) => {
+                let bytes = Integers::from_vec(random_bytes(shape.iter().product())).to_device(device);
+                let table = std::array::from_fn(|byte| byte as f32 / 127.5 - 1.0);
+                let images = Images { bytes, shape, placements: None };
+                let is_scaled = case.precision == DType::F16;
+                let control = Control::new(gpu, 0, BETAS[0], BETAS[1], is_scaled);
+                (Batch::Gpu { images, tables: vec![table; channels], precision: case.precision, device }, Some(control))
+            }
+        };
+        let labels = (0..n).map(|i| (i % case.graph.classes) as u32).collect();
+        let labels = Integers::from_vec(labels).to_device(device);
+        let loss = CrossEntropy::default();
+        Ok(Running { model, subject, optimizers, loss, batch, labels, control, last_loss: 0.0 })
+    }
+
+    fn step(&mut self) {
+        let images = match &self.batch {
+            Batch::Cpu(images) => images.clone(),
+            Batch::Gpu { images, tables, precision, device } => {
+                let [n, h, w, _] = images.shape;
+                let mut x = Tensor::uninit([n, h, w, tables.len()], *precision, *device);
+                prepare(images, tables, x.view_mut());
+                x
+            }
+        };
+        let Running { model, subject, optimizers, loss, labels, control, .. } = self;
+        let value = step(model, subject, optimizers, loss, images, labels, 1.0, control.as_ref());
+        if let Device::Cpu = value.device() {
+            self.last_loss = value.data::<f32>()[0];
+        }
+    }
+
+    /// A step that diverged updates nothing, and takes less time than one that learns.
+    fn check(&self, steps: usize) -> Result<()> {
+        self.labels.device().check()?;
+        let diverged = self.control.as_ref().is_some_and(|control| control.values().diverged != 0);
+        if diverged || !self.last_loss.is_finite() {
+            return Err(Error::Diverged { loss: f32::NAN, step: steps, epoch: 1, kept: None });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,151 @@
+//! `bench`: what merges, convolutions and steps take, beside what the machine can do.
+
+use medmerge::bench::{self, Kind, Limits, Machine, Report, Row, Settings, is_emulated, measure, report};
+use medmerge::error::Result;
+use medmerge::gpu::{self, Description, Failure, Library};
+use medmerge::ops::conv2d::Pass;
+use medmerge::tensor::Device;
+
+use super::{devices, note, place};
+use crate::cli::{Bench, BenchImages, BenchOptions, Global};
+
+pub fn run(bench: &Bench, global: &Global) -> Result<()> {
+    let nothing = BenchImages { image_size: vec![], batch_size: None };
+    let (kind, options, images, sources, passes) = match bench {
+        Bench::Merge { sources, options } => (Kind::Merge, options, &nothing, &sources[..], &[][..]),
+        Bench::Conv { pass, images, options } => (Kind::Conv, options, images, &[][..], &pass[..]),
+        Bench::Step { sources, images, options } => (Kind::Step, options, images, &sources[..], &[][..]),
+    };
+    let baseline = options.baseline.as_ref().map(|path| Report::read(path, &kind.to_string()).map(|read| (path, read)));
+    let baseline = baseline.transpose()?;
+    let place = place::open(global)?;
+    let emulated = is_emulated(place.device);
+    if let Some((path, earlier)) = &baseline {
+        earlier.check_device(path, emulated)?;
+    }
+    let settings = settings(place, options, images, sources, passes);
+    let bench = bench::Bench::new(kind, &settings)?;
+    let machine = machine(place.device);
+    let mut result = Report {
+        bench: kind.to_string(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        command: std::env::args().collect(),
+        device: machine,
+        emulated,
+        limits: None,
+        complete: false,
+        rows: Vec::new(),
+    };
+    if emulated {
+        note(global, format_args!("note: the emulator checks kernels and does not time them: its times mean nothing"));
+    }
+    if let Some((_, earlier)) = &baseline
+        && earlier.device != result.device
+    {
+        note(global, format_args!("note: the baseline is of another machine, driver or number of threads"));
+    }
+    let done = measure_all(&bench, baseline.as_ref().map(|(_, earlier)| earlier), &mut result, global);
+    result.complete = done.is_ok();
+    match (global.json, result.rows.is_empty()) {
+        (true, _) => println!("{:#}", serde_json::to_value(&result).expect("plain data is JSON")),
+        (false, false) => print_rows(&result, baseline.as_ref().map(|(_, earlier)| earlier)),
+        (false, true) => {}
+    }
+    done
+}
+
+fn settings(
+    place: medmerge::train::Place,
+    options: &BenchOptions,
+    images: &BenchImages,
+    sources: &[usize],
+    passes: &[Pass],
+) -> Settings {
+    Settings {
+        device: place.device,
+        precision: place.precision,
+        networks: options.network.clone(),
+        image_sizes: images.image_size.clone(),
+        batch_size: images.batch_size,
+        sources: sources.to_vec(),
+        passes: if passes.is_empty() { Pass::ALL.to_vec() } else { passes.to_vec() },
+        filter: options.filter.clone(),
+        rounds: options.rounds,
+    }
+}
+
+/// Fills `result` row by row, so that what was measured before an error is not lost.
+fn measure_all(bench: &bench::Bench, baseline: Option<&Report>, result: &mut Report, global: &Global) -> Result<()> {
+    let limits = bench.limits()?;
+    result.limits = Some(limits);
+    if !global.json {
+        print_limits(result, &limits);
+    }
+    let rows = &mut result.rows;
+    bench.run(&limits, &mut |mut row: Row| {
+        if let Some(baseline) = baseline {
+            report::compare(&mut row, baseline);
+        }
+        rows.push(row);
+        let row = rows.last().expect("just put there");
+        note(
+            global,
+            format_args!("{}/{} {}: {}", rows.len(), bench.len(), row.name, report::seconds(row.seconds.median)),
+        );
+    })
+}
+
+fn machine(device: Device) -> Machine {
+    let named = Machine { device: device.to_string(), cache_bytes: measure::cache(device), ..Machine::default() };
+    let Device::Gpu(gpu) = device else {
+        let threads = Some(rayon::current_num_threads());
+        return Machine { name: devices::instructions().into(), threads, ..named };
+    };
+    let Description { name, architecture, multiprocessors, memory } = gpu.description().clone();
+    let named = Machine { name, architecture: Some(architecture), ..named };
+    if is_emulated(device) {
+        return named;
+    }
+    let probe = gpu::probe();
+    let version = |library: std::result::Result<Library, Failure>| Some(library.ok()?.version.to_string());
+    Machine {
+        multiprocessors: Some(multiprocessors),
+        memory_bytes: Some(memory),
+        driver: version(probe.driver),
+        compiler: version(probe.compiler),
+        ..named
+    }
+}
+
+fn print_limits(result: &Report, limits: &Limits) {
+    let Machine { device, name, architecture, threads, .. } = &result.device;
+    let more = architecture.clone().or(threads.map(|threads| format!("{threads} threads"))).unwrap_or_default();
+    println!("{device}: {name}, {more}");
+    if result.emulated {
+        println!("EMULATED: the times below mean nothing");
+    }
+    let memory = |name: &str, rate: f64| println!("  {name:<22}{:>10.1} GB/s", rate / 1e9);
+    println!("limits, measured now:");
+    memory("read", limits.read);
+    memory("2 reads, 1 write", limits.triad);
+    memory("copy", limits.copy);
+    println!("  {:<22}{:>10.1} GFLOP/s, f32", "multiply and add", limits.multiply / 1e9);
+}
+
+fn print_rows(result: &Report, baseline: Option<&Report>) {
+    println!("\n{}", result.table().to_text());
+    if let Some(summary) = result.summary() {
+        println!("{}", summary.to_text());
+    }
+    println!("±: half the distance between the quartiles. Bytes and operations: the least, each operand once.");
+    println!("share: of the nearer limit, for the row's own mix of reads and writes.");
+    if result.rows.iter().any(|row| row.step.is_some()) {
+        println!("Of a step, operations and limit are those of its convolutions and of merging alone.");
+    }
+    if let Some(baseline) = baseline {
+        println!(
+            "× baseline: time by that of {}; faster, slower: the quartiles leave a gap.",
+            baseline.command.join(" ")
+        );
+    }
+}

@@ -1,0 +1,32 @@
+//! What an op has to do at least, whoever does it: for benchmarks, which compare it with what the machine can do.
+
+use std::iter::Sum;
+use std::ops::Add;
+
+/// Bytes count each operand once, read or written, as if everything in between stayed in registers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Multiplications and additions.
+    pub flops: u64,
+    pub read: u64,
+    pub written: u64,
+}
+
+impl Cost {
+    pub fn bytes(self) -> u64 {
+        self.read + self.written
+    }
+}
+
+impl Add for Cost {
+    type Output = Cost;
+    fn add(self, other: Cost) -> Cost {
+        Cost { flops: self.flops + other.flops, read: self.read + other.read, written: self.written + other.written }
+    }
+}
+
+impl Sum for Cost {
+    fn sum<I: Iterator<Item = Cost>>(costs: I) -> Cost {
+        costs.fold(Cost::default(), Add::add)
+    }
+}
