@@ -13,7 +13,8 @@ pub fn random(count: usize, seed: u64) -> Vec<f32> {
 /// [`random`] on a device.
 pub fn random_tensor(shape: impl Into<Shape>, seed: u64, device: Device, dtype: DType) -> Tensor {
     let shape = shape.into();
-    Tensor::from_vec(random(shape.len(), seed), shape).to_device(device).cast(dtype)
+    let numbers = Tensor::from_vec(random(shape.len(), seed), shape).to_device(device);
+    if dtype == DType::F32 { numbers } else { numbers.cast(dtype) }
 }
 
 /// As many bytes.

@@ -181,7 +181,7 @@ impl Report {
 
     /// Operations come in units that fit the device.
     fn flop_unit(&self) -> (f64, &'static str) {
-        if self.device.architecture.is_some() { (1e12, "TFLOP/s") } else { (1e9, "GFLOP/s") }
+        if self.device.multiprocessors.is_some() { (1e12, "TFLOP/s") } else { (1e9, "GFLOP/s") }
     }
 }
 

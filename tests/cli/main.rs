@@ -1,6 +1,7 @@
 //! The program as its users meet it: arguments in, files, lines and an exit code out.
 
 mod bad_input;
+mod bench;
 mod devices;
 mod failures;
 mod jobs;

@@ -1,0 +1,165 @@
+//! `bench`: rows of figures, beside the machine's limits and an earlier run.
+
+use serde_json::Value;
+
+use crate::support::{Folder, assert_refused, case};
+
+/// A few rows of each kind on small images.
+const KINDS: [(&str, usize); 3] = [
+    ("merge --network resnet8 --sources 2,3", 4),
+    ("conv --network resnet8 --image-size 8 --batch-size 2 --pass fprop,wgrad --filter layer2", 6),
+    ("step --network resnet8 --image-size 8 --batch-size 2", 2),
+];
+
+/// Everything that a row of any kind has.
+#[track_caller]
+fn check_row(row: &Value) {
+    for figure in ["bytes", "flops", "bytes_per_second", "flops_per_second", "limit_seconds", "share"] {
+        assert!(row[figure].as_f64().is_some_and(|value| value > 0.0), "{figure}: {row:#}");
+    }
+    let seconds = |name: &str| row["seconds"][name].as_f64().unwrap();
+    let order = ["fastest", "first_quartile", "median", "third_quartile", "slowest"].map(seconds);
+    assert!(order[0] > 0.0 && order.is_sorted(), "{row:#}");
+    assert_eq!((&row["network"], &row["seconds"]["timings"]), (&"resnet8".into(), &3.into()));
+    assert!(["memory", "arithmetic"].contains(&row["bound"].as_str().unwrap()), "{row:#}");
+    let ratio = row["limit_seconds"].as_f64().unwrap() / seconds("median");
+    assert!((row["share"].as_f64().unwrap() / ratio - 1.0).abs() < 1e-9, "{row:#}");
+}
+
+#[track_caller]
+fn check(result: &Value, kind: &str, rows: usize, device: &str) {
+    let bench = kind.split_whitespace().next().unwrap();
+    assert_eq!((&result["bench"], &result["complete"]), (&bench.into(), &true.into()));
+    assert_eq!((&result["device"]["device"], &result["emulated"]), (&device.into(), &(device == "emulator").into()));
+    assert_eq!(result["command"][1], "bench");
+    for limit in ["read", "triad", "copy", "multiply"] {
+        assert!(result["limits"][limit].as_f64().unwrap() > 0.0, "{limit}: {result:#}");
+    }
+    assert_eq!(result["rows"].as_array().unwrap().len(), rows, "{result:#}");
+    result["rows"].as_array().unwrap().iter().for_each(check_row);
+}
+
+#[test]
+fn as_json_on_the_cpu() {
+    let folder = Folder::new();
+    for (kind, rows) in KINDS {
+        let result = folder.json(&format!("bench {kind} --device cpu --rounds 3"));
+        check(&result, kind, rows, "cpu");
+        let last = &result["rows"][rows - 1];
+        match &kind[..4] {
+            "conv" => assert_eq!(
+                (&last["layer"], &last["what"], &last["count"], &last["shape"]),
+                (&"layer2.0.downsample.0".into(), &"wgrad".into(), &1.into(), &"2×8×8×16 → 32, 1×1 / 2".into())
+            ),
+            "step" => {
+                assert!(last["step"]["launches"].is_null() && last["step"]["peak_bytes"].is_null());
+                let share = last["step"]["merging_share"].as_f64().unwrap();
+                assert!(share > 0.0 && share < 1.0, "{share}");
+                let images = last["step"]["images_per_second"].as_f64().unwrap();
+                assert!((images * last["seconds"]["median"].as_f64().unwrap() - 2.0).abs() < 1e-9);
+            }
+            _ => assert_eq!((&last["sources"], &last["what"]), (&3.into(), &"dalpha".into())),
+        }
+    }
+}
+
+/// The same rows by the kernels, marked as what nobody should quote.
+#[cfg(feature = "emulator")]
+#[test]
+fn as_json_on_the_emulator() {
+    let folder = Folder::new();
+    for ((kind, rows), precision) in KINDS.into_iter().zip(["f32", "bf16", "f16"]) {
+        let result = folder.json(&format!("bench {kind} --device emulator --rounds 3 --precision {precision}"));
+        check(&result, kind, rows, "emulator");
+        assert_eq!(result["rows"][0]["precision"], precision);
+        if kind.starts_with("step") {
+            let figures = &result["rows"][1]["step"];
+            assert!(figures["launches"].as_u64() > Some(50) && figures["peak_bytes"].as_u64() > Some(100_000));
+        }
+    }
+    let stdout = folder.done("bench merge --device emulator --sources 2");
+    assert!(stdout.contains("EMULATED") && stdout.contains("  emulated  ") && !stdout.contains("median"), "{stdout}");
+}
+
+/// The limits come first, then the rows; a baseline adds a column, and rows that it has not are new.
+#[test]
+fn beside_an_earlier_run() {
+    let folder = Folder::new();
+    let run = |more: &str| format!("bench merge --device cpu --network resnet8 --rounds 3 {more}");
+    let mut earlier = folder.json(&run("--sources 2"));
+    // As if the first row had taken a thousand times as long, and the second a thousandth.
+    for (row, factor) in [(0, 1e3), (1, 1e-3)] {
+        for (_, value) in earlier["rows"][row]["seconds"].as_object_mut().unwrap() {
+            *value =
+                value.as_f64().filter(|_| value.is_f64()).map_or(value.clone(), |seconds| (seconds * factor).into());
+        }
+    }
+    folder.write("earlier.json", earlier.to_string());
+    let stdout = folder.done(&run("--sources 2,3 --baseline earlier.json"));
+    let place = |text: &str| stdout.find(text).unwrap_or_else(|| panic!("no '{text}' in\n{stdout}"));
+    assert!(place("limits, measured now") < place("× baseline"));
+    let row = |number: usize| stdout.lines().filter(|line| line.starts_with("resnet8")).nth(number).unwrap();
+    assert!(row(0).ends_with(" faster") && row(1).ends_with(" slower") && row(2).ends_with(" new"), "{stdout}");
+    let result = folder.json(&run("--sources 2,3 --baseline earlier.json"));
+    let of = |number: usize| &result["rows"][number]["baseline"];
+    assert!(of(0)["ratio"].as_f64().unwrap() < 0.1 && of(0)["differs"] == true, "{result:#}");
+    assert!(of(2)["ratio"].is_null() && of(2)["is_new"] == true, "{result:#}");
+}
+
+#[test]
+fn what_is_refused() {
+    let folder = Folder::new();
+    folder.write("foreign.json", "{\"ops\": []}");
+    folder.write("picture.gif", b"GIF89a\xff\xfe");
+    let conv =
+        folder.done("bench conv --device cpu --network resnet8 --image-size 8 --filter layer2.0.conv1/fprop --json");
+    folder.write("conv.json", conv);
+    assert_refused(
+        &folder,
+        &[
+            case("kind", "bench marge", &["merge"]),
+            case(
+                "network",
+                "bench merge --device cpu --network resnet19",
+                &["unknown network 'resnet19'", "did you mean"],
+            ),
+            case("pass", "bench conv --device cpu --pass fpro", &["did you mean 'fprop'?"]),
+            case(
+                "filter",
+                "bench conv --device cpu --filter nothing",
+                &["'nothing'", "names look like 'conv/resnet18/28px"],
+            ),
+            case("sources", "bench merge --device cpu --sources 1", &["--sources 1", "from 2"]),
+            case("rounds", "bench merge --device cpu --rounds 0", &["--rounds 0"]),
+            case("batch", "bench step --device cpu --batch-size 0", &["--batch-size 0"]),
+            case(
+                "image size",
+                "bench conv --device cpu --network densenet121 --image-size 2",
+                &["2 pixels", "--image-size"],
+            ),
+            case("precision", "bench step --device cpu --precision bf16", &["not available on the CPU"]),
+            case("missing", "bench merge --device cpu --baseline none.json", &["none.json"]),
+            case(
+                "foreign",
+                "bench merge --device cpu --baseline foreign.json",
+                &["not the JSON of a benchmark", "--json"],
+            ),
+            case("no text", "bench merge --device cpu --baseline picture.gif", &["not text", "--json"]),
+            case("other kind", "bench merge --device cpu --baseline conv.json", &["bench conv", "bench merge"]),
+        ],
+    );
+}
+
+/// Rows that were measured are shown.
+#[cfg(unix)]
+#[test]
+fn interrupted_between_rows() {
+    let folder = Folder::new();
+    let arguments = "bench conv --device cpu --network resnet20 --image-size 16 --rounds 200 --json";
+    let run = folder.start_until(arguments, "1/").interrupt();
+    assert_eq!(run.code, Some(1), "{}", run.stderr);
+    assert!(run.stderr.contains("error: interrupted"), "{}", run.stderr);
+    let result: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(result["complete"], false);
+    assert!(!result["rows"].as_array().unwrap().is_empty());
+}
