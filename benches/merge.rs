@@ -7,35 +7,29 @@ use std::hint::black_box;
 
 use common::{bytes, empty, numbers};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Method, Plan};
-use medmerge::nn::{Architecture, Network};
+use medmerge::bench::{plan, shapes};
+use medmerge::nn::Stem;
 use medmerge::ops::merge::{alpha_gradient, blend};
 use medmerge::tensor::Tensor;
 use rayon::prelude::*;
 
-const SOURCES: [usize; 3] = [2, 4, 8];
-
 /// Floats of a parallel piece, as many as the merge takes.
 const PIECE: usize = 1 << 14;
 
-fn plan(network: &Network, sources: usize) -> Plan {
-    let (granularity, batch_norm) = (Granularity::Filter, BatchNormPolicy::Merge);
-    Plan::new(network, Method { sources, anchor: 0, granularity, constraint: Constraint::Free, batch_norm })
-}
-
 fn merges(c: &mut Criterion) {
-    let network = Architecture::named("resnet50", None, None).expect("a known name").build(3, 1000);
+    let network = shapes::network("resnet50", Stem::Large, 1000).expect("a known name");
     let mut group = common::group(c, "merge/resnet50");
-    for sources in SOURCES {
+    for sources in shapes::SOURCES {
         let table = plan(&network, sources).table;
         let trunks: Vec<Tensor> = (0..sources).map(|_| numbers([table.arena_len()])).collect();
         let trunks: Vec<&Tensor> = trunks.iter().collect();
         let alpha = numbers([sources, table.alphas()]);
         let (mut arena, mut dalpha) = (numbers([table.arena_len()]), empty(alpha.shape()));
-        group.throughput(Throughput::BytesDecimal(table.bytes(sources) as u64));
+        group.throughput(Throughput::BytesDecimal(table.blend_cost(sources).bytes()));
         group.bench_function(format!("blend/{sources}"), |b| {
             b.iter(|| blend(&table, &trunks, &alpha, black_box(arena.view_mut())))
         });
+        group.throughput(Throughput::BytesDecimal(table.gradient_cost(sources).bytes()));
         group.bench_function(format!("alpha_gradient/{sources}"), |b| {
             b.iter(|| alpha_gradient(&table, &trunks, &arena, black_box(dalpha.view_mut())))
         });

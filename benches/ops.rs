@@ -7,45 +7,32 @@ use std::hint::black_box;
 
 use common::{bytes, empty, numbers};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use medmerge::ops::conv2d::{Conv2d, Geometry, dgrad, fprop, wgrad};
+use medmerge::bench::shapes;
+use medmerge::ops::conv2d::{dgrad, fprop, wgrad};
 use medmerge::ops::pointwise::{add_assign, relu_assign, relu_backward_assign};
 use medmerge::tape::{Tape, Var};
 use medmerge::tensor::Tensor;
 
 const BATCH: usize = 128;
+const CLASSES: usize = 9;
 const EPSILON: f64 = 1e-5;
-
-/// Name; height and width, channels, filters, window, stride, padding. Only the first of several alike.
-#[rustfmt::skip]
-const CONVOLUTIONS: [(&str, [usize; 6]); 11] = [
-    ("conv1",                 [28,   3,  64, 3, 1, 1]),
-    ("layer1.0.conv1",        [28,  64,  64, 3, 1, 1]),
-    ("layer2.0.conv1",        [28,  64, 128, 3, 2, 1]),
-    ("layer2.0.conv2",        [14, 128, 128, 3, 1, 1]),
-    ("layer2.0.downsample.0", [28,  64, 128, 1, 2, 0]),
-    ("layer3.0.conv1",        [14, 128, 256, 3, 2, 1]),
-    ("layer3.0.conv2",        [ 7, 256, 256, 3, 1, 1]),
-    ("layer3.0.downsample.0", [14, 128, 256, 1, 2, 0]),
-    ("layer4.0.conv1",        [ 7, 256, 512, 3, 2, 1]),
-    ("layer4.0.conv2",        [ 4, 512, 512, 3, 1, 1]),
-    ("layer4.0.downsample.0", [ 7, 256, 512, 1, 2, 0]),
-];
 
 /// The activations of the first stage, which are the largest, and of the last.
 const ACTIVATIONS: [(&str, [usize; 4]); 2] = [("layer1", [BATCH, 28, 28, 64]), ("layer4", [BATCH, 4, 4, 512])];
 
 fn convolutions(c: &mut Criterion) {
-    for (name, [size, channels, filters, window, stride, padding]) in CONVOLUTIONS {
-        let conv = Conv2d::new(stride, padding);
-        let (x, w) = (numbers([BATCH, size, size, channels]), numbers([filters, window, window, channels]));
-        let geometry = Geometry::new(conv, x.shape(), w.shape(), w.pitch());
+    let network = shapes::network("resnet18", shapes::stem(shapes::SMALL), CLASSES).expect("a known name");
+    for layer in shapes::convolutions(&network, shapes::SMALL, BATCH).expect("images that are large enough") {
+        let (geometry, name) = (layer.geometry, &layer.name);
+        let (conv, filters) = (geometry.conv, [geometry.k, geometry.r, geometry.s, geometry.group_channels()]);
+        let (x, w) = (numbers(geometry.x()), numbers(filters));
         let (dy, mut y, mut dx, mut dw) =
             (numbers(geometry.y()), empty(geometry.y()), empty(x.shape()), empty(w.shape()));
         let mut group = common::group(c, &format!("conv2d/{name}"));
         group.throughput(Throughput::Elements(geometry.flops()));
         group.bench_function("fprop", |b| b.iter(|| fprop(conv, &x, &w, y.view_mut())));
         // Nobody needs the gradient of the images.
-        if name != "conv1" {
+        if !layer.is_first {
             group.bench_function("dgrad", |b| b.iter(|| dgrad(conv, &dy, &w, dx.view_mut())));
         }
         group.bench_function("wgrad", |b| b.iter(|| wgrad(conv, &x, &dy, dw.view_mut())));

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, SamplingMode, Throughput};
+use medmerge::bench::random_tensor;
 use medmerge::tensor::{DType, Device, Shape, Tensor};
 
 /// Few samples of one length: most of these run for tens of milliseconds or more, and a bench should end in minutes.
@@ -31,9 +32,7 @@ pub fn bytes(arrays: usize, len: usize) -> Throughput {
 
 /// Numbers between −1 and 1 with no pattern that an op could notice.
 pub fn numbers(shape: impl Into<Shape>) -> Tensor {
-    let shape = shape.into();
-    let number = |i: usize| ((i as u32).wrapping_mul(0x9E37_79B1) >> 8) as f32 / 8_388_608.0 - 1.0;
-    Tensor::from_vec((0..shape.len()).map(number).collect(), shape)
+    random_tensor(shape, 1, Device::Cpu, DType::F32)
 }
 
 pub fn empty(shape: impl Into<Shape>) -> Tensor {

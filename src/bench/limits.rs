@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use multiversion::multiversion;
 
 use super::measure::{Clock, cache, is_emulated};
-use super::random;
+use super::{random, random_tensor};
 use crate::error::Result;
 use crate::gpu::limits::Pass;
 use crate::gpu::{Gpu, Handle};
@@ -57,12 +57,16 @@ impl Limits {
     }
 
     pub fn measure(clock: &Clock) -> Result<Limits> {
+        let clock = Clock { rounds: clock.rounds.clamp(3, MOST_ROUNDS), ..*clock };
         match clock.device {
-            Device::Cpu => on_cpu(clock),
-            Device::Gpu(gpu) => on_gpu(clock, gpu),
+            Device::Cpu => on_cpu(&clock),
+            Device::Gpu(gpu) => on_gpu(&clock, gpu),
         }
     }
 }
+
+/// Timings of each limit.
+const MOST_ROUNDS: usize = 31;
 
 /// Floats of a parallel piece, as many as the merge takes.
 const PIECE: usize = 1 << 14;
@@ -135,7 +139,7 @@ fn on_gpu(clock: &Clock, gpu: Handle) -> Result<Limits> {
         true => (1 << 13, 1, 8),
         false => (COUNT, BLOCKS * gpu.description().multiprocessors, STEPS),
     };
-    let array = |seed| Tensor::from_vec(random(count, seed), [count]).to_device(clock.device);
+    let array = |seed| random_tensor([count], seed, clock.device, DType::F32);
     let (x, z) = (array(1), array(2));
     let uninit = |count: usize| Tensor::uninit([count], DType::F32, clock.device);
     let (mut y, mut sums, mut chains) = (uninit(count), uninit(Gpu::read_sums(count)), uninit(blocks * 256));

@@ -75,7 +75,6 @@ impl Settings {
     }
 
     fn check(&self, kind: Kind) -> Result<()> {
-        let least_sources = 2;
         let of = |range: std::ops::RangeInclusive<usize>, option: &str, values: &[usize]| match values
             .iter()
             .find(|value| !range.contains(value))
@@ -88,7 +87,7 @@ impl Settings {
         };
         of(1..=MOST_PIXELS, "image-size", &self.image_sizes)?;
         of(1..=MOST_IMAGES, "batch-size", self.batch_size.as_slice())?;
-        of(least_sources..=MOST_SOURCES, "sources", &self.sources)?;
+        of(2..=MOST_SOURCES, "sources", &self.sources)?;
         of(1..=MOST_ROUNDS, "rounds", self.rounds.as_slice())?;
         if kind == Kind::Merge && self.precision != DType::F32 {
             return Err(Error::usage(

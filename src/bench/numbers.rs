@@ -10,11 +10,24 @@ pub fn random(count: usize, seed: u64) -> Vec<f32> {
     (0..count as u64).into_par_iter().map(|i| (hash(start.wrapping_add(i)) >> 40) as f32 / 8_388_608.0 - 1.0).collect()
 }
 
-/// [`random`] on a device.
+/// Numbers in a row that are all different on a GPU; beyond that they repeat.
+const BLOCK: usize = 1 << 22;
+
+/// [`random`] on a device. To a GPU goes one block, which is copied there: uploads would take longer than what is measured.
 pub fn random_tensor(shape: impl Into<Shape>, seed: u64, device: Device, dtype: DType) -> Tensor {
     let shape = shape.into();
-    let numbers = Tensor::from_vec(random(shape.len(), seed), shape).to_device(device);
-    if dtype == DType::F32 { numbers } else { numbers.cast(dtype) }
+    let count = shape.len();
+    let Device::Gpu(gpu) = device else { return Tensor::from_vec(random(count, seed), shape) };
+    let block = Tensor::from_vec(random(count.min(BLOCK), seed), [count.min(BLOCK)]).to_device(device).cast(dtype);
+    if count <= BLOCK {
+        return block.reshape(shape);
+    }
+    let mut tensor = Tensor::uninit(shape, dtype, device);
+    let to = tensor.view_mut().address();
+    for first in (0..count).step_by(BLOCK) {
+        gpu.copy(to.offset(first * dtype.size()), block.address(), BLOCK.min(count - first) * dtype.size());
+    }
+    tensor
 }
 
 /// As many bytes.
@@ -40,5 +53,16 @@ mod tests {
         let mean = numbers.iter().sum::<f32>() / 1e4;
         assert!(mean.abs() < 0.02, "{mean}");
         assert_ne!(numbers, random(10_000, 2));
+    }
+
+    #[cfg(feature = "emulator")]
+    #[test]
+    fn blocks_on_a_gpu() {
+        let device = Device::Gpu(crate::gpu::Gpu::emulator(1).unwrap());
+        let numbers = random_tensor([2, BLOCK / 2 + 3], 5, device, DType::F32).to_vec::<f32>();
+        let expected = random(BLOCK, 5);
+        assert!(numbers[..BLOCK] == expected && numbers[BLOCK..] == expected[..6]);
+        assert_eq!(random_tensor([7], 5, device, DType::F32).to_vec::<f32>(), expected[..7]);
+        device.check().unwrap();
     }
 }

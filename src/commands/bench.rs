@@ -142,6 +142,9 @@ fn print_rows(result: &Report, baseline: Option<&Report>) {
     if result.rows.iter().any(|row| row.step.is_some()) {
         println!("Of a step, operations and limit are those of its convolutions and of merging alone.");
     }
+    if result.emulated {
+        println!("EMULATED: no figure above means anything.");
+    }
     if let Some(baseline) = baseline {
         println!(
             "× baseline: time by that of {}; faster, slower: the quartiles leave a gap.",
