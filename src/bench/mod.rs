@@ -1,7 +1,7 @@
 //! Benchmarks of this engine on one machine: whole-network merges, convolutions, and training and learning steps.
 //!
 //! Each row tells the median time and its spread, the bytes and operations that the op's own contract counts
-//! ([`Cost`](crate::ops::Cost)), and the share that is reached of what this machine can do: its bandwidth for the same mix of
+//! ([`Cost`]), and the share that is reached of what this machine can do: its bandwidth for the same mix of
 //! reads and writes, or its rate of multiplications, whichever takes longer. These limits are measured first, in the same run
 //! and by the same clock.
 
