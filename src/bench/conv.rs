@@ -3,10 +3,10 @@
 use super::measure::Clock;
 use super::report::Row;
 use super::shapes::{self, Convolution, Scale};
-use super::{Measured, Settings, numbers};
+use super::{Measured, Settings, random_tensor};
 use crate::error::{Error, Result};
 use crate::ops::conv2d::{Pass, dgrad, fprop, wgrad};
-use crate::tensor::{DType, Device, Shape, Tensor};
+use crate::tensor::{DType, Device, Shape, Tensor, TensorMut};
 
 pub(super) struct Case {
     network: String,
@@ -46,9 +46,27 @@ pub(super) fn too_small(network: &str, image_size: usize) -> Error {
     Error::usage(format!("{network} takes no images of {image_size} pixels"), "give a larger --image-size, such as 28")
 }
 
-/// Filters as they lie in an arena: rows padded to 16 bytes of f32.
-fn filters(shape: Shape, pitch: usize, seed: u64, device: Device, dtype: DType) -> Tensor {
-    numbers::random_tensor([shape.rows() * pitch], seed, device, dtype).window(0, shape, pitch)
+/// One operand, once for each set.
+struct Stack {
+    all: Tensor,
+    /// Elements from one set's to the next.
+    distance: usize,
+}
+
+impl Stack {
+    /// Buffers of `len` elements, each aligned to 16 bytes whatever the dtype.
+    fn new(sets: usize, len: usize, seed: u64, device: Device, dtype: DType) -> Stack {
+        let distance = len.next_multiple_of(8);
+        Stack { all: random_tensor([sets * distance], seed, device, dtype), distance }
+    }
+
+    fn read(&self, set: usize, shape: Shape, pitch: usize) -> Tensor {
+        self.all.window(set * self.distance, shape, pitch)
+    }
+
+    fn write(&mut self, set: usize, shape: Shape, pitch: usize) -> TensorMut<'_> {
+        self.all.view_mut().window(set * self.distance, shape, pitch)
+    }
 }
 
 impl Case {
@@ -61,23 +79,22 @@ impl Case {
         let (g, pass, dtype) = (&self.convolution.geometry, self.pass, self.precision);
         let cost = g.cost(pass, dtype);
         let shape = Shape::from([g.k, g.r, g.s, g.group_channels()]);
-        let activations = |shape, seed| numbers::random_tensor(shape, seed, clock.device, dtype);
-        let mut seed = 0;
-        // x or dx, y or dy, w or dw; what a pass writes is overwritten.
-        let mut sets: Vec<(Tensor, Tensor, Tensor)> = (0..clock.sets(cost.bytes()))
-            .map(|_| {
-                seed += 3;
-                let dtype = if pass == Pass::Wgrad { DType::F32 } else { dtype };
-                let w = filters(shape, g.pitch, seed + 2, clock.device, dtype);
-                (activations(g.x(), seed), activations(g.y(), seed + 1), w)
-            })
-            .collect();
-        let timing = clock.time(sets.len(), &mut |set| {
-            let (x, y, w) = &mut sets[set];
-            match pass {
-                Pass::Fprop => fprop(g.conv, x, w, y.view_mut()),
-                Pass::Dgrad => dgrad(g.conv, y, w, x.view_mut()),
-                Pass::Wgrad => wgrad(g.conv, x, y, w.view_mut()),
+        // Each operand's buffers lie side by side: thousands of small ones would take seconds to allocate.
+        let sets = clock.sets(cost.bytes());
+        let stack = |len: usize, seed, dtype| Stack::new(sets, len, seed, clock.device, dtype);
+        let filters_dtype = if pass == Pass::Wgrad { DType::F32 } else { dtype };
+        let (mut x, mut y) = (stack(g.x().len(), 1, dtype), stack(g.y().len(), 2, dtype));
+        let mut w = stack(g.k * g.pitch, 3, filters_dtype);
+        let [x_pitch, y_pitch] = [g.x().row_len(), g.y().row_len()];
+        let timing = clock.time(sets, &mut |set| match pass {
+            Pass::Fprop => {
+                fprop(g.conv, &x.read(set, g.x(), x_pitch), &w.read(set, shape, g.pitch), y.write(set, g.y(), y_pitch));
+            }
+            Pass::Dgrad => {
+                dgrad(g.conv, &y.read(set, g.y(), y_pitch), &w.read(set, shape, g.pitch), x.write(set, g.x(), x_pitch));
+            }
+            Pass::Wgrad => {
+                wgrad(g.conv, &x.read(set, g.x(), x_pitch), &y.read(set, g.y(), y_pitch), w.write(set, shape, g.pitch));
             }
         })?;
         let row = Row {

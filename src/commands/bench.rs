@@ -47,6 +47,7 @@ pub fn run(bench: &Bench, global: &Global) -> Result<()> {
     let done = measure_all(&bench, baseline.as_ref().map(|(_, earlier)| earlier), &mut result, global);
     result.complete = done.is_ok();
     match (global.json, result.rows.is_empty()) {
+        (true, _) if result.limits.is_none() => {}
         (true, _) => println!("{:#}", serde_json::to_value(&result).expect("plain data is JSON")),
         (false, false) => print_rows(&result, baseline.as_ref().map(|(_, earlier)| earlier)),
         (false, true) => {}
