@@ -3,8 +3,8 @@
 //! A dropped buffer waits on a shelf for the next one of its size. While a graph is captured, buffers come from and
 //! return to a shelf that belongs to graphs: what a graph's launches touch stays theirs for as long as a graph lives, or a
 //! replay would overwrite somebody else's numbers. All graphs of a device share that shelf, for they run one after the
-//! other and nothing that one of them allocates outlives its capture: the steps of all batch sizes take the memory of the
-//! largest.
+//! other and nothing that one of them allocates outlives its capture. Only buffers of one size serve each other, so graphs of
+//! two batch sizes share what does not depend on it (gradients of weights, workspaces), and each has its own activations.
 
 use std::collections::BTreeMap;
 

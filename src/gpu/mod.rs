@@ -223,7 +223,7 @@ impl Gpu {
     pub fn record_event(&self) -> Option<Event> {
         let mut event = None;
         self.run(|driver| {
-            let _: () = event = Some(driver.record_event()?);
+            event = Some(driver.record_event()?);
             Ok(())
         });
         event

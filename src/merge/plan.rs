@@ -232,10 +232,7 @@ impl Plan {
 
     /// The blended trunk for what has been learned.
     pub fn blend(&self, trunks: &[Tensor], learned: &Tensor) -> Tensor {
-        let mut blend = Tensor::uninit([self.table.arena_len()], DType::F32, learned.device());
-        let trunks: Vec<&Tensor> = trunks.iter().collect();
-        crate::ops::merge::blend(&self.table, &trunks, &self.parametrization.alpha(learned), blend.view_mut());
-        blend
+        self.blend_by(&self.parametrization.alpha(learned), trunks)
     }
 
     /// [`Plan::blend`], computed on `device` from what is on the CPU, with the same bits: α comes from the CPU, and every
@@ -243,11 +240,16 @@ impl Plan {
     pub fn blend_on(&self, device: Device, trunks: &[Tensor], learned: &Tensor) -> Result<Tensor> {
         let alpha = self.parametrization.alpha(learned).to_device(device);
         let trunks: Vec<Tensor> = trunks.iter().map(|trunk| trunk.to_device(device)).collect();
-        let mut blend = Tensor::uninit([self.table.arena_len()], DType::F32, device);
-        crate::ops::merge::blend(&self.table, &trunks.iter().collect::<Vec<_>>(), &alpha, blend.view_mut());
-        let blend = blend.to_device(Device::Cpu);
+        let blend = self.blend_by(&alpha, &trunks).to_device(Device::Cpu);
         device.check()?;
         Ok(blend)
+    }
+
+    /// On the device where all of them are.
+    fn blend_by(&self, alpha: &Tensor, trunks: &[Tensor]) -> Tensor {
+        let mut blend = Tensor::uninit([self.table.arena_len()], DType::F32, alpha.device());
+        crate::ops::merge::blend(&self.table, &trunks.iter().collect::<Vec<_>>(), alpha, blend.view_mut());
+        blend
     }
 
     /// α of a layer: for each source, its numbers.

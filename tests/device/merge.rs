@@ -1,13 +1,13 @@
-//! Blends have the bits of the CPU.
+//! The blend's last bit.
 
 use medmerge::ops::merge::{Choice, Segment, Table, blend};
 use medmerge::tensor::{DType, Device, Tensor};
 
 use crate::devices;
 
-/// Also in the sign of a zero, which other checks take for the same number.
+/// Other checks take the two zeros for one number.
 #[test]
-fn a_blend_has_the_bits_of_the_cpu() {
+fn a_blend_keeps_the_sign_of_zero() {
     let len = 11;
     let choice = Choice::Alpha { first: 0, row_step: 0, period: 1 };
     let table = Table::new(vec![Segment { offset: 0, rows: 1, row_len: len, pitch: len, choice }], 1, len);

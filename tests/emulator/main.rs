@@ -254,7 +254,7 @@ fn a_graph_keeps_its_memory_to_itself() {
     assert_eq!(x.copy().address(), inside, "the graph's memory is everybody's again");
 }
 
-/// Steps of several batch sizes take the memory of the largest.
+/// What two graphs need of one size, they need once.
 #[test]
 fn graphs_share_their_memory() {
     let gpu = emulator(0);
