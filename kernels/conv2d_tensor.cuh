@@ -11,7 +11,7 @@
 //                                                counted from the tile's corner, column a multiple of 8. Each sum is handed
 //                                                to one thread. Everybody calls it: it exchanges numbers within a warp.
 //
-// An epilogue is what a kernel does in f. `column_of_lane` says which columns are this thread's: always the same eight, with
+// for_each_of_y, …_of_dx and …_of_dw say where in the result they belong. An epilogue is what a kernel does in f. `column_of_lane` says which columns are this thread's: always the same eight, with
 // rows that lie 8 apart; so what is summed per column is summed over the thread's rows, over the lanes with the same columns,
 // and over the warps above each other. To use the tiles' memory for that, call `finish_copies` first.
 #pragma once
@@ -345,25 +345,40 @@ DEVICE void copy_tile(Source& source, const Product& p, SharedArray<element> til
   Source::step(source, p);
 }
 
-// What the matrix instructions take of 16 rows (or columns) × PIECE_DEPTH summands that begin at (`span`, `depth`).
-// ROWS_FIRST: the two halves of the rows before those of the summands, as A wants them; otherwise the summands' first, as B
-// does.
+// Which of its four 8 × 8 matrices a piece of 16 rows (or columns) × PIECE_DEPTH summands has where. ROWS_FIRST: the two
+// halves of the rows before those of the summands, as A wants them; otherwise the summands' first, as B does.
+template <bool ROWS_FIRST>
+DEVICE unsigned half_of_rows(unsigned matrix) { return ROWS_FIRST ? matrix % 2 : matrix / 2; }
+template <bool ROWS_FIRST>
+DEVICE unsigned half_of_depth(unsigned matrix) { return ROWS_FIRST ? matrix / 2 : matrix % 2; }
+
+// The place of the 16 bytes that a lane points ldmatrix to, for a piece that begins at (`span`, `depth`).
+template <class Side, bool ROWS_FIRST>
+DEVICE unsigned place_of_line(unsigned lane, unsigned span, unsigned depth) {
+  const unsigned of_rows = half_of_rows<ROWS_FIRST>(lane / 8), of_depth = half_of_depth<ROWS_FIRST>(lane / 8);
+  const unsigned line = Side::ALONG ? span + of_rows * 8 + lane % 8 : depth + of_depth * 8 + lane % 8;
+  const unsigned pack = Side::ALONG ? depth / PACK + of_depth : span / PACK + of_rows;
+  return Side::place(line, pack);
+}
+
+// The place of a lane's number of a matrix, in tf32 across lines.
+template <class Side, bool ROWS_FIRST>
+DEVICE unsigned place_across(unsigned lane, unsigned matrix, unsigned span, unsigned depth) {
+  const unsigned line = depth + half_of_depth<ROWS_FIRST>(matrix) * 4 + lane % 4;
+  const unsigned row = span + half_of_rows<ROWS_FIRST>(matrix) * 8 + lane / 4;
+  return Side::place(line, row / PACK) + row % PACK;
+}
+
+// What the matrix instructions take of a piece that begins at (`span`, `depth`).
 template <class Side, bool ROWS_FIRST>
 DEVICE void load_piece(unsigned (&r)[4], SharedArray<element> tile, unsigned span, unsigned depth) {
   const unsigned lane = threadIdx.x % WARP;
   if constexpr (TF32 && !Side::ALONG) {
 #pragma unroll
-    for (unsigned m = 0; m < 4; ++m) {
-      const unsigned of_rows = ROWS_FIRST ? m % 2 : m / 2, of_depth = ROWS_FIRST ? m / 2 : m % 2;
-      const unsigned line = depth + of_depth * 4 + lane % 4, row = span + of_rows * 8 + lane / 4;
-      r[m] = bits_of(to_float(tile[Side::place(line, row / PACK) + row % PACK]));
-    }
+    for (unsigned m = 0; m < 4; ++m)
+      r[m] = bits_of(to_float(tile[place_across<Side, ROWS_FIRST>(lane, m, span, depth)]));
   } else {
-    const unsigned matrix = lane / 8;
-    const unsigned of_rows = ROWS_FIRST ? matrix % 2 : matrix / 2, of_depth = ROWS_FIRST ? matrix / 2 : matrix % 2;
-    const unsigned line = Side::ALONG ? span + of_rows * 8 + lane % 8 : depth + of_depth * 8 + lane % 8;
-    const unsigned pack = Side::ALONG ? depth / PACK + of_depth : span / PACK + of_rows;
-    load_matrices<!Side::ALONG>(r, tile, Side::place(line, pack));
+    load_matrices<!Side::ALONG>(r, tile, place_of_line<Side, ROWS_FIRST>(lane, span, depth));
   }
   if constexpr (TF32) {
 #pragma unroll
@@ -542,55 +557,84 @@ DEVICE Sums<T> wgrad_sums(const Product& p, SharedArray<element> rows, SharedArr
   return multiply<T, From, By>(p, forward_walk(p.g), stretch_end(p) - stretch_begin(p), rows, columns);
 }
 
-// y: N·P·Q × K.
-template <class T, unsigned UNIT = PACK>
-DEVICE void fprop(const Product& p, SharedArray<element> rows, SharedArray<element> columns) {
-  const Sums<T> sums = fprop_sums<T, UNIT>(p, rows, columns);
+// Where sums belong. f(at, count, row, column, v): v[0..count] are elements at, at + 1, … of the result; row and column, of the
+// tile, are those of for_each_eight.
+
+// Of y, N·P·Q × K.
+template <class T, class F>
+DEVICE void for_each_of_y(const Product& p, const Sums<T>& sums, F f) {
   const int pixels = p.g.n * p.g.p * p.g.q;
-  element* y = static_cast<element*>(p.to);
   for_each_eight<T>(sums, [&](unsigned row, unsigned column, const float (&v)[8]) {
     const int pixel = static_cast<int>(blockIdx.x * T::ROWS + row), filter = static_cast<int>(blockIdx.y * T::COLUMNS + column);
     if (pixel < pixels && filter < p.g.k)
-      store_eight(y + static_cast<offset>(pixel) * p.g.k + filter, v, p.g.k - filter, p.g.packed & PACKED_Y);
+      f(static_cast<offset>(pixel) * p.g.k + filter, p.g.k - filter < 8 ? p.g.k - filter : 8, row, column, v);
   });
 }
 
-// dx: N·H·W × C. Rows of residue (h, w) alone, and the grid's last dimension counts residues.
-template <class T>
-DEVICE void dgrad(const Product& p, SharedArray<element> rows, SharedArray<element> columns) {
-  const Walk walk = backward_walk(p.g);
-  // Of a residue with fewer rows than the largest.
-  if (static_cast<int>(blockIdx.x * T::ROWS) >= p.g.n * walk.rows * walk.columns) return;
-  const Sums<T> sums = dgrad_sums<T>(p, walk, rows, columns);
+// Of dx, N·H·W × C: the pixels of this block's residues.
+template <class T, class F>
+DEVICE void for_each_of_dx(const Product& p, const Sums<T>& sums, F f) {
   const Residue h = residue_h(p.g), w = residue_w(p.g);
-  element* dx = static_cast<element*>(p.to);
   for_each_eight<T>(sums, [&](unsigned row, unsigned column, const float (&v)[8]) {
     const int pixel = input_pixel(p.g, h, w, static_cast<int>(blockIdx.x * T::ROWS + row));
     const int channel = static_cast<int>(blockIdx.y * T::COLUMNS + column);
     if (pixel >= 0 && channel < p.g.c)
-      store_eight(dx + static_cast<offset>(pixel) * p.g.c + channel, v, p.g.c - channel, p.g.packed & PACKED_X);
+      f(static_cast<offset>(pixel) * p.g.c + channel, p.g.c - channel < 8 ? p.g.c - channel : 8, row, column, v);
   });
 }
 
-// Partial sums of dw: K × R·S·C of stretch blockIdx.z.
+// Of the partial sums of dw, stretches × K × R·S·C.
+template <class T, class F>
+DEVICE void for_each_of_dw(const Product& p, const Sums<T>& sums, F f) {
+  const int weights = p.g.r * p.g.s * p.g.c;
+  for_each_eight<T>(sums, [&](unsigned row, unsigned column, const float (&v)[8]) {
+    const int filter = static_cast<int>(blockIdx.x * T::ROWS + row), weight = static_cast<int>(blockIdx.y * T::COLUMNS + column);
+    if (filter < p.g.k && weight < weights)
+      f((static_cast<offset>(blockIdx.z) * p.g.k + filter) * p.to_pitch + weight,
+        weights - weight < 8 ? weights - weight : 8, row, column, v);
+  });
+}
+
+// Whether this block has rows of dx: residues may have fewer than the largest one.
+template <class T>
+DEVICE bool has_rows(const Product& p, const Walk& walk) {
+  return static_cast<int>(blockIdx.x * T::ROWS) < p.g.n * walk.rows * walk.columns;
+}
+
+template <class T, unsigned UNIT = PACK>
+DEVICE void fprop(const Product& p, SharedArray<element> rows, SharedArray<element> columns) {
+  const Sums<T> sums = fprop_sums<T, UNIT>(p, rows, columns);
+  element* y = static_cast<element*>(p.to);
+  for_each_of_y<T>(p, sums, [&](offset at, int count, unsigned, unsigned, const float (&v)[8]) {
+    store_eight(y + at, v, count, p.g.packed & PACKED_Y);
+  });
+}
+
+template <class T>
+DEVICE void dgrad(const Product& p, SharedArray<element> rows, SharedArray<element> columns) {
+  const Walk walk = backward_walk(p.g);
+  if (!has_rows<T>(p, walk)) return;
+  const Sums<T> sums = dgrad_sums<T>(p, walk, rows, columns);
+  element* dx = static_cast<element*>(p.to);
+  for_each_of_dx<T>(p, sums, [&](offset at, int count, unsigned, unsigned, const float (&v)[8]) {
+    store_eight(dx + at, v, count, p.g.packed & PACKED_X);
+  });
+}
+
 template <class T, unsigned UNIT = PACK>
 DEVICE void wgrad(const Product& p, SharedArray<element> rows, SharedArray<element> columns) {
   const Sums<T> sums = wgrad_sums<T, UNIT>(p, rows, columns);
-  const int weights = p.g.r * p.g.s * p.g.c;
-  float* partial = static_cast<float*>(p.to) + static_cast<offset>(blockIdx.z) * p.g.k * p.to_pitch;
-  for_each_eight<T>(sums, [&](unsigned row, unsigned column, const float (&v)[8]) {
-    const int filter = static_cast<int>(blockIdx.x * T::ROWS + row), weight = static_cast<int>(blockIdx.y * T::COLUMNS + column);
-    if (filter >= p.g.k) return;
-    float* to = partial + static_cast<offset>(filter) * p.to_pitch + weight;
+  float* partial = static_cast<float*>(p.to);
+  for_each_of_dw<T>(p, sums, [&](offset at, int count, unsigned, unsigned, const float (&v)[8]) {
 #pragma unroll
     for (int l = 0; l < 8; l += 4) {
-      if ((p.g.packed & PACKED_DW) && weight + l + 4 <= weights) {
-        store4(to + l, make_float4(v[l], v[l + 1], v[l + 2], v[l + 3]));
+      if ((p.g.packed & PACKED_DW) && l + 4 <= count) {
+        store4(partial + at + l, make_float4(v[l], v[l + 1], v[l + 2], v[l + 3]));
         continue;
       }
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        if (weight + l + i < weights) to[l + i] = v[l + i];
+      for (int i = l; i < l + 4; ++i)
+        if (i < count) partial[at + i] = v[i];
     }
   });
 }
