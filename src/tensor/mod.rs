@@ -133,6 +133,11 @@ impl Tensor {
         self.shape.dims()
     }
 
+    /// Bytes of the numbers, without padding.
+    pub fn bytes(&self) -> usize {
+        self.shape.len() * self.dtype().size()
+    }
+
     pub fn dtype(&self) -> DType {
         match &*self.storage {
             Storage::F32(_) => DType::F32,
@@ -331,6 +336,11 @@ impl Tensor {
 impl<'a> TensorMut<'a> {
     pub fn shape(&self) -> Shape {
         self.shape
+    }
+
+    /// Bytes of the numbers, without padding.
+    pub fn bytes(&self) -> usize {
+        self.shape.len() * self.dtype().size()
     }
 
     pub fn pitch(&self) -> usize {
