@@ -108,7 +108,7 @@ impl Case {
             precision: dtype.to_string(),
             ..Row::default()
         };
-        Ok(Measured { row, timing, costs: vec![cost] })
+        Ok(Measured { row, timing, costs: vec![cost], precision: dtype })
     }
 
     /// `128×28×28×64 → 64, 3×3 / 2`

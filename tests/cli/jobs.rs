@@ -309,7 +309,7 @@ mod emulator {
         let run =
             folder.run(&format!("train --from texture.safetensors {TARGET} --epochs 1 --out o -v --device emulator"));
         assert!(
-            run.stderr.contains("a step is ") && run.stderr.contains(" (0 buffers did not fit the plan)"),
+            run.stderr.contains(" is one graph of ") && run.stderr.contains(" (0 buffers did not fit the plan)"),
             "{}",
             run.stderr
         );
