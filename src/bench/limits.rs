@@ -35,6 +35,8 @@ pub struct Limits {
     pub multiply_bf16: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub multiply_f16: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub multiply_tf32: Option<f64>,
 }
 
 /// Which limit an op meets first.
@@ -63,6 +65,7 @@ impl Limits {
         let on_tensor_cores = match precision {
             DType::BF16 => self.multiply_bf16,
             DType::F16 => self.multiply_f16,
+            DType::TF32 => self.multiply_tf32,
             _ => None,
         };
         on_tensor_cores.unwrap_or(self.multiply)
@@ -131,6 +134,7 @@ fn on_cpu(clock: &Clock) -> Result<Limits> {
         multiply: flops / multiply.fastest,
         multiply_bf16: None,
         multiply_f16: None,
+        multiply_tf32: None,
     })
 }
 
@@ -184,7 +188,7 @@ fn on_gpu(clock: &Clock, gpu: Handle) -> Result<Limits> {
         let timing = clock.time(1, &mut |_| flops = gpu.multiply_matrices(dtype, steps, chains.view_mut()))?;
         Ok(flops as f64 / timing.fastest)
     };
-    let [bf16, f16] = [DType::BF16, DType::F16].map(|dtype| product(dtype));
+    let [bf16, f16, tf32] = [DType::BF16, DType::F16, DType::TF32].map(|dtype| product(dtype));
     Ok(Limits {
         read: bytes(1) / read.fastest,
         triad: bytes(3) / triad.fastest,
@@ -192,6 +196,7 @@ fn on_gpu(clock: &Clock, gpu: Handle) -> Result<Limits> {
         multiply: flops as f64 / multiply.fastest,
         multiply_bf16: Some(bf16?),
         multiply_f16: Some(f16?),
+        multiply_tf32: Some(tf32?),
     })
 }
 
@@ -206,6 +211,7 @@ mod tests {
         multiply: 100.0,
         multiply_bf16: Some(800.0),
         multiply_f16: Some(1000.0),
+        multiply_tf32: Some(500.0),
     };
 
     /// A mix that was measured has its own limit; one in between, one in between.
@@ -229,6 +235,7 @@ mod tests {
         // Of the precision's own arithmetic.
         assert_eq!(seconds(1000, 8, DType::BF16), (1.25, Bound::Arithmetic));
         assert_eq!(seconds(1000, 8, DType::F16), (1.0, Bound::Memory));
+        assert_eq!(seconds(1000, 8, DType::TF32), (2.0, Bound::Arithmetic));
         let without = Limits { multiply_f16: None, ..LIMITS };
         assert_eq!(without.multiplications(DType::F16), 100.0);
     }

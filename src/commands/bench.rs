@@ -136,7 +136,8 @@ fn print_limits(result: &Report, limits: &Limits) {
     memory("2 reads, 1 write", limits.triad);
     memory("copy", limits.copy);
     println!("  {:<22}{:>10.1} GFLOP/s, f32", "multiply and add", limits.multiply / 1e9);
-    let products = [("bf16", limits.multiply_bf16), ("f16", limits.multiply_f16)];
+    let Limits { multiply_bf16, multiply_f16, multiply_tf32, .. } = *limits;
+    let products = [("bf16", multiply_bf16), ("f16", multiply_f16), ("tf32", multiply_tf32)];
     for (precision, rate) in products.into_iter().filter_map(|(name, rate)| Some((name, rate?))) {
         println!("  {:<22}{:>10.1} GFLOP/s, {precision}", "matrix products", rate / 1e9);
     }

@@ -120,9 +120,9 @@ mod tests {
     #[test]
     fn products_of_matrices_are_done_and_counted() {
         let gpu = Gpu::emulator(3).unwrap();
-        for dtype in [DType::BF16, DType::F16] {
+        for dtype in [DType::BF16, DType::F16, DType::TF32] {
             let depth = depth(dtype);
-            // 2 numbers of 16 bits in a register, or one.
+            // 2 numbers of 16 bits in a register, or one of tf32.
             let each = 32 / (8 * dtype.size());
             let mut y = Tensor::uninit([2 * THREADS as usize], DType::F32, Device::Gpu(gpu));
             let flops = gpu.multiply_matrices(dtype, 3, y.view_mut());

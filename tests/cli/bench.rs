@@ -35,7 +35,7 @@ fn check(result: &Value, kind: &str, rows: usize, device: &str) {
     for limit in ["read", "triad", "copy", "multiply"] {
         assert!(result["limits"][limit].as_f64().unwrap() > 0.0, "{limit}: {result:#}");
     }
-    for limit in ["multiply_bf16", "multiply_f16"] {
+    for limit in ["multiply_bf16", "multiply_f16", "multiply_tf32"] {
         let on_tensor_cores = result["limits"][limit].as_f64();
         assert_eq!(on_tensor_cores.is_some_and(|rate| rate > 0.0), device == "emulator", "{limit}: {result:#}");
     }
