@@ -283,6 +283,14 @@ impl Gpu {
         self.run(|driver| driver.prepare(Kernel { file, name, dtype: compile::storage(file, dtype) }));
     }
 
+    /// Fills the cache of compiled kernels with what a training run in this precision may need: one by one, as they are first
+    /// launched, they would take as long on many processors as on one.
+    pub fn compile_ahead(&self, dtype: DType) {
+        if self.check().is_ok() {
+            self.driver.compile_ahead(dtype);
+        }
+    }
+
     pub fn record_event(&self) -> Option<Event> {
         let mut event = None;
         self.run(|driver| {
