@@ -110,7 +110,7 @@ impl Case {
         if let Device::Gpu(gpu) = device {
             // The first step makes what all others find.
             running.step();
-            let Trace { plan, work } = gpu.trace(|| running.step());
+            let Trace { plan, work, .. } = gpu.trace(|| running.step());
             gpu.synchronize()?;
             figures = of_trace(&plan, &work);
             figures.first_peak_bytes = Some(gpu.peak_memory() as u64);
@@ -265,5 +265,47 @@ impl Running {
             return Err(Error::Diverged { loss: f32::NAN, step: steps, epoch: 1, kept: None });
         }
         Ok(())
+    }
+}
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests {
+    use super::*;
+    use crate::gpu::Gpu;
+    use crate::gpu::plan::tests::check;
+
+    /// Of steps as they are: buffers that live at the same time never overlap, and little is wasted.
+    #[test]
+    fn the_memory_of_steps_is_planned() {
+        let gpu = Gpu::emulator(1).unwrap();
+        let settings = |precision| Settings {
+            device: Device::Gpu(gpu),
+            precision,
+            networks: Vec::new(),
+            image_sizes: vec![8],
+            batch_size: Some(3),
+            sources: Vec::new(),
+            passes: Vec::new(),
+            filter: None,
+            rounds: None,
+        };
+        for precision in [DType::TF32, DType::BF16] {
+            let cases = cases(&settings(precision), &["resnet8".to_string()], &[2, 3], Scale::Tiny).unwrap();
+            assert_eq!(cases.len(), 3);
+            for case in cases {
+                let plan = (case.what == What::Learning).then(|| merge::plan(&case.graph, case.sources));
+                let mut running = Running::new(&case, Device::Gpu(gpu), plan).unwrap();
+                let first = gpu.trace(|| running.step());
+                let later = gpu.trace(|| running.step());
+                assert!(later.lives.len() > 50, "{}", case.name());
+                assert_eq!(first.plan, later.plan, "{}: tables and moments are no part of it", case.name());
+                check(&later.lives, &later.plan);
+                let (arena, live) = (later.plan.arena() as f64, later.plan.peak_live() as f64);
+                assert!(live / arena > 0.9, "{}: {live} bytes in {arena}", case.name());
+                let graph = gpu.capture_planned(&later.plan, || running.step()).unwrap();
+                assert_eq!((gpu.misfits(), graph.work()), (0, &later.work[..]), "{}", case.name());
+            }
+        }
+        gpu.check().unwrap();
     }
 }

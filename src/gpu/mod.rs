@@ -16,7 +16,7 @@ mod failure;
 pub(crate) mod limits;
 mod memory;
 pub mod nvrtc;
-mod plan;
+pub(crate) mod plan;
 mod trace;
 
 use std::collections::HashMap;
@@ -32,7 +32,7 @@ pub use failure::Failure;
 pub use memory::Buffer;
 use memory::{ArenaId, Memory, Owner};
 use plan::Log;
-pub use plan::Plan;
+pub use plan::{Life, Plan};
 use trace::Ledger;
 pub use trace::{Trace, Work, WorkOf};
 
@@ -323,7 +323,8 @@ impl Gpu {
         let log = lock(&self.memory).log.take().unwrap_or_default();
         let ledger = lock(&self.ledger).take().unwrap_or_default();
         drop(tracing);
-        Trace { plan: Plan::new(&log.lives()), work: ledger.into_work() }
+        let lives = log.lives();
+        Trace { plan: Plan::new(&lives), lives, work: ledger.into_work() }
     }
 
     /// Records what `work` launches instead of running it. What `work` allocates, and must drop before it

@@ -147,7 +147,7 @@ fn peak_live(lives: &[Life]) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::selftest::numbers::Numbers;
 
@@ -161,7 +161,7 @@ mod tests {
 
     /// What every plan must keep, said once more and by brute force.
     #[track_caller]
-    pub fn check(lives: &[Life], plan: &Plan) {
+    pub(crate) fn check(lives: &[Life], plan: &Plan) {
         assert_eq!(plan.len(), lives.len());
         let last = lives.iter().map(|life| life.end).max().unwrap_or(0);
         let mut most = 0;

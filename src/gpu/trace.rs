@@ -5,8 +5,9 @@
 
 use std::collections::HashMap;
 
+use super::Cost;
 use super::driver::Kernel;
-use super::{Cost, Plan};
+use super::plan::{Life, Plan};
 
 /// One thing that a device was asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +40,8 @@ impl WorkOf {
 pub struct Trace {
     /// For [`Gpu::capture_planned`](super::Gpu::capture_planned).
     pub plan: Plan,
+    /// What the plan was made of.
+    pub lives: Vec<Life>,
     pub work: Vec<Work>,
 }
 

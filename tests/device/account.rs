@@ -49,7 +49,7 @@ fn a_small_step_by_hand() {
         };
         // The first one makes the optimiser's moments.
         run();
-        let Trace { work, plan } = gpu.trace(run);
+        let Trace { work, plan, .. } = gpu.trace(run);
         gpu.synchronize().unwrap();
 
         // Numbers of f32 each: 72 in the images, 288 behind the first convolution, 72 behind the pool, with as many bytes that
