@@ -188,7 +188,7 @@ fn on_gpu(clock: &Clock, gpu: Handle) -> Result<Limits> {
         let timing = clock.time(1, &mut |_| flops = gpu.multiply_matrices(dtype, steps, chains.view_mut()))?;
         Ok(flops as f64 / timing.fastest)
     };
-    let [bf16, f16, tf32] = [DType::BF16, DType::F16, DType::TF32].map(|dtype| product(dtype));
+    let [bf16, f16, tf32] = [DType::BF16, DType::F16, DType::TF32].map(&mut product);
     Ok(Limits {
         read: bytes(1) / read.fastest,
         triad: bytes(3) / triad.fastest,
