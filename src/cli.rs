@@ -355,6 +355,9 @@ pub enum Bench {
         /// How many sources a learning step merges; several are separated by commas [default: 2]
         #[arg(long, value_delimiter = ',')]
         sources: Vec<usize>,
+        /// Also list each step's kernels: how often they are launched, and what they read and write
+        #[arg(long)]
+        launches: bool,
         #[command(flatten)]
         images: BenchImages,
         #[command(flatten)]
