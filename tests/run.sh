@@ -49,6 +49,10 @@ fi
 step "cargo test --doc"
 cargo test --locked --doc --features emulator
 
+step "tests of benches/peers"
+# Those that need PyTorch are skipped where there is none.
+python3 -m unittest discover --start-directory benches/peers
+
 for device in cpu emulator ${MEDMERGE_REQUIRE_DEVICE:-}; do
   step "medmerge selftest --device $device"
   cargo run --locked --quiet --features emulator -- selftest --device "$device"

@@ -338,7 +338,9 @@ def header(reports):
         whose = "medmerge" if report["is_ours"] else "PyTorch"
         made_by = [f"{whose} {report['version']}", *(f"{name} {value}" for name, value in versions.items() if value and name != "torch")]
         driver = f", driver {device['driver']}" if device.get("driver") else ""
-        lines.append([report["path"].rpartition("/")[2], ", ".join(made_by), of_device + driver, f"`{' '.join(report['command'])}`"])
+        program, *options = report["command"]
+        command = " ".join([pathlib.PurePath(program).name, *options])
+        lines.append([pathlib.PurePath(report["path"]).name, ", ".join(made_by), of_device + driver, f"`{command}`"])
     return table(["report", "made by", "device", "command"], lines).replace("---:", "---")
 
 
