@@ -294,16 +294,16 @@ class Convolution:
             "dy": (conv["n"], conv["k"], p, q),
         }
 
-        def operand(name, seed, count):
+        def operand(name, seed):
             """One for each set; of what a pass takes only the shape from, one for all."""
             if name not in USED[self.which]:
                 return [torch.empty(shapes[name], dtype=dtype, device=machine.device, memory_format=memory_format)] * sets
             return [
                 uniform(seed + 3 * set_, *shapes[name], device=machine.device).to(dtype, memory_format=memory_format)
-                for set_ in range(count)
+                for set_ in range(sets)
             ]
 
-        operands = list(zip(*(operand(name, seed, sets) for seed, name in enumerate(shapes)), strict=True))
+        operands = list(zip(*(operand(name, seed) for seed, name in enumerate(shapes)), strict=True))
         with torch.no_grad():
             run = functools.partial(convolve, conv, self.which)
             error = self.error(run(*operands[0]), *operands[0])
@@ -664,7 +664,8 @@ def arguments():
         for name in given or ():
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1)
-                parser.error(f"unknown {what} '{name}'" + (f"; did you mean '{near[0]}'?" if near else f"; there are {', '.join(known)}"))
+                hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}"
+                parser.error(f"unknown {what} '{name}'; {hint}")
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     if options.device.startswith("cuda") and not torch.cuda.is_available():

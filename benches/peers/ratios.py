@@ -351,10 +351,11 @@ def document(joined, warnings):
         parts.append("\n".join(["**WARNING: some of these figures may mean nothing.**", "", *(f"* **{text}**" for text in warnings)]))
     parts += [
         header(joined.reports),
-        "The column medmerge is a median time, ± half the distance between its quartiles, and the share of the limit measured in the same run. "
-        "Every other column is *PyTorch's median ÷ medmerge's*, for one form of PyTorch: above 1, medmerge is faster. Its ± is half of what the quartiles of "
-        "both leave open. *fastest*: beside whichever form is fastest for the row. Geometric means of convolutions weigh a layer by how often the network has it."
-        + (" ✓ meets the target, ✗ misses it." if is_gpu else " The targets of PERFORMANCE.md §4 are a GPU's, and are not quoted here."),
+        "The column medmerge is a median time, ± half the distance between its quartiles, and the share of the limit "
+        "measured in the same run. Every other column is *PyTorch's median ÷ medmerge's*, for one form of PyTorch: above 1, "
+        "medmerge is faster. Its ± is half of what the quartiles of both leave open. *fastest*: beside whichever form is "
+        "fastest for the row. Geometric means of convolutions weigh a layer by how often the network has it. "
+        + ("✓ meets the target, ✗ misses it." if is_gpu else "The targets of PERFORMANCE.md §4 are a GPU's, and are not quoted."),
     ]
     for bench, section in SECTIONS.items():
         for precision in joined.precisions(bench):
