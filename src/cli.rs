@@ -358,6 +358,9 @@ pub enum Bench {
         /// Also list each step's kernels: how often they are launched, and what they read and write
         #[arg(long)]
         launches: bool,
+        /// Run nothing, and tell what a step on a GPU launches, moves and needs of memory; no GPU is needed
+        #[arg(long, conflicts_with_all = ["baseline", "rounds"])]
+        dry_run: bool,
         #[command(flatten)]
         images: BenchImages,
         #[command(flatten)]

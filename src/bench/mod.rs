@@ -233,6 +233,15 @@ impl Bench {
         Ok(())
     }
 
+    /// What each step launches, moves and allocates on a GPU, found without running anything.
+    pub fn account(&self) -> Result<Vec<Row>> {
+        let of_case = |case: &Case| match case {
+            Case::Step(case) => Some(case.account()),
+            _ => None,
+        };
+        self.cases.iter().filter_map(of_case).collect()
+    }
+
     /// Times every choice of tiles for each convolution that has one, and shows what was found to `each`.
     pub fn tune(&self, each: &mut dyn FnMut(tune::Tuned)) -> Result<()> {
         let _listener = Listener::new();

@@ -238,6 +238,24 @@ impl Report {
     }
 }
 
+/// What steps launch, move and allocate, where they were not run.
+pub fn account(rows: &[Row]) -> Table {
+    let mut table = Table::new(["step", "launches", "moves", "operations", "live", "arena"]);
+    let gigabytes = |bytes: Option<u64>| format!("{:.2} GB", bytes.unwrap_or_default() as f64 / 1e9);
+    for row in rows {
+        let Some(step) = &row.step else { continue };
+        table.row([
+            row.name.clone(),
+            step.launches.unwrap_or_default().to_string(),
+            gigabytes(step.bytes),
+            format!("{:.2} TFLOP", row.flops as f64 / 1e12),
+            gigabytes(step.live_bytes),
+            gigabytes(step.arena_bytes),
+        ]);
+    }
+    table
+}
+
 fn foreign(path: &Path, message: String, bench: &str) -> Error {
     Error::data(path, message, format!("give what `medmerge bench {bench} --json` wrote"))
 }

@@ -10,7 +10,7 @@ use super::report::{KernelFigures, Row, StepFigures};
 use super::shapes::{self, Scale};
 use super::{Measured, Settings, merge};
 use crate::error::{Error, Result};
-use crate::gpu::{Plan as MemoryPlan, Trace, Work, WorkOf};
+use crate::gpu::{Gpu, Plan as MemoryPlan, Trace, Work, WorkOf};
 use crate::merge::{Plan, Start};
 use crate::nn::{Model, Network};
 use crate::ops::Cost;
@@ -97,6 +97,32 @@ impl Case {
         costs
     }
 
+    /// What a step launches, moves and allocates on a GPU, without one.
+    pub fn account(&self) -> Result<Row> {
+        let gpu = Gpu::dry();
+        let plan = (self.what == What::Learning).then(|| merge::plan(&self.graph, self.sources));
+        let mut running = Running::new(self, Device::Gpu(gpu), plan.clone())?;
+        // The first step makes what all others find.
+        running.step();
+        let Trace { plan: memory, work, .. } = gpu.trace(|| running.step());
+        let cost: Cost = work.iter().map(|work| work.cost).sum();
+        let row = self.row(plan.as_ref(), of_trace(&memory, &work));
+        Ok(Row { name: self.name(), bytes: cost.bytes(), flops: cost.flops, ..row })
+    }
+
+    fn row(&self, plan: Option<&Plan>, figures: StepFigures) -> Row {
+        Row {
+            network: self.network.clone(),
+            what: self.what(),
+            sources: plan.map(|plan| plan.method.sources),
+            batch_size: Some(self.batch_size),
+            image_size: Some(self.image_size),
+            precision: self.precision.to_string(),
+            step: Some(figures),
+            ..Row::default()
+        }
+    }
+
     pub fn measure(&self, clock: &Clock) -> Result<Measured> {
         let device = clock.device;
         if let Device::Gpu(gpu) = device {
@@ -129,16 +155,7 @@ impl Case {
             merging_share: merging.map(|seconds| seconds / timing.median),
             ..figures
         };
-        let row = Row {
-            network: self.network.clone(),
-            what: self.what(),
-            sources: plan.map(|plan| plan.method.sources),
-            batch_size: Some(self.batch_size),
-            image_size: Some(self.image_size),
-            precision: self.precision.to_string(),
-            step: Some(figures),
-            ..Row::default()
-        };
+        let row = self.row(plan.as_ref(), figures);
         Ok(Measured { row, timing, costs, precision: self.precision })
     }
 }

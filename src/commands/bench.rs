@@ -20,6 +20,10 @@ pub fn run(verb: &Bench, global: &Global) -> Result<()> {
     };
     let baseline = options.baseline.as_ref().map(|path| Report::read(path, &kind.to_string()).map(|read| (path, read)));
     let baseline = baseline.transpose()?;
+    if let Bench::Step { dry_run: true, launches, .. } = verb {
+        let settings = settings(place::dry(global)?, options, images, sources, passes);
+        return account(&bench::Bench::new(kind, &settings)?, *launches, global);
+    }
     let place = place::open(global)?;
     let emulated = is_emulated(place.device);
     if let Some((path, earlier)) = &baseline {
@@ -58,12 +62,28 @@ pub fn run(verb: &Bench, global: &Global) -> Result<()> {
         (false, false) => {
             print_rows(&result, baseline.as_ref().map(|(_, earlier)| earlier));
             if let Bench::Step { launches: true, .. } = verb {
-                print_launches(&result);
+                print_launches(&result.rows);
             }
         }
         (false, true) => {}
     }
     done
+}
+
+/// What steps come to without running them.
+fn account(bench: &bench::Bench, launches: bool, global: &Global) -> Result<()> {
+    let rows = bench.account()?;
+    if global.json {
+        println!("{:#}", serde_json::to_value(&rows).expect("plain data is JSON"));
+        return Ok(());
+    }
+    println!("{}", report::account(&rows).to_text());
+    println!("moves: what all launches read and write, each operand once. live, arena: the most memory that a step needs");
+    println!("at a time for itself, and what it is planned in. Nothing was run.");
+    if launches {
+        print_launches(&rows);
+    }
+    Ok(())
 }
 
 /// Where the fastest tiles are written, if they are asked for.
@@ -182,8 +202,8 @@ fn print_limits(result: &Report, limits: &Limits) {
     }
 }
 
-fn print_launches(result: &Report) {
-    for row in &result.rows {
+fn print_launches(rows: &[Row]) {
+    for row in rows {
         if let Some(table) = row.launches() {
             println!("\n{}, one step:\n{}", row.name, table.to_text());
         }

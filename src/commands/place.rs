@@ -52,6 +52,11 @@ pub fn open(global: &Global) -> Result<Place> {
     Ok(Place { device, precision: precision(global, device == Device::Cpu)? })
 }
 
+/// No device, for what is known without one.
+pub fn dry(global: &Global) -> Result<Place> {
+    Ok(Place { device: Device::Gpu(Gpu::dry()), precision: precision(global, false)? })
+}
+
 /// The GPU that `devices` says `auto` takes: one that is too old, or too new, may stand before it.
 fn first_usable() -> std::result::Result<Handle, Failure> {
     Gpu::cuda(0).or_else(|failure| match failure {

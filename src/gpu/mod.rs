@@ -10,6 +10,7 @@ mod convert;
 mod cost;
 pub mod cuda;
 mod driver;
+mod dry;
 #[cfg(feature = "emulator")]
 pub mod emulator;
 mod failure;
@@ -114,6 +115,11 @@ impl Gpu {
         let gpu = Gpu::new(format!("cuda:{index}"), Box::new(cuda::Cuda::open(index)?));
         open.push((index, gpu));
         Ok(gpu)
+    }
+
+    /// A device that does nothing, for what is known without running: launches, bytes, memory. Its numbers are all zero.
+    pub fn dry() -> Handle {
+        Gpu::new("dry".into(), Box::new(dry::Dry::new()))
     }
 
     /// A new emulator, whose blocks and threads run in an order that `seed` decides.
