@@ -6,6 +6,7 @@
 mod alignment;
 mod control;
 mod convert;
+mod fusion;
 mod images;
 mod jobs;
 mod merge;
