@@ -73,7 +73,7 @@ fn convolutions() -> Vec<Pass> {
             Pass::new("dgrad", unit([&y, &w]), [x.clone()], move |[dy, w], [dx]| conv2d::dgrad(conv, dy, w, dx)),
             Pass::new("wgrad", unit([&x, &y]), [w.in_f32()], move |[x, dy], [dw]| conv2d::wgrad(conv, x, dy, dw)),
         ]
-        .map(|pass| pass.of(case.name).within(SUM).exact())
+        .map(|pass| pass.of(case.name).within(SUM).exact().on_tensor_cores())
     };
     cases::CONV2D.iter().flat_map(of_case).collect()
 }
