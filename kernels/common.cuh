@@ -56,12 +56,15 @@ DEVICE element from_float(float v) {
   const unsigned rounded = bits + 0x7FFFu + ((bits >> 16) & 1u);
   return element{static_cast<unsigned short>(is_nan(v) ? 0x7FFFu : rounded >> 16)};
 }
+// The largest number that is stored as zero, as in the other two.
+constexpr float STORED_AS_ZERO = 0x1p-134f;
 #elif defined(STORAGE_F16)
 #define STORAGE f16
 struct element { unsigned short bits; };
 #include "half.cuh"
 DEVICE float to_float(element v) { return half_to_float(v.bits); }
 DEVICE element from_float(float v) { return element{half_from_float(v)}; }
+constexpr float STORED_AS_ZERO = 0x1p-25f;
 #else
 #ifdef STORAGE_TF32
 #define STORAGE tf32
@@ -71,6 +74,7 @@ DEVICE element from_float(float v) { return element{half_from_float(v)}; }
 using element = float;
 DEVICE float to_float(element v) { return v; }
 DEVICE element from_float(float v) { return v; }
+constexpr float STORED_AS_ZERO = 0;
 #endif
 
 // Elements in 16 bytes.

@@ -52,6 +52,7 @@ pub(super) fn cases(settings: &Settings, networks: &[String], sources: &[usize],
             if !graph.accepts(image_size, image_size) {
                 return Err(too_small(network, image_size));
             }
+            let graph = if settings.is_fused { graph } else { Arc::new(graph.planned(false)) };
             let case = |what, sources| Case {
                 network: network.clone(),
                 graph: graph.clone(),

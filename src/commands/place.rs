@@ -38,7 +38,7 @@ pub fn open(global: &Global) -> Result<Place> {
             }
         },
     };
-    Ok(Place { device, precision: precision(global, device == Device::Cpu)? })
+    Ok(Place { device, precision: precision(global, device == Device::Cpu)?, is_fused: !global.no_fusion })
 }
 
 /// The GPU that `devices` says `auto` takes: one that is too old, or too new, may stand before it.
