@@ -289,6 +289,7 @@ mod tests {
             passes: Vec::new(),
             filter: None,
             rounds: None,
+            is_fused: true,
         };
         for precision in [DType::TF32, DType::BF16] {
             let cases = cases(&settings(precision), &["resnet8".to_string()], &[2, 3], Scale::Tiny).unwrap();
