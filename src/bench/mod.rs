@@ -54,6 +54,8 @@ pub struct Settings {
     pub device: Device,
     /// Of activations; merging is f32.
     pub precision: DType,
+    /// Whether the layers of a step run joined into stages.
+    pub is_fused: bool,
     pub networks: Vec<String>,
     pub image_sizes: Vec<usize>,
     pub batch_size: Option<usize>,

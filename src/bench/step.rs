@@ -52,6 +52,7 @@ pub(super) fn cases(settings: &Settings, networks: &[String], sources: &[usize],
             if !graph.accepts(image_size, image_size) {
                 return Err(too_small(network, image_size));
             }
+            let graph = if settings.is_fused { graph } else { Arc::new(graph.planned(false)) };
             let case = |what, sources| Case {
                 network: network.clone(),
                 graph: graph.clone(),
@@ -305,6 +306,7 @@ mod tests {
             passes: Vec::new(),
             filter: None,
             rounds: None,
+            is_fused: true,
         };
         for precision in [DType::TF32, DType::BF16] {
             let cases = cases(&settings(precision), &["resnet8".to_string()], &[2, 3], Scale::Tiny).unwrap();

@@ -129,6 +129,7 @@ fn settings(
     Settings {
         device: place.device,
         precision: place.precision,
+        is_fused: place.is_fused,
         networks: options.network.clone(),
         image_sizes: images.image_size.clone(),
         batch_size: images.batch_size,

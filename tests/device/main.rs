@@ -7,6 +7,7 @@ mod account;
 mod alignment;
 mod control;
 mod convert;
+mod fusion;
 mod images;
 mod jobs;
 mod merge;

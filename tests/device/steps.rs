@@ -191,7 +191,7 @@ impl Moved {
 }
 
 fn place(gpu: Handle, precision: DType) -> Place {
-    Place { device: Device::Gpu(gpu), precision }
+    Place { device: Device::Gpu(gpu), precision, ..Place::default() }
 }
 
 fn doubles(values: &[f32]) -> Vec<f64> {
