@@ -253,6 +253,7 @@ DEVICE void store_vector(void* to, T value) {
   emulator::check_aligned(to, sizeof(T));
   *static_cast<T*>(to) = value;
 }
+DEVICE float4 load4_streaming(const float* from) { return load_vector<float4>(from); }
 DEVICE float4 shared_load4(SharedArray<float> array, unsigned i) {
   emulator::check_aligned(array.data + i, 16);
   return {array[i], array[i + 1], array[i + 2], array[i + 3]};

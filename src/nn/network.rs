@@ -1,7 +1,8 @@
 //! The graph: layers in the order they run, and the layout of what they own.
 //!
 //! Parameters lie in two arenas with rows padded to 16 bytes: the *trunk*, which sources share and merging is about, and
-//! the *head*, the classifier, which is always new. Running statistics lie in a third. Names are PyTorch's.
+//! the *head*, the classifier, which is always new. In the trunk all filters come first, and behind them γ and β: what
+//! convolutions read as activations are stored, and what stays f32, are one piece each. Running statistics lie in a third. Names are PyTorch's.
 
 use std::sync::Arc;
 
@@ -103,6 +104,8 @@ pub struct Network {
     pub input_channels: usize,
     pub classes: usize,
     pub trunk_len: usize,
+    /// Of the trunk, what holds filters.
+    pub filters_len: usize,
     pub head_len: usize,
     pub statistics_len: usize,
     /// For each node, the layer after which nobody reads it.
@@ -138,13 +141,10 @@ impl Network {
         mode: Mode,
     ) -> Output {
         let mut nodes: Vec<Option<Var>> = vec![None; self.layers.len() + 1];
+        let dtype = x.dtype();
         nodes[0] = Some(Var::constant(x));
         let mut batch_statistics = Vec::new();
-        // The filters as the activations are stored.
-        let filters = match nodes[0].as_ref().map(|x| x.value().dtype()) {
-            Some(dtype) if dtype != trunk.value().dtype() => trunk.value().cast(dtype),
-            _ => trunk.value().clone(),
-        };
+        let trunk = &trunk.with_filters_in(dtype, self.filters_len);
         for (index, layer) in self.layers.iter().enumerate() {
             // Taken, not copied, where this is the last use: then ops may write over it, and it is freed early.
             let mut inputs: Vec<Var> = Vec::with_capacity(layer.inputs.len());
@@ -166,8 +166,7 @@ impl Network {
             let mut input = || inputs.next().expect("an op has its inputs");
             let y = match layer.operation {
                 Operation::Conv2d { conv, weight } => {
-                    let (arena, offset, shape, pitch) = parameter(weight);
-                    let weight = tape.window_of(arena, &filters, offset, shape, pitch);
+                    let weight = window(tape, weight);
                     tape.conv2d(conv, &input(), &weight)
                 }
                 Operation::BatchNorm { index } => {
@@ -207,7 +206,7 @@ impl Network {
         self.parameters.iter().find(|parameter| parameter.name == name)
     }
 
-    /// Parameters of one region, in the order of their offsets.
+    /// Parameters of one region, in the order of their layers.
     pub fn region(&self, region: Region) -> impl Iterator<Item = &Parameter> {
         self.parameters.iter().filter(move |parameter| parameter.region == region)
     }
@@ -278,6 +277,7 @@ impl NetworkBuilder {
             input_channels,
             classes: 0,
             trunk_len: 0,
+            filters_len: 0,
             head_len: 0,
             statistics_len: 0,
             last_use: Vec::new(),
@@ -335,6 +335,12 @@ impl NetworkBuilder {
 
     pub fn finish(mut self) -> Arc<Network> {
         let network = &mut self.network;
+        for parameter in network.parameters.iter_mut().filter(|parameter| parameter.region == Region::Trunk) {
+            if parameter.kind != Kind::Filters {
+                parameter.offset += network.filters_len;
+            }
+        }
+        network.trunk_len += network.filters_len;
         network.classes = *self.channels.last().expect("the input at least");
         network.last_use = vec![usize::MAX; network.layers.len() + 1];
         for (index, layer) in network.layers.iter().enumerate() {
@@ -352,9 +358,11 @@ impl NetworkBuilder {
     }
 
     fn parameter(&mut self, name: String, kind: Kind, region: Region, shape: Shape) -> usize {
-        let end = match region {
-            Region::Trunk => &mut self.network.trunk_len,
-            Region::Head => &mut self.network.head_len,
+        // What lies behind the filters is moved there when their number is known.
+        let end = match (region, kind) {
+            (Region::Trunk, Kind::Filters) => &mut self.network.filters_len,
+            (Region::Trunk, _) => &mut self.network.trunk_len,
+            (Region::Head, _) => &mut self.network.head_len,
         };
         // A vector is one row.
         let (pitch, len) = match shape.rank() {

@@ -7,7 +7,7 @@ use medmerge::data::{Augmentation, Dataset, Loader, LoaderOptions, Normalisation
 use medmerge::gpu::Gpu;
 use medmerge::gpu::Handle;
 use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Method, Plan, Start};
-use medmerge::nn::{Architecture, Model};
+use medmerge::nn::{Architecture, Model, Network};
 use medmerge::ops::control::{FIRST_SCALE, LOSSES, Values};
 use medmerge::ops::softmax_cross_entropy::CrossEntropy;
 use medmerge::tensor::{DType, Device, Tensor};
@@ -27,7 +27,10 @@ pub fn split(count: usize, seed: u64) -> Split {
 }
 
 fn model(seed: u64) -> Model {
-    let network = Architecture::named("resnet8", None, Some(4)).unwrap().build(1, CLASSES);
+    shaken(small_network(), seed)
+}
+
+pub fn shaken(network: Arc<Network>, seed: u64) -> Model {
     let mut model = Model::initialized(network, seed);
     let mut numbers = Numbers(seed);
     // γ and β as after training: 1 and 0 hide mistakes.
@@ -441,6 +444,6 @@ pub fn dataset() -> Dataset {
     }
 }
 
-pub fn small_network() -> Arc<medmerge::nn::Network> {
+pub fn small_network() -> Arc<Network> {
     Architecture::named("resnet8", None, Some(4)).unwrap().build(1, CLASSES)
 }
