@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 #[cfg(feature = "emulator")]
 /// The types that activations are stored as: the name in symbols, and the macro that chooses it.
-const STORAGE: [(&str, &str); 3] = [("f32", "STORAGE_F32"), ("bf16", "STORAGE_BF16"), ("f16", "STORAGE_F16")];
+const STORAGE: [(&str, &str); 4] =
+    [("f32", "STORAGE_F32"), ("tf32", "STORAGE_TF32"), ("bf16", "STORAGE_BF16"), ("f16", "STORAGE_F16")];
 
 fn main() {
     println!("cargo::rerun-if-changed=kernels");
@@ -61,9 +62,10 @@ mod emulator {
             build.define("MEDMERGE_EMULATOR", None).define(macro_name, None).include("kernels");
             for path in sources.iter().filter(|path| path.extension().is_some_and(|extension| extension == "cu")) {
                 let source = std::fs::read_to_string(path).expect("a file that was just listed");
-                // As in src/gpu/compile.rs: tensor cores take 16 bits.
+                // As in src/gpu/compile.rs: tensor cores take tf32 for f32.
                 let is_stored = match storage {
                     "f32" => !source.contains("tensor.cuh"),
+                    "tf32" => source.contains("tensor.cuh"),
                     _ => source.contains("element"),
                 };
                 if !is_stored {

@@ -1,8 +1,9 @@
 // What every kernel shares: the storage type of activations, 16-byte accesses, sums over a warp and over a block.
 //
-// A file of kernels is compiled once per storage type (STORAGE_F32, STORAGE_BF16 or STORAGE_F16; files that do not mention
-// `element` only for F32, those that include tensor.cuh only for the other two). Arithmetic is always f32. The same sources run on the CPU: see emulator/emulator.h, which then
-// supplies what is CUDA's own here.
+// A file of kernels is compiled once per storage type: STORAGE_F32, STORAGE_BF16 and STORAGE_F16; STORAGE_F32 alone if it
+// does not mention `element`; STORAGE_TF32, an f32 whose products may be rounded to tf32, in the place of STORAGE_F32 if it
+// includes tensor.cuh. Sums are always f32. The same sources run on the CPU: see emulator/emulator.h, which then supplies
+// what is CUDA's own here.
 //
 //   KERNEL(op_direction, Parameters, THREADS) { … }   an entry point; its one argument is `p`, a const Parameters
 //   SHARED(float, tile, COUNT);                       an array in shared memory, COUNT known at compile time
@@ -64,7 +65,11 @@ struct element { unsigned short bits; };
 DEVICE float to_float(element v) { return half_to_float(v.bits); }
 DEVICE element from_float(float v) { return element{half_from_float(v)}; }
 #else
+#ifdef STORAGE_TF32
+#define STORAGE tf32
+#else
 #define STORAGE f32
+#endif
 using element = float;
 DEVICE float to_float(element v) { return v; }
 DEVICE element from_float(float v) { return v; }

@@ -19,13 +19,9 @@ struct Fragments {
 
 // Number `half` (0 or 1) of two 16-bit ones.
 DEVICE float half_of(unsigned pair, unsigned half) {
-  const element v = [&] {
-    element e;
-    const unsigned short bits = static_cast<unsigned short>(pair >> (16 * half));
-    std::memcpy(&e, &bits, sizeof(bits));
-    return e;
-  }();
-  return to_float(v);
+  element numbers[4 / sizeof(element)];
+  std::memcpy(numbers, &pair, sizeof(pair));
+  return to_float(numbers[sizeof(element) == 2 ? half : 0]);
 }
 
 // The numbers that A (16 × DEPTH) and B (DEPTH × 8) have at (row, k) and (k, column), in the lanes' fragments.
@@ -96,22 +92,31 @@ DEVICE void mma_1688(float (&d)[4], const Fragments& f) {
 #endif
 }
 
-// Four 8 × 8 matrices of 16-bit numbers: lane l gives the place of row l % 8 of matrix l / 8, a multiple of 8 numbers.
-// Register m gets the numbers (l / 4, 2·(l % 4)..) of matrix m; TURNED: those of its transpose.
+// D = A·B + D for 16 rows, 8 columns and 32 bytes of summands, A and B as activations are stored.
+DEVICE void multiply_piece(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  const Fragments f = {{a[0], a[1], a[2], a[3]}, {b0, b1}};
+  if (sizeof(element) == 2) mma_16816(d, f);
+  else mma_1688(d, f);
+}
+
+// Four matrices of 8 rows, 16 bytes each: lane l gives the place of row l % 8 of matrix l / 8, a multiple of 16 bytes.
+// Register m gets 32 bits of row l / 4 of matrix m, the (l % 4)-th: two 16-bit numbers, or one of tf32. TURNED: the 16-bit
+// numbers of its transpose; tf32 has no such form.
 template <bool TURNED>
 DEVICE void load_matrices(unsigned (&r)[4], SharedArray<element> array, unsigned row) {
+  static_assert(!TURNED || sizeof(element) == 2, "only 16-bit numbers are turned");
 #ifdef MEDMERGE_EMULATOR
   emulator::check_aligned(array.data + row, 16);
   const emulator::Offers<unsigned> rows = emulator::exchange(row, __FILE__, __LINE__);
   const unsigned lane = threadIdx.x % WARP;
+  constexpr unsigned COUNT = 4 / sizeof(element);
   for (unsigned m = 0; m < 4; ++m) {
-    unsigned short pair[2];
-    for (unsigned j = 0; j < 2; ++j) {
-      const unsigned line = TURNED ? lane % 4 * 2 + j : lane / 4, column = TURNED ? lane / 4 : lane % 4 * 2 + j;
-      const element v = array[rows[m * 8 + line] + column];
-      std::memcpy(&pair[j], &v, sizeof(pair[j]));
+    element numbers[COUNT];
+    for (unsigned j = 0; j < COUNT; ++j) {
+      const unsigned line = TURNED ? lane % 4 * 2 + j : lane / 4, column = TURNED ? lane / 4 : lane % 4 * COUNT + j;
+      numbers[j] = array[rows[m * 8 + line] + column];
     }
-    r[m] = pair[0] | static_cast<unsigned>(pair[1]) << 16;
+    std::memcpy(&r[m], numbers, sizeof(r[m]));
   }
 #else
   const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(array + row));
@@ -124,15 +129,19 @@ DEVICE void load_matrices(unsigned (&r)[4], SharedArray<element> array, unsigned
 #endif
 }
 
-// Starts a copy of 16 bytes from global to shared memory, at a multiple of 16 bytes in both; zeros if !valid, and then
-// `from` is not read.
-template <class T>
+// Starts a copy of BYTES (8 or 16) from global to shared memory, at a multiple of them in both; zeros if !valid, and then
+// `from` is not read. 16 bytes pass by the L1 cache.
+template <unsigned BYTES, class T>
 DEVICE void copy_async(SharedArray<T> to, unsigned i, const void* from, bool valid) {
+  static_assert(BYTES == 8 || BYTES == 16, "what is copied at once");
 #ifdef MEDMERGE_EMULATOR
-  emulator::copy_later(to, i, valid ? from : nullptr);
+  emulator::copy_later<BYTES>(to, i, valid ? from : nullptr);
 #else
   const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(to + i));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(valid ? 16 : 0) : "memory");
+  if (BYTES == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(valid ? 16 : 0) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(address), "l"(from), "r"(valid ? 8 : 0) : "memory");
 #endif
 }
 

@@ -32,7 +32,7 @@ fn every_kernel_compiles_everywhere_and_fits_its_registers() {
     let files: BTreeSet<&str> = KERNELS.iter().filter_map(|(name, _)| name.strip_suffix(".cu")).collect();
     assert!(!files.is_empty());
     assert_eq!(sources.iter().map(|source| source.file).collect::<BTreeSet<_>>(), files);
-    // Tensor cores take 16 bits; all else has f32.
+    // Tensor cores take tf32 in its place; all else has f32.
     let without_f32 = |file: &&&str| sources.iter().all(|source| source.file != **file || source.dtype != DType::F32);
     assert_eq!(files.iter().filter(without_f32).collect::<Vec<_>>(), [&"conv2d_tensor"]);
     // To compile all takes minutes of processor time; what nobody changed since is not compiled again.

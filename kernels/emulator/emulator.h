@@ -35,7 +35,7 @@ struct Copy {
   const void* from;  // null: zeros
   Shadow* shadow;
   const char* name;
-  uint32_t elements, group;
+  uint32_t elements, bytes, group;
 };
 constexpr unsigned COPIES = 64;
 
@@ -169,19 +169,19 @@ static inline Offers<T> exchange(const T& offer, const char* file, unsigned line
   return {now->runtime->exchange(now, bytes, file, line)};
 }
 
-// Asks for a copy of 16 bytes. Until it has been waited for, NaN is there; whoever else reads it needs a barrier behind
-// the wait, as on a GPU.
-template <class T>
+// Asks for a copy. Until it has been waited for, NaN is there; whoever else reads it needs a barrier behind the wait, as on
+// a GPU.
+template <unsigned BYTES, class T>
 static inline void copy_later(SharedArray<T> to, unsigned i, const void* from) {
-  constexpr unsigned ELEMENTS = 16 / sizeof(T);
-  check_aligned(to.data + i, 16);
-  check_aligned(from, 16);
+  constexpr unsigned ELEMENTS = BYTES / sizeof(T);
+  check_aligned(to.data + i, BYTES);
+  check_aligned(from, BYTES);
   const Context* now = context();
   if (now->copies_asked == COPIES) now->runtime->fault(now, "too many copies not waited for, at", to.name, i, now->thread.x);
   T poison;
   std::memset(&poison, 0xFF, sizeof(T));
   for (unsigned j = 0; j < ELEMENTS; ++j) to[i + j] = poison;
-  now->copies[now->copies_asked++] = Copy{to.data + i, from, to.shadow + i, to.name, ELEMENTS, now->copies_group};
+  now->copies[now->copies_asked++] = Copy{to.data + i, from, to.shadow + i, to.name, ELEMENTS, BYTES, now->copies_group};
 }
 
 // Copies that are not among the last `left` groups are done when this returns.
@@ -195,8 +195,8 @@ static inline void wait_for_copies(unsigned left) {
       continue;
     }
     for (uint32_t j = 0; j < copy.elements; ++j) note_write(copy.shadow[j], copy.name, j);
-    if (copy.from != nullptr) std::memcpy(copy.to, copy.from, 16);
-    else std::memset(copy.to, 0, 16);
+    if (copy.from != nullptr) std::memcpy(copy.to, copy.from, copy.bytes);
+    else std::memset(copy.to, 0, copy.bytes);
   }
   now->copies_asked = kept;
 }

@@ -68,10 +68,10 @@ fn precision(global: &Global, is_cpu: bool) -> Result<DType> {
     let hint = "leave --precision out, or give f32";
     match global.precision.as_str() {
         "f32" => Ok(DType::F32),
-        "tf32" => Err(Error::usage("precision tf32 is not available yet", hint)),
-        name @ ("bf16" | "f16") if is_cpu => {
+        name @ ("tf32" | "bf16" | "f16") if is_cpu => {
             Err(Error::usage(format!("precision {name} is not available on the CPU"), hint))
         }
+        "tf32" => Ok(DType::TF32),
         "bf16" => Ok(DType::BF16),
         "f16" => Ok(DType::F16),
         other => Err(Error::unknown("precision", other, ["f32", "tf32", "bf16", "f16"])),

@@ -50,13 +50,28 @@ pub fn sources() -> Vec<Source<'static>> {
     for (name, text) in KERNELS {
         let Some(file) = name.strip_suffix(".cu") else { continue };
         let dtypes: &[DType] = match () {
-            _ if text.contains("tensor.cuh") => &[DType::BF16, DType::F16],
+            _ if is_for_tensor_cores(text) => &[DType::TF32, DType::BF16, DType::F16],
             _ if text.contains("element") => &[DType::F32, DType::BF16, DType::F16],
             _ => &[DType::F32],
         };
         all.extend(dtypes.iter().map(|&dtype| Source { file, text, dtype }));
     }
     all
+}
+
+fn is_for_tensor_cores(text: &str) -> bool {
+    text.contains("tensor.cuh")
+}
+
+/// The storage type for which a file is compiled where activations are of `dtype`: tf32 is f32 to everything that does not
+/// use tensor cores.
+pub fn storage(file: &str, dtype: DType) -> DType {
+    if dtype != DType::TF32 {
+        return dtype;
+    }
+    let text = KERNELS.iter().find(|(name, _)| name.strip_suffix(".cu") == Some(file)).map(|(_, text)| *text);
+    // What is not among them are the kernels of tests, which mean what they say.
+    if text.is_none_or(is_for_tensor_cores) { DType::TF32 } else { DType::F32 }
 }
 
 /// Compiles many modules at once, in the order of `sources`.

@@ -61,11 +61,13 @@ pub trait Parameters: bytemuck::Pod {}
 /// Declares a kernel's parameter struct, laid out as its twin in the `.cu` file; both sides state the size.
 #[macro_export]
 macro_rules! parameters {
-    ($(#[$doc:meta])* struct $name:ident: $size:literal bytes { $($(#[$field_doc:meta])* $field:ident: $type:ty),* $(,)? }) => {
+    ($(#[$doc:meta])* $visible:vis struct $name:ident: $size:literal bytes {
+        $($(#[$field_doc:meta])* $field_visible:vis $field:ident: $type:ty),* $(,)?
+    }) => {
         $(#[$doc])*
         #[repr(C)]
         #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-        struct $name { $($(#[$field_doc])* $field: $type),* }
+        $visible struct $name { $($(#[$field_doc])* $field_visible $field: $type),* }
         const _: () = assert!(size_of::<$name>() == $size);
         impl $crate::gpu::Parameters for $name {}
     };
@@ -210,14 +212,14 @@ impl Gpu {
             return;
         }
         self.launches.fetch_add(1, Ordering::Relaxed);
-        let kernel = Kernel { file, name, dtype };
+        let kernel = Kernel { file, name, dtype: compile::storage(file, dtype) };
         let parameters = bytemuck::bytes_of(parameters);
         self.run(|driver| driver.launch(&Launch { kernel, grid, threads, parameters }));
     }
 
     /// Compiles and loads a kernel ahead of its first launch.
     pub fn prepare(&self, file: &'static str, name: &'static str, dtype: DType) {
-        self.run(|driver| driver.prepare(Kernel { file, name, dtype }));
+        self.run(|driver| driver.prepare(Kernel { file, name, dtype: compile::storage(file, dtype) }));
     }
 
     pub fn record_event(&self) -> Option<Event> {

@@ -63,7 +63,7 @@ impl Device {
     pub fn dtypes(self) -> &'static [DType] {
         match self {
             Device::Cpu => &[DType::F32],
-            Device::Gpu(_) => &[DType::F32, DType::BF16, DType::F16],
+            Device::Gpu(_) => &[DType::F32, DType::TF32, DType::BF16, DType::F16],
         }
     }
 }

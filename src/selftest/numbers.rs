@@ -62,9 +62,11 @@ fn error_beyond(actual: &[f64], expected: &[f64], allowed: impl Fn(f64) -> f64) 
 }
 
 /// The nearest number that an activation stored as `dtype` can have; ties go to the even one. `value` is exact in `f32`.
-pub(super) fn stored(value: f64, dtype: DType) -> f64 {
+pub fn stored(value: f64, dtype: DType) -> f64 {
     match dtype {
         DType::F64 | DType::F32 => value,
+        // Ten bits of fraction, ties away from zero: what tensor cores make of it.
+        DType::TF32 => f64::from(f32::from_bits(((value as f32).to_bits() + 0x1000) & !0x1FFF)),
         DType::BF16 => half::bf16::from_f32(value as f32).to_f64(),
         DType::F16 => half::f16::from_f32(value as f32).to_f64(),
     }
@@ -75,7 +77,8 @@ pub(super) fn stored(value: f64, dtype: DType) -> f64 {
 fn half_spacing(value: f64, dtype: DType) -> f64 {
     // Bits of the significand, and the least exponent.
     let (bits, least) = match dtype {
-        DType::F64 | DType::F32 => return 0.0,
+        // Stored in full.
+        DType::F64 | DType::F32 | DType::TF32 => return 0.0,
         DType::BF16 => (8, -126),
         DType::F16 => (11, -14),
     };

@@ -32,6 +32,8 @@ pub struct Pass {
     pub tolerance_on_cpu: f64,
     /// Whether integers give the same bits as in `f64`, rounded once where the result is stored in fewer.
     pub is_exact: bool,
+    /// Whether it may run on tensor cores, where tf32 is not f32.
+    pub uses_tensor_cores: bool,
     run: Run,
 }
 
@@ -72,6 +74,7 @@ impl Pass {
             tolerance: 0.0,
             tolerance_on_cpu: 0.0,
             is_exact: false,
+            uses_tensor_cores: false,
             run: Box::new(run),
         }
     }
@@ -96,6 +99,10 @@ impl Pass {
         Pass { is_exact, ..self }
     }
 
+    pub fn on_tensor_cores(self) -> Pass {
+        Pass { uses_tensor_cores: true, ..self }
+    }
+
     /// Every operand is `f32`, whatever activations are.
     pub fn in_f32(mut self) -> Pass {
         self.inputs.iter_mut().for_each(|input| input.layout.role = Role::F32);
@@ -115,7 +122,12 @@ impl Pass {
     pub fn differs_in(&self, dtype: DType) -> bool {
         let mut layouts =
             self.inputs.iter().map(|input| &input.layout).chain(self.outputs.iter().map(|o| self.layout(o)));
-        matches!(dtype, DType::F32 | DType::F64) || layouts.any(|layout| layout.role == Role::Activation)
+        let has_activations = layouts.any(|layout| layout.role == Role::Activation);
+        match dtype {
+            DType::F32 | DType::F64 => true,
+            DType::TF32 => has_activations && self.uses_tensor_cores,
+            DType::BF16 | DType::F16 => has_activations,
+        }
     }
 
     /// Inputs that are exact in what `target` stores them as, the same at every call.
@@ -278,7 +290,7 @@ mod tests {
 
     #[test]
     fn a_sentinel_is_exact_and_operands_are_aligned() {
-        for dtype in [DType::F32, DType::BF16, DType::F16] {
+        for dtype in [DType::F32, DType::TF32, DType::BF16, DType::F16] {
             assert_eq!(stored(SENTINEL, dtype), SENTINEL);
             assert_eq!(MARGIN * dtype.size() % 16, 0);
         }

@@ -75,7 +75,7 @@ fn convolutions() -> Vec<Pass> {
             }),
             wgrad_products(case, [x, y, w.in_f32()]),
         ]
-        .map(|pass| pass.of(case.name).within(SUM).exact())
+        .map(|pass| pass.of(case.name).within(SUM).exact().on_tensor_cores())
     };
     cases::CONV2D.iter().flat_map(of_case).collect()
 }

@@ -10,6 +10,8 @@ use super::{Buffer, DataMut, Storage};
 pub enum DType {
     F32,
     F64,
+    /// Stored as f32; tensor cores round what they multiply to 10 bits of fraction. On GPUs only.
+    TF32,
     /// 8 bits of exponent, 7 of fraction; on GPUs only.
     BF16,
     /// IEEE half precision; on GPUs only.
@@ -21,7 +23,7 @@ impl DType {
     pub const fn size(self) -> usize {
         match self {
             DType::F64 => 8,
-            DType::F32 => 4,
+            DType::F32 | DType::TF32 => 4,
             DType::BF16 | DType::F16 => 2,
         }
     }
@@ -32,6 +34,7 @@ impl fmt::Display for DType {
         f.write_str(match self {
             DType::F32 => "f32",
             DType::F64 => "f64",
+            DType::TF32 => "tf32",
             DType::BF16 => "bf16",
             DType::F16 => "f16",
         })
@@ -108,7 +111,7 @@ macro_rules! element {
             fn slice(storage: &Storage) -> &[Self] {
                 match storage {
                     Storage::$variant(buffer) => buffer,
-                    Storage::Gpu { .. } => panic!("a tensor on a GPU is read as if it were on the CPU"),
+                    Storage::Gpu(_) => panic!("a tensor on a GPU is read as if it were on the CPU"),
                     _ => panic!("a tensor of another dtype is read as {}", Self::DTYPE),
                 }
             }

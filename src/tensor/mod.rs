@@ -62,12 +62,13 @@ impl std::fmt::Display for Device {
 enum Storage {
     F32(Buffer<f32>),
     F64(Buffer<f64>),
-    Gpu { buffer: gpu::Buffer, dtype: DType },
+    Gpu(gpu::Buffer),
 }
 
 #[derive(Clone, Debug)]
 pub struct Tensor {
     storage: Arc<Storage>,
+    dtype: DType,
     offset: usize,
     shape: Shape,
     pitch: usize,
@@ -104,9 +105,9 @@ impl Tensor {
             (Device::Cpu, DType::F64) => Storage::F64(Buffer::recycled(shape.len())),
             (Device::Cpu, _) => panic!("{dtype} lives on GPUs only"),
             (Device::Gpu(_), DType::F64) => panic!("f64 lives on the CPU only"),
-            (Device::Gpu(gpu), _) => Storage::Gpu { buffer: gpu.allocate(shape.len() * dtype.size()), dtype },
+            (Device::Gpu(gpu), _) => Storage::Gpu(gpu.allocate(shape.len() * dtype.size())),
         };
-        Tensor { storage: Arc::new(storage), offset: 0, shape, pitch: shape.row_len() }
+        Tensor { storage: Arc::new(storage), dtype, offset: 0, shape, pitch: shape.row_len() }
     }
 
     pub fn zeros(shape: impl Into<Shape>, dtype: DType, device: Device) -> Tensor {
@@ -118,7 +119,8 @@ impl Tensor {
     pub fn from_vec<T: Element>(data: Vec<T>, shape: impl Into<Shape>) -> Tensor {
         let shape = shape.into();
         assert_eq!(data.len(), shape.len(), "{} numbers for shape {shape}", data.len());
-        Tensor { storage: Arc::new(T::into_storage(data)), offset: 0, shape, pitch: shape.row_len() }
+        let storage = Arc::new(T::into_storage(data));
+        Tensor { storage, dtype: T::DTYPE, offset: 0, shape, pitch: shape.row_len() }
     }
 
     pub fn scalar<T: Element>(value: T) -> Tensor {
@@ -134,17 +136,13 @@ impl Tensor {
     }
 
     pub fn dtype(&self) -> DType {
-        match &*self.storage {
-            Storage::F32(_) => DType::F32,
-            Storage::F64(_) => DType::F64,
-            Storage::Gpu { dtype, .. } => *dtype,
-        }
+        self.dtype
     }
 
     pub fn device(&self) -> Device {
         match &*self.storage {
             Storage::F32(_) | Storage::F64(_) => Device::Cpu,
-            Storage::Gpu { buffer, .. } => Device::Gpu(buffer.gpu()),
+            Storage::Gpu(buffer) => Device::Gpu(buffer.gpu()),
         }
     }
 
@@ -152,7 +150,7 @@ impl Tensor {
         match &*self.storage {
             Storage::F32(_) => Implementation::Cpu,
             Storage::F64(_) => Implementation::Reference,
-            Storage::Gpu { buffer, .. } => Implementation::Gpu(buffer.gpu()),
+            Storage::Gpu(buffer) => Implementation::Gpu(buffer.gpu()),
         }
     }
 
@@ -162,7 +160,7 @@ impl Tensor {
     /// If the tensor is on the CPU.
     pub fn address(&self) -> Address {
         match &*self.storage {
-            Storage::Gpu { buffer, dtype } => buffer.address().offset(self.offset * dtype.size()),
+            Storage::Gpu(buffer) => buffer.address().offset(self.offset * self.dtype.size()),
             _ => panic!("a tensor on the CPU has no address on a GPU"),
         }
     }
@@ -211,6 +209,10 @@ impl Tensor {
                 if self.dtype() == dtype {
                     return packed;
                 }
+                // What tensor cores may round is stored as f32.
+                if matches!((self.dtype, dtype), (DType::F32, DType::TF32) | (DType::TF32, DType::F32)) {
+                    return Tensor { dtype, ..packed };
+                }
                 let mut cast = Tensor::uninit(self.shape, dtype, self.device());
                 let y = cast.view_mut().address();
                 gpu.convert(packed.address(), self.dtype(), y, dtype, self.shape.len());
@@ -258,7 +260,7 @@ impl Tensor {
         let shape = shape.into();
         assert!(self.is_contiguous() && pitch >= shape.row_len(), "window {shape} with pitch {pitch}");
         assert!(offset + span(shape, pitch) <= self.shape.len(), "window {shape} at {offset} leaves {}", self.shape);
-        Tensor { storage: self.storage.clone(), offset: self.offset + offset, shape, pitch }
+        Tensor { offset: self.offset + offset, shape, pitch, ..self.clone() }
     }
 
     /// The same numbers under another shape.
@@ -281,9 +283,9 @@ impl Tensor {
         let data = match storage {
             Storage::F32(buffer) => DataMut::F32(&mut buffer[range]),
             Storage::F64(buffer) => DataMut::F64(&mut buffer[range]),
-            Storage::Gpu { buffer, dtype } => {
-                let address = buffer.address().offset(range.start * dtype.size());
-                DataMut::Gpu { gpu: buffer.gpu(), address, dtype: *dtype, alone: PhantomData }
+            Storage::Gpu(buffer) => {
+                let address = buffer.address().offset(range.start * self.dtype.size());
+                DataMut::Gpu { gpu: buffer.gpu(), address, dtype: self.dtype, alone: PhantomData }
             }
         };
         TensorMut { data, shape: self.shape, pitch: self.pitch }

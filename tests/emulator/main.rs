@@ -1,6 +1,8 @@
 //! The emulator reports every kind of fault: one broken kernel each, from `broken.cu`, compiled when the tests run.
 #![cfg(feature = "emulator")]
 
+mod addresses;
+
 use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::process::Command;

@@ -50,10 +50,10 @@ KERNEL(product_turned, Product, THREADS) {
   SHARED(element, a, 16 * DEPTH);
   SHARED(element, b, 32 * 8);
   Fragments f;
-  copy_async(a, threadIdx.x * 8, p.a + threadIdx.x * 8, true);
+  copy_async<16>(a, threadIdx.x * 8, p.a + threadIdx.x * 8, true);
   commit_copies();
   // Rows beyond B are zeros, and not read from anywhere.
-  copy_async(b, threadIdx.x * 8, p.b + threadIdx.x * 8, threadIdx.x < 16);
+  copy_async<16>(b, threadIdx.x * 8, p.b + threadIdx.x * 8, threadIdx.x < 16);
   commit_copies();
   wait_for_copies<1>();
   __syncthreads();
@@ -72,7 +72,7 @@ KERNEL(product_turned, Product, THREADS) {
 // Copies that nobody waited for.
 KERNEL(reads_too_early, Product, THREADS) {
   SHARED(element, a, 16 * DEPTH);
-  copy_async(a, threadIdx.x * 8, p.a + threadIdx.x * 8, true);
+  copy_async<16>(a, threadIdx.x * 8, p.a + threadIdx.x * 8, true);
   commit_copies();
   p.d[threadIdx.x] = to_float(a[threadIdx.x * 8]);
 }
@@ -80,7 +80,7 @@ KERNEL(reads_too_early, Product, THREADS) {
 // Waited for, but without a barrier before another thread's are read.
 KERNEL(reads_across, Product, THREADS) {
   SHARED(element, a, 16 * DEPTH);
-  copy_async(a, threadIdx.x * 8, p.a + threadIdx.x * 8, true);
+  copy_async<16>(a, threadIdx.x * 8, p.a + threadIdx.x * 8, true);
   commit_copies();
   wait_for_copies<0>();
   p.d[threadIdx.x] = to_float(a[(threadIdx.x + 1) % THREADS * 8]);

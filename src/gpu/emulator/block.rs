@@ -42,7 +42,7 @@ pub struct Context {
     copies_asked: u32,
     copies_group: u32,
     /// Copies to shared memory that are under way, of five words each; the kernels' own business.
-    copies: [[u64; 5]; COPIES],
+    copies: [[u64; 6]; COPIES],
 }
 
 /// `emulator::COPIES`.
@@ -215,7 +215,7 @@ impl Block {
             runtime: &RUNTIME,
             copies_asked: 0,
             copies_group: 0,
-            copies: [[0; 5]; COPIES],
+            copies: [[0; 6]; COPIES],
         }));
         self.states.fill(State::NotBegun);
         (self.begun, self.shared_used, self.shadow_used) = (0, 0, 0);

@@ -1,19 +1,19 @@
-//! Convolution on a GPU: `kernels/conv2d.cu`.
+//! Convolution on a GPU: `kernels/conv2d.cu`, and which convolutions are left to the kernels for tensor cores.
 
-use super::Geometry;
+use super::{Geometry, Pass, tensor};
 use crate::gpu::{Address, Gpu, Handle};
 use crate::parameters;
 use crate::tensor::{DType, Device, Tensor, TensorMut};
 
 parameters! {
-    struct Sizes: 80 bytes {
+    pub(super) struct Sizes: 80 bytes {
         n: i32, h: i32, w: i32, c: i32,
         k: i32, r: i32, s: i32,
         p: i32, q: i32,
         stride_h: i32, stride_w: i32, padding_h: i32, padding_w: i32, dilation_h: i32, dilation_w: i32,
         groups: i32, group_c: i32, group_k: i32,
         pitch: i32,
-        packed: u32,
+        pub(super) packed: u32,
     }
 }
 
@@ -42,10 +42,10 @@ parameters! {
     struct WgradSum: 32 bytes { partial: Address, dw: Address, k: i32, columns: i32, pitch: i32, stretches: i32 }
 }
 
-const PACKED_X: u32 = 1;
-const PACKED_Y: u32 = 2;
-const PACKED_W: u32 = 4;
-const PACKED_DW: u32 = 8;
+pub(super) const PACKED_X: u32 = 1;
+pub(super) const PACKED_Y: u32 = 2;
+pub(super) const PACKED_W: u32 = 4;
+pub(super) const PACKED_DW: u32 = 8;
 
 /// Rows of a tile, and the most summands that a step takes: those of 16-bit storage.
 const ROWS: usize = 64;
@@ -68,7 +68,7 @@ fn dim(size: usize) -> u32 {
     u32::try_from(size).expect("fewer than 2³² blocks")
 }
 
-fn direct_grid(outputs: usize) -> [u32; 3] {
+pub(super) fn direct_grid(outputs: usize) -> [u32; 3] {
     [dim(outputs.div_ceil(DIRECT_THREADS)), 1, 1]
 }
 
@@ -77,14 +77,14 @@ fn is_depthwise(g: &Geometry) -> bool {
 }
 
 /// Whether lines of `len` elements, `pitch` apart, can be taken 16 bytes at a time.
-fn is_packed(address: Address, dtype: DType, len: usize, pitch: usize) -> bool {
+pub(super) fn is_packed(address: Address, dtype: DType, len: usize, pitch: usize) -> bool {
     let pack = 16 / dtype.size();
     address.0.is_multiple_of(16) && len.is_multiple_of(pack) && pitch.is_multiple_of(pack)
 }
 
 /// The sizes for the kernels. `x` and `y` are the tensors of these shapes, whichever direction they go; `w` is absent
 /// in wgrad.
-fn sizes(g: &Geometry, dtype: DType, x: Address, y: Address, w: Option<Address>) -> Sizes {
+pub(super) fn sizes(g: &Geometry, dtype: DType, x: Address, y: Address, w: Option<Address>) -> Sizes {
     let int = |size: usize| i32::try_from(size).expect("sizes below 2³¹");
     // The kernels count pixels, up to a tile beyond the last one, in 32 bits.
     int(g.n * g.h * g.w + ROWS);
@@ -130,46 +130,15 @@ fn sizes(g: &Geometry, dtype: DType, x: Address, y: Address, w: Option<Address>)
     }
 }
 
-parameters! {
-    struct Product: 112 bytes {
-        from: Address,
-        by: Address,
-        to: Address,
-        g: Sizes,
-        stretch: i32,
-        to_pitch: i32,
-    }
-}
-
-/// Rows and columns of a tile on tensor cores, its threads, and the summands of a step.
-const TENSOR_SPAN: usize = 64;
-const TENSOR_THREADS: u32 = 128;
-const TENSOR_DEPTH: usize = 32;
-
-/// Whether a pass whose operands are packed as `needed` says runs on tensor cores.
-fn suits_tensor_cores(g: &Geometry, dtype: DType, sizes: &Sizes, needed: u32) -> bool {
-    let in_eights = g.conv.groups == 1 && sizes.packed & needed == needed;
-    dtype.size() == 2 && in_eights && g.c.is_multiple_of(8)
-}
-
-/// A pass on tensor cores: `rows` × `columns` sums, in `stretches`.
-fn launch_product(gpu: &Gpu, name: &'static str, dtype: DType, product: &Product, size: [usize; 3]) {
-    let [rows, columns, stretches] = size;
-    let grid = [rows.div_ceil(TENSOR_SPAN), columns.div_ceil(TENSOR_SPAN), stretches].map(dim);
-    // SAFETY: the passes below check shapes and dtypes, and that lines begin and end at 16 bytes.
-    unsafe { gpu.launch("conv2d_tensor", name, dtype, grid, TENSOR_THREADS, product) }
-}
-
 pub fn fprop(gpu: Handle, g: &Geometry, x: &Tensor, w: &Tensor, y: TensorMut) {
     let dtype = x.dtype();
     assert!(w.dtype() == dtype && y.dtype() == dtype, "convolution of {dtype} by {} to {}", w.dtype(), y.dtype());
     let (x, w, y) = (x.address(), w.address(), y.address());
+    if tensor::serves(g, Pass::Fprop, dtype, x, y, Some(w)) {
+        return tensor::fprop(gpu, g, dtype, x, w, y);
+    }
     let parameters = Fprop { x, w, y, g: sizes(g, dtype, x, y, Some(w)) };
     let pixels = g.n * g.p * g.q;
-    if suits_tensor_cores(g, dtype, &parameters.g, PACKED_X | PACKED_W) {
-        let product = Product { from: x, by: w, to: y, g: parameters.g, stretch: 0, to_pitch: 0 };
-        return launch_product(gpu, "conv2d_tensor_fprop", dtype, &product, [pixels, g.k, 1]);
-    }
     let (name, grid, threads) = if is_depthwise(g) {
         ("conv2d_fprop_depthwise", direct_grid(pixels * g.k), DIRECT_THREADS as u32)
     } else {
@@ -185,12 +154,11 @@ pub fn dgrad(gpu: Handle, g: &Geometry, dy: &Tensor, w: &Tensor, dx: TensorMut) 
     let dtype = dy.dtype();
     assert!(w.dtype() == dtype && dx.dtype() == dtype, "dgrad of {dtype} by {} to {}", w.dtype(), dx.dtype());
     let (dy, w, dx) = (dy.address(), w.address(), dx.address());
+    if tensor::serves(g, Pass::Dgrad, dtype, dx, dy, Some(w)) {
+        return tensor::dgrad(gpu, g, dtype, dy, w, dx);
+    }
     let parameters = Dgrad { dy, w, dx, g: sizes(g, dtype, dx, dy, Some(w)) };
     let pixels = g.n * g.h * g.w;
-    if suits_tensor_cores(g, dtype, &parameters.g, PACKED_Y | PACKED_W) {
-        let product = Product { from: dy, by: w, to: dx, g: parameters.g, stretch: 0, to_pitch: 0 };
-        return launch_product(gpu, "conv2d_tensor_dgrad", dtype, &product, [pixels, g.c, 1]);
-    }
     let (name, grid, threads) = if is_depthwise(g) {
         ("conv2d_dgrad_depthwise", direct_grid(pixels * g.c), DIRECT_THREADS as u32)
     } else {
@@ -206,19 +174,18 @@ pub fn wgrad(gpu: Handle, g: &Geometry, x: &Tensor, dy: &Tensor, dw: TensorMut) 
     let dtype = dy.dtype();
     assert!(x.dtype() == dtype && dw.dtype() == DType::F32, "wgrad of {} by {dtype} to {}", x.dtype(), dw.dtype());
     let (x, dy, dw) = (x.address(), dy.address(), dw.address());
-    let on_tensor_cores = suits_tensor_cores(g, dtype, &sizes(g, dtype, x, dy, None), PACKED_X | PACKED_Y);
+    if tensor::serves(g, Pass::Wgrad, dtype, x, dy, None) {
+        return tensor::wgrad(gpu, g, dtype, x, dy, dw);
+    }
     let columns = g.k / g.conv.groups;
-    let (name, [rows, columns], threads) = if on_tensor_cores {
-        let tiles = [g.k, g.filter_len()].map(|size| size.div_ceil(TENSOR_SPAN));
-        ("conv2d_tensor_wgrad", tiles, TENSOR_THREADS)
-    } else if is_depthwise(g) {
+    let (name, [rows, columns], threads) = if is_depthwise(g) {
         ("conv2d_wgrad_depthwise", [g.k.div_ceil(LANES), g.filter_len()], DIRECT_THREADS as u32)
     } else {
         let (width, threads, name) = tile(columns, ["conv2d_wgrad_wide", "conv2d_wgrad_narrow"]);
         (name, [g.filter_len().div_ceil(ROWS), columns.div_ceil(width)], threads)
     };
     let groups = if is_depthwise(g) { 1 } else { g.conv.groups };
-    let stretch = stretch(g.n * g.p * g.q, rows * columns * groups).next_multiple_of(TENSOR_DEPTH);
+    let stretch = stretch(g.n * g.p * g.q, rows * columns * groups);
     let stretches = (g.n * g.p * g.q).div_ceil(stretch);
 
     // One stretch needs no second launch: it writes dw itself.
@@ -233,15 +200,6 @@ pub fn wgrad(gpu: Handle, g: &Geometry, x: &Tensor, dy: &Tensor, dw: TensorMut) 
     // Whether a row's length fills packs does not matter here: what is left over is written one by one.
     if is_packed(partial, DType::F32, 0, pitch) {
         sizes.packed |= PACKED_DW;
-    }
-    if on_tensor_cores {
-        let (stretch, to_pitch) = (stretch as i32, pitch as i32);
-        let product = Product { from: dy, by: x, to: partial, g: sizes, stretch, to_pitch };
-        launch_product(gpu, name, dtype, &product, [g.k, g.filter_len(), stretches]);
-        if stretches > 1 {
-            sum_stretches(gpu, g, dtype, partial, dw, stretches);
-        }
-        return;
     }
     let parameters = Wgrad {
         x,

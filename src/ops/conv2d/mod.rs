@@ -12,6 +12,8 @@
 pub mod cpu;
 mod gpu;
 pub mod reference;
+mod tensor;
+pub mod tiles;
 
 use std::collections::BTreeSet;
 use std::fmt;

@@ -1,0 +1,640 @@
+// Convolution on tensor cores: the product of tiles, where its operands lie, and how its results are handed out.
+//
+// A block computes ROWS × COLUMNS sums, a warp WARP_ROWS × 32 of them, in steps of 64 bytes of summands: 32 of 16 bits, 16 of
+// tf32. Tiles are copied asynchronously, three steps deep, into shared memory, where packs of 16 bytes change places so that
+// what is loaded together lies in different banks. tf32 is rounded to nearest as it is loaded. Sums are f32, and each is
+// added in one order whatever the tile, so that the choice of a tile changes no bit of a result that is not cut into
+// stretches.
+//
+//   multiply<Tile, Rows, Columns>(p, depth, …)   the sums of this thread
+//   for_each_eight<Tile>(sums, f)                f(row, column, v): v[8] are the sums in columns column..column + 7 of `row`,
+//                                                counted from the tile's corner, column a multiple of 8. Each sum is handed
+//                                                to one thread. Everybody calls it: it exchanges numbers within a warp.
+//
+// for_each_of_y, …_of_dx and …_of_dw say where in the result they belong. An epilogue is what a kernel does in f. `column_of_lane` says which columns are this thread's: always the same eight, with
+// rows that lie 8 apart; so what is summed per column is summed over the thread's rows, over the lanes with the same columns,
+// and over the warps above each other. To use the tiles' memory for that, call `finish_copies` first.
+#pragma once
+
+#include "conv2d.cuh"
+#include "tensor.cuh"
+
+constexpr unsigned STAGES = 3;
+constexpr unsigned LINE_PACKS = 4;              // packs of a step
+constexpr unsigned DEPTH = LINE_PACKS * PACK;   // summands of a step
+constexpr unsigned PIECE_DEPTH = 2 * PACK;      // summands of the instructions between two loads
+constexpr unsigned WARP_COLUMNS = 32, PIECE_COLUMNS = WARP_COLUMNS / 8;
+constexpr bool TF32 = sizeof(element) == 4;
+
+template <unsigned ROWS_, unsigned COLUMNS_, unsigned WARP_ROWS_>
+struct Tile {
+  static constexpr unsigned ROWS = ROWS_, COLUMNS = COLUMNS_, WARP_ROWS = WARP_ROWS_;
+  static constexpr unsigned WARPS_DOWN = ROWS / WARP_ROWS, WARPS_ACROSS = COLUMNS / WARP_COLUMNS;
+  static constexpr unsigned THREADS = WARPS_DOWN * WARPS_ACROSS * WARP;
+  // What a warp computes, in pieces of 16 × 8.
+  static constexpr unsigned PIECE_ROWS = WARP_ROWS / 16;
+  static constexpr unsigned ROW_ELEMENTS = ROWS * DEPTH, COLUMN_ELEMENTS = COLUMNS * DEPTH;  // of a stage
+};
+
+// As in src/ops/conv2d/tiles.rs.
+using Tile128x128 = Tile<128, 128, 64>;
+using Tile128x64 = Tile<128, 64, 64>;
+using Tile64x64 = Tile<64, 64, 32>;
+using Tile128x32 = Tile<128, 32, 32>;
+
+struct Product {
+  const element* from;  // fprop: x, dgrad and wgrad: dy
+  const element* by;    // fprop and dgrad: w, wgrad: x
+  void* to;             // fprop: y, dgrad: dx (element); wgrad: stretches × K × R·S·C (float), rows of `to_pitch`
+  Sizes g;
+  int stretch;          // pixels of each stretch of wgrad, a multiple of DEPTH
+  int to_pitch;
+};
+static_assert(sizeof(Product) == 112, "as in src/ops/conv2d/tensor.rs");
+
+// ---- tiles in shared memory ------------------------------------------------------------------------------------------
+
+// SPAN rows (or columns) of a tile. A line of it is one of them with its DEPTH summands (ALONG), or a summand with all SPAN.
+template <bool ALONG_, unsigned SPAN_, unsigned THREADS_>
+struct Side {
+  static constexpr bool ALONG = ALONG_;
+  static constexpr unsigned SPAN = SPAN_, THREADS = THREADS_;
+  static constexpr unsigned PACKS = ALONG ? LINE_PACKS : SPAN / PACK;  // of a line
+  static constexpr unsigned SHARE = SPAN * LINE_PACKS / THREADS;       // packs that each thread copies
+  static_assert(THREADS % PACKS == 0 && SPAN * LINE_PACKS % THREADS == 0, "a thread copies one column of packs");
+
+  // This thread's packs: the line of the i-th, and its number in the line.
+  DEVICE unsigned line(unsigned i) { return (threadIdx.x + i * THREADS) / PACKS; }
+  DEVICE unsigned pack() { return threadIdx.x % PACKS; }
+
+  // Where a pack lies. Loaded together are: the same pack of eight lines, by ldmatrix; or, in tf32 across lines, two packs
+  // of four lines.
+  DEVICE unsigned place(unsigned line, unsigned pack) {
+    const unsigned turn = !ALONG && TF32 ? line % 4 * 2 : PACKS == 4 ? line / 2 % 4 : line % 8;
+    return (line * PACKS + (pack ^ turn)) * PACK;
+  }
+};
+
+// ---- where packs come from: each source says for its i-th pack of a step where it lies, or null for zeros ------------------
+//
+// Operands have fewer than 2³¹ elements here, so that one register counts them.
+
+// How pixels of the output read the input: pixel (row, column) reads (from_h + row·stride_h + r·step_h, …) through tap (r, s).
+struct Walk {
+  int rows, columns;  // pixels of an image
+  int from_h, from_w, stride_h, stride_w, step_h, step_w;
+  int taps_h, taps_w;           // taps_w is not 0
+  int height, width, channels;  // of what is read
+};
+
+DEVICE Walk forward_walk(const Sizes& g) {
+  return Walk{g.p, g.q, -g.padding_h, -g.padding_w, g.stride_h, g.stride_w, g.dilation_h, g.dilation_w,
+              g.r, g.s, g.h, g.w, g.c};
+}
+
+// dgrad with a stride: the input rows h = residue + stride·i read output rows through every `tap_step`-th tap alone, from
+// `first_tap` on, and tap first_tap + j·tap_step reads row from + i + j·step. Likewise columns.
+struct Residue {
+  int count;  // rows of this residue
+  int first_tap, tap_step, taps;
+  int from, step;
+};
+
+DEVICE int remainder(int a, int b) { return (a % b + b) % b; }
+
+DEVICE Residue residue_of(int residue, int stride, int padding, int dilation, int taps, int size) {
+  int first = 0, period = 1;
+  while (first < stride && remainder(residue + padding - first * dilation, stride) != 0) ++first;
+  while (period * dilation % stride != 0) ++period;
+  Residue self;
+  self.count = residue < size ? (size - residue + stride - 1) / stride : 0;
+  self.first_tap = first;
+  self.tap_step = period;
+  self.taps = first < stride && first < taps ? (taps - first + period - 1) / period : 0;
+  self.from = self.taps > 0 ? (residue + padding - first * dilation) / stride : 0;
+  self.step = -(period * dilation / stride);
+  return self;
+}
+
+// The residues of this block: one for each block of the grid's last dimension.
+DEVICE Residue residue_h(const Sizes& g) {
+  return residue_of(static_cast<int>(blockIdx.z) / g.stride_w, g.stride_h, g.padding_h, g.dilation_h, g.r, g.h);
+}
+DEVICE Residue residue_w(const Sizes& g) {
+  return residue_of(static_cast<int>(blockIdx.z) % g.stride_w, g.stride_w, g.padding_w, g.dilation_w, g.s, g.w);
+}
+
+DEVICE Walk backward_walk(const Sizes& g) {
+  const Residue h = residue_h(g), w = residue_w(g);
+  const bool is_read = h.taps > 0 && w.taps > 0;
+  return Walk{h.count, w.count, h.from, w.from, 1, 1, h.step, w.step, is_read ? h.taps : 0, is_read ? w.taps : 1,
+              g.p, g.q, g.k};
+}
+
+DEVICE void advance(Tap& tap, int channels, int taps_w) {
+  tap.channel += DEPTH;
+  while (tap.channel >= channels) {
+    tap.channel -= channels;
+    if (++tap.s == taps_w) {
+      tap.s = 0;
+      ++tap.r;
+    }
+  }
+}
+
+DEVICE Tap tap_at(int i, int channels, int taps_w) {
+  const int tap = i / channels;
+  return Tap{tap / taps_w, tap % taps_w, i % channels};
+}
+
+// A row or column that nothing reads.
+constexpr int NOWHERE = -(1 << 30);
+
+DEVICE bool is_inside(int i, int size) { return static_cast<unsigned>(i) < static_cast<unsigned>(size); }
+
+// The patches of x that fprop sums, a line per output pixel, or those of dy that dgrad sums, a line per input pixel. UNIT
+// elements are of one tap: fewer than a pack where an activation has 4 channels of 16 bits.
+template <class Side_, unsigned UNIT_>
+struct Patches {
+  using Side = Side_;
+  static constexpr unsigned UNIT = UNIT_, PARTS = PACK / UNIT;
+  int origin[Side::SHARE];              // where lies what the line's pixel reads through tap (0, 0), maybe outside
+  int h[Side::SHARE], w[Side::SHARE];   // its row and column
+  Tap tap[PARTS];
+  Walk walk;
+
+  DEVICE Patches start(const Product& p, const Walk& walk) {
+    Patches self;
+    self.walk = walk;
+    for (unsigned i = 0; i < Side::SHARE; ++i) {
+      const int row = static_cast<int>(blockIdx.x * Side::SPAN + Side::line(i));
+      const Pixel pixel = pixel_at(row, walk.rows, walk.columns);
+      const int h = pixel.row * walk.stride_h + walk.from_h, w = pixel.column * walk.stride_w + walk.from_w;
+      self.h[i] = pixel.image < p.g.n ? h : NOWHERE;
+      self.w[i] = w;
+      self.origin[i] = ((pixel.image * walk.height + h) * walk.width + w) * walk.channels;
+    }
+    for (unsigned part = 0; part < PARTS; ++part)
+      self.tap[part] = tap_at(static_cast<int>(Side::pack() * PACK + part * UNIT), walk.channels, walk.taps_w);
+    return self;
+  }
+
+  DEVICE const element* at(const Patches& self, const Product& p, unsigned i, unsigned part) {
+    const Walk& walk = self.walk;
+    const Tap& tap = self.tap[part];
+    const int down = tap.r * walk.step_h, right = tap.s * walk.step_w;
+    const bool inside = is_inside(self.h[i] + down, walk.height) && is_inside(self.w[i] + right, walk.width);
+    if (!inside || tap.r >= walk.taps_h) return nullptr;
+    return p.from + (self.origin[i] + (down * walk.width + right) * walk.channels + tap.channel);
+  }
+
+  DEVICE void step(Patches& self, const Product&) {
+    for (unsigned part = 0; part < PARTS; ++part) advance(self.tap[part], self.walk.channels, self.walk.taps_w);
+  }
+};
+
+// Filters, a line each: fprop's columns.
+template <class Side_>
+struct Filters {
+  using Side = Side_;
+  static constexpr unsigned UNIT = PACK;
+  int depth;
+
+  DEVICE Filters start(const Product&, const Walk&) { return Filters{static_cast<int>(Side::pack() * PACK)}; }
+
+  DEVICE const element* at(const Filters& self, const Product& p, unsigned i, unsigned) {
+    const int filter = static_cast<int>(blockIdx.y * Side::SPAN + Side::line(i));
+    if (filter >= p.g.k || self.depth >= p.g.r * p.g.s * p.g.c) return nullptr;
+    return p.by + (filter * p.g.pitch + self.depth);
+  }
+
+  DEVICE void step(Filters& self, const Product&) { self.depth += DEPTH; }
+};
+
+// Filters turned, a line for each tap and filter: dgrad's columns are channels.
+template <class Side_>
+struct TurnedFilters {
+  using Side = Side_;
+  static constexpr unsigned UNIT = PACK;
+  Tap tap[Side::SHARE];        // of those that this residue reads; `channel` counts filters
+  int first;                   // where this thread's channels lie in the first filter, or NOWHERE beyond the last one
+  int step_h, step_w;          // elements from tap to tap
+  int taps_h, taps_w;
+
+  DEVICE TurnedFilters start(const Product& p, const Walk& walk) {
+    const Residue h = residue_h(p.g), w = residue_w(p.g);
+    const int channel = static_cast<int>(blockIdx.y * Side::SPAN + Side::pack() * PACK);
+    TurnedFilters self;
+    self.first = channel < p.g.c ? (h.first_tap * p.g.s + w.first_tap) * p.g.c + channel : NOWHERE;
+    self.step_h = h.tap_step * p.g.s * p.g.c;
+    self.step_w = w.tap_step * p.g.c;
+    self.taps_h = walk.taps_h;
+    self.taps_w = walk.taps_w;
+    for (unsigned i = 0; i < Side::SHARE; ++i)
+      self.tap[i] = tap_at(static_cast<int>(Side::line(i)), p.g.k, walk.taps_w);
+    return self;
+  }
+
+  DEVICE const element* at(const TurnedFilters& self, const Product& p, unsigned i, unsigned) {
+    const Tap& tap = self.tap[i];
+    if (tap.r >= self.taps_h || self.first == NOWHERE) return nullptr;
+    return p.by + (self.first + tap.channel * p.g.pitch + tap.r * self.step_h + tap.s * self.step_w);
+  }
+
+  DEVICE void step(TurnedFilters& self, const Product& p) {
+    for (unsigned i = 0; i < Side::SHARE; ++i) advance(self.tap[i], p.g.k, self.taps_w);
+  }
+};
+
+// The output pixels of this block's stretch: wgrad's summands.
+DEVICE int stretch_begin(const Product& p) { return static_cast<int>(blockIdx.z) * p.stretch; }
+DEVICE int stretch_end(const Product& p) {
+  const int pixels = p.g.n * p.g.p * p.g.q, begin = stretch_begin(p);
+  return pixels - begin < p.stretch ? pixels : begin + p.stretch;
+}
+
+// dy, a line per output pixel: wgrad's rows are filters.
+template <class Side_>
+struct Outputs {
+  using Side = Side_;
+  static constexpr unsigned UNIT = PACK;
+  int pixel, filter;
+
+  DEVICE Outputs start(const Product& p, const Walk&) {
+    return Outputs{stretch_begin(p), static_cast<int>(blockIdx.x * Side::SPAN + Side::pack() * PACK)};
+  }
+
+  DEVICE const element* at(const Outputs& self, const Product& p, unsigned i, unsigned) {
+    const int pixel = self.pixel + static_cast<int>(Side::line(i));
+    if (pixel >= stretch_end(p) || self.filter >= p.g.k) return nullptr;
+    return p.from + (pixel * p.g.k + self.filter);
+  }
+
+  DEVICE void step(Outputs& self, const Product&) { self.pixel += DEPTH; }
+};
+
+// The patches of x, a line per output pixel: wgrad's columns are a filter's weights.
+template <class Side_, unsigned UNIT_>
+struct TurnedPatches {
+  using Side = Side_;
+  static constexpr unsigned UNIT = UNIT_, PARTS = PACK / UNIT;
+  Tap tap[PARTS];
+  Pixel pixel[Side::SHARE];
+  Pixel jump;  // of DEPTH pixels
+  int left;    // pixels of the stretch from this step on
+
+  DEVICE TurnedPatches start(const Product& p, const Walk& walk) {
+    TurnedPatches self;
+    for (unsigned part = 0; part < PARTS; ++part) {
+      const unsigned weight = blockIdx.y * Side::SPAN + Side::pack() * PACK + part * UNIT;
+      self.tap[part] = tap_at(static_cast<int>(weight), walk.channels, walk.taps_w);
+    }
+    for (unsigned i = 0; i < Side::SHARE; ++i)
+      self.pixel[i] = pixel_at(stretch_begin(p) + static_cast<int>(Side::line(i)), walk.rows, walk.columns);
+    self.jump = pixel_at(DEPTH, walk.rows, walk.columns);
+    self.left = stretch_end(p) - stretch_begin(p);
+    return self;
+  }
+
+  DEVICE const element* at(const TurnedPatches& self, const Product& p, unsigned i, unsigned part) {
+    const Sizes& g = p.g;
+    const Tap& tap = self.tap[part];
+    const Pixel& pixel = self.pixel[i];
+    const int h = pixel.row * g.stride_h - g.padding_h + tap.r * g.dilation_h;
+    const int w = pixel.column * g.stride_w - g.padding_w + tap.s * g.dilation_w;
+    const bool inside = is_inside(h, g.h) && is_inside(w, g.w);
+    if (!inside || tap.r >= g.r || static_cast<int>(Side::line(i)) >= self.left) return nullptr;
+    return p.by + (((pixel.image * g.h + h) * g.w + w) * g.c + tap.channel);
+  }
+
+  DEVICE void step(TurnedPatches& self, const Product& p) {
+    self.left -= DEPTH;
+    for (unsigned i = 0; i < Side::SHARE; ++i) {
+      Pixel& pixel = self.pixel[i];
+      pixel.column += self.jump.column;
+      pixel.row += self.jump.row;
+      pixel.image += self.jump.image;
+      if (pixel.column >= p.g.q) {
+        pixel.column -= p.g.q;
+        ++pixel.row;
+      }
+      if (pixel.row >= p.g.p) {
+        pixel.row -= p.g.p;
+        ++pixel.image;
+      }
+    }
+  }
+};
+
+// ---- the product -----------------------------------------------------------------------------------------------------
+
+// Asks for the next step's tile.
+template <class Source>
+DEVICE void copy_tile(Source& source, const Product& p, SharedArray<element> tile) {
+  using Side = typename Source::Side;
+#pragma unroll
+  for (unsigned i = 0; i < Side::SHARE; ++i) {
+    const unsigned place = Side::place(Side::line(i), Side::pack());
+#pragma unroll
+    for (unsigned part = 0; part < PACK / Source::UNIT; ++part) {
+      const element* from = Source::at(source, p, i, part);
+      copy_async<Source::UNIT * sizeof(element)>(tile, place + part * Source::UNIT, from != nullptr ? from : p.from,
+                                                 from != nullptr);
+    }
+  }
+  Source::step(source, p);
+}
+
+// Which of its four 8 × 8 matrices a piece of 16 rows (or columns) × PIECE_DEPTH summands has where. ROWS_FIRST: the two
+// halves of the rows before those of the summands, as A wants them; otherwise the summands' first, as B does.
+template <bool ROWS_FIRST>
+DEVICE unsigned half_of_rows(unsigned matrix) { return ROWS_FIRST ? matrix % 2 : matrix / 2; }
+template <bool ROWS_FIRST>
+DEVICE unsigned half_of_depth(unsigned matrix) { return ROWS_FIRST ? matrix / 2 : matrix % 2; }
+
+// The place of the 16 bytes that a lane points ldmatrix to, for a piece that begins at (`span`, `depth`).
+template <class Side, bool ROWS_FIRST>
+DEVICE unsigned place_of_line(unsigned lane, unsigned span, unsigned depth) {
+  const unsigned of_rows = half_of_rows<ROWS_FIRST>(lane / 8), of_depth = half_of_depth<ROWS_FIRST>(lane / 8);
+  const unsigned line = Side::ALONG ? span + of_rows * 8 + lane % 8 : depth + of_depth * 8 + lane % 8;
+  const unsigned pack = Side::ALONG ? depth / PACK + of_depth : span / PACK + of_rows;
+  return Side::place(line, pack);
+}
+
+// The place of a lane's number of a matrix, in tf32 across lines.
+template <class Side, bool ROWS_FIRST>
+DEVICE unsigned place_across(unsigned lane, unsigned matrix, unsigned span, unsigned depth) {
+  const unsigned line = depth + half_of_depth<ROWS_FIRST>(matrix) * 4 + lane % 4;
+  const unsigned row = span + half_of_rows<ROWS_FIRST>(matrix) * 8 + lane / 4;
+  return Side::place(line, row / PACK) + row % PACK;
+}
+
+// What the matrix instructions take of a piece that begins at (`span`, `depth`).
+template <class Side, bool ROWS_FIRST>
+DEVICE void load_piece(unsigned (&r)[4], SharedArray<element> tile, unsigned span, unsigned depth) {
+  const unsigned lane = threadIdx.x % WARP;
+  if constexpr (TF32 && !Side::ALONG) {
+#pragma unroll
+    for (unsigned m = 0; m < 4; ++m)
+      r[m] = bits_of(to_float(tile[place_across<Side, ROWS_FIRST>(lane, m, span, depth)]));
+  } else {
+    load_matrices<!Side::ALONG>(r, tile, place_of_line<Side, ROWS_FIRST>(lane, span, depth));
+  }
+  if constexpr (TF32) {
+#pragma unroll
+    for (unsigned m = 0; m < 4; ++m) r[m] = to_tf32(float_of(r[m]));
+  }
+}
+
+template <class T>
+struct Sums {
+  float v[T::PIECE_ROWS][PIECE_COLUMNS][4];
+};
+
+// Where this thread's warp begins in the block's tile.
+template <class T>
+DEVICE unsigned warp_row() { return threadIdx.x / WARP / T::WARPS_ACROSS * T::WARP_ROWS; }
+template <class T>
+DEVICE unsigned warp_column() { return threadIdx.x / WARP % T::WARPS_ACROSS * WARP_COLUMNS; }
+
+template <class T, class RowSide, class ColumnSide>
+DEVICE void multiply_tiles(Sums<T>& sums, SharedArray<element> rows, SharedArray<element> columns) {
+#pragma unroll
+  for (unsigned depth = 0; depth < DEPTH; depth += PIECE_DEPTH) {
+    unsigned a[T::PIECE_ROWS][4], b[PIECE_COLUMNS / 2][4];
+#pragma unroll
+    for (unsigned i = 0; i < T::PIECE_ROWS; ++i) load_piece<RowSide, true>(a[i], rows, warp_row<T>() + i * 16, depth);
+#pragma unroll
+    for (unsigned j = 0; j < PIECE_COLUMNS / 2; ++j)
+      load_piece<ColumnSide, false>(b[j], columns, warp_column<T>() + j * 16, depth);
+#pragma unroll
+    for (unsigned i = 0; i < T::PIECE_ROWS; ++i)
+#pragma unroll
+      for (unsigned j = 0; j < PIECE_COLUMNS; ++j)
+        multiply_piece(sums.v[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+  }
+}
+
+template <class T, class Rows, class Columns>
+DEVICE Sums<T> multiply(
+    const Product& p, const Walk& walk, int depth, SharedArray<element> row_tiles, SharedArray<element> column_tiles) {
+  Rows rows = Rows::start(p, walk);
+  Columns columns = Columns::start(p, walk);
+  Sums<T> sums;
+#pragma unroll
+  for (unsigned i = 0; i < T::PIECE_ROWS; ++i)
+#pragma unroll
+    for (unsigned j = 0; j < PIECE_COLUMNS; ++j)
+#pragma unroll
+      for (unsigned l = 0; l < 4; ++l) sums.v[i][j][l] = 0;
+
+  const int steps = (depth + static_cast<int>(DEPTH) - 1) / static_cast<int>(DEPTH);
+  for (int step = 0; step < static_cast<int>(STAGES) - 1; ++step) {
+    if (step < steps) {
+      copy_tile(rows, p, row_tiles + step * T::ROW_ELEMENTS);
+      copy_tile(columns, p, column_tiles + step * T::COLUMN_ELEMENTS);
+    }
+    commit_copies();
+  }
+  for (int step = 0; step < steps; ++step) {
+    // This step's tiles are here, and everybody is done with those of the step before, which are filled next.
+    wait_for_copies<STAGES - 2>();
+    __syncthreads();
+    const int next = step + static_cast<int>(STAGES) - 1;
+    if (next < steps) {
+      copy_tile(rows, p, row_tiles + next % STAGES * T::ROW_ELEMENTS);
+      copy_tile(columns, p, column_tiles + next % STAGES * T::COLUMN_ELEMENTS);
+    }
+    commit_copies();
+    const unsigned stage = step % STAGES;
+    multiply_tiles<T, typename Rows::Side, typename Columns::Side>(
+        sums, row_tiles + stage * T::ROW_ELEMENTS, column_tiles + stage * T::COLUMN_ELEMENTS);
+  }
+  return sums;
+}
+
+// ---- results ---------------------------------------------------------------------------------------------------------
+
+// Behind this nobody reads or fills the tiles any more.
+DEVICE void finish_copies() {
+  wait_for_copies<0>();
+  __syncthreads();
+}
+
+// The first of the eight columns of this thread in the block's tile.
+template <class T>
+DEVICE unsigned column_of_lane() { return warp_column<T>() + threadIdx.x % 4 * 8; }
+
+// The i-th row of this thread in the block's tile, of 2·PIECE_ROWS.
+template <class T>
+DEVICE unsigned row_of_lane(unsigned i) { return warp_row<T>() + i * 8 + threadIdx.x % WARP / 4; }
+
+// Lane t of four holds columns 2t and 2t + 1 of four pieces of 8; afterwards piece t whole. In round b lanes whose numbers
+// differ in bit b swap the pieces whose numbers do.
+DEVICE void gather_eight(float (&v)[8], const float (&pairs)[4][2]) {
+  const unsigned lane = threadIdx.x % WARP;
+  float now[4][2];
+#pragma unroll
+  for (unsigned j = 0; j < 4; ++j) now[j][0] = pairs[j][0], now[j][1] = pairs[j][1];
+#pragma unroll
+  for (unsigned bit = 1; bit < 4; bit *= 2) {
+    const bool upper = (lane & bit) != 0;
+#pragma unroll
+    for (unsigned j = 0; j < 4; ++j) {
+      if (j & bit) continue;
+#pragma unroll
+      for (unsigned l = 0; l < 2; ++l) {
+        const float other = __shfl_xor_sync(ALL_LANES, upper ? now[j][l] : now[j | bit][l], bit);
+        if (upper) now[j][l] = other;
+        else now[j | bit][l] = other;
+      }
+    }
+  }
+#pragma unroll
+  for (unsigned j = 0; j < 4; ++j) v[2 * j] = now[j][0], v[2 * j + 1] = now[j][1];
+}
+
+template <class T, class F>
+DEVICE void for_each_eight(const Sums<T>& sums, F f) {
+#pragma unroll
+  for (unsigned i = 0; i < 2 * T::PIECE_ROWS; ++i) {
+    float pairs[4][2], v[8];
+#pragma unroll
+    for (unsigned j = 0; j < 4; ++j)
+#pragma unroll
+      for (unsigned l = 0; l < 2; ++l) pairs[j][l] = sums.v[i / 2][j][i % 2 * 2 + l];
+    gather_eight(v, pairs);
+    f(row_of_lane<T>(i), column_of_lane<T>(), v);
+  }
+}
+
+// Eight neighbours of a row of activations, of which `count` are inside. `packed`: the row may be written 16 bytes at a time.
+DEVICE void store_eight(element* to, const float (&v)[8], int count, bool packed) {
+  if (packed && count >= 8) {
+#pragma unroll
+    for (unsigned half = 0; half < 8 / PACK; ++half) {
+      Pack pack;
+#pragma unroll
+      for (unsigned l = 0; l < PACK; ++l) pack.v[l] = v[half * PACK + l];
+      store_pack(to + half * PACK, pack);
+    }
+    return;
+  }
+#pragma unroll
+  for (int l = 0; l < 8; ++l)
+    if (l < count) to[l] = from_float(v[l]);
+}
+
+// The pixel of dx that row `row` of this block's product is, counted over all of them; less than zero: none.
+DEVICE int input_pixel(const Sizes& g, const Residue& h, const Residue& w, int row) {
+  if (g.stride_h == 1 && g.stride_w == 1) return row < g.n * g.h * g.w ? row : -1;
+  const Pixel pixel = pixel_at(row, h.count, w.count);
+  if (pixel.image >= g.n) return -1;
+  const int residue_h = static_cast<int>(blockIdx.z) / g.stride_w, residue_w = static_cast<int>(blockIdx.z) % g.stride_w;
+  return (pixel.image * g.h + pixel.row * g.stride_h + residue_h) * g.w + pixel.column * g.stride_w + residue_w;
+}
+
+// ---- the three passes ------------------------------------------------------------------------------------------------
+
+template <class T, unsigned UNIT = PACK>
+DEVICE Sums<T> fprop_sums(const Product& p, SharedArray<element> rows, SharedArray<element> columns) {
+  using From = Patches<Side<true, T::ROWS, T::THREADS>, UNIT>;
+  using By = Filters<Side<true, T::COLUMNS, T::THREADS>>;
+  return multiply<T, From, By>(p, forward_walk(p.g), p.g.r * p.g.s * p.g.c, rows, columns);
+}
+
+template <class T>
+DEVICE Sums<T> dgrad_sums(const Product& p, const Walk& walk, SharedArray<element> rows, SharedArray<element> columns) {
+  using From = Patches<Side<true, T::ROWS, T::THREADS>, PACK>;
+  using By = TurnedFilters<Side<false, T::COLUMNS, T::THREADS>>;
+  return multiply<T, From, By>(p, walk, walk.taps_h * walk.taps_w * p.g.k, rows, columns);
+}
+
+template <class T, unsigned UNIT = PACK>
+DEVICE Sums<T> wgrad_sums(const Product& p, SharedArray<element> rows, SharedArray<element> columns) {
+  using From = Outputs<Side<false, T::ROWS, T::THREADS>>;
+  using By = TurnedPatches<Side<false, T::COLUMNS, T::THREADS>, UNIT>;
+  return multiply<T, From, By>(p, forward_walk(p.g), stretch_end(p) - stretch_begin(p), rows, columns);
+}
+
+// Where sums belong. f(at, count, row, column, v): v[0..count] are elements at, at + 1, … of the result; row and column, of the
+// tile, are those of for_each_eight.
+
+// Of y, N·P·Q × K.
+template <class T, class F>
+DEVICE void for_each_of_y(const Product& p, const Sums<T>& sums, F f) {
+  const int pixels = p.g.n * p.g.p * p.g.q;
+  for_each_eight<T>(sums, [&](unsigned row, unsigned column, const float (&v)[8]) {
+    const int pixel = static_cast<int>(blockIdx.x * T::ROWS + row), filter = static_cast<int>(blockIdx.y * T::COLUMNS + column);
+    if (pixel < pixels && filter < p.g.k)
+      f(static_cast<offset>(pixel) * p.g.k + filter, p.g.k - filter < 8 ? p.g.k - filter : 8, row, column, v);
+  });
+}
+
+// Of dx, N·H·W × C: the pixels of this block's residues.
+template <class T, class F>
+DEVICE void for_each_of_dx(const Product& p, const Sums<T>& sums, F f) {
+  const Residue h = residue_h(p.g), w = residue_w(p.g);
+  for_each_eight<T>(sums, [&](unsigned row, unsigned column, const float (&v)[8]) {
+    const int pixel = input_pixel(p.g, h, w, static_cast<int>(blockIdx.x * T::ROWS + row));
+    const int channel = static_cast<int>(blockIdx.y * T::COLUMNS + column);
+    if (pixel >= 0 && channel < p.g.c)
+      f(static_cast<offset>(pixel) * p.g.c + channel, p.g.c - channel < 8 ? p.g.c - channel : 8, row, column, v);
+  });
+}
+
+// Of the partial sums of dw, stretches × K × R·S·C.
+template <class T, class F>
+DEVICE void for_each_of_dw(const Product& p, const Sums<T>& sums, F f) {
+  const int weights = p.g.r * p.g.s * p.g.c;
+  for_each_eight<T>(sums, [&](unsigned row, unsigned column, const float (&v)[8]) {
+    const int filter = static_cast<int>(blockIdx.x * T::ROWS + row), weight = static_cast<int>(blockIdx.y * T::COLUMNS + column);
+    if (filter < p.g.k && weight < weights)
+      f((static_cast<offset>(blockIdx.z) * p.g.k + filter) * p.to_pitch + weight,
+        weights - weight < 8 ? weights - weight : 8, row, column, v);
+  });
+}
+
+// Whether this block has rows of dx: residues may have fewer than the largest one.
+template <class T>
+DEVICE bool has_rows(const Product& p, const Walk& walk) {
+  return static_cast<int>(blockIdx.x * T::ROWS) < p.g.n * walk.rows * walk.columns;
+}
+
+template <class T, unsigned UNIT = PACK>
+DEVICE void fprop(const Product& p, SharedArray<element> rows, SharedArray<element> columns) {
+  const Sums<T> sums = fprop_sums<T, UNIT>(p, rows, columns);
+  element* y = static_cast<element*>(p.to);
+  for_each_of_y<T>(p, sums, [&](offset at, int count, unsigned, unsigned, const float (&v)[8]) {
+    store_eight(y + at, v, count, p.g.packed & PACKED_Y);
+  });
+}
+
+template <class T>
+DEVICE void dgrad(const Product& p, SharedArray<element> rows, SharedArray<element> columns) {
+  const Walk walk = backward_walk(p.g);
+  if (!has_rows<T>(p, walk)) return;
+  const Sums<T> sums = dgrad_sums<T>(p, walk, rows, columns);
+  element* dx = static_cast<element*>(p.to);
+  for_each_of_dx<T>(p, sums, [&](offset at, int count, unsigned, unsigned, const float (&v)[8]) {
+    store_eight(dx + at, v, count, p.g.packed & PACKED_X);
+  });
+}
+
+template <class T, unsigned UNIT = PACK>
+DEVICE void wgrad(const Product& p, SharedArray<element> rows, SharedArray<element> columns) {
+  const Sums<T> sums = wgrad_sums<T, UNIT>(p, rows, columns);
+  float* partial = static_cast<float*>(p.to);
+  for_each_of_dw<T>(p, sums, [&](offset at, int count, unsigned, unsigned, const float (&v)[8]) {
+#pragma unroll
+    for (int l = 0; l < 8; l += 4) {
+      if ((p.g.packed & PACKED_DW) && l + 4 <= count) {
+        store4(partial + at + l, make_float4(v[l], v[l + 1], v[l + 2], v[l + 3]));
+        continue;
+      }
+#pragma unroll
+      for (int i = l; i < l + 4; ++i)
+        if (i < count) partial[at + i] = v[i];
+    }
+  });
+}

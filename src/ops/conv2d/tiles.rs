@@ -1,0 +1,298 @@
+//! Which tile of the kernels for tensor cores a convolution gets, and into how many stretches its wgrad is cut.
+//!
+//! A rule compares what each choice should cost. It knows the shapes alone and one imagined GPU, never the device: so a
+//! convolution has the same bits everywhere. What was measured goes before the rule: `bench conv --tune` writes a file
+//! of choices, and `MEDMERGE_TILES` names the one to follow.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Geometry, Pass};
+use crate::error::{Error, Result};
+use crate::tensor::DType;
+
+/// Rows and columns that a block computes: the names in `kernels/conv2d_tensor.cu`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Tile {
+    #[serde(rename = "128x128")]
+    Large,
+    #[serde(rename = "128x64")]
+    Medium,
+    #[serde(rename = "64x64")]
+    Small,
+    #[serde(rename = "128x32")]
+    Narrow,
+}
+
+impl Tile {
+    pub const ALL: [Tile; 4] = [Tile::Large, Tile::Medium, Tile::Small, Tile::Narrow];
+
+    pub const fn rows(self) -> usize {
+        if matches!(self, Tile::Small) { 64 } else { 128 }
+    }
+
+    pub const fn columns(self) -> usize {
+        match self {
+            Tile::Large => 128,
+            Tile::Medium | Tile::Small => 64,
+            Tile::Narrow => 32,
+        }
+    }
+
+    pub const fn threads(self) -> u32 {
+        if matches!(self, Tile::Large) { 256 } else { 128 }
+    }
+
+    /// Whether there are kernels of this pass.
+    pub fn serves(self, pass: Pass) -> bool {
+        pass != Pass::Wgrad || self != Tile::Narrow
+    }
+}
+
+/// How a product is divided between blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Choice {
+    pub tile: Tile,
+    /// Of wgrad's summands; 1 in the other passes.
+    pub stretches: usize,
+}
+
+/// A matrix product: `grids` times `rows` × `columns` sums of `depth` summands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Product {
+    pub rows: usize,
+    pub columns: usize,
+    pub depth: usize,
+    pub grids: usize,
+}
+
+impl Product {
+    pub fn of(g: &Geometry, pass: Pass) -> Product {
+        let taps = g.r * g.s;
+        match pass {
+            Pass::Fprop => Product { rows: g.n * g.p * g.q, columns: g.k, depth: taps * g.c, grids: 1 },
+            Pass::Dgrad => {
+                let [down, right] = g.conv.stride;
+                // Of the largest residue; the taps are shared out among all.
+                let rows = g.n * g.h.div_ceil(down) * g.w.div_ceil(right);
+                Product { rows, columns: g.c, depth: (taps * g.k).div_ceil(down * right), grids: down * right }
+            }
+            Pass::Wgrad => Product { rows: g.k, columns: taps * g.c, depth: g.n * g.p * g.q, grids: 1 },
+        }
+    }
+}
+
+/// The GPU of the rule: an H100 as published, rates per processor and clock. The products are those that `mma.sync` was
+/// reported to reach there (400 TFLOP/s in 16 bits), the bytes of tiles what a 5.5 TB/s L2 cache gives each processor,
+/// those of partial sums its share of 4 TB/s of memory. Predictions: none of these was measured here.
+const PROCESSORS: usize = 132;
+const PRODUCTS: usize = 890;
+const TILE_BYTES: usize = 24;
+const SUM_BYTES: usize = 17;
+/// Clocks that a block takes beside its steps: the first copies, the results.
+const BLOCK: usize = 2000;
+/// Clocks of a second launch.
+const LAUNCH: usize = 4000;
+
+/// Bytes of a line of a tile in shared memory.
+const LINE: usize = 64;
+/// A stretch has at least this many summands.
+const SHORTEST: usize = 256;
+const MOST_STRETCHES: usize = 256;
+
+/// Summands of a step.
+pub fn depth(dtype: DType) -> usize {
+    LINE / dtype.size()
+}
+
+/// Clocks that the rule expects.
+pub fn cost(product: Product, dtype: DType, choice: Choice) -> usize {
+    let Choice { tile, stretches } = choice;
+    let step = depth(dtype);
+    // tf32 has half the rate.
+    let rate = if dtype.size() == 2 { PRODUCTS } else { PRODUCTS / 2 };
+    let products = tile.rows() * tile.columns() * step / rate;
+    let copies = (tile.rows() + tile.columns()) * LINE / TILE_BYTES;
+    let blocks =
+        product.rows.div_ceil(tile.rows()) * product.columns.div_ceil(tile.columns()) * product.grids * stretches;
+    let steps = product.depth.div_ceil(stretches).div_ceil(step);
+    let sums = match stretches {
+        1 => 0,
+        // Written, and read by a second launch.
+        _ => LAUNCH + 2 * 4 * stretches * product.rows * product.columns / (SUM_BYTES * PROCESSORS),
+    };
+    blocks.div_ceil(PROCESSORS) * (steps * products.max(copies) + BLOCK) + sums
+}
+
+/// The choices there are, each tile with the stretches that cost least.
+pub fn choices(product: Product, pass: Pass, dtype: DType) -> impl Iterator<Item = Choice> {
+    let most = match pass {
+        Pass::Wgrad => (product.depth / SHORTEST).clamp(1, MOST_STRETCHES),
+        _ => 1,
+    };
+    Tile::ALL.into_iter().filter(move |tile| tile.serves(pass)).map(move |tile| {
+        let all = (1..=most).map(|stretches| Choice { tile, stretches });
+        all.min_by_key(|&choice| cost(product, dtype, choice)).expect("one stretch at least")
+    })
+}
+
+thread_local! {
+    static FORCED: Cell<Option<Choice>> = const { Cell::new(None) };
+}
+
+/// Runs `work` with one choice for every convolution that this thread starts and for which there is such a kernel.
+pub fn with_choice<R>(choice: Choice, work: impl FnOnce() -> R) -> R {
+    struct Restore(Option<Choice>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            FORCED.set(self.0);
+        }
+    }
+    let _restore = Restore(FORCED.replace(Some(choice)));
+    work()
+}
+
+/// What a convolution gets. `g` is as the kernels see it.
+pub fn choose(g: &Geometry, pass: Pass, dtype: DType) -> Choice {
+    if let Some(forced) = FORCED.get().filter(|choice| choice.tile.serves(pass)) {
+        return forced;
+    }
+    let measured = MEASURED.get().and_then(|measured| measured.get(&Key::new(g, pass, dtype)).copied());
+    measured.unwrap_or_else(|| {
+        let product = Product::of(g, pass);
+        choices(product, pass, dtype).min_by_key(|&choice| cost(product, dtype, choice)).expect("tiles")
+    })
+}
+
+/// A shape, pass and precision: what a choice was measured for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Key {
+    pub pass: String,
+    pub precision: String,
+    /// N, H, W, C.
+    pub x: [usize; 4],
+    /// K, R, S.
+    pub filters: [usize; 3],
+    pub stride: [usize; 2],
+    pub padding: [usize; 2],
+    pub dilation: [usize; 2],
+}
+
+impl Key {
+    pub fn new(g: &Geometry, pass: Pass, dtype: DType) -> Key {
+        Key {
+            pass: pass.to_string(),
+            precision: dtype.to_string(),
+            x: [g.n, g.h, g.w, g.c],
+            filters: [g.k, g.r, g.s],
+            stride: g.conv.stride,
+            padding: g.conv.padding,
+            dilation: g.conv.dilation,
+        }
+    }
+}
+
+/// A line of the file that `bench conv --tune` writes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    #[serde(flatten)]
+    pub key: Key,
+    #[serde(flatten)]
+    pub choice: Choice,
+}
+
+static MEASURED: OnceLock<HashMap<Key, Choice>> = OnceLock::new();
+
+/// Follows the choices in a file from now on; at most once in a program.
+pub fn follow(path: &Path) -> Result<()> {
+    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let entries: Vec<Entry> = serde_json::from_str(&text).map_err(|error| {
+        let hint = "it should be what 'medmerge bench conv --tune FILE' writes";
+        Error::usage(format!("'{}' is no table of tiles: {error}", path.display()), hint)
+    })?;
+    if let Some(entry) = entries.iter().find(|entry| !entry.is_possible()) {
+        let hint = "it should be what 'medmerge bench conv --tune FILE' writes";
+        return Err(Error::usage(format!("'{}': impossible choice {entry:?}", path.display()), hint));
+    }
+    let table = entries.into_iter().map(|entry| (entry.key, entry.choice)).collect();
+    assert!(MEASURED.set(table).is_ok(), "a table of tiles is followed already");
+    Ok(())
+}
+
+impl Entry {
+    fn is_possible(&self) -> bool {
+        let Choice { tile, stretches } = self.choice;
+        let Ok(pass) = self.key.pass.parse::<Pass>() else { return false };
+        let most = if pass == Pass::Wgrad { MOST_STRETCHES } else { 1 };
+        tile.serves(pass) && (1..=most).contains(&stretches)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::conv2d::Conv2d;
+
+    fn product(x: [usize; 4], filters: [usize; 3], conv: Conv2d, pass: Pass) -> Product {
+        let [k, r, s] = filters;
+        Product::of(&Geometry::new(conv, x.into(), [k, r, s, x[3]].into(), r * s * x[3]), pass)
+    }
+
+    fn best(product: Product, pass: Pass) -> Choice {
+        choices(product, pass, DType::BF16).min_by_key(|&choice| cost(product, DType::BF16, choice)).unwrap()
+    }
+
+    /// Of ResNet-50's layers with 128 images of 224 pixels.
+    #[test]
+    fn large_products_get_large_tiles_and_few_columns_narrow_ones() {
+        let same = Conv2d::new(1, 1);
+        let wide = product([128, 14, 14, 256], [256, 3, 3], same, Pass::Fprop);
+        assert_eq!(best(wide, Pass::Fprop), Choice { tile: Tile::Large, stretches: 1 });
+        let narrow = product([128, 56, 56, 64], [64, 3, 3], same, Pass::Fprop);
+        assert_eq!(best(narrow, Pass::Fprop), Choice { tile: Tile::Medium, stretches: 1 });
+        let growth = product([128, 56, 56, 128], [32, 3, 3], same, Pass::Fprop);
+        assert_eq!(best(growth, Pass::Fprop), Choice { tile: Tile::Narrow, stretches: 1 });
+    }
+
+    #[test]
+    fn a_long_sum_over_few_tiles_is_cut() {
+        let first = product([128, 56, 56, 64], [64, 3, 3], Conv2d::new(1, 1), Pass::Wgrad);
+        let cut = best(first, Pass::Wgrad);
+        let tiles = first.rows.div_ceil(cut.tile.rows()) * first.columns.div_ceil(cut.tile.columns());
+        assert!((PROCESSORS..4 * PROCESSORS).contains(&(tiles * cut.stretches)), "{cut:?}");
+        // A stretch below the shortest is none.
+        let short = product([2, 8, 8, 64], [64, 3, 3], Conv2d::new(1, 1), Pass::Wgrad);
+        assert_eq!(best(short, Pass::Wgrad).stretches, 1);
+    }
+
+    /// dgrad with a stride sums as many products as fprop, not stride² times as many.
+    #[test]
+    fn residues_share_the_taps() {
+        let forward = product([8, 28, 28, 64], [128, 3, 3], Conv2d::new(2, 1), Pass::Fprop);
+        let backward = product([8, 28, 28, 64], [128, 3, 3], Conv2d::new(2, 1), Pass::Dgrad);
+        assert_eq!(backward, Product { rows: 8 * 14 * 14, columns: 64, depth: 288, grids: 4 });
+        let products = |p: Product| p.rows * p.columns * p.depth * p.grids;
+        assert_eq!(products(backward), products(forward));
+    }
+
+    #[test]
+    fn a_table_is_read_as_it_is_written() {
+        let g = Geometry::new(Conv2d::new(2, 1), [8, 28, 28, 64].into(), [128, 3, 3, 64].into(), 576);
+        let entry =
+            |pass, tile, stretches| Entry { key: Key::new(&g, pass, DType::BF16), choice: Choice { tile, stretches } };
+        let entries = vec![entry(Pass::Fprop, Tile::Large, 1), entry(Pass::Wgrad, Tile::Small, 7)];
+        let text = serde_json::to_string(&entries).unwrap();
+        assert!(text.contains("\"tile\":\"128x128\""), "{text}");
+        assert_eq!(serde_json::from_str::<Vec<Entry>>(&text).unwrap(), entries);
+        assert!(entries.iter().all(Entry::is_possible));
+        for (pass, tile, stretches) in
+            [(Pass::Fprop, Tile::Small, 2), (Pass::Wgrad, Tile::Narrow, 1), (Pass::Wgrad, Tile::Large, 0)]
+        {
+            assert!(!entry(pass, tile, stretches).is_possible());
+        }
+    }
+}
