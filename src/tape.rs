@@ -262,14 +262,15 @@ impl Tape {
         window
     }
 
-    /// A place for products of `parts` parts, where they are what is wanted of a window's gradient: for
-    /// [`Gradients::contribute_products`], once, instead of [`Gradients::contribute`].
-    pub fn reserve_products(&mut self, window: &Var, parts: usize) -> Option<Place> {
+    /// A place for products, where they are what is wanted of a window's gradient: for [`Gradients::contribute_products`],
+    /// once, instead of [`Gradients::contribute`]. `parts` says into how many they come for so many sources.
+    pub fn reserve_products(&mut self, window: &Var, parts: impl FnOnce(usize) -> usize) -> Option<Place> {
         let State::Window { arena, offset, pitch, products_at: Some(_) } = self.slots[window.id?.0].state else {
             return None;
         };
         let State::Arena { projection: Some(projection), .. } = &mut self.slots[arena.0].state else { return None };
         let (shape, filters) = (window.shape(), window.shape().rows());
+        let parts = parts(projection.sources.len());
         let at = projection.reserve(parts * projection.sources.len() * filters);
         Some(Place { arena, term: Term { offset, filters, at, parts }, shape, pitch })
     }

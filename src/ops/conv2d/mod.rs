@@ -11,6 +11,7 @@
 
 pub mod cpu;
 mod gpu;
+mod products;
 pub mod reference;
 mod tensor;
 pub mod tiles;
@@ -19,10 +20,12 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
-use super::{Cost, merge};
+use super::Cost;
 use crate::error::Error;
 use crate::tape::{Tape, Var};
 use crate::tensor::{DType, Implementation, Shape, Tensor, TensorMut};
+
+pub use products::{product_parts, wgrad_products};
 
 /// What a convolution layer fixes: height first, then width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -197,34 +200,13 @@ pub fn wgrad(conv: Conv2d, x: &Tensor, dy: &Tensor, dw: TensorMut) {
     }
 }
 
-/// In how many parts [`wgrad_products`] leaves its products.
-pub fn product_parts(_geometry: &Geometry, _dtype: DType) -> usize {
-    1
-}
-
-/// Overwrites `products`, parts × M × K: the sum over the parts is that of dW with the filters of M `sources`, which are laid
-/// out alike. dW itself is not kept. On a GPU `x` and `dy` are of one dtype, all else is f32.
-///
-/// ```text
-/// Σ_parts products[part, m, k] = Σ_{r,s,c} dw[k,r,s,c]·source_m[k,r,s,c]
-/// ```
-pub fn wgrad_products(conv: Conv2d, x: &Tensor, dy: &Tensor, sources: &[Tensor], products: TensorMut) {
-    let (filters, pitch) = (sources[0].shape(), sources[0].pitch());
-    let g = Geometry::new(conv, x.shape(), filters, pitch);
-    let parts = product_parts(&g, x.dtype());
-    assert_eq!(products.shape().dims(), [parts, sources.len(), g.k], "the products of {} sources", sources.len());
-    let mut whole = Tensor::uninit([g.k * pitch], products.dtype(), x.device());
-    wgrad(conv, x, dy, whole.view_mut().window(0, filters, pitch));
-    merge::products(&whole.window(0, filters, pitch), sources, products.window(0, [sources.len(), g.k], g.k));
-}
-
 impl Tape {
     pub fn conv2d(&mut self, conv: Conv2d, x: &Var, w: &Var) -> Var {
         let g = Geometry::new(conv, x.shape(), w.shape(), w.value().pitch());
         let mut y = Tensor::uninit(g.y(), x.value().dtype(), x.value().device());
         fprop(conv, x.value(), w.value(), y.view_mut());
         let (x_id, w_id) = (x.id(), w.id());
-        let place = self.reserve_products(w, product_parts(&g, x.value().dtype()));
+        let place = self.reserve_products(w, |sources| product_parts(&g, x.value().dtype(), sources));
         self.record(y, &[x_id, w_id], || {
             // Each operand is kept only for the gradient of the other.
             let kept_x = w_id.map(|_| x.value().clone());

@@ -340,7 +340,8 @@ impl Tape {
     ) -> Var {
         let (of_rest, device) = (alpha.value().dtype(), alpha.value().device());
         let frozen: Vec<&Tensor> = sources.iter().collect();
-        let split = if dtype == of_rest {
+        // tf32 is stored as f32.
+        let split = if dtype == of_rest || (dtype, of_rest) == (DType::TF32, DType::F32) {
             let mut whole = Tensor::uninit([table.arena_len], of_rest, device);
             blend(table, &frozen, alpha.value(), whole.view_mut());
             Split::whole(whole)
