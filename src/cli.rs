@@ -338,6 +338,13 @@ pub enum Bench {
         /// fprop, dgrad or wgrad; several are separated by commas [default: all]
         #[arg(long, value_delimiter = ',', value_name = "PASS", value_parser = parse::<Pass>)]
         pass: Vec<Pass>,
+        /// Time every tile of the kernels for tensor cores, and write the fastest of each convolution to this file, which
+        /// MEDMERGE_TILES=FILE.json makes later runs follow
+        #[arg(long, value_name = "FILE.json", conflicts_with = "baseline")]
+        tune: Option<PathBuf>,
+        /// Replace the file if it is there
+        #[arg(long, requires = "tune")]
+        force: bool,
         #[command(flatten)]
         images: BenchImages,
         #[command(flatten)]

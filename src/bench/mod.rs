@@ -13,6 +13,7 @@ mod numbers;
 pub mod report;
 pub mod shapes;
 mod step;
+pub mod tune;
 
 use std::fmt;
 
@@ -225,6 +226,23 @@ impl Bench {
             let measured = case.measure(&self.clock)?;
             self.clock.device.check()?;
             each(finish(case.name(), measured, limits));
+            self.release()?;
+        }
+        Ok(())
+    }
+
+    /// Times every choice of tiles for each convolution that has one, and shows what was found to `each`.
+    pub fn tune(&self, each: &mut dyn FnMut(tune::Tuned)) -> Result<()> {
+        let _listener = Listener::new();
+        for case in &self.cases {
+            if interrupted() {
+                return Err(Error::Interrupted { kept: None });
+            }
+            let Case::Conv(case) = case else { continue };
+            if let Some(tuned) = tune::tune(case, &self.clock)? {
+                self.clock.device.check()?;
+                each(tuned);
+            }
             self.release()?;
         }
         Ok(())

@@ -1,9 +1,11 @@
 //! `bench`: what merges, convolutions and steps take, beside what the machine can do.
 
 use medmerge::bench::{self, Kind, Limits, Machine, Report, Row, Settings, is_emulated, measure, report};
-use medmerge::error::Result;
+use medmerge::error::{Error, Result};
 use medmerge::gpu::{self, Description, Failure, Library};
 use medmerge::ops::conv2d::Pass;
+use medmerge::ops::conv2d::tiles::Entry;
+use medmerge::output::OutputPath;
 use medmerge::tensor::Device;
 
 use super::{devices, note, place};
@@ -13,7 +15,7 @@ pub fn run(bench: &Bench, global: &Global) -> Result<()> {
     let nothing = BenchImages { image_size: vec![], batch_size: None };
     let (kind, options, images, sources, passes) = match bench {
         Bench::Merge { sources, options } => (Kind::Merge, options, &nothing, &sources[..], &[][..]),
-        Bench::Conv { pass, images, options } => (Kind::Conv, options, images, &[][..], &pass[..]),
+        Bench::Conv { pass, images, options, .. } => (Kind::Conv, options, images, &[][..], &pass[..]),
         Bench::Step { sources, images, options } => (Kind::Step, options, images, &sources[..], &[][..]),
     };
     let baseline = options.baseline.as_ref().map(|path| Report::read(path, &kind.to_string()).map(|read| (path, read)));
@@ -24,7 +26,11 @@ pub fn run(bench: &Bench, global: &Global) -> Result<()> {
         earlier.check_device(path, emulated)?;
     }
     let settings = settings(place, options, images, sources, passes);
+    let to_tune = tune_file(bench, place.device)?;
     let bench = bench::Bench::new(kind, &settings)?;
+    if let Some(path) = to_tune {
+        return tune(&bench, path, emulated, global);
+    }
     let machine = machine(place.device);
     let mut result = Report {
         bench: kind.to_string(),
@@ -53,6 +59,39 @@ pub fn run(bench: &Bench, global: &Global) -> Result<()> {
         (false, true) => {}
     }
     done
+}
+
+/// Where the fastest tiles are written, if they are asked for.
+fn tune_file(bench: &Bench, device: Device) -> Result<Option<OutputPath>> {
+    let Bench::Conv { tune: Some(path), force, .. } = bench else { return Ok(None) };
+    if device == Device::Cpu {
+        let hint = "give --device cuda, and a precision of tensor cores: --precision bf16";
+        return Err(Error::usage("tiles are chosen for tensor cores", hint));
+    }
+    OutputPath::check(path, *force, 1 << 20).map(Some)
+}
+
+fn tune(bench: &bench::Bench, mut path: OutputPath, emulated: bool, global: &Global) -> Result<()> {
+    if emulated {
+        note(global, format_args!("note: the emulator's times mean nothing: this table only shows that tuning works"));
+    }
+    let mut all = Vec::new();
+    bench.tune(&mut |tuned| {
+        note(global, format_args!("{}: {}", tuned.name, tuned.best.choice));
+        all.push(tuned);
+    })?;
+    if all.is_empty() {
+        let hint = "the kernels for tensor cores take bf16, f16 and tf32: --precision bf16";
+        return Err(Error::usage("no convolution here has a choice of tiles", hint));
+    }
+    let entries: Vec<&Entry> = all.iter().map(|tuned| &tuned.entry).collect();
+    path.write(|file| Ok(serde_json::to_writer_pretty(file, &entries)?))?;
+    match global.json {
+        true => println!("{:#}", serde_json::to_value(&entries).expect("plain data is JSON")),
+        false => println!("{}", bench::tune::table(&all).to_text()),
+    }
+    note(global, format_args!("note: MEDMERGE_TILES={} makes later runs follow this table", path.path().display()));
+    Ok(())
 }
 
 fn settings(

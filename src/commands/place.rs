@@ -1,12 +1,18 @@
 //! The flags that say where to compute, and in which precision.
 
+use std::path::Path;
+
 use medmerge::error::{Error, Result};
 use medmerge::gpu::{self, Failure, Gpu, Handle};
+use medmerge::ops::conv2d::tiles;
 use medmerge::tensor::{DType, Device};
 use medmerge::train::Place;
 
 use super::note;
 use crate::cli::Global;
+
+/// The environment's name of a table of tiles, as `bench conv --tune` writes it.
+const TILES: &str = "MEDMERGE_TILES";
 
 /// What `--device` names.
 enum Named {
@@ -38,6 +44,11 @@ pub fn open(global: &Global) -> Result<Place> {
             }
         },
     };
+    if device != Device::Cpu
+        && let Some(path) = std::env::var_os(TILES)
+    {
+        tiles::follow(Path::new(&path))?;
+    }
     Ok(Place { device, precision: precision(global, device == Device::Cpu)? })
 }
 

@@ -124,6 +124,14 @@ pub(super) fn padded(g: &Geometry, dtype: DType) -> Option<Geometry> {
     Some(Geometry { c, pitch: (g.r * g.s * c).next_multiple_of(pack(dtype)), ..*g })
 }
 
+/// The sizes that the kernels see, of operands that lie well; `None` if there is no choice of tiles for them.
+pub fn seen(g: &Geometry, pass: Pass, dtype: DType) -> Option<Geometry> {
+    let [x, y, w] = [Address::NULL; 3];
+    let w = (pass != Pass::Wgrad).then_some(w);
+    let seen = plain(padded(g, dtype).as_ref().unwrap_or(g));
+    (serves(g, pass, dtype, x, y, w) && seen.c.is_multiple_of(pack(dtype))).then_some(seen)
+}
+
 /// How a pass is divided, and which kernel does it.
 fn division(g: &Geometry, pass: Pass, dtype: DType) -> (Choice, &'static str) {
     let choice = tiles::choose(g, pass, dtype);
