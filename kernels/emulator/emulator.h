@@ -240,6 +240,8 @@ static inline float __uint_as_float(unsigned bits) { float v; std::memcpy(&v, &b
 // Rounds by itself: never part of a fused multiply-add.
 static inline float __fmul_rn(float a, float b) { return a * b; }
 
+struct alignas(8) float2 { float x, y; };
+static inline float2 make_float2(float x, float y) { return {x, y}; }
 struct alignas(16) float4 { float x, y, z, w; };
 static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
@@ -253,6 +255,7 @@ DEVICE void store_vector(void* to, T value) {
   emulator::check_aligned(to, sizeof(T));
   *static_cast<T*>(to) = value;
 }
+DEVICE float4 load4_streaming(const float* from) { return load_vector<float4>(from); }
 DEVICE float4 shared_load4(SharedArray<float> array, unsigned i) {
   emulator::check_aligned(array.data + i, 16);
   return {array[i], array[i + 1], array[i + 2], array[i + 3]};

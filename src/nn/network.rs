@@ -4,7 +4,8 @@
 //! ([`fuse`]).
 //!
 //! Parameters lie in two arenas with rows padded to 16 bytes: the *trunk*, which sources share and merging is about, and
-//! the *head*, the classifier, which is always new. Running statistics lie in a third. Names are PyTorch's.
+//! the *head*, the classifier, which is always new. In the trunk all filters come first, and behind them γ and β: what
+//! convolutions read as activations are stored, and what stays f32, are one piece each. Running statistics lie in a third. Names are PyTorch's.
 
 use std::sync::Arc;
 
@@ -113,6 +114,8 @@ pub struct Network {
     pub input_channels: usize,
     pub classes: usize,
     pub trunk_len: usize,
+    /// Of the trunk, what holds filters.
+    pub filters_len: usize,
     pub head_len: usize,
     pub statistics_len: usize,
     pub stages: Vec<Stage>,
@@ -149,6 +152,7 @@ impl Network {
         mode: Mode,
     ) -> Output {
         let mut nodes: Vec<Option<Var>> = vec![None; self.layers.len() + 1];
+        let dtype = x.dtype();
         nodes[0] = Some(Var::constant(x));
         let mut of_batch = (mode == Mode::Training).then(|| self.uninit_statistics(statistics));
         // Of all layers in one launch. What stands where the means are has no meaning, and nobody reads it.
@@ -157,11 +161,7 @@ impl Network {
             reciprocal_deviation(statistics, EPSILON, rstd.view_mut());
             rstd
         });
-        // The filters as the activations are stored.
-        let filters = match nodes[0].as_ref().map(|x| x.value().dtype()) {
-            Some(dtype) if dtype != trunk.value().dtype() => trunk.value().cast(dtype),
-            _ => trunk.value().clone(),
-        };
+        let trunk = &trunk.with_filters_in(dtype, self.filters_len);
         for (index, stage) in self.stages.iter().enumerate() {
             // Taken, not copied, where this is the last use: then ops may write over it, and it is freed early.
             let take = |(i, &Node(node)): (usize, &Node)| {
@@ -182,8 +182,7 @@ impl Network {
             let mut input = || inputs.next().expect("an op has its inputs");
             let y = match *self.operation(stage) {
                 Operation::Conv2d { conv, weight } => {
-                    let (arena, offset, shape, pitch) = parameter(weight);
-                    let weight = tape.window_of(arena, &filters, offset, shape, pitch);
+                    let weight = window(tape, weight);
                     tape.conv2d(conv, &input(), &weight)
                 }
                 Operation::BatchNorm { index } => {
@@ -259,7 +258,7 @@ impl Network {
         self.parameters.iter().find(|parameter| parameter.name == name)
     }
 
-    /// Parameters of one region, in the order of their offsets.
+    /// Parameters of one region, in the order of their layers.
     pub fn region(&self, region: Region) -> impl Iterator<Item = &Parameter> {
         self.parameters.iter().filter(move |parameter| parameter.region == region)
     }
@@ -330,6 +329,7 @@ impl NetworkBuilder {
             input_channels,
             classes: 0,
             trunk_len: 0,
+            filters_len: 0,
             head_len: 0,
             statistics_len: 0,
             stages: Vec::new(),
@@ -388,6 +388,12 @@ impl NetworkBuilder {
 
     pub fn finish(mut self) -> Arc<Network> {
         let network = &mut self.network;
+        for parameter in network.parameters.iter_mut().filter(|parameter| parameter.region == Region::Trunk) {
+            if parameter.kind != Kind::Filters {
+                parameter.offset += network.filters_len;
+            }
+        }
+        network.trunk_len += network.filters_len;
         network.classes = *self.channels.last().expect("the input at least");
         Arc::new(network.planned(true))
     }
@@ -399,9 +405,11 @@ impl NetworkBuilder {
     }
 
     fn parameter(&mut self, name: String, kind: Kind, region: Region, shape: Shape) -> usize {
-        let end = match region {
-            Region::Trunk => &mut self.network.trunk_len,
-            Region::Head => &mut self.network.head_len,
+        // What lies behind the filters is moved there when their number is known.
+        let end = match (region, kind) {
+            (Region::Trunk, Kind::Filters) => &mut self.network.filters_len,
+            (Region::Trunk, _) => &mut self.network.trunk_len,
+            (Region::Head, _) => &mut self.network.head_len,
         };
         // A vector is one row.
         let (pitch, len) = match shape.rank() {
