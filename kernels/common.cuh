@@ -53,12 +53,26 @@ DEVICE float infinity() { return float_of(0x7F800000u); }
 #define STORAGE bf16
 struct element { unsigned short bits; };
 DEVICE float to_float(element v) { return float_of(static_cast<unsigned>(v.bits) << 16); }
-// Round to nearest, ties to even; a NaN stays one.
+// Round to nearest, ties to even; a NaN becomes 0x7FFF.
+#ifdef MEDMERGE_EMULATOR
 DEVICE element from_float(float v) {
   const unsigned bits = bits_of(v);
   const unsigned rounded = bits + 0x7FFFu + ((bits >> 16) & 1u);
   return element{static_cast<unsigned short>(is_nan(v) ? 0x7FFFu : rounded >> 16)};
 }
+#else
+DEVICE element from_float(float v) {
+  element e;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(e.bits) : "f"(v));
+  return e;
+}
+// Two of them in one instruction.
+DEVICE unsigned from_floats(float first, float second) {
+  unsigned pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  return pair;
+}
+#endif
 // The largest number that is stored as zero, as in the other two.
 constexpr float STORED_AS_ZERO = 0x1p-134f;
 #elif defined(STORAGE_F16)
@@ -67,6 +81,14 @@ struct element { unsigned short bits; };
 #include "half.cuh"
 DEVICE float to_float(element v) { return half_to_float(v.bits); }
 DEVICE element from_float(float v) { return element{half_from_float(v)}; }
+#ifndef MEDMERGE_EMULATOR
+// Two of them in one instruction.
+DEVICE unsigned from_floats(float first, float second) {
+  unsigned pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  return pair;
+}
+#endif
 constexpr float STORED_AS_ZERO = 0x1p-25f;
 #else
 #ifdef STORAGE_TF32
@@ -97,10 +119,15 @@ DEVICE Pack load_pack(const element* from) {
 }
 
 DEVICE void store_pack(element* to, const Pack& pack) {
+#if !defined(MEDMERGE_EMULATOR) && (defined(STORAGE_BF16) || defined(STORAGE_F16))
+  store_vector(to, make_uint4(from_floats(pack.v[0], pack.v[1]), from_floats(pack.v[2], pack.v[3]),
+                              from_floats(pack.v[4], pack.v[5]), from_floats(pack.v[6], pack.v[7])));
+#else
   StoredPack stored;
 #pragma unroll
   for (unsigned i = 0; i < PACK; ++i) stored.v[i] = from_float(pack.v[i]);
   store_vector(to, stored);
+#endif
 }
 
 // Four floats, whatever activations are stored as; `from` is aligned to 16 bytes.

@@ -345,6 +345,13 @@ pub enum Bench {
         /// fprop, dgrad or wgrad; several are separated by commas [default: all]
         #[arg(long, value_delimiter = ',', value_name = "PASS", value_parser = parse::<Pass>)]
         pass: Vec<Pass>,
+        /// Time every tile of the kernels for tensor cores, and write the fastest of each convolution to this file, which
+        /// MEDMERGE_TILES=FILE.json makes later runs follow
+        #[arg(long, value_name = "FILE.json", conflicts_with = "baseline")]
+        tune: Option<PathBuf>,
+        /// Replace the file if it is there
+        #[arg(long, requires = "tune")]
+        force: bool,
         #[command(flatten)]
         images: BenchImages,
         #[command(flatten)]
@@ -355,6 +362,12 @@ pub enum Bench {
         /// How many sources a learning step merges; several are separated by commas [default: 2]
         #[arg(long, value_delimiter = ',')]
         sources: Vec<usize>,
+        /// Also list each step's kernels: how often they are launched, and what they read and write
+        #[arg(long)]
+        launches: bool,
+        /// Run nothing, and tell what a step on a GPU launches, moves and needs of memory; no GPU is needed
+        #[arg(long, conflicts_with_all = ["baseline", "rounds"])]
+        dry_run: bool,
         #[command(flatten)]
         images: BenchImages,
         #[command(flatten)]

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up what the tests need and runs them all: formatting, lints, documentation, tests, benchmarks (compiled only). GPU
 # kernels run on the emulator, and on the GPU that MEDMERGE_REQUIRE_DEVICE=cuda asks for.
-# Needs Rust and a C++ compiler, and Python's pip where there is no libnvrtc: fetches crates and that library, no more.
+# Needs Rust, a C++ compiler, and Python with pip: fetches crates, libnvrtc where there is none, and nvdisasm.
 # `cargo-nextest` is used where it is installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -48,6 +48,20 @@ fi
 
 step "cargo test --doc"
 cargo test --locked --doc --features emulator
+
+step "tests of benches/peers"
+# Those that need PyTorch are skipped where there is none.
+python3 -m unittest discover --start-directory benches/peers
+
+# What the compiler made of them. The disassembler needs no GPU either.
+step "tests/sass.py"
+disassembler=${MEDMERGE_NVDISASM:-$PWD/target/nvdisasm/nvidia/cu13/bin/nvdisasm}
+if [ ! -e "$disassembler" ]; then
+  python3 -m pip install --quiet --disable-pip-version-check --no-deps --target target/nvdisasm nvidia-cuda-nvdisasm==13.2.86
+fi
+rm -rf target/cubins
+cargo run --locked --quiet --features emulator -- kernels --arch sm_90a --cubin target/cubins > /dev/null
+python3 tests/sass.py "$disassembler" target/cubins
 
 for device in cpu emulator ${MEDMERGE_REQUIRE_DEVICE:-}; do
   step "medmerge selftest --device $device"

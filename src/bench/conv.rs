@@ -1,11 +1,11 @@
 //! Convolutions, pass by pass: each distinct one of a network.
 
-use super::measure::Clock;
+use super::measure::{Clock, Timing};
 use super::report::Row;
 use super::shapes::{self, Convolution, Scale};
 use super::{Measured, Settings, random_tensor};
 use crate::error::{Error, Result};
-use crate::ops::conv2d::{Pass, dgrad, fprop, wgrad};
+use crate::ops::conv2d::{Geometry, Pass, dgrad, fprop, wgrad};
 use crate::tensor::{DType, Device, Shape, Tensor, TensorMut};
 
 pub(super) struct Case {
@@ -75,8 +75,13 @@ impl Case {
         format!("conv/{network}/{image_size}px/{batch_size}/{}/{pass}/{precision}", convolution.name)
     }
 
-    pub fn measure(&self, clock: &Clock) -> Result<Measured> {
-        let (g, pass, dtype) = (&self.convolution.geometry, self.pass, self.precision);
+    /// The convolution, and what is done of it.
+    pub fn what(&self) -> (&Geometry, Pass, DType) {
+        (&self.convolution.geometry, self.pass, self.precision)
+    }
+
+    pub fn time(&self, clock: &Clock) -> Result<Timing> {
+        let (g, pass, dtype) = self.what();
         let cost = g.cost(pass, dtype);
         let shape = Shape::from([g.k, g.r, g.s, g.group_channels()]);
         // Each operand's buffers lie side by side: thousands of small ones would take seconds to allocate.
@@ -86,7 +91,7 @@ impl Case {
         let (mut x, mut y) = (stack(g.x().len(), 1, dtype), stack(g.y().len(), 2, dtype));
         let mut w = stack(g.k * g.pitch, 3, filters_dtype);
         let [x_pitch, y_pitch] = [g.x().row_len(), g.y().row_len()];
-        let timing = clock.time(sets, &mut |set| match pass {
+        clock.time(sets, &mut |set| match pass {
             Pass::Fprop => {
                 fprop(g.conv, &x.read(set, g.x(), x_pitch), &w.read(set, shape, g.pitch), y.write(set, g.y(), y_pitch));
             }
@@ -96,7 +101,12 @@ impl Case {
             Pass::Wgrad => {
                 wgrad(g.conv, &x.read(set, g.x(), x_pitch), &y.read(set, g.y(), y_pitch), w.write(set, shape, g.pitch));
             }
-        })?;
+        })
+    }
+
+    pub fn measure(&self, clock: &Clock) -> Result<Measured> {
+        let (g, pass, dtype) = self.what();
+        let timing = self.time(clock)?;
         let row = Row {
             network: self.network.clone(),
             what: pass.to_string(),
@@ -108,7 +118,7 @@ impl Case {
             precision: dtype.to_string(),
             ..Row::default()
         };
-        Ok(Measured { row, timing, costs: vec![cost] })
+        Ok(Measured { row, timing, costs: vec![g.cost(pass, dtype)], precision: dtype })
     }
 
     /// `128×28×28×64 → 64, 3×3 / 2`

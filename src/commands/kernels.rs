@@ -6,7 +6,7 @@ use serde_json::json;
 
 use medmerge::error::{Error, Result};
 use medmerge::gpu::cache::Cache;
-use medmerge::gpu::compile::{self, Module, Source};
+use medmerge::gpu::compile::{self, KernelFacts, Module, Source};
 use medmerge::gpu::nvrtc::{self, Nvrtc};
 use medmerge::gpu::{self, Failure};
 use medmerge::output::{OutputPath, make_folder};
@@ -50,7 +50,7 @@ pub fn run(options: &Kernels, global: &Global) -> Result<()> {
             "bytes": module.cubin.len(),
             "seconds": module.seconds,
             "cached": module.is_cached,
-            "kernels": module.kernels,
+            "kernels": module.kernels.iter().map(|kernel| of_kernel(kernel, &architecture)).collect::<Vec<_>>(),
         })).collect::<Vec<_>>(),
     });
     report(global, &result, || print(nvrtc, &architecture, &all));
@@ -92,21 +92,33 @@ fn write(folder: &Path, all: &[(&Source, &Module)], architecture: &str, force: b
     Ok(())
 }
 
+/// What the compiler says, and what follows for a processor.
+fn of_kernel(kernel: &KernelFacts, architecture: &str) -> serde_json::Value {
+    let mut facts = serde_json::to_value(kernel).expect("strings and numbers");
+    facts["blocks_per_processor"] = json!(kernel.blocks_per_processor(architecture));
+    facts
+}
+
 fn print(nvrtc: &Nvrtc, architecture: &str, all: &[(&Source, &Module)]) {
     println!("{architecture}, libnvrtc {} ({})\n", nvrtc.version, nvrtc.path.display());
     let names = all.iter().flat_map(|(_, module)| &module.kernels).map(|kernel| kernel.symbol.len() + 2);
     let width = names.max().unwrap_or(0).max(24);
-    println!("{:<width$} {:>9} {:>13} {:>13}", "kernel", "registers", "spilled bytes", "shared bytes");
+    println!(
+        "{:<width$} {:>7} {:>9} {:>13} {:>12} {:>16}",
+        "kernel", "threads", "registers", "spilled bytes", "shared bytes", "blocks/processor"
+    );
     for (source, module) in all {
         let how = if module.is_cached { "cached" } else { "compiled" };
         println!("{}.cu, {}: {how}, {:.3} s", source.file, source.dtype, module.seconds);
         for kernel in &module.kernels {
             println!(
-                "{:<width$} {:>9} {:>13} {:>13}",
+                "{:<width$} {:>7} {:>9} {:>13} {:>12} {:>16}",
                 format!("  {}", kernel.symbol),
+                kernel.threads,
                 kernel.registers,
                 kernel.spill_bytes,
-                kernel.shared_bytes
+                kernel.shared_bytes,
+                kernel.blocks_per_processor(architecture).map_or("?".into(), |blocks| blocks.to_string())
             );
         }
     }

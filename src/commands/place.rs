@@ -1,12 +1,18 @@
 //! The flags that say where to compute, and in which precision.
 
+use std::path::Path;
+
 use medmerge::error::{Error, Result};
 use medmerge::gpu::{self, Failure, Gpu, Handle};
+use medmerge::ops::conv2d::tiles;
 use medmerge::tensor::{DType, Device};
 use medmerge::train::Place;
 
 use super::note;
 use crate::cli::Global;
+
+/// The environment's name of a table of tiles, as `bench conv --tune` writes it.
+const TILES: &str = "MEDMERGE_TILES";
 
 /// What `--device` names.
 enum Named {
@@ -38,7 +44,17 @@ pub fn open(global: &Global) -> Result<Place> {
             }
         },
     };
+    if device != Device::Cpu
+        && let Some(path) = std::env::var_os(TILES)
+    {
+        tiles::follow(Path::new(&path))?;
+    }
     Ok(Place { device, precision: precision(global, device == Device::Cpu)?, is_fused: !global.no_fusion })
+}
+
+/// No device, for what is known without one.
+pub fn dry(global: &Global) -> Result<Place> {
+    Ok(Place { device: Device::Gpu(Gpu::dry()), precision: precision(global, false)?, is_fused: !global.no_fusion })
 }
 
 /// The GPU that `devices` says `auto` takes: one that is too old, or too new, may stand before it.

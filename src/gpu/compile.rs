@@ -5,6 +5,7 @@
 
 use std::time::Instant;
 
+use object::{Object, ObjectSection};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +43,44 @@ pub struct KernelFacts {
     pub spill_bytes: u32,
     /// Static shared memory per block.
     pub shared_bytes: u32,
+    /// Of a block.
+    pub threads: u32,
+}
+
+impl KernelFacts {
+    /// Blocks that a processor of this architecture holds at once, if it is known.
+    pub fn blocks_per_processor(&self, architecture: &str) -> Option<u32> {
+        let limits = Processor::of(architecture)?;
+        let warps = self.threads.div_ceil(32);
+        // Registers are given out to warps, 256 at a time.
+        let registers = warps * (self.registers.max(1) * 32).next_multiple_of(256);
+        let by_shared = limits.shared_bytes / (self.shared_bytes.next_multiple_of(128) + RESERVED);
+        Some((REGISTERS / registers).min(by_shared).min(limits.warps / warps).min(limits.blocks))
+    }
+}
+
+/// Registers of a processor, and the shared memory that each of its blocks has for the system.
+const REGISTERS: u32 = 65_536;
+const RESERVED: u32 = 1024;
+
+/// What a processor has, as the CUDA programming guide's table of compute capabilities says.
+struct Processor {
+    blocks: u32,
+    warps: u32,
+    shared_bytes: u32,
+}
+
+impl Processor {
+    fn of(architecture: &str) -> Option<Processor> {
+        let processor = |blocks, warps, shared_kb: u32| Processor { blocks, warps, shared_bytes: shared_kb << 10 };
+        Some(match architecture {
+            "sm_80" => processor(32, 64, 164),
+            "sm_86" => processor(16, 48, 100),
+            "sm_89" => processor(24, 48, 100),
+            "sm_90" | "sm_90a" | "sm_100" | "sm_100a" => processor(32, 64, 228),
+            _ => return None,
+        })
+    }
 }
 
 /// All that a training run may need.
@@ -103,7 +142,8 @@ pub fn compile(nvrtc: &Nvrtc, cache: Option<&Cache>, source: &Source, architectu
         }
         Refusal::Call(call, message) => Failure::Driver { call, message },
     })?;
-    let kernels = facts(&compiled.log);
+    let mut kernels = facts(&compiled.log);
+    kernels.iter_mut().for_each(|kernel| kernel.threads = threads(&compiled.cubin, &kernel.symbol).unwrap_or_default());
     if let Some(cache) = cache {
         cache.write(&entry, &key, &encode(&kernels, &compiled.cubin));
     }
@@ -123,7 +163,7 @@ fn options(dtype: DType, architecture: &str) -> Vec<String> {
 }
 
 fn key(nvrtc: &Nvrtc, name: &str, text: &str, headers: &[(&str, &str)], options: &[String]) -> Key {
-    let mut key = Key::new("medmerge kernels 1");
+    let mut key = Key::new("medmerge kernels 2");
     key.add(&nvrtc.version.to_string());
     key.add(name);
     key.add(text);
@@ -183,6 +223,26 @@ fn facts(log: &str) -> Vec<KernelFacts> {
     all
 }
 
+/// The most threads of a kernel's blocks, which `__launch_bounds__` says and the binary repeats: a record of its section
+/// `.nv.info.SYMBOL`, where a record is a form, a kind, and for this form a length and as many bytes.
+fn threads(cubin: &[u8], symbol: &str) -> Option<u32> {
+    const WITH_LENGTH: u8 = 4;
+    const MAX_THREADS: u8 = 5;
+    let file = object::File::parse(cubin).ok()?;
+    let section = file.section_by_name(&format!(".nv.info.{symbol}"))?;
+    let mut records = section.data().ok()?;
+    while let [form, kind, low, high, rest @ ..] = records {
+        let len = if *form == WITH_LENGTH { usize::from(u16::from_le_bytes([*low, *high])) } else { 0 };
+        let (value, behind) = rest.split_at_checked(len)?;
+        if *kind == MAX_THREADS {
+            let sizes = value.chunks_exact(4).map(|size| u32::from_le_bytes(size.try_into().expect("four bytes")));
+            return Some(sizes.product());
+        }
+        records = behind;
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,13 +265,30 @@ ptxas info    : Used 10 registers, 376 bytes cmem[0]";
             registers,
             spill_bytes,
             shared_bytes,
+            threads: 0,
         };
         assert_eq!(facts(log), [kernel("fill_f32", 10, 0, 0), kernel("sum_f32", 255, 48, 4096)]);
     }
 
+    /// By registers, shared memory, warps and blocks; the figures of the occupancy calculator for compute capability 9.0.
+    #[test]
+    fn blocks_that_a_processor_holds() {
+        let blocks = |threads, registers, shared_bytes| {
+            let facts = KernelFacts { threads, registers, shared_bytes, ..Default::default() };
+            facts.blocks_per_processor("sm_90a").unwrap()
+        };
+        assert_eq!(blocks(256, 128, 0), 2);
+        assert_eq!(blocks(256, 129, 0), 1);
+        assert_eq!(blocks(128, 32, 48 << 10), 4);
+        assert_eq!(blocks(1024, 32, 0), 2);
+        assert_eq!(blocks(32, 16, 0), 32);
+        assert_eq!(KernelFacts::default().blocks_per_processor("sm_7"), None);
+    }
+
     #[test]
     fn an_entry_holds_facts_and_binary() {
-        let kernels = vec![KernelFacts { symbol: "x_f32".into(), registers: 3, spill_bytes: 0, shared_bytes: 16 }];
+        let kernels =
+            vec![KernelFacts { symbol: "x_f32".into(), registers: 3, spill_bytes: 0, shared_bytes: 16, threads: 32 }];
         let cubin = b"\x7fELF\n\x00\n";
         assert_eq!(decode(&encode(&kernels, cubin)), Some((kernels, cubin.to_vec())));
         assert_eq!(decode(b"no line"), None);

@@ -8,3 +8,4 @@ mod jobs;
 mod outputs;
 mod selftest;
 mod support;
+mod tiles;

@@ -3,6 +3,7 @@
 //!
 //! Runs on the emulator, and on the GPU that `MEDMERGE_REQUIRE_DEVICE` names.
 
+mod account;
 mod alignment;
 mod control;
 mod convert;

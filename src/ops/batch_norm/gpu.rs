@@ -1,7 +1,7 @@
 //! Batch normalisation on a GPU: `kernels/batch_norm.cu`.
 
 use super::{Cut, Moments, ParameterGradients, PerChannel, Tiles};
-use crate::gpu::{Address, Buffer, Gpu, Handle};
+use crate::gpu::{Address, Buffer, Cost, Gpu, Handle};
 use crate::ops::tile::{Division, THREADS, Tile};
 use crate::parameters;
 use crate::tensor::{DType, Tensor, TensorMut};
@@ -178,6 +178,11 @@ fn workspace(gpu: Handle, tile: &Tile, channels: usize) -> Buffer {
     gpu.allocate(tile.splits() as usize * 2 * channels * size_of::<f32>())
 }
 
+/// Bytes of f32.
+fn floats(count: usize) -> usize {
+    count * size_of::<f32>()
+}
+
 fn blocks(channels: usize, each: usize) -> [u32; 3] {
     [channels.div_ceil(each) as u32, 1, 1]
 }
@@ -189,9 +194,11 @@ pub fn statistics(gpu: Handle, x: &Tensor, epsilon: f64, to: Moments) {
 fn statistics_divided(gpu: Handle, division: Division, x: &Tensor, epsilon: f64, to: Moments) {
     let (dtype, [pixels, channels]) = (x.dtype(), matrix(x));
     assert!(pixels > 0, "statistics of no pixel");
+    let bytes = x.bytes();
     let x = activation(x, dtype);
     let tile = Tile::new([pixels, channels], dtype, &[x], &[], division);
     let workspace = workspace(gpu, &tile, channels);
+    gpu.account(Cost::moving(bytes, workspace.bytes()));
     let partial = workspace.address();
     launch(gpu, "batch_norm_statistics", dtype, tile.grid(dtype), &PartialStatistics { x, partial, tile });
     let [splits, span] = [tile.splits(), tile.span];
@@ -230,11 +237,15 @@ fn finish_statistics(
         epsilon: epsilon as f32,
         vectorised,
     };
+    let written = if to.running.is_some() { 4 } else { 2 };
+    gpu.account(Cost::moving(floats((2 * splits * channels) as usize), floats(written * channels as usize)));
     launch_of(gpu, "batch_norm_statistics_finish", dtype, grid, FINISHERS, &finish);
 }
 
 pub fn normalize(gpu: &Gpu, x: &Tensor, by: PerChannel, residual: Option<&Tensor>, relu: bool, out: TensorMut) {
     let (dtype, matrix) = (x.dtype(), matrix(x));
+    let read = x.bytes() + residual.map_or(0, Tensor::bytes) + floats(4 * matrix[1]);
+    gpu.account(Cost::moving(read, out.bytes()));
     let (x, out) = (activation(x, dtype), activation_mut(&out, dtype));
     let residual = residual.map_or(Address::NULL, |residual| activation(residual, dtype));
     let all = by.all().map(per_channel);
@@ -251,6 +262,9 @@ pub fn gradients(gpu: Handle, x: &Tensor, dy: Cut, by: PerChannel, to: Parameter
 
 fn gradients_divided(gpu: Handle, division: Division, x: &Tensor, dy: Cut, by: PerChannel, to: ParameterGradients) {
     let (dtype, [pixels, channels]) = (x.dtype(), matrix(x));
+    // Where ReLU cut by its output, the gradient in front of it is kept.
+    let bytes = x.bytes();
+    let (read, kept) = if let Cut::ByOutput(..) = dy { (3 * bytes, bytes) } else { (2 * bytes, 0) };
     let x = activation(x, dtype);
     let (cut, dy, out, dz) = match dy {
         Cut::Whole(dy) => (WHOLE, activation(dy, dtype), Address::NULL, Address::NULL),
@@ -266,6 +280,7 @@ fn gradients_divided(gpu: Handle, division: Division, x: &Tensor, dy: Cut, by: P
     let partial = workspace.address();
     let [mean, rstd, gamma, beta] = all;
     let sums = GradientSums { x, dy, out, dz, mean, rstd, gamma, beta, partial, cut, padding: 0, tile };
+    gpu.account(Cost::moving(read + floats(4 * channels), kept + workspace.bytes()));
     launch(gpu, "batch_norm_gradients", dtype, tile.grid(dtype), &sums);
     finish_gradients(gpu, partial, rstd, [pixels as u32, channels as u32, tile.splits()], to);
 }
@@ -286,6 +301,9 @@ fn finish_gradients(
     let [dgamma, dbeta, means] = [to.dgamma.as_ref(), to.dbeta.as_ref(), to.means.as_ref()].map(optional);
     let (grid, vectorised) = finishing(channels);
     let finish = FinishGradients { partial, rstd, dgamma, dbeta, means, pixels, channels, splits, vectorised };
+    let each = to.dgamma.iter().chain(&to.dbeta).chain(&to.means);
+    let written = each.map(TensorMut::bytes).sum();
+    gpu.account(Cost::moving(floats(((2 * splits + 1) * channels) as usize), written));
     launch_of(gpu, "batch_norm_gradients_finish", DType::F32, grid, FINISHERS, &finish);
 }
 
@@ -299,6 +317,8 @@ pub fn input_gradient(
     means: Option<&Tensor>,
 ) {
     let (dtype, matrix) = (x.dtype(), matrix(x));
+    let read = 2 * x.bytes() + floats(4 * matrix[1]) + means.map_or(0, Tensor::bytes);
+    gpu.account(Cost::moving(read, dx.bytes()));
     let (x, dx) = (activation(x, dtype), activation_mut(&dx, dtype));
     let dy = dy.map_or(dx, |dy| activation(dy, dtype));
     let all = by.all().map(per_channel);
@@ -318,6 +338,7 @@ pub fn reciprocal_deviation(gpu: &Gpu, variance: &Tensor, epsilon: f64, rstd: Te
         count: count as u32,
         epsilon: epsilon as f32,
     };
+    gpu.account(Cost::moving(variance.bytes(), rstd.bytes()));
     launch(gpu, "batch_norm_deviation", DType::F32, blocks(count, THREADS as usize), &parameters);
 }
 
@@ -332,6 +353,7 @@ pub fn update_running(gpu: &Gpu, running: TensorMut, batch: &Tensor, momentum: f
         count: count as u32,
         padding: 0,
     };
+    gpu.account(Cost::moving(2 * batch.bytes(), running.bytes()));
     launch(gpu, "batch_norm_update_running", DType::F32, blocks(count, THREADS as usize), &parameters);
 }
 

@@ -4,7 +4,7 @@
 use super::gpu::{PACKED_DW, Sizes, direct_grid, is_packed, sizes};
 use super::tiles::{self, Choice, Tile};
 use super::{Conv2d, Geometry, Pass};
-use crate::gpu::{self, Address, Gpu, Handle};
+use crate::gpu::{self, Address, Cost, Gpu, Handle};
 use crate::ops::batch_norm::{Normalized, Tiles};
 use crate::parameters;
 use crate::tensor::{DType, Device, Tensor};
@@ -165,6 +165,14 @@ fn padded(g: &Geometry, dtype: DType) -> Option<Geometry> {
     Some(Geometry { c, pitch: (g.r * g.s * c).next_multiple_of(pack(dtype)), ..*g })
 }
 
+/// The sizes that the kernels see, of operands that lie well; `None` if there is no choice of tiles for them.
+pub fn seen(g: &Geometry, pass: Pass, dtype: DType) -> Option<Geometry> {
+    let [x, y, w] = [Address::NULL; 3];
+    let w = (pass != Pass::Wgrad).then_some(w);
+    let seen = plain(padded(g, dtype).as_ref().unwrap_or(g));
+    (serves(g, pass, dtype, x, y, w) && seen.c.is_multiple_of(pack(dtype))).then_some(seen)
+}
+
 /// How a pass is divided, and which kernel does it.
 fn division(g: &Geometry, pass: Pass, dtype: DType) -> (Choice, &'static str) {
     let choice = tiles::choose(g, pass, dtype);
@@ -224,6 +232,7 @@ fn pad(
         padding: 0,
     };
     let grid = direct_grid(all_lines);
+    gpu.account(Cost::moving(rows * lines * channels * dtype.size(), y.bytes()));
     // SAFETY: the callers below give the layout of x or w, which the contract checked.
     unsafe { gpu.launch("conv2d_tensor", "conv2d_tensor_pad", dtype, grid, DIRECT_THREADS, &parameters) }
     y
@@ -257,6 +266,7 @@ fn fprop_packed(
     [x, w, y]: [Address; 3],
     leaves_statistics: bool,
 ) -> Option<Tiles> {
+    gpu.account(g.cost(Pass::Fprop, dtype));
     let g = &plain(g);
     let (Choice { tile, .. }, name) = division(g, Pass::Fprop, dtype);
     let product = Product { from: x, by: w, to: y, g: sizes(g, dtype, x, y, Some(w)), stretch: 0, to_pitch: 0 };
@@ -268,6 +278,7 @@ fn fprop_packed(
     let is_split = !g.c.is_multiple_of(pack(dtype));
     let name = if is_split { "conv2d_tensor_fprop_statistics_stem" } else { kernel_for_norm(Pass::Fprop, tile) };
     let sums = sums_of_tiles(gpu, pixels, tile, 1, g.k);
+    gpu.account(Cost::moving(0, sums.bytes()));
     let parameters = ProductStatistics { product, partial: sums.address() };
     launch(gpu, name, dtype, &parameters, tile, [pixels, g.k], 1);
     Some(Tiles { sums, span: tile.rows(), pixels })
@@ -286,6 +297,7 @@ pub fn dgrad(
     [dy, w, dx]: [Address; 3],
     norm: Option<&Normalized>,
 ) -> Option<Tensor> {
+    gpu.account(g.cost(Pass::Dgrad, dtype));
     let g = &plain(g);
     let (choice, name) = division(g, Pass::Dgrad, dtype);
     let product = Product { from: dy, by: w, to: dx, g: sizes(g, dtype, dx, dy, Some(w)), stretch: 0, to_pitch: 0 };
@@ -299,6 +311,7 @@ pub fn dgrad(
         assert_eq!((per_channel.dtype(), per_channel.dims()), (DType::F32, &[g.c][..]), "a batch norm's numbers");
         per_channel.address()
     });
+    gpu.account(Cost::moving(norm.x.bytes() + 4 * norm.mean.bytes(), sums.bytes()));
     let (x, partial, relu) = (norm.x.address(), sums.address(), norm.relu.into());
     let parameters = ProductGradient { product, x, mean, rstd, gamma, beta, partial, relu, padding: 0 };
     let name = kernel_for_norm(Pass::Dgrad, choice.tile);
@@ -332,6 +345,9 @@ pub fn wgrad(gpu: Handle, g: &Geometry, dtype: DType, x: Address, dy: Address, d
         sizes.packed |= PACKED_DW;
     }
     let product = Product { from: dy, by: x, to: partial, g: sizes, stretch: int(stretch), to_pitch: int(pitch) };
+    let cost = padded.as_ref().unwrap_or(g).cost(Pass::Wgrad, dtype);
+    let sums = workspace.as_ref().map_or(0, Tensor::bytes);
+    gpu.account(if writes_dw { cost } else { Cost { written: sums as u64, ..cost } });
     launch(gpu, name, dtype, &product, tile, [seen.k, seen.filter_len()], stretches);
     if writes_dw {
         return;
@@ -348,6 +364,7 @@ pub fn wgrad(gpu: Handle, g: &Geometry, dtype: DType, x: Address, dy: Address, d
     };
     // SAFETY: `partial` holds the stretches' K × R·S·C sums, with padded channels, and `dw` has rows `pitch` apart.
     unsafe {
+        gpu.account(Cost::moving(sums, size_of::<f32>() * g.k * g.filter_len()));
         let grid = direct_grid(g.k * g.filter_len());
         gpu.launch("conv2d_tensor", "conv2d_tensor_wgrad_sum", dtype, grid, DIRECT_THREADS, &sum);
     }

@@ -6,12 +6,13 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::fmt;
 use std::path::Path;
 use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Geometry, Pass};
+use super::{Geometry, Pass, tensor};
 use crate::error::{Error, Result};
 use crate::tensor::DType;
 
@@ -166,6 +167,38 @@ pub fn choose(g: &Geometry, pass: Pass, dtype: DType) -> Choice {
         let product = Product::of(g, pass);
         choices(product, pass, dtype).min_by_key(|&choice| cost(product, dtype, choice)).expect("tiles")
     })
+}
+
+/// The sizes by which the kernels for tensor cores see a convolution, and which [`choose`] is asked about; `None` if the
+/// pass does not run on them, or has one tile alone.
+pub fn on_tensor_cores(g: &Geometry, pass: Pass, dtype: DType) -> Option<Geometry> {
+    tensor::seen(g, pass, dtype)
+}
+
+/// What is worth timing: each tile as the rule would use it, and wgrad also with half and twice the stretches.
+pub fn candidates(g: &Geometry, pass: Pass, dtype: DType) -> Vec<Choice> {
+    let of_tile = |choice: Choice| {
+        let stretches = [choice.stretches, choice.stretches / 2, choice.stretches * 2];
+        let possible = stretches.into_iter().filter(move |&n| n == choice.stretches || is_cut(g, pass, n));
+        possible.map(move |stretches| Choice { stretches, ..choice })
+    };
+    choices(Product::of(g, pass), pass, dtype).flat_map(of_tile).collect()
+}
+
+fn is_cut(g: &Geometry, pass: Pass, stretches: usize) -> bool {
+    pass == Pass::Wgrad
+        && (1..=MOST_STRETCHES).contains(&stretches)
+        && stretches <= g.n * g.p * g.q / depth(DType::BF16)
+}
+
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}×{}", self.tile.rows(), self.tile.columns())?;
+        match self.stretches {
+            1 => Ok(()),
+            stretches => write!(f, ", {stretches} stretches"),
+        }
+    }
 }
 
 /// A shape, pass and precision: what a choice was measured for.

@@ -1,0 +1,69 @@
+//! `bench conv --tune`, and the table that it writes.
+#![cfg(feature = "emulator")]
+
+use serde_json::Value;
+
+use crate::support::{Folder, assert_refused, case};
+
+const CONV: &str =
+    "bench conv --device emulator --precision bf16 --network resnet8 --image-size 8 --filter layer2.0.conv1";
+
+/// Three passes of one convolution, of 16 channels and 32 filters at stride 2.
+#[test]
+fn a_table_is_written_and_followed() {
+    let folder = Folder::new();
+    let stdout = folder.done(&format!("{CONV} --rounds 1 --tune tiles.json"));
+    assert_eq!(stdout.lines().filter(|line| line.contains("layer2.0.conv1")).count(), 3, "{stdout}");
+    let table: Value = serde_json::from_str(&folder.text("tiles.json")).unwrap();
+    let entries = table.as_array().unwrap();
+    assert_eq!(entries.len(), 3);
+    for (entry, pass) in entries.iter().zip(["fprop", "dgrad", "wgrad"]) {
+        assert_eq!((&entry["pass"], &entry["precision"]), (&pass.into(), &"bf16".into()));
+        assert_eq!((entry["x"][3].as_u64(), entry["filters"][0].as_u64()), (Some(16), Some(32)));
+    }
+    // A choice that no rule would make shows as what the launch is called.
+    folder.write("odd.json", folder.text("tiles.json").replace("64x64", "128x128").replace("128x32", "128x128"));
+    let step = "bench step --device emulator --precision bf16 --network resnet8 --image-size 8 --batch-size 2 --rounds 1 --json";
+    assert!(folder.run(step).code == Some(0));
+    let mut followed = folder.command(step);
+    followed.env("MEDMERGE_TILES", "odd.json");
+    assert!(followed.output().unwrap().status.success());
+}
+
+#[test]
+fn what_is_refused() {
+    let folder = Folder::new();
+    folder.write("there.json", "[]");
+    assert_refused(
+        &folder,
+        &[
+            case("overwriting", format!("{CONV} --tune there.json"), &["there.json", "--force"]),
+            case("f32", CONV.replace("bf16", "f32") + " --tune new.json", &["no convolution", "--precision bf16"]),
+            case(
+                "cpu",
+                "bench conv --device cpu --network resnet8 --image-size 8 --tune new.json",
+                &["tensor cores", "--device cuda"],
+            ),
+        ],
+    );
+    for (name, content) in [
+        ("no table", "{\"tiles\": 3}".to_string()),
+        ("impossible", entry("fprop", "64x64", 2)),
+        ("no such tile", entry("fprop", "32x32", 1)),
+    ] {
+        folder.write("wrong.json", content);
+        let mut command = folder.command(CONV);
+        let output = command.env("MEDMERGE_TILES", "wrong.json").output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{name}: {stderr}");
+        assert!(stderr.contains("wrong.json") && stderr.contains("--tune"), "{name}: {stderr}");
+    }
+}
+
+fn entry(pass: &str, tile: &str, stretches: usize) -> String {
+    serde_json::json!([{
+        "pass": pass, "precision": "bf16", "x": [2, 8, 8, 16], "filters": [32, 3, 3], "stride": [2, 2], "padding": [1, 1],
+        "dilation": [1, 1], "tile": tile, "stretches": stretches,
+    }])
+    .to_string()
+}
