@@ -48,7 +48,7 @@ fn batch_norm(c: &mut Criterion) {
         let forward = || {
             let mut tape = Tape::new();
             let (x, gamma, beta) = (tape.leaf(x.clone()), tape.leaf(gamma.clone()), tape.leaf(beta.clone()));
-            let source = Source::Batch { epsilon: EPSILON, running: None };
+            let source = Source::Batch { epsilon: EPSILON, tiles: None, running: None };
             let y = tape.batch_norm(&x, &gamma, &beta, source, Then::default());
             (tape, y)
         };

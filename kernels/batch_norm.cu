@@ -22,15 +22,16 @@
 //   input_gradient               dz x                 dx               in inference: dz, and x where there is a ReLU
 //
 // some 5 FLOPs per element. Geometry: tile.cuh. The sums take two launches: each
-// block writes those over its pixels to a workspace of splits × 2 × C floats, and a second kernel adds them up, 8 channels
-// per block, 32 threads to a channel, and finishes everything that is per channel. A convolution can do the work of the
-// first launch where it has the numbers in registers; the second takes the sums of its tiles all the same.
+// block writes those over its pixels to a workspace of splits × 2 × C floats, and a second kernel adds them up and finishes
+// everything that is per channel. A convolution on tensor cores does the work of the first launch where it has the
+// numbers in registers (conv2d_tensor.cu); the second takes the sums of its tiles all the same.
 //
 // The variance is accurate to a few units in the last place whatever the mean: a thread sums x − s and (x − s)², s its own
 // first value, so that the square of the sum, subtracted, takes away at most as many digits as the count of its pixels
 // has. Means are kept relative to x[0, c], or a mean far from zero would round the distances between them; threads,
 // and then blocks, are put together by  Σ (x − μ)² = Σᵢ [Mᵢ + nᵢ·(μᵢ − μ)²].  No clamping beyond the rounding of one thread:
 // a NaN or an infinity in x comes out as a variance that is not finite.
+#include "batch_norm.cuh"
 #include "tile.cuh"
 
 // ---- statistics ----------------------------------------------------------------------------------------------------
@@ -98,20 +99,36 @@ KERNEL(batch_norm_statistics, PartialStatistics, THREADS) {
   else partial_statistics<1>(p, means, spreads);
 }
 
-// ---- from the blocks' sums to those over all pixels -------------------------------------------------------------------
+// ---- from the sums of splits, or of a convolution's tiles, to those over all pixels ----------------------------------------
+//
+// A block takes four channels, or one where C is no multiple of four. There may be thousands of tiles and few channels, so
+// a block is large, and a thread takes every FINISHERS-th tile.
 
-constexpr unsigned CHANNELS = 8;                // of a block that finishes
-constexpr unsigned LANES = THREADS / CHANNELS;  // threads to a channel
+constexpr unsigned FINISHERS = 512;
+constexpr unsigned GROUPS = 32;  // of threads, whose sums are added up first
 
-// The sum over the LANES of this thread's channel, in every one of them.
-DEVICE float sum_over_lanes(float v, SharedArray<float> scratch) {
-  scratch[threadIdx.x] = v;
+// The sums over all threads, in every one of them. `scratch` holds FINISHERS · WIDTH floats, `groups` GROUPS · WIDTH.
+template <unsigned WIDTH>
+DEVICE Unit<WIDTH> sum_over_block(const Unit<WIDTH>& v, SharedArray<float> scratch, SharedArray<float> groups) {
+#pragma unroll
+  for (unsigned j = 0; j < WIDTH; ++j) scratch[j * FINISHERS + threadIdx.x] = v.v[j];
   __syncthreads();
-  float sum = 0;
+  if (threadIdx.x < GROUPS * WIDTH) {
+    const unsigned channel = threadIdx.x / GROUPS, group = threadIdx.x % GROUPS;
+    float sum = 0;
 #pragma unroll 8
-  for (unsigned lane = 0; lane < LANES; ++lane) sum += scratch[lane * CHANNELS + threadIdx.x % CHANNELS];
+    for (unsigned i = 0; i < FINISHERS / GROUPS; ++i) sum += scratch[channel * FINISHERS + i * GROUPS + group];
+    groups[threadIdx.x] = sum;
+  }
   __syncthreads();
-  return sum;
+  Unit<WIDTH> sums;
+#pragma unroll
+  for (unsigned j = 0; j < WIDTH; ++j) {
+    sums.v[j] = 0;
+#pragma unroll 8
+    for (unsigned group = 0; group < GROUPS; ++group) sums.v[j] += groups[j * GROUPS + group];
+  }
+  return sums;
 }
 
 struct FinishStatistics {
@@ -124,42 +141,60 @@ struct FinishStatistics {
   unsigned pixels, channels, splits;
   unsigned span;          // pixels per split; the last one may have fewer
   float epsilon;
-  unsigned padding;
+  unsigned vectorised;    // 1: C is a multiple of four
 };
 static_assert(sizeof(FinishStatistics) == 72, "as in src/ops/batch_norm/gpu.rs");
 
-KERNEL(batch_norm_statistics_finish, FinishStatistics, THREADS) {
-  SHARED(float, scratch, THREADS);
-  const unsigned channel = blockIdx.x * CHANNELS + threadIdx.x % CHANNELS, lane = threadIdx.x / CHANNELS;
-  const unsigned splits = channel < p.channels ? p.splits : 0;
-  const unsigned last = p.splits - 1;
+template <unsigned WIDTH>
+DEVICE void finish_statistics(const FinishStatistics& p, SharedArray<float> scratch, SharedArray<float> groups) {
+  const unsigned channel = blockIdx.x * WIDTH, last = p.splits - 1;
   const float full = static_cast<float>(p.span), rest = static_cast<float>(p.pixels - last * p.span);
   const float count = static_cast<float>(p.pixels);
   const float* partial = p.partial + channel;
   const unsigned long long stride = 2ull * p.channels;
   // The means lie close together even where all of them are far from zero.
-  const float first = splits > 0 ? partial[0] : 0.0f;
-  float sum = 0;
+  const Unit<WIDTH> first = load_floats<WIDTH>(partial);
+  Unit<WIDTH> offset = {}, squares = {};
 #pragma unroll 4
-  for (unsigned i = lane; i < splits; i += LANES) sum += (i < last ? full : rest) * (partial[i * stride] - first);
-  const float offset = sum_over_lanes(sum, scratch) / count;
-  float squares = 0;
-#pragma unroll 4
-  for (unsigned i = lane; i < splits; i += LANES) {
-    const float distance = (partial[i * stride] - first) - offset;
-    squares += partial[i * stride + p.channels] + (i < last ? full : rest) * distance * distance;
+  for (unsigned i = threadIdx.x; i < p.splits; i += FINISHERS) {
+    const Unit<WIDTH> mean = load_floats<WIDTH>(partial + i * stride);
+#pragma unroll
+    for (unsigned j = 0; j < WIDTH; ++j) offset.v[j] += (i < last ? full : rest) * (mean.v[j] - first.v[j]);
   }
-  squares = sum_over_lanes(squares, scratch);
-  if (lane == 0 && channel < p.channels) {
-    const float origin = p.x == nullptr ? 0.0f : to_float(p.x[channel]);
-    const float mean = origin + (first + offset);
-    p.mean[channel] = mean;
-    p.rstd[channel] = 1.0f / sqrtf(squares / count + p.epsilon);
-    if (p.batch_mean != nullptr) {
-      p.batch_mean[channel] = mean;
-      p.batch_variance[channel] = squares / static_cast<float>(p.pixels > 1 ? p.pixels - 1 : 1);
+  offset = sum_over_block<WIDTH>(offset, scratch, groups);
+#pragma unroll
+  for (unsigned j = 0; j < WIDTH; ++j) offset.v[j] /= count;
+#pragma unroll 4
+  for (unsigned i = threadIdx.x; i < p.splits; i += FINISHERS) {
+    const Unit<WIDTH> mean = load_floats<WIDTH>(partial + i * stride);
+    const Unit<WIDTH> apart = load_floats<WIDTH>(partial + i * stride + p.channels);
+#pragma unroll
+    for (unsigned j = 0; j < WIDTH; ++j) {
+      const float distance = (mean.v[j] - first.v[j]) - offset.v[j];
+      squares.v[j] += apart.v[j] + (i < last ? full : rest) * distance * distance;
     }
   }
+  // The groups of the sum before are still being read, but not its scratch.
+  squares = sum_over_block<WIDTH>(squares, scratch, groups + GROUPS * WIDTH);
+#pragma unroll
+  for (unsigned j = 0; j < WIDTH; ++j) {
+    if (threadIdx.x != j) continue;
+    const unsigned c = channel + j;
+    const float mean = (p.x == nullptr ? 0.0f : to_float(p.x[c])) + (first.v[j] + offset.v[j]);
+    p.mean[c] = mean;
+    p.rstd[c] = 1.0f / sqrtf(squares.v[j] / count + p.epsilon);
+    if (p.batch_mean != nullptr) {
+      p.batch_mean[c] = mean;
+      p.batch_variance[c] = squares.v[j] / static_cast<float>(p.pixels > 1 ? p.pixels - 1 : 1);
+    }
+  }
+}
+
+KERNEL(batch_norm_statistics_finish, FinishStatistics, FINISHERS) {
+  SHARED(float, scratch, FINISHERS * 4);
+  SHARED(float, groups, 2 * GROUPS * 4);
+  if (p.vectorised) finish_statistics<4>(p, scratch, groups);
+  else finish_statistics<1>(p, scratch, groups);
 }
 
 // ---- gradients of γ and β --------------------------------------------------------------------------------------------
@@ -168,9 +203,6 @@ KERNEL(batch_norm_statistics_finish, FinishStatistics, THREADS) {
 constexpr unsigned WHOLE = 0;      // everywhere: no ReLU, or it has been cut already
 constexpr unsigned BY_INPUT = 1;   // where x, normalised, is above zero
 constexpr unsigned BY_OUTPUT = 2;  // where `out` is
-
-// Forward and backward agree on the sign of this to the last bit.
-DEVICE float normalized(float x, float mean, float scale, float beta) { return (x - mean) * scale + beta; }
 
 struct GradientSums {
   const element* x;    // n × C
@@ -208,7 +240,7 @@ DEVICE void partial_gradients(const GradientSums& p, SharedArray<float> betas, S
       if constexpr (CUT == BY_INPUT) {
 #pragma unroll
         for (unsigned j = 0; j < WIDTH; ++j)
-          if (normalized(v.v[j], mean.v[j], scale.v[j], shift.v[j]) <= STORED_AS_ZERO) d.v[j] = 0;
+          if (is_cut(normalized(v.v[j], mean.v[j], scale.v[j], shift.v[j]))) d.v[j] = 0;
       } else if constexpr (CUT == BY_OUTPUT) {
         const Unit<WIDTH> out = load_unit<WIDTH>(p.out + at);
 #pragma unroll
@@ -253,34 +285,49 @@ struct FinishGradients {
   float* dgamma;         // C, or null
   float* dbeta;          // C, or null
   float* means;          // 2 × C, or null: what input_gradient takes off
-  unsigned pixels, channels, splits, padding;
+  unsigned pixels, channels, splits;
+  unsigned vectorised;   // 1: C is a multiple of four
 };
 static_assert(sizeof(FinishGradients) == 56, "as in src/ops/batch_norm/gpu.rs");
 
-KERNEL(batch_norm_gradients_finish, FinishGradients, THREADS) {
-  SHARED(float, scratch, THREADS);
-  const unsigned channel = blockIdx.x * CHANNELS + threadIdx.x % CHANNELS, lane = threadIdx.x / CHANNELS;
-  const unsigned splits = channel < p.channels ? p.splits : 0;
+template <unsigned WIDTH>
+DEVICE void finish_gradients(const FinishGradients& p, SharedArray<float> scratch, SharedArray<float> groups) {
+  const unsigned channel = blockIdx.x * WIDTH;
   const float* partial = p.partial + channel;
   const unsigned long long stride = 2ull * p.channels;
-  float beta = 0, gamma = 0;
+  Unit<WIDTH> beta = {}, gamma = {};
 #pragma unroll 4
-  for (unsigned i = lane; i < splits; i += LANES) {
-    beta += partial[i * stride];
-    gamma += partial[i * stride + p.channels];
-  }
-  beta = sum_over_lanes(beta, scratch);
-  gamma = sum_over_lanes(gamma, scratch);
-  if (lane == 0 && channel < p.channels) {
-    const float rstd = p.rstd[channel], count = static_cast<float>(p.pixels);
-    gamma *= rstd;
-    if (p.dgamma != nullptr) p.dgamma[channel] = gamma;
-    if (p.dbeta != nullptr) p.dbeta[channel] = beta;
-    if (p.means != nullptr) {
-      p.means[channel] = beta / count;
-      p.means[p.channels + channel] = rstd * gamma / count;
+  for (unsigned i = threadIdx.x; i < p.splits; i += FINISHERS) {
+    const Unit<WIDTH> b = load_floats<WIDTH>(partial + i * stride);
+    const Unit<WIDTH> g = load_floats<WIDTH>(partial + i * stride + p.channels);
+#pragma unroll
+    for (unsigned j = 0; j < WIDTH; ++j) {
+      beta.v[j] += b.v[j];
+      gamma.v[j] += g.v[j];
     }
   }
+  beta = sum_over_block<WIDTH>(beta, scratch, groups);
+  gamma = sum_over_block<WIDTH>(gamma, scratch, groups + GROUPS * WIDTH);
+  const float count = static_cast<float>(p.pixels);
+#pragma unroll
+  for (unsigned j = 0; j < WIDTH; ++j) {
+    if (threadIdx.x != j) continue;
+    const unsigned c = channel + j;
+    const float rstd = p.rstd[c], of_gamma = gamma.v[j] * rstd;
+    if (p.dgamma != nullptr) p.dgamma[c] = of_gamma;
+    if (p.dbeta != nullptr) p.dbeta[c] = beta.v[j];
+    if (p.means != nullptr) {
+      p.means[c] = beta.v[j] / count;
+      p.means[p.channels + c] = rstd * of_gamma / count;
+    }
+  }
+}
+
+KERNEL(batch_norm_gradients_finish, FinishGradients, FINISHERS) {
+  SHARED(float, scratch, FINISHERS * 4);
+  SHARED(float, groups, 2 * GROUPS * 4);
+  if (p.vectorised) finish_gradients<4>(p, scratch, groups);
+  else finish_gradients<1>(p, scratch, groups);
 }
 
 // ---- element by element ----------------------------------------------------------------------------------------------
@@ -373,7 +420,7 @@ DEVICE void input_gradient(const InputGradient& p) {
 #pragma unroll
     for (unsigned j = 0; j < WIDTH; ++j) {
       if constexpr (CUT)
-        if (normalized(v.v[j], mean.v[j], scale.v[j], beta.v[j]) <= STORED_AS_ZERO) d.v[j] = 0;
+        if (is_cut(normalized(v.v[j], mean.v[j], scale.v[j], beta.v[j]))) d.v[j] = 0;
       if constexpr (TRAINING) d.v[j] = d.v[j] - offset.v[j] - (v.v[j] - mean.v[j]) * slope.v[j];
       d.v[j] *= scale.v[j];
     }

@@ -30,6 +30,9 @@ DEVICE float4 load4_streaming(const float* from) { return __ldcs(reinterpret_cas
 // Four floats of shared memory, `i` a multiple of 4.
 DEVICE float4 shared_load4(const float* array, unsigned i) { return *reinterpret_cast<const float4*>(array + i); }
 DEVICE void shared_store4(float* array, unsigned i, float4 v) { *reinterpret_cast<float4*>(array + i) = v; }
+// The memory of an array of `count` other things, once everybody is done with these.
+template <class T>
+DEVICE float* shared_as_floats(T* array, unsigned) { return reinterpret_cast<float*>(array); }
 #endif
 
 // The entry points of a file carry the storage type in their name: fill_f32, fill_bf16.

@@ -14,6 +14,10 @@
 // FLOPs: 2·N·P·Q·K·R·S·C of each pass. Bytes: both operands once for each tile across them, the result once; wgrad writes
 // 4·K·R·S·C for each stretch, which the second launch reads again.
 //
+// For the batch norm behind it, fprop can leave the statistics of what it stored; dgrad can do the first pass of the backward
+// of the batch norm before it: what it stores is then already cut by the ReLU between the two, and its sums are left
+// beside. Both cost no further pass over activations but dgrad's over x.
+//
 // Grid: tiles of rows, tiles of columns, residues (dgrad), stretches (wgrad). How tiles work: conv2d_tensor.cuh; which of
 // them a layer gets: src/ops/conv2d/tiles.rs.
 #include "conv2d_tensor.cuh"
@@ -50,6 +54,33 @@ KERNEL(conv2d_tensor_fprop_stem, Product, Tile128x64::THREADS) {
   fprop<Tile128x64, 4>(p, rows, columns);
 }
 
+// ---- fprop with the statistics of y, for the batch norm behind it -----------------------------------------------------
+
+KERNEL(conv2d_tensor_fprop_statistics_128x128, ProductStatistics, Tile128x128::THREADS) {
+  TILES(Tile128x128);
+  fprop_statistics<Tile128x128>(p, rows, columns);
+}
+
+KERNEL(conv2d_tensor_fprop_statistics_128x64, ProductStatistics, Tile128x64::THREADS) {
+  TILES(Tile128x64);
+  fprop_statistics<Tile128x64>(p, rows, columns);
+}
+
+KERNEL(conv2d_tensor_fprop_statistics_64x64, ProductStatistics, Tile64x64::THREADS) {
+  TILES(Tile64x64);
+  fprop_statistics<Tile64x64>(p, rows, columns);
+}
+
+KERNEL(conv2d_tensor_fprop_statistics_128x32, ProductStatistics, Tile128x32::THREADS) {
+  TILES(Tile128x32);
+  fprop_statistics<Tile128x32>(p, rows, columns);
+}
+
+KERNEL(conv2d_tensor_fprop_statistics_stem, ProductStatistics, Tile128x64::THREADS) {
+  TILES(Tile128x64);
+  fprop_statistics<Tile128x64, 4>(p, rows, columns);
+}
+
 // ---- dgrad -----------------------------------------------------------------------------------------------------------
 
 KERNEL(conv2d_tensor_dgrad_128x128, Product, Tile128x128::THREADS) {
@@ -70,6 +101,28 @@ KERNEL(conv2d_tensor_dgrad_64x64, Product, Tile64x64::THREADS) {
 KERNEL(conv2d_tensor_dgrad_128x32, Product, Tile128x32::THREADS) {
   TILES(Tile128x32);
   dgrad<Tile128x32>(p, rows, columns);
+}
+
+// ---- dgrad with the sums of the batch norm before it ------------------------------------------------------------------
+
+KERNEL(conv2d_tensor_dgrad_sums_128x128, ProductGradient, Tile128x128::THREADS) {
+  TILES(Tile128x128);
+  dgrad_sums_of_norm<Tile128x128>(p, rows, columns);
+}
+
+KERNEL(conv2d_tensor_dgrad_sums_128x64, ProductGradient, Tile128x64::THREADS) {
+  TILES(Tile128x64);
+  dgrad_sums_of_norm<Tile128x64>(p, rows, columns);
+}
+
+KERNEL(conv2d_tensor_dgrad_sums_64x64, ProductGradient, Tile64x64::THREADS) {
+  TILES(Tile64x64);
+  dgrad_sums_of_norm<Tile64x64>(p, rows, columns);
+}
+
+KERNEL(conv2d_tensor_dgrad_sums_128x32, ProductGradient, Tile128x32::THREADS) {
+  TILES(Tile128x32);
+  dgrad_sums_of_norm<Tile128x32>(p, rows, columns);
 }
 
 // ---- wgrad -----------------------------------------------------------------------------------------------------------

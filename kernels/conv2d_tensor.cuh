@@ -11,11 +11,13 @@
 //                                                counted from the tile's corner, column a multiple of 8. Each sum is handed
 //                                                to one thread. Everybody calls it: it exchanges numbers within a warp.
 //
-// for_each_of_y, …_of_dx and …_of_dw say where in the result they belong. An epilogue is what a kernel does in f. `column_of_lane` says which columns are this thread's: always the same eight, with
-// rows that lie 8 apart; so what is summed per column is summed over the thread's rows, over the lanes with the same columns,
-// and over the warps above each other. To use the tiles' memory for that, call `finish_copies` first.
+// for_each_of_y, …_of_dx and …_of_dw say where in the result they belong. An epilogue is what a kernel does in f, or with the
+// sums themselves before or after: for the batch norm behind fprop or before dgrad it adds up columns, over the thread's
+// rows, over the lanes with the same columns, and over the warps above each other. To use the tiles' memory for that,
+// call `finish_copies` first.
 #pragma once
 
+#include "batch_norm.cuh"
 #include "conv2d.cuh"
 #include "tensor.cuh"
 
@@ -601,9 +603,8 @@ DEVICE bool has_rows(const Product& p, const Walk& walk) {
   return static_cast<int>(blockIdx.x * T::ROWS) < p.g.n * walk.rows * walk.columns;
 }
 
-template <class T, unsigned UNIT = PACK>
-DEVICE void fprop(const Product& p, SharedArray<element> rows, SharedArray<element> columns) {
-  const Sums<T> sums = fprop_sums<T, UNIT>(p, rows, columns);
+template <class T>
+DEVICE void store_y(const Product& p, const Sums<T>& sums) {
   element* y = static_cast<element*>(p.to);
   for_each_of_y<T>(p, sums, [&](offset at, int count, unsigned, unsigned, const float (&v)[8]) {
     store_eight(y + at, v, count, p.g.packed & PACKED_Y);
@@ -611,14 +612,23 @@ DEVICE void fprop(const Product& p, SharedArray<element> rows, SharedArray<eleme
 }
 
 template <class T>
-DEVICE void dgrad(const Product& p, SharedArray<element> rows, SharedArray<element> columns) {
-  const Walk walk = backward_walk(p.g);
-  if (!has_rows<T>(p, walk)) return;
-  const Sums<T> sums = dgrad_sums<T>(p, walk, rows, columns);
+DEVICE void store_dx(const Product& p, const Sums<T>& sums) {
   element* dx = static_cast<element*>(p.to);
   for_each_of_dx<T>(p, sums, [&](offset at, int count, unsigned, unsigned, const float (&v)[8]) {
     store_eight(dx + at, v, count, p.g.packed & PACKED_X);
   });
+}
+
+template <class T, unsigned UNIT = PACK>
+DEVICE void fprop(const Product& p, SharedArray<element> rows, SharedArray<element> columns) {
+  store_y<T>(p, fprop_sums<T, UNIT>(p, rows, columns));
+}
+
+template <class T>
+DEVICE void dgrad(const Product& p, SharedArray<element> rows, SharedArray<element> columns) {
+  const Walk walk = backward_walk(p.g);
+  if (!has_rows<T>(p, walk)) return;
+  store_dx<T>(p, dgrad_sums<T>(p, walk, rows, columns));
 }
 
 template <class T, unsigned UNIT = PACK>
@@ -637,4 +647,168 @@ DEVICE void wgrad(const Product& p, SharedArray<element> rows, SharedArray<eleme
         if (i < count) partial[at + i] = v[i];
     }
   });
+}
+
+// ---- for batch norms ---------------------------------------------------------------------------------------------------
+//
+// Sums over a tile's rows are taken where the matrix instructions leave their results: piece j of a thread has columns
+// column_of_pair(j) and the next one, of rows row_of_lane(i). One piece after the other, so that few registers are needed.
+
+template <class T>
+DEVICE unsigned column_of_pair(unsigned j) { return warp_column<T>() + j * 8 + threadIdx.x % 4 * 2; }
+
+// Adds up what the lanes with the same columns hold, and leaves it in `scratch`, WARPS_DOWN × COLUMNS floats. Behind a
+// barrier `total_of_column` adds up the warps.
+template <class T>
+DEVICE void leave_pair(unsigned j, const float (&pair)[2], SharedArray<float> scratch) {
+  const unsigned place = threadIdx.x / WARP / T::WARPS_ACROSS * T::COLUMNS + column_of_pair<T>(j);
+#pragma unroll
+  for (unsigned l = 0; l < 2; ++l) {
+    float sum = pair[l];
+#pragma unroll
+    for (unsigned step = 4; step < WARP; step *= 2) sum += __shfl_xor_sync(ALL_LANES, sum, step);
+    if (threadIdx.x % WARP < 4) scratch[place + l] = sum;
+  }
+}
+
+template <class T>
+DEVICE float total_of_column(SharedArray<float> scratch, unsigned column) {
+  float sum = scratch[column];
+#pragma unroll
+  for (unsigned warp = 1; warp < T::WARPS_DOWN; ++warp) sum += scratch[warp * T::COLUMNS + column];
+  return sum;
+}
+
+// The sums of a tile's columns, `first` and `second` of a column: `partial` is tiles × 2 × channels.
+template <class T, class First, class Second>
+DEVICE void store_columns(float* partial, unsigned tile, int channels, First first, Second second) {
+  const unsigned column = threadIdx.x;
+  const int channel = static_cast<int>(blockIdx.y * T::COLUMNS + column);
+  if (column >= T::COLUMNS || channel >= channels) return;
+  float* to = partial + static_cast<offset>(tile) * 2 * channels + channel;
+  to[0] = first(column);
+  to[channels] = second(column);
+}
+
+DEVICE float as_stored(float v) { return to_float(from_float(v)); }
+
+struct ProductStatistics {
+  Product product;
+  float* partial;  // tiles of rows × 2 × K: of what y stores, the mean and the sum of squared distances from it
+};
+static_assert(sizeof(ProductStatistics) == 120, "as in src/ops/conv2d/tensor.rs");
+
+// fprop, and the statistics of each tile's pixels: the mean first, then the distances from it, so that nothing cancels.
+template <class T, unsigned UNIT = PACK>
+DEVICE void fprop_statistics(const ProductStatistics& all, SharedArray<element> rows, SharedArray<element> columns) {
+  const Product& p = all.product;
+  const Sums<T> sums = fprop_sums<T, UNIT>(p, rows, columns);
+  store_y<T>(p, sums);
+  finish_copies();
+  const SharedArray<float> totals = shared_as_floats(rows, STAGES * T::ROW_ELEMENTS);
+  const SharedArray<float> squares = totals + T::WARPS_DOWN * T::COLUMNS;
+  const int left = p.g.n * p.g.p * p.g.q - static_cast<int>(blockIdx.x * T::ROWS);
+  const float count = static_cast<float>(left < static_cast<int>(T::ROWS) ? left : static_cast<int>(T::ROWS));
+#pragma unroll
+  for (unsigned j = 0; j < PIECE_COLUMNS; ++j) {
+    float pair[2] = {};
+#pragma unroll
+    for (unsigned i = 0; i < 2 * T::PIECE_ROWS; ++i)
+#pragma unroll
+      for (unsigned l = 0; l < 2; ++l)
+        if (static_cast<int>(row_of_lane<T>(i)) < left) pair[l] += as_stored(sums.v[i / 2][j][i % 2 * 2 + l]);
+    leave_pair<T>(j, pair, totals);
+  }
+  __syncthreads();
+#pragma unroll
+  for (unsigned j = 0; j < PIECE_COLUMNS; ++j) {
+    float pair[2] = {}, mean[2];
+#pragma unroll
+    for (unsigned l = 0; l < 2; ++l) mean[l] = total_of_column<T>(totals, column_of_pair<T>(j) + l) / count;
+#pragma unroll
+    for (unsigned i = 0; i < 2 * T::PIECE_ROWS; ++i)
+#pragma unroll
+      for (unsigned l = 0; l < 2; ++l) {
+        const float distance = as_stored(sums.v[i / 2][j][i % 2 * 2 + l]) - mean[l];
+        if (static_cast<int>(row_of_lane<T>(i)) < left) pair[l] += distance * distance;
+      }
+    leave_pair<T>(j, pair, squares);
+  }
+  __syncthreads();
+  store_columns<T>(
+      all.partial, blockIdx.x, p.g.k, [&](unsigned column) { return total_of_column<T>(totals, column) / count; },
+      [&](unsigned column) { return total_of_column<T>(squares, column); });
+}
+
+struct ProductGradient {
+  Product product;
+  const element* x;    // N·H·W × C: what the batch norm before this convolution read
+  const float* mean;   // C
+  const float* rstd;   // C
+  const float* gamma;  // C
+  const float* beta;   // C
+  float* partial;      // residues × tiles of rows × 2 × C: Σ dz, Σ dz·(x − μ)
+  unsigned relu;       // 1: a ReLU stands between the two, and dz is zero where it let nothing pass
+  unsigned padding;
+};
+static_assert(sizeof(ProductGradient) == 168, "as in src/ops/conv2d/tensor.rs");
+
+// Two neighbours, `from` at an even place of an aligned row.
+struct alignas(2 * sizeof(element)) StoredPair { element v[2]; };
+
+// dgrad, with dz in the place of dx, and the sums of each tile's pixels that the batch norm's backward begins with. C is a
+// multiple of PACK, and all operands are aligned to 16 bytes.
+template <class T>
+DEVICE void dgrad_sums_of_norm(const ProductGradient& all, SharedArray<element> rows, SharedArray<element> columns) {
+  const Product& p = all.product;
+  const Walk walk = backward_walk(p.g);
+  const unsigned tile = blockIdx.z * gridDim.x + blockIdx.x;
+  if (!has_rows<T>(p, walk)) {
+    const auto nothing = [](unsigned) { return 0.0f; };
+    return store_columns<T>(all.partial, tile, p.g.c, nothing, nothing);
+  }
+  Sums<T> sums = dgrad_sums<T>(p, walk, rows, columns);
+  finish_copies();
+  const SharedArray<float> totals = shared_as_floats(rows, STAGES * T::ROW_ELEMENTS);
+  const SharedArray<float> products = totals + T::WARPS_DOWN * T::COLUMNS;
+  const Residue h = residue_h(p.g), w = residue_w(p.g);
+  int line[2 * T::PIECE_ROWS];  // where this thread's pixels begin, or less than zero
+#pragma unroll
+  for (unsigned i = 0; i < 2 * T::PIECE_ROWS; ++i) {
+    const int pixel = input_pixel(p.g, h, w, static_cast<int>(blockIdx.x * T::ROWS + row_of_lane<T>(i)));
+    line[i] = pixel < 0 ? -1 : pixel * p.g.c;
+  }
+#pragma unroll
+  for (unsigned j = 0; j < PIECE_COLUMNS; ++j) {
+    const int channel = static_cast<int>(blockIdx.y * T::COLUMNS + column_of_pair<T>(j));
+    const bool is_inside = channel < p.g.c;
+    float mean[2] = {}, scale[2] = {}, beta[2] = {}, sum[2] = {}, product[2] = {};
+#pragma unroll
+    for (unsigned l = 0; l < 2; ++l) {
+      if (!is_inside) continue;
+      mean[l] = all.mean[channel + l];
+      scale[l] = all.gamma[channel + l] * all.rstd[channel + l];
+      beta[l] = all.beta[channel + l];
+    }
+#pragma unroll
+    for (unsigned i = 0; i < 2 * T::PIECE_ROWS; ++i) {
+      if (line[i] < 0 || !is_inside) continue;
+      const StoredPair stored = load_vector<StoredPair>(all.x + (line[i] + channel));
+#pragma unroll
+      for (unsigned l = 0; l < 2; ++l) {
+        const float x = to_float(stored.v[l]);
+        float& dz = sums.v[i / 2][j][i % 2 * 2 + l];
+        dz = all.relu && is_cut(normalized(x, mean[l], scale[l], beta[l])) ? 0 : as_stored(dz);
+        sum[l] += dz;
+        product[l] += dz * (x - mean[l]);
+      }
+    }
+    leave_pair<T>(j, sum, totals);
+    leave_pair<T>(j, product, products);
+  }
+  store_dx<T>(p, sums);
+  __syncthreads();
+  store_columns<T>(
+      all.partial, tile, p.g.c, [&](unsigned column) { return total_of_column<T>(totals, column); },
+      [&](unsigned column) { return total_of_column<T>(products, column); });
 }

@@ -256,6 +256,13 @@ DEVICE void store_vector(void* to, T value) {
   *static_cast<T*>(to) = value;
 }
 DEVICE float4 load4_streaming(const float* from) { return load_vector<float4>(from); }
+// Marks of earlier use stay behind: a barrier has made them void.
+template <class T>
+DEVICE SharedArray<float> shared_as_floats(SharedArray<T> array, unsigned count) {
+  static_assert(sizeof(T) <= sizeof(float), "a mark for each float");
+  emulator::check_aligned(array.data, 16);
+  return {reinterpret_cast<float*>(array.data), array.shadow, static_cast<int64_t>(count * sizeof(T) / sizeof(float)), array.name};
+}
 DEVICE float4 shared_load4(SharedArray<float> array, unsigned i) {
   emulator::check_aligned(array.data + i, 16);
   return {array[i], array[i + 1], array[i + 2], array[i + 3]};

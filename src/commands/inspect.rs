@@ -43,7 +43,8 @@ fn plan(options: &Inspect, global: &Global) -> Result<()> {
         },
     };
     let network = network.planned(!global.no_fusion);
-    let launches: Vec<Launches> = (0..network.stages.len()).map(|index| network.launches(index)).collect();
+    let precision = super::place::precision(global, false)?;
+    let launches: Vec<Launches> = (0..network.stages.len()).map(|index| network.launches(index, precision)).collect();
     let total: Launches = launches.iter().copied().sum();
     let rows: Vec<_> = network
         .stages
@@ -58,13 +59,13 @@ fn plan(options: &Inspect, global: &Global) -> Result<()> {
         })
         .collect();
     let result = json!({
-        "kind": "plan", "network": name, "fused": !global.no_fusion, "layers": network.layers.len(),
+        "kind": "plan", "network": name, "fused": !global.no_fusion, "precision": precision.to_string(), "layers": network.layers.len(),
         "forward": total.forward, "backward_at_most": total.backward, "stages": stages,
     });
     report(global, &result, || {
         println!("{name}: {} stages of {} layers", network.stages.len(), network.layers.len());
         println!(
-            "launches of a training step on a GPU: {} forward, at most {} backward\n",
+            "launches of a training step on a GPU in {precision}: {} forward, at most {} backward\n",
             total.forward, total.backward
         );
         let joined: Vec<String> = rows.iter().map(|(layers, ..)| layers.join(" + ")).collect();

@@ -80,7 +80,7 @@ fn device(global: &Global) -> Result<Named> {
     }
 }
 
-fn precision(global: &Global, is_cpu: bool) -> Result<DType> {
+pub(super) fn precision(global: &Global, is_cpu: bool) -> Result<DType> {
     let hint = "leave --precision out, or give f32";
     match global.precision.as_str() {
         "f32" => Ok(DType::F32),

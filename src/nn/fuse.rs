@@ -10,10 +10,19 @@
 //! | batch norm, add, ReLU | relu(x̂·γ + β + residual) | the same, and the ReLU alone reads the sum |
 //!
 //! A sum of two batch norms goes with the first of them; the other one is its residual. Everything else stays a stage of its
-//! own. Fused or not, the numbers are the same in f32, bit for bit; in half precision a fused stage rounds once instead of
-//! two or three times.
+//! own, but convolutions on tensor cores work for the batch norms around them:
+//!
+//! | convolution | does | where |
+//! |---|---|---|
+//! | fprop | leaves the statistics of its output | a batch norm reads it |
+//! | dgrad | cuts by the ReLU and leaves the sums of the batch norm's backward | it alone reads a batch norm that has no residual |
+//!
+//! In f32, where no tensor cores serve, the numbers are the same as layer by layer, bit for bit; in half precision a fused
+//! stage rounds once instead of two or three times, and sums are grouped by other tiles.
 
 use super::network::{Layer, Network, Node, Operation};
+use crate::ops::conv2d::{Pass, suits_tensor_cores};
+use crate::tensor::DType;
 
 /// Layers that run as one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,12 +37,22 @@ pub struct Stage {
     pub residual: bool,
     /// Whether a ReLU follows a batch norm.
     pub relu: bool,
+    /// Whether a batch norm wants the statistics of this convolution's output.
+    pub leaves_statistics: bool,
+    /// Whether the convolution that alone reads this batch norm can do the first pass of its backward.
+    pub meets_dgrad: bool,
 }
 
 impl Stage {
     fn alone(index: usize, layer: &Layer) -> Stage {
         let output = Node::of_layer(index);
-        Stage { layers: vec![index], inputs: layer.inputs.clone(), output, residual: false, relu: false }
+        let (layers, inputs) = (vec![index], layer.inputs.clone());
+        let [residual, relu, leaves_statistics, meets_dgrad] = [false; 4];
+        Stage { layers, inputs, output, residual, relu, leaves_statistics, meets_dgrad }
+    }
+
+    fn operation<'a>(&self, layers: &'a [Layer]) -> &'a Operation {
+        &layers[self.layers[0]].operation
     }
 
     fn absorb(&mut self, index: usize) {
@@ -66,7 +85,32 @@ pub(super) fn stages(layers: &[Layer], is_fused: bool) -> Vec<Stage> {
         ending_at[end - 1] = Some(stage);
     }
     let alone = |index: usize| (!is_absorbed[index]).then(|| Stage::alone(index, &layers[index]));
-    ending_at.into_iter().enumerate().filter_map(|(index, stage)| stage.or_else(|| alone(index))).collect()
+    let stages = ending_at.into_iter().enumerate().filter_map(|(index, stage)| stage.or_else(|| alone(index)));
+    let mut stages: Vec<Stage> = stages.collect();
+    if is_fused {
+        introduce_neighbours(layers, &mut stages);
+    }
+    stages
+}
+
+/// Finds convolutions and batch norms that read each other.
+fn introduce_neighbours(layers: &[Layer], stages: &mut [Stage]) {
+    let is_convolution = |stage: &Stage| matches!(stage.operation(layers), Operation::Conv2d { .. });
+    let is_norm = |stage: &Stage| matches!(stage.operation(layers), Operation::BatchNorm { .. });
+    let found: Vec<[bool; 2]> = stages
+        .iter()
+        .map(|stage| {
+            let readings = |other: &&Stage| other.inputs.iter().filter(|&&input| input == stage.output).count();
+            let readers: Vec<&Stage> = stages.iter().filter(|other| readings(other) > 0).collect();
+            let leaves_statistics = is_convolution(stage)
+                && readers.iter().any(|reader| is_norm(reader) && reader.inputs[0] == stage.output);
+            let is_alone = matches!(readers[..], [reader] if is_convolution(reader) && readings(&reader) == 1);
+            [leaves_statistics, is_norm(stage) && !stage.residual && is_alone]
+        })
+        .collect();
+    for (stage, [leaves_statistics, meets_dgrad]) in stages.iter_mut().zip(found) {
+        (stage.leaves_statistics, stage.meets_dgrad) = (leaves_statistics, meets_dgrad);
+    }
 }
 
 /// The layer that reads a node, if there is one and it reads it once.
@@ -124,15 +168,36 @@ impl Network {
         [first].into_iter().chain(more).collect::<Vec<_>>().join(", ")
     }
 
-    /// What a stage launches in a training step in which everything learns.
-    pub fn launches(&self, index: usize) -> Launches {
+    /// Whether a pass of a stage that is a convolution runs on tensor cores, operands being aligned.
+    fn is_on_tensor_cores(&self, stage: &Stage, pass: Pass, precision: DType) -> bool {
+        let Operation::Conv2d { conv, weight } = *self.operation(stage) else { return false };
+        let [k, _, _, c] = self.parameters[weight].shape.four();
+        suits_tensor_cores(conv, [c * conv.groups, k], pass, precision)
+    }
+
+    /// What a stage launches in a training step in which everything learns, with activations of this precision.
+    pub fn launches(&self, index: usize, precision: DType) -> Launches {
         let stage = &self.stages[index];
         let is_image = |&Node(node): &Node| node == 0;
-        let (forward, backward) = match self.operation(stage) {
-            // The images need no gradient.
-            Operation::Conv2d { .. } => (1, if stage.inputs.iter().any(is_image) { 2 } else { 3 }),
-            // The sums, what is per channel, the elements.
-            Operation::BatchNorm { .. } => (3, 3),
+        let runs = |stage: &Stage, pass: Pass| usize::from(self.is_on_tensor_cores(stage, pass, precision));
+        let (forward, backward) = match *self.operation(stage) {
+            Operation::Conv2d { weight, .. } => {
+                let channels = self.parameters[weight].shape.channels();
+                // Padding of x and, in fprop, of the filters.
+                let is_padded = usize::from(channels < 16 / precision.size());
+                let dgrad = usize::from(!stage.inputs.iter().any(is_image));
+                let [fprop, wgrad] = [Pass::Fprop, Pass::Wgrad].map(|pass| runs(stage, pass) * is_padded);
+                (1 + 2 * fprop, dgrad + 2 + wgrad)
+            }
+            // The sums, what is per channel, the elements. The sums may be a convolution's work.
+            Operation::BatchNorm { .. } => {
+                let before =
+                    self.stages.iter().find(|other| other.leaves_statistics && other.output == stage.inputs[0]);
+                let behind = self.stages.iter().find(|other| stage.meets_dgrad && other.inputs[0] == stage.output);
+                let fprop = before.map_or(0, |before| runs(before, Pass::Fprop));
+                let dgrad = behind.map_or(0, |behind| runs(behind, Pass::Dgrad));
+                (3 - fprop, 3 - dgrad)
+            }
             Operation::Relu | Operation::MaxPool(_) | Operation::AveragePool(_) | Operation::GlobalAveragePool => {
                 (1, 1)
             }
@@ -152,7 +217,7 @@ impl Network {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::NetworkBuilder;
+    use crate::nn::{Architecture, NetworkBuilder};
     use crate::ops::conv2d::Conv2d;
 
     /// The stages of a graph behind a convolution and a batch norm, as the names of their layers.
@@ -222,6 +287,45 @@ mod tests {
             add(b, "add", y, x)
         };
         assert_eq!(joined(two), ["conv", "other", "other bn", "bn+add"]);
+    }
+
+    /// Whether a convolution leaves statistics, and a batch norm meets its dgrad: the names of those that do.
+    fn neighbours(network: &Network) -> [Vec<&str>; 2] {
+        let of = |is: fn(&Stage) -> bool| {
+            network
+                .stages
+                .iter()
+                .filter(move |stage| is(stage))
+                .map(|stage| network.layers[stage.layers[0]].name.as_str())
+        };
+        assert!(network.planned(false).stages.iter().all(|stage| !stage.leaves_statistics && !stage.meets_dgrad));
+        [of(|stage| stage.leaves_statistics).collect(), of(|stage| stage.meets_dgrad).collect()]
+    }
+
+    #[test]
+    fn convolutions_and_batch_norms_that_read_each_other() {
+        let network = Architecture::named("resnet8", None, None).unwrap().build(3, 2);
+        let [leaves, meets] = neighbours(&network);
+        let convolutions = network.layers.iter().filter(|layer| matches!(layer.operation, Operation::Conv2d { .. }));
+        assert_eq!(leaves, convolutions.map(|layer| layer.name.as_str()).collect::<Vec<_>>());
+        // What a block puts out has two readers, and a residual; so has what the stem does.
+        assert_eq!(meets, ["layer1.0.bn1", "layer2.0.bn1", "layer3.0.bn1"]);
+    }
+
+    #[test]
+    fn a_batch_norm_with_two_readers_does_not_meet_a_dgrad() {
+        let build = |second: bool| {
+            let mut b = NetworkBuilder::new(8);
+            let x = b.input();
+            let x = b.batch_norm("bn", x);
+            let y = b.conv2d("conv", x, 8, 1, Conv2d::new(1, 0));
+            if second {
+                b.plain("concat", Operation::Concat, &[y, x]);
+            }
+            b.finish()
+        };
+        assert_eq!(neighbours(&build(false)), [vec![], vec!["bn"]]);
+        assert_eq!(neighbours(&build(true)), [Vec::<&str>::new(), vec![]]);
     }
 
     #[test]

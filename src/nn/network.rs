@@ -7,10 +7,11 @@
 //! the *head*, the classifier, which is always new. In the trunk all filters come first, and behind them γ and β: what
 //! convolutions read as activations are stored, and what stays f32, are one piece each. Running statistics lie in a third. Names are PyTorch's.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use super::fuse::{self, Stage};
-use crate::ops::batch_norm::{Source, Then, reciprocal_deviation};
+use crate::ops::batch_norm::{Handoff, Source, Then, Tiles, reciprocal_deviation};
 use crate::ops::conv2d::{Conv2d, Geometry, output_size};
 use crate::ops::pool::Pool;
 use crate::tape::{Tape, Var};
@@ -154,6 +155,9 @@ impl Network {
         let mut nodes: Vec<Option<Var>> = vec![None; self.layers.len() + 1];
         let dtype = x.dtype();
         nodes[0] = Some(Var::constant(x));
+        // What neighbours among the stages leave for each other, by the node between them.
+        let mut tiles: Vec<Option<Tiles>> = vec![None; nodes.len()];
+        let mut handoffs: Vec<Option<Rc<Handoff>>> = vec![None; nodes.len()];
         let mut of_batch = (mode == Mode::Training).then(|| self.uninit_statistics(statistics));
         // Of all layers in one launch. What stands where the means are has no meaning, and nobody reads it.
         let rstd = (mode == Mode::Inference).then(|| {
@@ -162,10 +166,10 @@ impl Network {
             rstd
         });
         let trunk = &trunk.with_filters_in(dtype, self.filters_len);
-        for (index, stage) in self.stages.iter().enumerate() {
+        for (index_of_stage, stage) in self.stages.iter().enumerate() {
             // Taken, not copied, where this is the last use: then ops may write over it, and it is freed early.
             let take = |(i, &Node(node)): (usize, &Node)| {
-                let is_last = self.last_use[node] == index && !stage.inputs[i + 1..].contains(&Node(node));
+                let is_last = self.last_use[node] == index_of_stage && !stage.inputs[i + 1..].contains(&Node(node));
                 if is_last { nodes[node].take() } else { nodes[node].clone() }.expect("an input that has run")
             };
             let inputs: Vec<Var> = stage.inputs.iter().enumerate().map(take).collect();
@@ -180,21 +184,28 @@ impl Network {
             };
             let mut inputs = inputs.into_iter();
             let mut input = || inputs.next().expect("an op has its inputs");
+            let (Node(first), Node(output)) = (stage.inputs[0], stage.output);
             let y = match *self.operation(stage) {
                 Operation::Conv2d { conv, weight } => {
                     let weight = window(tape, weight);
-                    tape.conv2d(conv, &input(), &weight)
+                    let leaves_statistics = stage.leaves_statistics && mode == Mode::Training;
+                    let before = handoffs[first].take();
+                    let (y, of_tiles) = tape.conv2d_beside_norms(conv, &input(), &weight, leaves_statistics, before);
+                    tiles[output] = of_tiles;
+                    y
                 }
                 Operation::BatchNorm { index } => {
                     let norm = &self.batch_norms[index];
                     let (gamma, beta) = (window(tape, norm.gamma), window(tape, norm.beta));
+                    let is_last = self.last_use[first] == index_of_stage;
+                    let of_tiles = if is_last { tiles[first].take() } else { tiles[first].clone() };
                     let source = match (&mut of_batch, &rstd) {
                         (Some(of_batch), _) => {
                             // Means lie before variances, so that a cut between the two gives both.
                             let (means, variances) = of_batch.view_mut().split_at(norm.variance);
                             let mean = means.window(norm.mean, [norm.channels], 1);
                             let running = Some([mean, variances.window(0, [norm.channels], 1)]);
-                            Source::Batch { epsilon: EPSILON, running }
+                            Source::Batch { epsilon: EPSILON, tiles: of_tiles, running }
                         }
                         (None, rstd) => {
                             let rstd = rstd.as_ref().expect("made for inference");
@@ -204,7 +215,9 @@ impl Network {
                         }
                     };
                     let x = input();
-                    let then = Then { residual: stage.residual.then(input), relu: stage.relu };
+                    let handoff = stage.meets_dgrad.then(Rc::default);
+                    handoffs[output] = handoff.clone();
+                    let then = Then { residual: stage.residual.then(input), relu: stage.relu, handoff };
                     tape.batch_norm(&x, &gamma, &beta, source, then)
                 }
                 Operation::Relu => tape.relu(input()),
@@ -218,7 +231,6 @@ impl Network {
                     tape.linear(&input(), &weight, &bias)
                 }
             };
-            let Node(output) = stage.output;
             nodes[output] = Some(y);
         }
         let logits = nodes.pop().flatten().expect("the last layer's output");

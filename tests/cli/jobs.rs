@@ -232,6 +232,12 @@ fn a_plan_shows_what_runs_as_one() {
     };
     assert_eq!(sorted(joined), sorted(apart));
 
+    // On tensor cores, convolutions make the sums of batch norms.
+    let forward = |flags: &str| folder.json(&format!("inspect resnet50 --plan {flags}"))["forward"].as_u64().unwrap();
+    let [f32, bf16] = ["", "--precision bf16"].map(forward);
+    assert_eq!(forward("--precision bf16 --no-fusion"), forward("--no-fusion") + 2, "the stem is padded");
+    assert_eq!(f32 + 2 - bf16, 53, "one launch less for each batch norm");
+
     let text = folder.done("inspect --plan resnet18");
     assert!(text.starts_with("resnet18: 43 stages of 68 layers\n"), "{text}");
     assert!(text.contains("bn1 + relu ") && text.contains("batch norm, sum, ReLU"), "{text}");

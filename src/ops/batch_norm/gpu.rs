@@ -23,7 +23,7 @@ parameters! {
         splits: u32,
         span: u32,
         epsilon: f32,
-        padding: u32,
+        vectorised: u32,
     }
 }
 
@@ -54,7 +54,7 @@ parameters! {
         pixels: u32,
         channels: u32,
         splits: u32,
-        padding: u32,
+        vectorised: u32,
     }
 }
 
@@ -110,8 +110,9 @@ const WHOLE: u32 = 0;
 const BY_INPUT: u32 = 1;
 const BY_OUTPUT: u32 = 2;
 
-/// Channels that one block of the second launch finishes.
-const FINISHED: usize = 8;
+/// Threads of a block of the second launch of sums, and the channels that it finishes where C is a multiple of them.
+const FINISHERS: u32 = 512;
+const FINISHED: usize = 4;
 
 /// The error of the variance grows with the pixels of a thread, the time to finish a sum with the blocks.
 const OF_SUMS: Division = Division { blocks: 512, pixels: 64 };
@@ -119,10 +120,27 @@ const OF_SUMS: Division = Division { blocks: 512, pixels: 64 };
 const OF_ELEMENTS: Division = Division { blocks: 1024, pixels: 8 };
 
 fn launch<P: crate::gpu::Parameters>(gpu: &Gpu, name: &'static str, dtype: DType, grid: [u32; 3], parameters: &P) {
-    // SAFETY: the callers below own pixels × C numbers of `dtype` in every activation and C f32 in everything per
-    // channel, which the contract compares with x's shape and the functions below with the types; a workspace lives
-    // until its last launch was made, and what takes its memory next runs behind that.
-    unsafe { gpu.launch("batch_norm", name, dtype, grid, THREADS, parameters) }
+    launch_of(gpu, name, dtype, grid, THREADS, parameters);
+}
+
+fn launch_of<P: crate::gpu::Parameters>(
+    gpu: &Gpu,
+    name: &'static str,
+    dtype: DType,
+    grid: [u32; 3],
+    threads: u32,
+    parameters: &P,
+) {
+    // SAFETY: the callers below own pixels × C numbers of `dtype` in every activation, C f32 in everything per channel and
+    // splits × 2 × C in sums, which the contract compares with x's shape and the functions below with the types; a
+    // workspace lives until its last launch was made, and what takes its memory next runs behind that.
+    unsafe { gpu.launch("batch_norm", name, dtype, grid, threads, parameters) }
+}
+
+/// The second launch of sums over `channels`: its grid, and whether it takes four at a time.
+fn finishing(channels: u32) -> ([u32; 3], u32) {
+    let is_vectorised = (channels as usize).is_multiple_of(FINISHED);
+    (blocks(channels as usize, if is_vectorised { FINISHED } else { 1 }), is_vectorised.into())
 }
 
 /// The address of an activation.
@@ -204,6 +222,7 @@ fn finish_statistics(
     to: Moments,
 ) {
     let [batch_mean, batch_variance] = [0, 1].map(|i| optional(to.running.as_ref().map(|running| &running[i])));
+    let (grid, vectorised) = finishing(channels);
     let finish = FinishStatistics {
         x,
         partial,
@@ -216,11 +235,11 @@ fn finish_statistics(
         splits,
         span,
         epsilon: epsilon as f32,
-        padding: 0,
+        vectorised,
     };
     let written = if to.running.is_some() { 4 } else { 2 };
     gpu.account(Cost::moving(floats((2 * splits * channels) as usize), floats(written * channels as usize)));
-    launch(gpu, "batch_norm_statistics_finish", dtype, blocks(channels as usize, FINISHED), &finish);
+    launch_of(gpu, "batch_norm_statistics_finish", dtype, grid, FINISHERS, &finish);
 }
 
 pub fn normalize(gpu: &Gpu, x: &Tensor, by: PerChannel, residual: Option<&Tensor>, relu: bool, out: TensorMut) {
@@ -280,11 +299,12 @@ fn finish_gradients(
     to: ParameterGradients,
 ) {
     let [dgamma, dbeta, means] = [to.dgamma.as_ref(), to.dbeta.as_ref(), to.means.as_ref()].map(optional);
-    let finish = FinishGradients { partial, rstd, dgamma, dbeta, means, pixels, channels, splits, padding: 0 };
+    let (grid, vectorised) = finishing(channels);
+    let finish = FinishGradients { partial, rstd, dgamma, dbeta, means, pixels, channels, splits, vectorised };
     let each = to.dgamma.iter().chain(&to.dbeta).chain(&to.means);
     let written = each.map(TensorMut::bytes).sum();
     gpu.account(Cost::moving(floats(((2 * splits + 1) * channels) as usize), written));
-    launch(gpu, "batch_norm_gradients_finish", DType::F32, blocks(channels as usize, FINISHED), &finish);
+    launch_of(gpu, "batch_norm_gradients_finish", DType::F32, grid, FINISHERS, &finish);
 }
 
 pub fn input_gradient(

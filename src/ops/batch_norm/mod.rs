@@ -20,6 +20,9 @@ pub mod cpu;
 mod gpu;
 pub mod reference;
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
 use crate::gpu::Address;
 use crate::ops::pointwise;
 use crate::tape::{Gradients, Id, Tape, Var};
@@ -278,10 +281,39 @@ fn check_tiles(sums: Shape, tiles: usize) {
     assert!(matches!(*sums.dims(), [rows, 2, _] if rows == tiles && tiles > 0), "sums of {tiles} tiles: {sums}");
 }
 
+/// What a convolution has to know of the batch norm before it to do the first pass of that one's backward.
+#[derive(Clone, Debug)]
+pub struct Normalized {
+    pub x: Tensor,
+    pub mean: Tensor,
+    pub rstd: Tensor,
+    pub gamma: Tensor,
+    pub beta: Tensor,
+    /// Whether a ReLU stands between the two.
+    pub relu: bool,
+}
+
+/// Where a batch norm and the one convolution that reads it meet: backward, the convolution's dgrad comes first, and may leave
+/// dz and its sums instead of dy.
+#[derive(Debug, Default)]
+pub struct Handoff {
+    norm: RefCell<Option<Normalized>>,
+    /// Tiles × 2 × C.
+    sums: RefCell<Option<Tensor>>,
+}
+
+impl Handoff {
+    /// Calls `dgrad` with the batch norm, and keeps the sums that it returns if what it wrote is dz.
+    pub fn pass_back(&self, dgrad: impl FnOnce(&Normalized) -> Option<Tensor>) {
+        let norm = self.norm.take().expect("a batch norm that ran before the convolution that reads it");
+        *self.sums.borrow_mut() = dgrad(&norm);
+    }
+}
+
 /// What a batch norm normalises by.
 pub enum Source<'a> {
-    /// The statistics of the batch, which also go where running ones are made of them.
-    Batch { epsilon: f64, running: Option<[TensorMut<'a>; 2]> },
+    /// The statistics of the batch, from x or its tiles, which also go where running ones are made of them.
+    Batch { epsilon: f64, tiles: Option<Tiles>, running: Option<[TensorMut<'a>; 2]> },
     /// Statistics that do not depend on the batch: C numbers each.
     Given { mean: Tensor, rstd: Tensor },
 }
@@ -291,6 +323,8 @@ pub enum Source<'a> {
 pub struct Then {
     pub residual: Option<Var>,
     pub relu: bool,
+    /// Without a residual: where it meets the convolution that alone reads what it puts out.
+    pub handoff: Option<Rc<Handoff>>,
 }
 
 /// What backward needs of forward.
@@ -307,6 +341,7 @@ struct Saved {
     out: Option<Tensor>,
     /// Whether the statistics came from `x`, so that the gradient flows through them.
     training: bool,
+    handoff: Option<Rc<Handoff>>,
 }
 
 impl Tape {
@@ -315,10 +350,16 @@ impl Tape {
         let training = matches!(source, Source::Batch { .. });
         let (mean, rstd) = match source {
             Source::Given { mean, rstd } => (mean, rstd),
-            Source::Batch { epsilon, running } => {
+            Source::Batch { epsilon, tiles, running } => {
                 let [mut mean, mut rstd] = [0; 2].map(|_| Tensor::uninit(gamma.shape(), dtype, device));
                 let to = Moments { mean: mean.view_mut(), rstd: rstd.view_mut(), running };
-                statistics(x.value(), epsilon, to);
+                match tiles {
+                    Some(tiles) => {
+                        assert_eq!(tiles.pixels, x.shape().pixels(), "tiles of {}", x.shape());
+                        statistics_of_tiles(&tiles, epsilon, to);
+                    }
+                    None => statistics(x.value(), epsilon, to),
+                }
                 (mean, rstd)
             }
         };
@@ -329,7 +370,13 @@ impl Tape {
         let kept = (then.relu && then.residual.is_some()).then(|| out.clone());
         self.record(out, &ids, || {
             let [x, gamma, beta] = [x, gamma, beta].map(|var| var.value().clone());
-            let saved = Saved { ids, x, gamma, beta, mean, rstd, relu: then.relu, out: kept, training };
+            let Then { relu, handoff, residual } = then;
+            assert!(handoff.is_none() || residual.is_none(), "the sign of a sum is not read off x");
+            if let Some(handoff) = &handoff {
+                let [x, mean, rstd, gamma, beta] = [&x, &mean, &rstd, &gamma, &beta].map(Tensor::clone);
+                *handoff.norm.borrow_mut() = Some(Normalized { x, mean, rstd, gamma, beta, relu });
+            }
+            let saved = Saved { ids, x, gamma, beta, mean, rstd, relu, out: kept, training, handoff };
             Box::new(move |dy, gradients| saved.backward(dy, gradients))
         })
     }
@@ -340,6 +387,8 @@ impl Saved {
         let Saved { ids: [x_id, gamma_id, beta_id, residual_id], x, .. } = &self;
         let by = PerChannel { mean: &self.mean, rstd: &self.rstd, gamma: &self.gamma, beta: &self.beta };
         let per_channel = |rows| Tensor::uninit([rows, self.gamma.shape().len()], self.gamma.dtype(), x.device());
+        // Where the convolution behind has made them, dy is dz.
+        let sums = self.handoff.as_ref().and_then(|handoff| handoff.sums.take());
         // dx needs the sums only where the statistics are the batch's own.
         let mut means = (self.training && x_id.is_some()).then(|| per_channel(2));
         if self.out.is_some() {
@@ -347,18 +396,22 @@ impl Saved {
         }
         if means.is_some() || gamma_id.is_some() || beta_id.is_some() {
             to.contribute_both([*gamma_id, *beta_id], |[dgamma, dbeta]| {
+                let means = means.as_mut().map(Tensor::view_mut);
+                let to = ParameterGradients { dgamma, dbeta, means };
+                if let Some(sums) = &sums {
+                    return gradients_of_tiles(sums, x.shape().pixels(), &self.rstd, to);
+                }
                 let dy = match &self.out {
                     Some(out) => Cut::ByOutput(dy.view_mut(), out),
                     None if self.relu => Cut::ByInput(&dy),
                     None => Cut::Whole(&dy),
                 };
-                let means = means.as_mut().map(Tensor::view_mut);
-                gradients(x, dy, by, ParameterGradients { dgamma, dbeta, means });
+                gradients(x, dy, by, to);
             });
         } else if let Some(out) = &self.out {
             pointwise::relu_backward_assign(dy.view_mut(), out);
         }
-        let still_to_cut = self.relu && self.out.is_none();
+        let still_to_cut = self.relu && self.out.is_none() && sums.is_none();
         if let Some(id) = *x_id {
             // Over dy, unless somebody else reads it.
             let dx = if residual_id.is_none() && dy.is_unique() {

@@ -2,6 +2,7 @@
 
 use super::{Geometry, Pass, tensor};
 use crate::gpu::{Address, Cost, Gpu, Handle};
+use crate::ops::batch_norm::{Normalized, Tiles};
 use crate::parameters;
 use crate::tensor::{DType, Device, Tensor, TensorMut};
 
@@ -130,12 +131,20 @@ pub(super) fn sizes(g: &Geometry, dtype: DType, x: Address, y: Address, w: Optio
     }
 }
 
-pub fn fprop(gpu: Handle, g: &Geometry, x: &Tensor, w: &Tensor, y: TensorMut) {
+/// Returns the statistics of y's tiles, if asked for and where tensor cores serve.
+pub fn fprop(
+    gpu: Handle,
+    g: &Geometry,
+    x: &Tensor,
+    w: &Tensor,
+    y: TensorMut,
+    leaves_statistics: bool,
+) -> Option<Tiles> {
     let dtype = x.dtype();
     assert!(w.dtype() == dtype && y.dtype() == dtype, "convolution of {dtype} by {} to {}", w.dtype(), y.dtype());
     let (x, w, y) = (x.address(), w.address(), y.address());
     if tensor::serves(g, Pass::Fprop, dtype, x, y, Some(w)) {
-        return tensor::fprop(gpu, g, dtype, x, w, y);
+        return tensor::fprop(gpu, g, dtype, [x, w, y], leaves_statistics);
     }
     let parameters = Fprop { x, w, y, g: sizes(g, dtype, x, y, Some(w)) };
     let pixels = g.n * g.p * g.q;
@@ -149,14 +158,25 @@ pub fn fprop(gpu: Handle, g: &Geometry, x: &Tensor, w: &Tensor, y: TensorMut) {
     gpu.account(g.cost(Pass::Fprop, dtype));
     // SAFETY: the shapes of all three tensors were checked against `g`, their dtypes above.
     unsafe { gpu.launch("conv2d", name, dtype, grid, threads, &parameters) }
+    None
 }
 
-pub fn dgrad(gpu: Handle, g: &Geometry, dy: &Tensor, w: &Tensor, dx: TensorMut) {
+/// Where tensor cores serve, does the first pass of the backward of the batch norm before it, if there is one: then `dx`
+/// becomes dz, and its sums are returned.
+pub fn dgrad(
+    gpu: Handle,
+    g: &Geometry,
+    dy: &Tensor,
+    w: &Tensor,
+    dx: TensorMut,
+    norm: Option<&Normalized>,
+) -> Option<Tensor> {
     let dtype = dy.dtype();
     assert!(w.dtype() == dtype && dx.dtype() == dtype, "dgrad of {dtype} by {} to {}", w.dtype(), dx.dtype());
     let (dy, w, dx) = (dy.address(), w.address(), dx.address());
     if tensor::serves(g, Pass::Dgrad, dtype, dx, dy, Some(w)) {
-        return tensor::dgrad(gpu, g, dtype, dy, w, dx);
+        let norm = norm.filter(|norm| tensor::serves_norm(dtype, norm));
+        return tensor::dgrad(gpu, g, dtype, [dy, w, dx], norm);
     }
     let parameters = Dgrad { dy, w, dx, g: sizes(g, dtype, dx, dy, Some(w)) };
     let pixels = g.n * g.h * g.w;
@@ -170,6 +190,7 @@ pub fn dgrad(gpu: Handle, g: &Geometry, dy: &Tensor, w: &Tensor, dx: TensorMut) 
     gpu.account(g.cost(Pass::Dgrad, dtype));
     // SAFETY: the shapes of all three tensors were checked against `g`, their dtypes above.
     unsafe { gpu.launch("conv2d", name, dtype, grid, threads, &parameters) }
+    None
 }
 
 pub fn wgrad(gpu: Handle, g: &Geometry, x: &Tensor, dy: &Tensor, dw: TensorMut) {

@@ -16,11 +16,15 @@ pub mod reference;
 mod tensor;
 pub mod tiles;
 
+pub use tensor::suits as suits_tensor_cores;
+
 use std::collections::BTreeSet;
 use std::fmt;
+use std::rc::Rc;
 use std::str::FromStr;
 
 use super::Cost;
+use super::batch_norm::{Handoff, Normalized, Tiles};
 use crate::error::Error;
 use crate::tape::{Tape, Var};
 use crate::tensor::{DType, Implementation, Shape, Tensor, TensorMut};
@@ -174,8 +178,19 @@ pub fn fprop(conv: Conv2d, x: &Tensor, w: &Tensor, y: TensorMut) {
     match x.implementation() {
         Implementation::Cpu => cpu::fprop(&g, x.data(), w.data(), y.data()),
         Implementation::Reference => reference::fprop::<f64>(&g, x.data(), w.data(), y.data()),
-        Implementation::Gpu(gpu) => gpu::fprop(gpu, &g, x, w, y),
+        Implementation::Gpu(gpu) => drop(gpu::fprop(gpu, &g, x, w, y, false)),
     }
+}
+
+/// [`fprop`], which also leaves the statistics of `y`'s tiles where the kernel that serves has them at hand.
+pub fn fprop_and_statistics(conv: Conv2d, x: &Tensor, w: &Tensor, y: TensorMut) -> Option<Tiles> {
+    let Implementation::Gpu(gpu) = x.implementation() else {
+        fprop(conv, x, w, y);
+        return None;
+    };
+    let g = Geometry::new(conv, x.shape(), w.shape(), w.pitch());
+    assert_eq!(y.shape(), g.y(), "the output of a convolution");
+    gpu::fprop(gpu, &g, x, w, y, true)
 }
 
 /// Overwrites `dx`. On a GPU all three tensors are of one dtype.
@@ -185,8 +200,22 @@ pub fn dgrad(conv: Conv2d, dy: &Tensor, w: &Tensor, dx: TensorMut) {
     match dy.implementation() {
         Implementation::Cpu => cpu::dgrad(&g, dy.data(), w.data(), dx.data()),
         Implementation::Reference => reference::dgrad::<f64>(&g, dy.data(), w.data(), dx.data()),
-        Implementation::Gpu(gpu) => gpu::dgrad(gpu, &g, dy, w, dx),
+        Implementation::Gpu(gpu) => drop(gpu::dgrad(gpu, &g, dy, w, dx, None)),
     }
+}
+
+/// [`dgrad`] to what a batch norm put out, which does the first pass of its backward too where the kernel that serves has the
+/// numbers at hand: then `dx` becomes dz, cut by the ReLU between the two, and its sums are returned, for
+/// [`gradients_of_tiles`](super::batch_norm::gradients_of_tiles).
+pub fn dgrad_and_sums(conv: Conv2d, dy: &Tensor, w: &Tensor, norm: &Normalized, dx: TensorMut) -> Option<Tensor> {
+    let Implementation::Gpu(gpu) = dy.implementation() else {
+        dgrad(conv, dy, w, dx);
+        return None;
+    };
+    let g = Geometry::new(conv, dx.shape(), w.shape(), w.pitch());
+    assert_eq!(dy.shape(), g.y(), "the gradient of a convolution's output");
+    assert_eq!(norm.x.shape(), g.x(), "the batch norm before a convolution");
+    gpu::dgrad(gpu, &g, dy, w, dx, Some(norm))
 }
 
 /// Overwrites `dw`, but not the padding between its rows. On a GPU `x` and `dy` are of one dtype and `dw` is f32.
@@ -202,12 +231,30 @@ pub fn wgrad(conv: Conv2d, x: &Tensor, dy: &Tensor, dw: TensorMut) {
 
 impl Tape {
     pub fn conv2d(&mut self, conv: Conv2d, x: &Var, w: &Var) -> Var {
+        self.conv2d_beside_norms(conv, x, w, false, None).0
+    }
+
+    /// A convolution between batch norms: it leaves the statistics of its output for the one behind it, if asked for and
+    /// where that costs nothing, and does the first pass of the backward of the one before it, whose only reader it is.
+    pub fn conv2d_beside_norms(
+        &mut self,
+        conv: Conv2d,
+        x: &Var,
+        w: &Var,
+        leaves_statistics: bool,
+        before: Option<Rc<Handoff>>,
+    ) -> (Var, Option<Tiles>) {
         let g = Geometry::new(conv, x.shape(), w.shape(), w.value().pitch());
         let mut y = Tensor::uninit(g.y(), x.value().dtype(), x.value().device());
-        fprop(conv, x.value(), w.value(), y.view_mut());
+        let tiles = if leaves_statistics {
+            fprop_and_statistics(conv, x.value(), w.value(), y.view_mut())
+        } else {
+            fprop(conv, x.value(), w.value(), y.view_mut());
+            None
+        };
         let (x_id, w_id) = (x.id(), w.id());
         let place = self.reserve_products(w, |sources| product_parts(&g, x.value().dtype(), sources));
-        self.record(y, &[x_id, w_id], || {
+        let y = self.record(y, &[x_id, w_id], || {
             // Each operand is kept only for the gradient of the other.
             let kept_x = w_id.map(|_| x.value().clone());
             let kept_w = x_id.map(|_| w.value().clone());
@@ -220,10 +267,14 @@ impl Tape {
                     _ => {}
                 }
                 if let (Some(id), Some(w)) = (x_id, kept_w) {
-                    gradients.contribute(id, |dx| dgrad(conv, &dy, &w, dx));
+                    gradients.contribute(id, |dx| match &before {
+                        Some(before) => before.pass_back(|norm| dgrad_and_sums(conv, &dy, &w, norm, dx)),
+                        None => dgrad(conv, &dy, &w, dx),
+                    });
                 }
             })
-        })
+        });
+        (y, tiles)
     }
 }
 

@@ -1,9 +1,11 @@
-//! Convolution on a GPU's tensor cores: `kernels/conv2d_tensor.cu`.
+//! Convolution on a GPU's tensor cores: `kernels/conv2d_tensor.cu`. For a batch norm behind it fprop leaves the statistics of
+//! each tile of rows, and for one before it dgrad the sums that its backward begins with.
 
 use super::gpu::{PACKED_DW, Sizes, direct_grid, is_packed, sizes};
 use super::tiles::{self, Choice, Tile};
 use super::{Conv2d, Geometry, Pass};
-use crate::gpu::{Address, Cost, Gpu, Handle};
+use crate::gpu::{self, Address, Cost, Gpu, Handle};
+use crate::ops::batch_norm::{Normalized, Tiles};
 use crate::parameters;
 use crate::tensor::{DType, Device, Tensor};
 
@@ -15,6 +17,24 @@ parameters! {
         pub g: Sizes,
         pub stretch: i32,
         pub to_pitch: i32,
+    }
+}
+
+parameters! {
+    struct ProductStatistics: 120 bytes { product: Product, partial: Address }
+}
+
+parameters! {
+    struct ProductGradient: 168 bytes {
+        product: Product,
+        x: Address,
+        mean: Address,
+        rstd: Address,
+        gamma: Address,
+        beta: Address,
+        partial: Address,
+        relu: u32,
+        padding: u32,
     }
 }
 
@@ -70,6 +90,21 @@ fn kernel(pass: Pass, tile: Tile) -> &'static str {
     }
 }
 
+/// The kernels that also work for a batch norm: fprop for the one behind it, dgrad for the one before it.
+fn kernel_for_norm(pass: Pass, tile: Tile) -> &'static str {
+    match (pass, tile) {
+        (Pass::Fprop, Tile::Large) => "conv2d_tensor_fprop_statistics_128x128",
+        (Pass::Fprop, Tile::Medium) => "conv2d_tensor_fprop_statistics_128x64",
+        (Pass::Fprop, Tile::Small) => "conv2d_tensor_fprop_statistics_64x64",
+        (Pass::Fprop, Tile::Narrow) => "conv2d_tensor_fprop_statistics_128x32",
+        (Pass::Dgrad, Tile::Large) => "conv2d_tensor_dgrad_sums_128x128",
+        (Pass::Dgrad, Tile::Medium) => "conv2d_tensor_dgrad_sums_128x64",
+        (Pass::Dgrad, Tile::Small) => "conv2d_tensor_dgrad_sums_64x64",
+        (Pass::Dgrad, Tile::Narrow) => "conv2d_tensor_dgrad_sums_128x32",
+        (Pass::Wgrad, _) => unreachable!("no such kernel"),
+    }
+}
+
 /// Elements of 16 bytes.
 pub(super) fn pack(dtype: DType) -> usize {
     16 / dtype.size()
@@ -83,25 +118,31 @@ pub(super) fn int(size: usize) -> i32 {
     i32::try_from(size).expect("sizes below 2³¹")
 }
 
-/// Whether a pass over operands at these addresses runs on tensor cores; the filters' is absent in wgrad. What has to come
-/// in packs are the numbers that are read one after the other: channels, and in dgrad and wgrad filters. Channels that do
-/// not are padded in fprop and wgrad.
+/// Whether convolutions of C channels by K filters are what tensor cores take, aligned operands of any usual size provided.
+/// What has to come in packs are the numbers that are read one after the other: channels, and in dgrad and wgrad filters.
+/// Fewer channels than a pack are padded in fprop and wgrad.
+pub fn suits(conv: Conv2d, [c, k]: [usize; 2], pass: Pass, dtype: DType) -> bool {
+    let in_packs = |size: usize| size.is_multiple_of(pack(dtype));
+    let [channels, filters] = [in_packs(c) || c < pack(dtype), in_packs(k)];
+    let fits = match pass {
+        Pass::Fprop => channels,
+        Pass::Dgrad => in_packs(c) && filters,
+        Pass::Wgrad => channels && filters,
+    };
+    matches!(dtype, DType::BF16 | DType::F16 | DType::TF32) && conv.groups == 1 && fits
+}
+
+/// Whether a pass over operands at these addresses runs on tensor cores; the filters' is absent in wgrad.
 pub fn serves(g: &Geometry, pass: Pass, dtype: DType, x: Address, y: Address, w: Option<Address>) -> bool {
-    let runs = matches!(dtype, DType::BF16 | DType::F16 | DType::TF32) && g.conv.groups == 1;
     // The kernels count elements in 32 bits, and beyond the last ones: those of padded channels, and of rows out of sight.
     let pixels = g.n * (g.h + 2 * g.conv.padding[0]) * (g.w + 2 * g.conv.padding[1]);
     let most = [pixels * g.c.next_multiple_of(pack(dtype)), g.y().len() + 256 * g.k, g.k * g.pitch];
-    let runs = runs && most.into_iter().all(|elements| elements < 1 << 31);
-    let x = is_packed(x, dtype, g.c, g.c) || g.c < pack(dtype);
-    let y = is_packed(y, dtype, g.k, g.k);
-    let w = w.is_none_or(|w| is_packed(w, dtype, g.c, g.pitch) || g.c < pack(dtype));
-    runs && x
-        && w
-        && match pass {
-            Pass::Fprop => true,
-            Pass::Dgrad => y && g.c >= pack(dtype),
-            Pass::Wgrad => y,
-        }
+    let is_padded = g.c < pack(dtype);
+    suits(g.conv, [g.c, g.k], pass, dtype)
+        && most.into_iter().all(|elements| elements < 1 << 31)
+        && (is_padded || is_packed(x, dtype, g.c, g.c))
+        && (is_padded || w.is_none_or(|w| is_packed(w, dtype, g.c, g.pitch)))
+        && (pass == Pass::Fprop || is_packed(y, dtype, g.k, g.k))
 }
 
 /// The sizes that a 1×1 convolution of stride 1 has as a plain matrix product: one image of one line.
@@ -148,11 +189,24 @@ fn division(g: &Geometry, pass: Pass, dtype: DType) -> (Choice, &'static str) {
     }
 }
 
-fn launch(gpu: &Gpu, name: &'static str, dtype: DType, product: &Product, tile: Tile, size: [usize; 2], grids: usize) {
+fn launch<P: gpu::Parameters>(
+    gpu: &Gpu,
+    name: &'static str,
+    dtype: DType,
+    product: &P,
+    tile: Tile,
+    size: [usize; 2],
+    grids: usize,
+) {
     let grid = [size[0].div_ceil(tile.rows()), size[1].div_ceil(tile.columns()), grids].map(dim);
     // SAFETY: `serves` was asked whether operands come in packs; the contract checked their shapes, and the callers below
-    // give a result of the size that the grid covers.
+    // give a result, and sums of its tiles, of the size that the grid covers.
     unsafe { gpu.launch("conv2d_tensor", name, dtype, grid, tile.threads(), product) }
+}
+
+/// Two sums per column and tile of rows, of each of `grids`.
+fn sums_of_tiles(gpu: Handle, rows: usize, tile: Tile, grids: usize, columns: usize) -> Tensor {
+    Tensor::uninit([grids * rows.div_ceil(tile.rows()), 2, columns], DType::F32, Device::Gpu(gpu))
 }
 
 /// `rows` × `lines` × `channels` at `x`, rows `pitch` apart, with zeros up to padded lines and channels.
@@ -189,30 +243,80 @@ pub(super) fn pad_x(gpu: Handle, dtype: DType, x: Address, g: &Geometry, padded:
     pad(gpu, dtype, x, [1, 0], [pixels, pixels], [g.c, padded.c])
 }
 
-pub fn fprop(gpu: Handle, g: &Geometry, dtype: DType, x: Address, w: Address, y: Address) {
+/// Returns the statistics of y's tiles, if asked for.
+pub fn fprop(
+    gpu: Handle,
+    g: &Geometry,
+    dtype: DType,
+    [x, w, y]: [Address; 3],
+    leaves_statistics: bool,
+) -> Option<Tiles> {
     if let Some(padded) = padded(g, dtype) {
         let x = pad_x(gpu, dtype, x, g, &padded);
         let w = pad(gpu, dtype, w, [g.k, g.pitch], [g.r * g.s, padded.pitch / padded.c], [g.c, padded.c]);
-        return fprop_packed(gpu, &padded, dtype, x.address(), w.address(), y);
+        return fprop_packed(gpu, &padded, dtype, [x.address(), w.address(), y], leaves_statistics);
     }
-    fprop_packed(gpu, g, dtype, x, w, y);
+    fprop_packed(gpu, g, dtype, [x, w, y], leaves_statistics)
 }
 
-fn fprop_packed(gpu: Handle, g: &Geometry, dtype: DType, x: Address, w: Address, y: Address) {
+fn fprop_packed(
+    gpu: Handle,
+    g: &Geometry,
+    dtype: DType,
+    [x, w, y]: [Address; 3],
+    leaves_statistics: bool,
+) -> Option<Tiles> {
     gpu.account(g.cost(Pass::Fprop, dtype));
     let g = &plain(g);
-    let (choice, name) = division(g, Pass::Fprop, dtype);
+    let (Choice { tile, .. }, name) = division(g, Pass::Fprop, dtype);
     let product = Product { from: x, by: w, to: y, g: sizes(g, dtype, x, y, Some(w)), stretch: 0, to_pitch: 0 };
-    launch(gpu, name, dtype, &product, choice.tile, [g.n * g.p * g.q, g.k], 1);
+    let pixels = g.n * g.p * g.q;
+    if !leaves_statistics {
+        launch(gpu, name, dtype, &product, tile, [pixels, g.k], 1);
+        return None;
+    }
+    let is_split = !g.c.is_multiple_of(pack(dtype));
+    let name = if is_split { "conv2d_tensor_fprop_statistics_stem" } else { kernel_for_norm(Pass::Fprop, tile) };
+    let sums = sums_of_tiles(gpu, pixels, tile, 1, g.k);
+    gpu.account(Cost::moving(0, sums.bytes()));
+    let parameters = ProductStatistics { product, partial: sums.address() };
+    launch(gpu, name, dtype, &parameters, tile, [pixels, g.k], 1);
+    Some(Tiles { sums, span: tile.rows(), pixels })
 }
 
-pub fn dgrad(gpu: Handle, g: &Geometry, dtype: DType, dy: Address, w: Address, dx: Address) {
+/// Whether dgrad can work for this batch norm, beside what [`serves`] asks.
+pub fn serves_norm(dtype: DType, norm: &Normalized) -> bool {
+    norm.x.dtype() == dtype && norm.x.is_contiguous() && norm.x.address().0.is_multiple_of(16)
+}
+
+/// With a batch norm before it, `dx` becomes dz, and its sums are returned.
+pub fn dgrad(
+    gpu: Handle,
+    g: &Geometry,
+    dtype: DType,
+    [dy, w, dx]: [Address; 3],
+    norm: Option<&Normalized>,
+) -> Option<Tensor> {
     gpu.account(g.cost(Pass::Dgrad, dtype));
     let g = &plain(g);
     let (choice, name) = division(g, Pass::Dgrad, dtype);
     let product = Product { from: dy, by: w, to: dx, g: sizes(g, dtype, dx, dy, Some(w)), stretch: 0, to_pitch: 0 };
     let tiles::Product { rows, columns, grids, .. } = tiles::Product::of(g, Pass::Dgrad);
-    launch(gpu, name, dtype, &product, choice.tile, [rows, columns], grids);
+    let Some(norm) = norm else {
+        launch(gpu, name, dtype, &product, choice.tile, [rows, columns], grids);
+        return None;
+    };
+    let sums = sums_of_tiles(gpu, rows, choice.tile, grids, g.c);
+    let [mean, rstd, gamma, beta] = [&norm.mean, &norm.rstd, &norm.gamma, &norm.beta].map(|per_channel| {
+        assert_eq!((per_channel.dtype(), per_channel.dims()), (DType::F32, &[g.c][..]), "a batch norm's numbers");
+        per_channel.address()
+    });
+    gpu.account(Cost::moving(norm.x.bytes() + 4 * norm.mean.bytes(), sums.bytes()));
+    let (x, partial, relu) = (norm.x.address(), sums.address(), norm.relu.into());
+    let parameters = ProductGradient { product, x, mean, rstd, gamma, beta, partial, relu, padding: 0 };
+    let name = kernel_for_norm(Pass::Dgrad, choice.tile);
+    launch(gpu, name, dtype, &parameters, choice.tile, [rows, columns], grids);
+    Some(sums)
 }
 
 pub fn wgrad(gpu: Handle, g: &Geometry, dtype: DType, x: Address, dy: Address, dw: Address) {
@@ -268,7 +372,7 @@ pub fn wgrad(gpu: Handle, g: &Geometry, dtype: DType, x: Address, dy: Address, d
 
 #[cfg(all(test, feature = "emulator"))]
 mod tests {
-    use super::super::{dgrad, fprop, reference, wgrad};
+    use super::super::{dgrad, dgrad_and_sums, fprop, fprop_and_statistics, reference, wgrad};
     use super::*;
     use crate::ops::cases;
     use crate::selftest::numbers::{Numbers, normalized_error};
@@ -356,6 +460,104 @@ mod tests {
             }
         }
         gpu.check().unwrap();
+    }
+
+    /// The cases that suit tensor cores, each with a tile: every tile meets every kind of case.
+    fn for_each_tile(pass: Pass, mut check: impl FnMut(&cases::ConvCase, DType, Tile)) {
+        let suits = |case: &&cases::ConvCase, dtype| {
+            let g = case.geometry();
+            suits(g.conv, [g.c, g.k], pass, dtype)
+        };
+        for dtype in [DType::BF16, DType::F16, DType::TF32] {
+            for (i, case) in cases::CONV2D.iter().filter(|case| suits(case, dtype)).enumerate() {
+                // Address arithmetic is tested with all tiles above.
+                for tile in [Tile::ALL[i % 4], Tile::ALL[(i + 1) % 4]] {
+                    check(case, dtype, tile);
+                }
+            }
+        }
+    }
+
+    /// What fprop leaves for a batch norm is what the stored output says, tile by tile; the output is that of fprop.
+    #[test]
+    fn statistics_are_those_of_what_was_stored() {
+        let gpu = Gpu::emulator(6).unwrap();
+        for_each_tile(Pass::Fprop, |case, dtype, tile| {
+            let mut numbers = Numbers::named(case.name);
+            // A mean that is not zero, so that its relative error says something.
+            let mut draw = |len: usize| numbers.reals(len).into_iter().map(|v| 0.3 + v).collect();
+            let Example { g, x, w, dy, .. } = Example::new(Device::Gpu(gpu), dtype, &case.geometry(), &mut draw);
+            let like_y = || Tensor::uninit(dy.shape(), dtype, dy.device());
+            let (mut y, mut plain) = (like_y(), like_y());
+            let tiles = tiles::with_choice(Choice { tile, stretches: 1 }, || {
+                fprop(g.conv, &x, &w, plain.view_mut());
+                fprop_and_statistics(g.conv, &x, &w, y.view_mut()).expect("on tensor cores")
+            });
+            gpu.check().unwrap();
+            let name = format!("{dtype} {}, {tile:?}", case.name);
+            let (y, sums) = (y.to_f64(), tiles.sums.to_f64());
+            assert!(y == plain.to_f64(), "{name}");
+            assert_eq!((tiles.pixels, sums.len()), (y.len() / g.k, 2 * g.k * tiles.pixels.div_ceil(tiles.span)));
+            for (tile, sums) in y.chunks(tiles.span * g.k).zip(sums.chunks(2 * g.k)) {
+                let mut expected = vec![0.0; 2 * g.k];
+                let count = (tile.len() / g.k) as f64;
+                for channel in 0..g.k {
+                    let column = || tile.iter().skip(channel).step_by(g.k);
+                    let mean = column().sum::<f64>() / count;
+                    expected[channel] = mean;
+                    expected[g.k + channel] = column().map(|v| (v - mean).powi(2)).sum();
+                }
+                let ((means, squares), (of_means, of_squares)) = (sums.split_at(g.k), expected.split_at(g.k));
+                assert!(normalized_error(means, of_means) < 1e-6, "{name}: {}", normalized_error(means, of_means));
+                assert!(normalized_error(squares, of_squares) < 1e-6, "{name}: {squares:?}, not {of_squares:?}");
+            }
+        });
+    }
+
+    /// What dgrad leaves for the batch norm before it, with integers: the reference's bits.
+    #[test]
+    fn dgrad_does_the_first_pass_of_a_batch_norm() {
+        let gpu = Gpu::emulator(6).unwrap();
+        let device = Device::Gpu(gpu);
+        for_each_tile(Pass::Dgrad, |case, dtype, tile| {
+            let mut numbers = Numbers::named(case.name);
+            let mut draw = |len: usize| numbers.integers(len).into_iter().map(|v| v.signum()).collect();
+            let Example { g, x, w, dy, expected: [_, dx, _], .. } =
+                Example::new(device, dtype, &case.geometry(), &mut draw);
+            let mut per_channel = || {
+                let numbers: Vec<f32> = draw(g.c).into_iter().map(|v| v as f32).collect();
+                Tensor::from_vec(numbers, [g.c]).to_device(device)
+            };
+            let [mean, rstd, gamma, beta] = [0; 4].map(|_| per_channel());
+            for relu in [true, false] {
+                let [mean, rstd, gamma, beta] = [&mean, &rstd, &gamma, &beta].map(Tensor::clone);
+                let norm = Normalized { x: x.clone(), mean, rstd, gamma, beta, relu };
+                let mut dz = Tensor::uninit(x.shape(), dtype, device);
+                let sums = tiles::with_choice(Choice { tile, stretches: 1 }, || {
+                    dgrad_and_sums(g.conv, &dy, &w, &norm, dz.view_mut()).expect("on tensor cores")
+                });
+                gpu.check().unwrap();
+                let mut expected_dz = seen(&dx, dtype);
+                let mut expected = vec![0.0; 2 * g.c];
+                let numbers = [&norm.mean, &norm.rstd, &norm.gamma, &norm.beta].map(Tensor::to_f64);
+                for (i, (dz, x)) in expected_dz.iter_mut().zip(x.to_f64()).enumerate() {
+                    let c = i % g.c;
+                    let [mean, rstd, gamma, beta] = [0, 1, 2, 3].map(|k| numbers[k][c]);
+                    if relu && (x - mean) * gamma * rstd + beta <= 0.0 {
+                        *dz = 0.0;
+                    }
+                    expected[c] += *dz;
+                    expected[g.c + c] += *dz * (x - mean);
+                }
+                let name = format!("{dtype} {}, {tile:?}, ReLU: {relu}", case.name);
+                assert!(dz.to_f64() == expected_dz, "{name}");
+                let mut found = vec![0.0; 2 * g.c];
+                for tile in sums.to_f64().chunks(2 * g.c) {
+                    found.iter_mut().zip(tile).for_each(|(found, sum)| *found += sum);
+                }
+                assert!(found == expected, "{name}");
+            }
+        });
     }
 
     /// Bits beyond those of tf32 are rounded to nearest: cut off, they would leave errors four times as large.
