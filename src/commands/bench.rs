@@ -78,7 +78,9 @@ fn account(bench: &bench::Bench, launches: bool, global: &Global) -> Result<()> 
         return Ok(());
     }
     println!("{}", report::account(&rows).to_text());
-    println!("moves: what all launches read and write, each operand once. live, arena: the most memory that a step needs");
+    println!(
+        "moves: what all launches read and write, each operand once. live, arena: the most memory that a step needs"
+    );
     println!("at a time for itself, and what it is planned in. Nothing was run.");
     if launches {
         print_launches(&rows);
