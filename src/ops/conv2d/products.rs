@@ -11,7 +11,7 @@ use super::gpu::{is_packed, sizes};
 use super::tensor::{self, Product, STEM_WGRAD};
 use super::tiles::{self, Choice, Tile};
 use super::{Conv2d, Geometry, Pass, wgrad};
-use crate::gpu::{Address, Handle};
+use crate::gpu::{Address, Cost, Handle};
 use crate::ops::merge;
 use crate::parameters;
 use crate::tensor::{DType, Implementation, Tensor, TensorMut};
@@ -127,6 +127,10 @@ fn on_tensor_cores(
         pitch: tensor::int(g.pitch),
         packed: packed.into(),
     };
+    // wgrad's operands and the sources' filters; no dW.
+    let cost = g.cost(Pass::Wgrad, dtype);
+    let filters = sources.iter().map(Tensor::bytes).sum::<usize>() as u64;
+    gpu.account(Cost { read: cost.read + filters, written: products.bytes() as u64, ..cost });
     let grid = [seen.k.div_ceil(tile.rows()), seen.filter_len().div_ceil(tile.columns()), *stretches].map(tensor::dim);
     // SAFETY: `serves` was asked whether operands come in packs; the contract checked their shapes, that the sources' are those
     // of the filters, and that `products` has a place for each part, of which there is one for each stretch and tile of
