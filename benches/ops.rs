@@ -8,6 +8,7 @@ use std::hint::black_box;
 use common::{bytes, empty, numbers};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use medmerge::bench::shapes;
+use medmerge::ops::batch_norm::{Source, Then};
 use medmerge::ops::conv2d::{dgrad, fprop, wgrad};
 use medmerge::ops::pointwise::{add_assign, relu_assign, relu_backward_assign};
 use medmerge::tape::{Tape, Var};
@@ -47,7 +48,8 @@ fn batch_norm(c: &mut Criterion) {
         let forward = || {
             let mut tape = Tape::new();
             let (x, gamma, beta) = (tape.leaf(x.clone()), tape.leaf(gamma.clone()), tape.leaf(beta.clone()));
-            let (y, _) = tape.batch_norm_training(&x, &gamma, &beta, EPSILON);
+            let source = Source::Batch { epsilon: EPSILON, running: None };
+            let y = tape.batch_norm(&x, &gamma, &beta, source, Then::default());
             (tape, y)
         };
         let mut group = common::group(c, &format!("batch_norm/{name}"));

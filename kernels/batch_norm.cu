@@ -1,18 +1,30 @@
-// Batch normalisation per channel, over the n = N·H·W pixels of an NHWC tensor.
+// Batch normalisation per channel, over the n = N·H·W pixels of an NHWC tensor, with what follows it in a network.
 //
-//   statistics           μ = Σ x / n,   σ² = Σ (x − μ)² / n
-//   reciprocal_deviation rstd = 1 / √(σ² + ε)
-//   normalize            y = (x − μ)·γ·rstd + β
-//   parameter_gradients  dβ = Σ dy,   dγ = rstd · Σ dy·(x − μ)
-//   input_gradient       dx = γ·rstd·(dy − dβ/n − (x − μ)·rstd·dγ/n), without the two middle terms in inference
-//   update_running       running += momentum·(batch − running)
+//   statistics       μ = Σ x / n,   σ² = Σ (x − μ)² / n,   rstd = 1 / √(σ² + ε);   for running statistics also σ²·n/(n − 1)
+//   normalize        out = relu?(x̂·γ + β [+ residual]),   x̂ = (x − μ)·rstd
+//   gradients        dz = dy where the ReLU let out pass, else 0;   dβ = Σ dz,   dγ = Σ dz·x̂
+//   input_gradient   dx = γ·rstd·(dz − dβ/n − x̂·dγ/n), without the two last terms in inference; residual's gradient is dz
+//   deviation        rstd of given variances
+//   update_running   running += momentum·(batch − running)
 //
-// x, y, dx, dy are n × C, stored as `element`; whatever there is one of per channel is f32.
+// x, out, residual, dy, dz, dx are n × C, stored as `element`; whatever there is one of per channel is f32.
 //
-// Everything is bound by memory: statistics reads x once, parameter_gradients x and dy, normalize reads x and writes y,
-// input_gradient reads both and writes one; some 5 FLOPs per element. Geometry: tile.cuh. The sums take two launches: each
+// Whether the ReLU let a number pass is read off `out` where there is a residual, and computed again from x where not. Then
+// dz is never stored: both passes over dy cut it themselves. With a residual, which needs dz as its gradient anyway, the
+// first pass writes it over dy.
+//
+// Everything is bound by memory; the tensors that each pass reads and writes:
+//
+//                                read                 written
+//   statistics                   x
+//   normalize                    x [residual]         out
+//   gradients                    dy x                                  with a residual and ReLU: dy x out, dz
+//   input_gradient               dz x                 dx               in inference: dz, and x where there is a ReLU
+//
+// some 5 FLOPs per element. Geometry: tile.cuh. The sums take two launches: each
 // block writes those over its pixels to a workspace of splits × 2 × C floats, and a second kernel adds them up, 8 channels
-// per block, 32 threads to a channel.
+// per block, 32 threads to a channel, and finishes everything that is per channel. A convolution can do the work of the
+// first launch where it has the numbers in registers; the second takes the sums of its tiles all the same.
 //
 // The variance is accurate to a few units in the last place whatever the mean: a thread sums x − s and (x − s)², s its own
 // first value, so that the square of the sum, subtracted, takes away at most as many digits as the count of its pixels
@@ -103,14 +115,18 @@ DEVICE float sum_over_lanes(float v, SharedArray<float> scratch) {
 }
 
 struct FinishStatistics {
-  const element* x;      // n × C, of which the first row is read
-  const float* partial;  // splits × 2 × C
-  float* mean;           // C
-  float* variance;       // C
+  const element* x;       // n × C, of whose first row the means are relative; null: of zero
+  const float* partial;   // splits × 2 × C
+  float* mean;            // C
+  float* rstd;            // C
+  float* batch_mean;      // C, or null: for running statistics, as is the next
+  float* batch_variance;  // C, or null: unbiased
   unsigned pixels, channels, splits;
-  unsigned span;         // pixels per split; the last one may have fewer
+  unsigned span;          // pixels per split; the last one may have fewer
+  float epsilon;
+  unsigned padding;
 };
-static_assert(sizeof(FinishStatistics) == 48, "as in src/ops/batch_norm/gpu.rs");
+static_assert(sizeof(FinishStatistics) == 72, "as in src/ops/batch_norm/gpu.rs");
 
 KERNEL(batch_norm_statistics_finish, FinishStatistics, THREADS) {
   SHARED(float, scratch, THREADS);
@@ -121,44 +137,85 @@ KERNEL(batch_norm_statistics_finish, FinishStatistics, THREADS) {
   const float count = static_cast<float>(p.pixels);
   const float* partial = p.partial + channel;
   const unsigned long long stride = 2ull * p.channels;
+  // The means lie close together even where all of them are far from zero.
+  const float first = splits > 0 ? partial[0] : 0.0f;
   float sum = 0;
 #pragma unroll 4
-  for (unsigned i = lane; i < splits; i += LANES) sum += (i < last ? full : rest) * partial[i * stride];
+  for (unsigned i = lane; i < splits; i += LANES) sum += (i < last ? full : rest) * (partial[i * stride] - first);
   const float offset = sum_over_lanes(sum, scratch) / count;
   float squares = 0;
 #pragma unroll 4
   for (unsigned i = lane; i < splits; i += LANES) {
-    const float distance = partial[i * stride] - offset;
+    const float distance = (partial[i * stride] - first) - offset;
     squares += partial[i * stride + p.channels] + (i < last ? full : rest) * distance * distance;
   }
   squares = sum_over_lanes(squares, scratch);
   if (lane == 0 && channel < p.channels) {
-    p.mean[channel] = to_float(p.x[channel]) + offset;
-    p.variance[channel] = squares / count;
+    const float origin = p.x == nullptr ? 0.0f : to_float(p.x[channel]);
+    const float mean = origin + (first + offset);
+    p.mean[channel] = mean;
+    p.rstd[channel] = 1.0f / sqrtf(squares / count + p.epsilon);
+    if (p.batch_mean != nullptr) {
+      p.batch_mean[channel] = mean;
+      p.batch_variance[channel] = squares / static_cast<float>(p.pixels > 1 ? p.pixels - 1 : 1);
+    }
   }
 }
 
 // ---- gradients of γ and β --------------------------------------------------------------------------------------------
 
+// Where a gradient passes.
+constexpr unsigned WHOLE = 0;      // everywhere: no ReLU, or it has been cut already
+constexpr unsigned BY_INPUT = 1;   // where x, normalised, is above zero
+constexpr unsigned BY_OUTPUT = 2;  // where `out` is
+
+// Forward and backward agree on the sign of this to the last bit.
+DEVICE float normalized(float x, float mean, float scale, float beta) { return (x - mean) * scale + beta; }
+
 struct GradientSums {
-  const element* x;   // n × C
-  const element* dy;  // n × C
-  const float* mean;  // C
-  float* partial;     // splits × 2 × C: Σ dy, Σ dy·(x − μ)
+  const element* x;    // n × C
+  const element* dy;   // n × C
+  const element* out;  // n × C, read if cut BY_OUTPUT
+  element* dz;         // n × C, written if cut BY_OUTPUT; may be dy
+  const float* mean;   // C
+  const float* rstd;   // C, like the next two read if cut BY_INPUT
+  const float* gamma;  // C
+  const float* beta;   // C
+  float* partial;      // splits × 2 × C: Σ dz, Σ dz·(x − μ)
+  unsigned cut, padding;
   Tile tile;
 };
-static_assert(sizeof(GradientSums) == 56, "as in src/ops/batch_norm/gpu.rs");
+static_assert(sizeof(GradientSums) == 104, "as in src/ops/batch_norm/gpu.rs");
 
-template <unsigned WIDTH>
+template <unsigned WIDTH, unsigned CUT>
 DEVICE void partial_gradients(const GradientSums& p, SharedArray<float> betas, SharedArray<float> gammas) {
   const Share s = share<WIDTH>(p.tile);
   Unit<WIDTH> beta = {}, gamma = {};
   if (s.count > 0) {
-    const element *x = p.x + s.first, *dy = p.dy + s.first;
     const Unit<WIDTH> mean = load_floats<WIDTH>(p.mean + s.channel);
+    Unit<WIDTH> scale, shift;
+    if constexpr (CUT == BY_INPUT) {
+      const Unit<WIDTH> g = load_floats<WIDTH>(p.gamma + s.channel), rstd = load_floats<WIDTH>(p.rstd + s.channel);
+      shift = load_floats<WIDTH>(p.beta + s.channel);
+#pragma unroll
+      for (unsigned j = 0; j < WIDTH; ++j) scale.v[j] = g.v[j] * rstd.v[j];
+    }
 #pragma unroll 2
     for (unsigned i = 0; i < s.count; ++i) {
-      const Unit<WIDTH> v = load_unit<WIDTH>(x + i * s.stride), d = load_unit<WIDTH>(dy + i * s.stride);
+      const unsigned long long at = s.first + i * s.stride;
+      const Unit<WIDTH> v = load_unit<WIDTH>(p.x + at);
+      Unit<WIDTH> d = load_unit<WIDTH>(p.dy + at);
+      if constexpr (CUT == BY_INPUT) {
+#pragma unroll
+        for (unsigned j = 0; j < WIDTH; ++j)
+          if (normalized(v.v[j], mean.v[j], scale.v[j], shift.v[j]) <= STORED_AS_ZERO) d.v[j] = 0;
+      } else if constexpr (CUT == BY_OUTPUT) {
+        const Unit<WIDTH> out = load_unit<WIDTH>(p.out + at);
+#pragma unroll
+        for (unsigned j = 0; j < WIDTH; ++j)
+          if (out.v[j] <= 0) d.v[j] = 0;
+        store_unit<WIDTH>(p.dz + at, d);
+      }
 #pragma unroll
       for (unsigned j = 0; j < WIDTH; ++j) {
         beta.v[j] += d.v[j];
@@ -176,21 +233,29 @@ DEVICE void partial_gradients(const GradientSums& p, SharedArray<float> betas, S
   partial[p.tile.channels] = sum_over_rows<WIDTH>(p.tile, gammas);
 }
 
+template <unsigned WIDTH>
+DEVICE void cut_gradients(const GradientSums& p, SharedArray<float> betas, SharedArray<float> gammas) {
+  if (p.cut == BY_INPUT) partial_gradients<WIDTH, BY_INPUT>(p, betas, gammas);
+  else if (p.cut == BY_OUTPUT) partial_gradients<WIDTH, BY_OUTPUT>(p, betas, gammas);
+  else partial_gradients<WIDTH, WHOLE>(p, betas, gammas);
+}
+
 KERNEL(batch_norm_gradients, GradientSums, THREADS) {
   SHARED(float, betas, THREADS * PACK);
   SHARED(float, gammas, THREADS * PACK);
-  if (p.tile.vectorised) partial_gradients<PACK>(p, betas, gammas);
-  else partial_gradients<1>(p, betas, gammas);
+  if (p.tile.vectorised) cut_gradients<PACK>(p, betas, gammas);
+  else cut_gradients<1>(p, betas, gammas);
 }
 
 struct FinishGradients {
   const float* partial;  // splits × 2 × C
   const float* rstd;     // C
-  float* dgamma;         // C
-  float* dbeta;          // C
-  unsigned channels, splits;
+  float* dgamma;         // C, or null
+  float* dbeta;          // C, or null
+  float* means;          // 2 × C, or null: what input_gradient takes off
+  unsigned pixels, channels, splits, padding;
 };
-static_assert(sizeof(FinishGradients) == 40, "as in src/ops/batch_norm/gpu.rs");
+static_assert(sizeof(FinishGradients) == 56, "as in src/ops/batch_norm/gpu.rs");
 
 KERNEL(batch_norm_gradients_finish, FinishGradients, THREADS) {
   SHARED(float, scratch, THREADS);
@@ -207,135 +272,157 @@ KERNEL(batch_norm_gradients_finish, FinishGradients, THREADS) {
   beta = sum_over_lanes(beta, scratch);
   gamma = sum_over_lanes(gamma, scratch);
   if (lane == 0 && channel < p.channels) {
-    p.dbeta[channel] = beta;
-    p.dgamma[channel] = gamma * p.rstd[channel];
+    const float rstd = p.rstd[channel], count = static_cast<float>(p.pixels);
+    gamma *= rstd;
+    if (p.dgamma != nullptr) p.dgamma[channel] = gamma;
+    if (p.dbeta != nullptr) p.dbeta[channel] = beta;
+    if (p.means != nullptr) {
+      p.means[channel] = beta / count;
+      p.means[p.channels + channel] = rstd * gamma / count;
+    }
   }
 }
 
 // ---- element by element ----------------------------------------------------------------------------------------------
 
 struct Normalize {
-  const element* x;    // n × C
-  const float* mean;   // C
-  const float* rstd;   // C
-  const float* gamma;  // C
-  const float* beta;   // C
-  element* y;          // n × C
+  const element* x;         // n × C
+  const float* mean;        // C
+  const float* rstd;        // C
+  const float* gamma;       // C
+  const float* beta;        // C
+  const element* residual;  // n × C, or null
+  element* out;             // n × C; may be x
+  unsigned relu, padding;
   Tile tile;
 };
-static_assert(sizeof(Normalize) == 72, "as in src/ops/batch_norm/gpu.rs");
+static_assert(sizeof(Normalize) == 88, "as in src/ops/batch_norm/gpu.rs");
 
-template <unsigned WIDTH>
+template <unsigned WIDTH, bool RESIDUAL>
 DEVICE void normalize(const Normalize& p) {
   const Share s = share<WIDTH>(p.tile);
   if (s.count == 0) return;
   const Unit<WIDTH> mean = load_floats<WIDTH>(p.mean + s.channel), beta = load_floats<WIDTH>(p.beta + s.channel);
   const Unit<WIDTH> gamma = load_floats<WIDTH>(p.gamma + s.channel), rstd = load_floats<WIDTH>(p.rstd + s.channel);
+  const float floor = p.relu ? 0.0f : -infinity();
   Unit<WIDTH> scale;
 #pragma unroll
   for (unsigned j = 0; j < WIDTH; ++j) scale.v[j] = gamma.v[j] * rstd.v[j];
 #pragma unroll 2
   for (unsigned i = 0; i < s.count; ++i) {
-    Unit<WIDTH> v = load_unit<WIDTH>(p.x + s.first + i * s.stride);
+    const unsigned long long at = s.first + i * s.stride;
+    Unit<WIDTH> v = load_unit<WIDTH>(p.x + at), residual = {};
+    if constexpr (RESIDUAL) residual = load_unit<WIDTH>(p.residual + at);
 #pragma unroll
-    for (unsigned j = 0; j < WIDTH; ++j) v.v[j] = (v.v[j] - mean.v[j]) * scale.v[j] + beta.v[j];
-    store_unit<WIDTH>(p.y + s.first + i * s.stride, v);
+    for (unsigned j = 0; j < WIDTH; ++j) {
+      v.v[j] = normalized(v.v[j], mean.v[j], scale.v[j], beta.v[j]);
+      if constexpr (RESIDUAL) v.v[j] += residual.v[j];
+      // Not the larger of the two, which a NaN would not be.
+      if (v.v[j] <= floor) v.v[j] = floor;
+    }
+    store_unit<WIDTH>(p.out + at, v);
   }
 }
 
+template <unsigned WIDTH>
+DEVICE void normalize_any(const Normalize& p) {
+  if (p.residual != nullptr) normalize<WIDTH, true>(p);
+  else normalize<WIDTH, false>(p);
+}
+
 KERNEL(batch_norm_normalize, Normalize, THREADS) {
-  if (p.tile.vectorised) normalize<PACK>(p);
-  else normalize<1>(p);
+  if (p.tile.vectorised) normalize_any<PACK>(p);
+  else normalize_any<1>(p);
 }
 
 struct InputGradient {
-  element* dy;          // n × C; becomes dx
-  const element* x;     // n × C
-  const float* mean;    // C
-  const float* rstd;    // C
-  const float* gamma;   // C
-  const float* dgamma;  // C, read in training only
-  const float* dbeta;   // C, read in training only
-  unsigned training, padding;
+  const element* dy;   // n × C
+  element* dx;         // n × C; may be dy
+  const element* x;    // n × C
+  const float* mean;   // C
+  const float* rstd;   // C
+  const float* gamma;  // C
+  const float* beta;   // C, read if cut BY_INPUT
+  const float* means;  // 2 × C as batch_norm_gradients_finish leaves them, or null in inference
+  unsigned cut;        // WHOLE or BY_INPUT
+  unsigned padding;
   Tile tile;
 };
-static_assert(sizeof(InputGradient) == 88, "as in src/ops/batch_norm/gpu.rs");
+static_assert(sizeof(InputGradient) == 96, "as in src/ops/batch_norm/gpu.rs");
 
-template <unsigned WIDTH>
+template <unsigned WIDTH, bool CUT, bool TRAINING>
 DEVICE void input_gradient(const InputGradient& p) {
   const Share s = share<WIDTH>(p.tile);
   if (s.count == 0) return;
   const Unit<WIDTH> gamma = load_floats<WIDTH>(p.gamma + s.channel), rstd = load_floats<WIDTH>(p.rstd + s.channel);
-  Unit<WIDTH> scale;
+  // dx = scale·(dz − offset − (x − μ)·slope)
+  Unit<WIDTH> scale, mean = {}, beta = {}, offset = {}, slope = {};
 #pragma unroll
   for (unsigned j = 0; j < WIDTH; ++j) scale.v[j] = gamma.v[j] * rstd.v[j];
-  if (!p.training) {
-    for (unsigned i = 0; i < s.count; ++i) {
-      Unit<WIDTH> d = load_unit<WIDTH>(p.dy + s.first + i * s.stride);
-#pragma unroll
-      for (unsigned j = 0; j < WIDTH; ++j) d.v[j] *= scale.v[j];
-      store_unit<WIDTH>(p.dy + s.first + i * s.stride, d);
-    }
-    return;
-  }
-  const float share = 1.0f / static_cast<float>(p.tile.pixels);
-  const Unit<WIDTH> mean = load_floats<WIDTH>(p.mean + s.channel);
-  const Unit<WIDTH> dgamma = load_floats<WIDTH>(p.dgamma + s.channel), dbeta = load_floats<WIDTH>(p.dbeta + s.channel);
-  // dx = scale·(dy − offset − (x − μ)·slope)
-  Unit<WIDTH> offset, slope;
-#pragma unroll
-  for (unsigned j = 0; j < WIDTH; ++j) {
-    offset.v[j] = dbeta.v[j] * share;
-    slope.v[j] = rstd.v[j] * dgamma.v[j] * share;
+  if constexpr (CUT || TRAINING) mean = load_floats<WIDTH>(p.mean + s.channel);
+  if constexpr (CUT) beta = load_floats<WIDTH>(p.beta + s.channel);
+  if constexpr (TRAINING) {
+    offset = load_floats<WIDTH>(p.means + s.channel);
+    slope = load_floats<WIDTH>(p.means + p.tile.channels + s.channel);
   }
 #pragma unroll 2
   for (unsigned i = 0; i < s.count; ++i) {
-    Unit<WIDTH> d = load_unit<WIDTH>(p.dy + s.first + i * s.stride);
-    const Unit<WIDTH> v = load_unit<WIDTH>(p.x + s.first + i * s.stride);
+    const unsigned long long at = s.first + i * s.stride;
+    Unit<WIDTH> d = load_unit<WIDTH>(p.dy + at), v = {};
+    if constexpr (CUT || TRAINING) v = load_unit<WIDTH>(p.x + at);
 #pragma unroll
-    for (unsigned j = 0; j < WIDTH; ++j)
-      d.v[j] = scale.v[j] * (d.v[j] - offset.v[j] - (v.v[j] - mean.v[j]) * slope.v[j]);
-    store_unit<WIDTH>(p.dy + s.first + i * s.stride, d);
+    for (unsigned j = 0; j < WIDTH; ++j) {
+      if constexpr (CUT)
+        if (normalized(v.v[j], mean.v[j], scale.v[j], beta.v[j]) <= STORED_AS_ZERO) d.v[j] = 0;
+      if constexpr (TRAINING) d.v[j] = d.v[j] - offset.v[j] - (v.v[j] - mean.v[j]) * slope.v[j];
+      d.v[j] *= scale.v[j];
+    }
+    store_unit<WIDTH>(p.dx + at, d);
   }
 }
 
+template <unsigned WIDTH>
+DEVICE void input_gradient_any(const InputGradient& p) {
+  const bool training = p.means != nullptr;
+  if (p.cut == BY_INPUT && training) input_gradient<WIDTH, true, true>(p);
+  else if (p.cut == BY_INPUT) input_gradient<WIDTH, true, false>(p);
+  else if (training) input_gradient<WIDTH, false, true>(p);
+  else input_gradient<WIDTH, false, false>(p);
+}
+
 KERNEL(batch_norm_input_gradient, InputGradient, THREADS) {
-  if (p.tile.vectorised) input_gradient<PACK>(p);
-  else input_gradient<1>(p);
+  if (p.tile.vectorised) input_gradient_any<PACK>(p);
+  else input_gradient_any<1>(p);
 }
 
 // ---- channel by channel ----------------------------------------------------------------------------------------------
 
 struct Deviation {
-  const float* variance;  // C
-  float* rstd;            // C
-  unsigned channels;
+  const float* variance;  // count
+  float* rstd;            // count
+  unsigned count;
   float epsilon;
 };
 static_assert(sizeof(Deviation) == 24, "as in src/ops/batch_norm/gpu.rs");
 
 KERNEL(batch_norm_deviation, Deviation, THREADS) {
-  const unsigned c = blockIdx.x * THREADS + threadIdx.x;
-  if (c < p.channels) p.rstd[c] = 1.0f / sqrtf(p.variance[c] + p.epsilon);
+  const unsigned i = blockIdx.x * THREADS + threadIdx.x;
+  if (i < p.count) p.rstd[i] = 1.0f / sqrtf(p.variance[i] + p.epsilon);
 }
 
 struct Running {
-  float* running_mean;      // C
-  float* running_variance;  // C
-  const float* mean;        // C
-  const float* variance;    // C
-  const unsigned* gate;     // a single number, or null; 0: nothing changes
-  double kept;              // 1 − momentum
-  double mean_step;         // momentum
-  double variance_step;     // momentum, times what makes the variance unbiased
-  unsigned channels, padding;
+  float* running;         // count: means and variances, of one layer or of all
+  const float* batch;     // count; variances are unbiased
+  const unsigned* gate;   // a single number, or null; 0: nothing changes
+  double kept;            // 1 − momentum
+  double step;            // momentum
+  unsigned count, padding;
 };
-static_assert(sizeof(Running) == 72, "as in src/ops/batch_norm/gpu.rs");
+static_assert(sizeof(Running) == 48, "as in src/ops/batch_norm/gpu.rs");
 
 // In double precision, as on the CPU: a thousand batches later both still agree.
 KERNEL(batch_norm_update_running, Running, THREADS) {
-  const unsigned c = blockIdx.x * THREADS + threadIdx.x;
-  if (c >= p.channels || (p.gate != nullptr && *p.gate == 0)) return;
-  p.running_mean[c] = static_cast<float>(p.kept * p.running_mean[c] + p.mean_step * p.mean[c]);
-  p.running_variance[c] = static_cast<float>(p.kept * p.running_variance[c] + p.variance_step * p.variance[c]);
+  const unsigned i = blockIdx.x * THREADS + threadIdx.x;
+  if (i >= p.count || (p.gate != nullptr && *p.gate == 0)) return;
+  p.running[i] = static_cast<float>(p.kept * p.running[i] + p.step * p.batch[i]);
 }

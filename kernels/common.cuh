@@ -72,6 +72,8 @@ DEVICE unsigned from_floats(float first, float second) {
   return pair;
 }
 #endif
+// The largest number that is stored as zero, as in the other two.
+constexpr float STORED_AS_ZERO = 0x1p-134f;
 #elif defined(STORAGE_F16)
 #define STORAGE f16
 struct element { unsigned short bits; };
@@ -86,6 +88,7 @@ DEVICE unsigned from_floats(float first, float second) {
   return pair;
 }
 #endif
+constexpr float STORED_AS_ZERO = 0x1p-25f;
 #else
 #ifdef STORAGE_TF32
 #define STORAGE tf32
@@ -95,6 +98,7 @@ DEVICE unsigned from_floats(float first, float second) {
 using element = float;
 DEVICE float to_float(element v) { return v; }
 DEVICE element from_float(float v) { return v; }
+constexpr float STORED_AS_ZERO = 0;
 #endif
 
 // Elements in 16 bytes.

@@ -38,6 +38,9 @@ pub struct Global {
     /// Precision of activations: f32; bf16 or f16 on a GPU or the emulator
     #[arg(long, global = true, default_value = "f32", help_heading = "Global options")]
     pub precision: String,
+    /// Run every layer on its own instead of batch norms, sums and ReLUs in one pass; inspect --plan shows both
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub no_fusion: bool,
     /// Seed of everything random; the same seed gives the same bits
     #[arg(long, global = true, default_value_t = 0, help_heading = "Global options")]
     pub seed: u64,
@@ -69,7 +72,7 @@ pub enum Verb {
     Eval(Eval),
     /// Scores per image as CSV
     Predict(Predict),
-    /// What a checkpoint, a data set or a file of merge weights holds
+    /// What a checkpoint, a data set or a file of merge weights holds; how a network runs
     Inspect(Inspect),
     /// Write the generated data sets: texture.npz, shape.npz and target.npz
     Synth(Synth),
@@ -291,8 +294,12 @@ pub struct Predict {
 
 #[derive(Args)]
 pub struct Inspect {
-    /// A .safetensors or .npz file
+    /// A .safetensors or .npz file; with --plan also an architecture
+    #[arg(value_name = "FILE")]
     pub file: PathBuf,
+    /// How a network runs: the stages that its layers are joined into, and what each launches on a GPU
+    #[arg(long)]
+    pub plan: bool,
 }
 
 #[derive(Args)]
@@ -355,6 +362,12 @@ pub enum Bench {
         /// How many sources a learning step merges; several are separated by commas [default: 2]
         #[arg(long, value_delimiter = ',')]
         sources: Vec<usize>,
+        /// Also list each step's kernels: how often they are launched, and what they read and write
+        #[arg(long)]
+        launches: bool,
+        /// Run nothing, and tell what a step on a GPU launches, moves and needs of memory; no GPU is needed
+        #[arg(long, conflicts_with_all = ["baseline", "rounds"])]
+        dry_run: bool,
         #[command(flatten)]
         images: BenchImages,
         #[command(flatten)]

@@ -333,6 +333,48 @@ impl Gradients {
         self.give(id, gradient);
     }
 
+    /// [`Gradients::contribute`] for two gradients that one pass makes; `None` where nobody wants one.
+    pub fn contribute_both(&mut self, ids: [Option<Id>; 2], fill: impl FnOnce([Option<TensorMut>; 2])) {
+        if let [Some(first), Some(second)] = ids
+            && let Some(both) = self.fresh_windows(first, second)
+        {
+            return fill(both.map(Some));
+        }
+        let mut apart = ids.map(|id| {
+            let Slot { shape, dtype, device, .. } = self.slots[id?.0];
+            Some(Tensor::uninit(shape, dtype, device))
+        });
+        fill(apart.each_mut().map(|gradient| gradient.as_mut().map(Tensor::view_mut)));
+        for (id, gradient) in ids.into_iter().flatten().zip(apart.into_iter().flatten()) {
+            match self.slots[id.0].state {
+                State::Window { .. } => self.contribute(id, |out| out.copy_from(&gradient)),
+                _ => self.give(id, gradient),
+            }
+        }
+    }
+
+    /// Two vectors in one arena of which neither has been written; from now on they count as written.
+    fn fresh_windows(&mut self, first: Id, second: Id) -> Option<[TensorMut<'_>; 2]> {
+        let window = |id: Id| match self.slots[id.0] {
+            Slot { shape, state: State::Window { arena, offset, pitch: 1, products_at: None }, .. } => {
+                Some((arena, offset, shape))
+            }
+            _ => None,
+        };
+        let ((arena, offset, shape), (other_arena, other_offset, other_shape)) = (window(first)?, window(second)?);
+        if arena != other_arena || offset + shape.len() > other_offset {
+            return None;
+        }
+        let (gradient, written, begin) = self.arena(arena);
+        let (offset, other_offset) = (offset - begin, other_offset - begin);
+        if written.contains_key(&offset) || written.contains_key(&other_offset) {
+            return None;
+        }
+        written.extend([(offset, offset + shape.len()), (other_offset, other_offset + other_shape.len())]);
+        let (before, behind) = gradient.view_mut().split_at(other_offset);
+        Some([before.window(offset, shape, 1), behind.window(0, other_shape, 1)])
+    }
+
     /// Hands `fill` the sources' filters, each as the window's value is laid out, and parts × M × K numbers, which it must
     /// overwrite whole: their sum over the parts is added to the products of the window's gradient with the sources.
     pub fn contribute_products(&mut self, place: Place, fill: impl FnOnce(&[Tensor], TensorMut)) {

@@ -120,7 +120,7 @@ fn training_pass(model: &mut Model, x: Tensor, labels: &Integers<u32>, loss: &Cr
     let network = model.network.clone();
     let output = network.forward(&mut tape, &trunk, &head, &model.statistics, x, Mode::Training);
     let loss = tape.softmax_cross_entropy(loss, &output.logits, labels, None);
-    model.update_statistics(&output.statistics, Some(0.1), None);
+    model.update_statistics(&output.statistics.unwrap(), Some(0.1), None);
     let value = loss.value().to_f64()[0];
     let mut gradients = tape.backward(loss);
     let mut take = |var: &Var| gradients.take(var).expect("a gradient");

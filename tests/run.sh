@@ -49,6 +49,10 @@ fi
 step "cargo test --doc"
 cargo test --locked --doc --features emulator
 
+step "tests of benches/peers"
+# Those that need PyTorch are skipped where there is none.
+python3 -m unittest discover --start-directory benches/peers
+
 # What the compiler made of them. The disassembler needs no GPU either.
 step "tests/sass.py"
 disassembler=${MEDMERGE_NVDISASM:-$PWD/target/nvdisasm/nvidia/cu13/bin/nvdisasm}

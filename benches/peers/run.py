@@ -11,7 +11,6 @@ import argparse
 import collections
 import datetime
 import json
-import math
 import os
 import pathlib
 import platform
@@ -20,6 +19,8 @@ import statistics
 import subprocess
 import sys
 import time
+
+from figures import duration, geometric_mean, table
 
 HERE = pathlib.Path(__file__).resolve().parent
 GROUPS = ("step", "conv", "merge", "learn", "triad")
@@ -126,26 +127,13 @@ def rounded(numbers):
     return "[" + ", ".join(f"{number:.6g}" for number in numbers) + "]"
 
 
-def geometric_mean(numbers):
-    return math.exp(statistics.fmean(math.log(number) for number in numbers))
-
-
 # ---- the table
-
-def duration(seconds):
-    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
-
 
 def rate(line, seconds):
     """Memory-bound works are told in bytes, the others in operations."""
     if line["work"].split("/")[0].startswith(("merge", "learn_merge", "triad")):
         return f"{line['bytes'] / seconds / 1e9:.1f} GB/s"
     return f"{line['flops'] / seconds / 1e9:.1f} GFLOP/s"
-
-
-def table(head, rows):
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def section(results, group, wanted_baseline):

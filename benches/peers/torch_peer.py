@@ -16,34 +16,17 @@ import sys
 import time
 
 import torch
-import torchvision
+
+from torch_data import hashes, mean_abs, uniform
+from torch_merging import BLEND, DALPHA, Sources, blend_lerp
+from torch_networks import build, named_convs
+from works import conv_flops, elements
 
 SHAPES = json.loads((pathlib.Path(__file__).parent / "shapes.json").read_text())
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 5e-4
 X, W, DY, LABELS, STEP, ALPHA, SOURCE, GRADIENT = 1, 2, 3, 4, 100, 500, 1000, 100
 TRIAD = 64 << 20
-
-
-# ---- numbers
-
-def hashes(seed, count):
-    mask = 0xFFFFFFFF
-    h = (torch.arange(count, dtype=torch.int64) * 0x9E3779B1 + seed * 0x85EBCA77) & mask
-    h = ((h ^ (h >> 16)) * 0x7FEB352D) & mask
-    h = ((h ^ (h >> 15)) * 0x846CA68B) & mask
-    return (h ^ (h >> 16)) >> 8
-
-
-def uniform(seed, *shape, bound=1.0):
-    count = 1
-    for size in shape:
-        count *= size
-    return ((hashes(seed, count).float() / 8388608.0 - 1.0) * bound).reshape(shape)
-
-
-def mean_abs(*tensors):
-    count = sum(t.numel() for t in tensors)
-    return sum(t.detach().abs().double().sum().item() for t in tensors) / count
+FORMS = {"merge": BLEND, "merge_backward": DALPHA}
 
 
 # ---- timing
@@ -87,12 +70,8 @@ def report(peer, work, options, prepare, flops, bytes_):
 # ---- training step
 
 def step(shape, memory_format):
-    model = torchvision.models.resnet18(num_classes=shape["classes"])
-    stem = shape["stem"]
-    model.conv1 = torch.nn.Conv2d(3, stem["k"], (stem["r"], stem["s"]), stem["stride"], stem["pad"], bias=False)
-    if not shape["max_pool"]:
-        model.maxpool = torch.nn.Identity()
-    convs = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
+    model = build("resnet18", shape["px"], shape["classes"])
+    convs = [conv for _, conv in named_convs(model)]
     with torch.no_grad():
         for i, conv in enumerate(convs):
             fan_in = conv.weight[0].numel()
@@ -132,16 +111,6 @@ def is_stem(conv):
 
 def passes(conv):
     return 2 if is_stem(conv) else 3
-
-
-def sizes(conv):
-    n, h, w, c, k, r, s, stride, pad = (conv[key] for key in ("n", "h", "w", "c", "k", "r", "s", "stride", "pad"))
-    p, q = (h + 2 * pad - r) // stride + 1, (w + 2 * pad - s) // stride + 1
-    return n * c * h * w, k * c * r * s, n * k * p * q
-
-
-def conv_flops(conv):
-    return 2 * sizes(conv)[2] * conv["c"] * conv["r"] * conv["s"]
 
 
 def convolution(conv, which, memory_format):
@@ -184,180 +153,26 @@ def convs(peer, options, memory_format):
             times = passes(conv) if which == "all" else 1
             work = f"conv_{which}/{conv['name']}/{conv['px']}/{conv['n']}"
             prepare = lambda: convolution(conv, which, memory_format)
-            report(peer, work, options, prepare, conv_flops(conv) * times, 4 * sum(sizes(conv)) * times)
+            report(peer, work, options, prepare, conv_flops(conv) * times, 4 * sum(elements(conv)) * times)
 
 
 # ---- merging
 
-class Sources:
-    """M sources of ResNet-50, a list of tensors each: per layer W (K, C, R, S), γ (K), β (K); and α to match.
-
-    alpha[m][i] is shaped to broadcast over tensor i. Three tensors of a layer share their filters' α.
-    """
-
-    def __init__(self, count):
-        self.count = count
-        self.tensors = [self.network(m + 1) for m in range(count)]
-        self.gradient = self.network(GRADIENT)
-        layers = SHAPES["resnet50_filters"]
-        flat = [uniform(ALPHA + m, sum(layer["k"] for layer in layers)) for m in range(count)]
-        self.flat_alpha = [a.split([layer["k"] for layer in layers]) for a in flat]
-        self.alpha = [[form for a in alphas for form in (a.view(-1, 1, 1, 1), a, a)] for alphas in self.flat_alpha]
-        self.parameters = sum(t.numel() for t in self.gradient)
-
-    @staticmethod
-    @functools.cache
-    def network(number):
-        tensors = []
-        for i, layer in enumerate(SHAPES["resnet50_filters"]):
-            seed, k = SOURCE * number + 3 * i, layer["k"]
-            tensors += [uniform(seed, k, layer["c"], layer["r"], layer["s"]), uniform(seed + 1, k), uniform(seed + 2, k)]
-        return tensors
-
-    def stacked(self):
-        """Per tensor (K, M, P): the sources of one filter beside each other."""
-        return [torch.stack([t.reshape(t.shape[0], -1) for t in ts], 1).contiguous() for ts in zip(*self.tensors)]
-
-    def stacked_alpha(self):
-        """Per tensor (K, 1, M)."""
-        return [torch.stack([a.reshape(-1) for a in alphas], 1).unsqueeze(1).contiguous() for alphas in zip(*self.alpha)]
+def sources(count):
+    """M sources of ResNet-50."""
+    layers = SHAPES["resnet50_filters"]
+    flat = [uniform(ALPHA + m, sum(layer["k"] for layer in layers)) for m in range(count)]
+    alphas = [a.split([layer["k"] for layer in layers]) for a in flat]
+    return Sources([network(m + 1) for m in range(count)], network(GRADIENT), alphas)
 
 
-def mixed(sources, alphas):
-    """Tensor by tensor Σ_m α_m·W_m, without the needless 0 + … of Python's `sum`."""
-    terms = ([a * w for a, w in zip(a_s, ws)] for a_s, ws in zip(zip(*alphas), zip(*sources)))
-    return [functools.reduce(torch.add, products) for products in terms]
-
-
-def merge_eager(s):
-    return lambda: mixed(s.tensors, s.alpha)
-
-
-def merge_out(s):
-    outs = [torch.empty_like(t) for t in s.gradient]
-
-    def run():
-        for i, out in enumerate(outs):
-            torch.mul(s.tensors[0][i], s.alpha[0][i], out=out)
-            for m in range(1, s.count):
-                out.addcmul_(s.tensors[m][i], s.alpha[m][i])
-        return outs
-
-    return run
-
-
-def merge_einsum(s):
-    stacked = [torch.stack(ts) for ts in zip(*s.tensors)]
-    alphas = [torch.stack([a.reshape(-1) for a in form]) for form in zip(*s.alpha)]
-    return lambda: [torch.einsum("mk,mk...->k...", a, w) for a, w in zip(alphas, stacked)]
-
-
-def merge_bmm(s):
-    stacked, alphas = s.stacked(), s.stacked_alpha()
-    outs = [torch.empty(w.shape[0], 1, w.shape[2]) for w in stacked]
-
-    def run():
-        for out, a, w in zip(outs, alphas, stacked):
-            torch.bmm(a, w, out=out)
-        return outs
-
-    return run
-
-
-def merge_foreach(s):
-    def run():
-        merged = torch._foreach_mul(s.tensors[0], s.alpha[0])
-        for m in range(1, s.count):
-            torch._foreach_addcmul_(merged, s.tensors[m], s.alpha[m])
-        return merged
-
-    return run
-
-
-def merge_lerp(s):
-    """W_0 + α_1·(W_1 − W_0): its α sum to one, so its result differs from the others' and is not checked."""
-    outs = [torch.empty_like(t) for t in s.gradient]
-
-    def run():
-        for out, first, second, a in zip(outs, *s.tensors, s.alpha[1]):
-            torch.lerp(first, second, a, out=out)
-        return outs
-
-    return run
-
-
-def merge_compile(s):
-    @torch.compile(dynamic=False)
-    def merged(tensors, alphas):
-        return mixed(tensors, alphas)
-
-    return lambda: merged(s.tensors, s.alpha)
-
-
-def rows(tensor):
-    return tensor.reshape(tensor.shape[0], -1)
-
-
-def per_layer(dots):
-    """W's, γ's and β's share of dα added up, layer by layer."""
-    return [dots[i] + dots[i + 1] + dots[i + 2] for i in range(0, len(dots), 3)]
-
-
-def backward_eager(s):
-    return lambda: [
-        torch.cat(per_layer([(rows(d) * rows(w)).sum(1) for d, w in zip(s.gradient, tensors)])) for tensors in s.tensors
-    ]
-
-
-def backward_vecdot(s):
-    return lambda: [
-        torch.cat(per_layer([torch.linalg.vecdot(rows(d), rows(w)) for d, w in zip(s.gradient, tensors)]))
-        for tensors in s.tensors
-    ]
-
-
-def backward_einsum(s):
-    stacked = [torch.stack(ts) for ts in zip(*s.tensors)]
-    return lambda: [
-        torch.cat(per_layer([torch.einsum("k...,mk...->km", d, w) for d, w in zip(s.gradient, stacked)]))
-    ]
-
-
-def backward_bmm(s):
-    stacked = s.stacked()
-    return lambda: [
-        torch.cat(per_layer([torch.bmm(w, rows(d).unsqueeze(2)).squeeze(2) for d, w in zip(s.gradient, stacked)]))
-    ]
-
-
-def backward_foreach(s):
-    def run():
-        products = [torch._foreach_mul(s.gradient, tensors) for tensors in s.tensors]
-        return [torch.cat(per_layer([rows(p).sum(1) for p in ps])) for ps in products]
-
-    return run
-
-
-def backward_compile(s):
-    @torch.compile(dynamic=False)
-    def dots(gradient, sources):
-        return [
-            torch.cat(per_layer([(rows(d) * rows(w)).sum(1) for d, w in zip(gradient, tensors)])) for tensors in sources
-        ]
-
-    return lambda: dots(s.gradient, s.tensors)
-
-
-FORMS = {
-    "merge": {
-        "eager": merge_eager, "out": merge_out, "einsum": merge_einsum, "bmm": merge_bmm, "foreach": merge_foreach,
-        "lerp": merge_lerp, "compile": merge_compile,
-    },
-    "merge_backward": {
-        "eager": backward_eager, "vecdot": backward_vecdot, "einsum": backward_einsum, "bmm": backward_bmm,
-        "foreach": backward_foreach, "compile": backward_compile,
-    },
-}
+@functools.cache
+def network(number):
+    tensors = []
+    for i, layer in enumerate(SHAPES["resnet50_filters"]):
+        seed, k = SOURCE * number + 3 * i, layer["k"]
+        tensors += [uniform(seed, k, layer["c"], layer["r"], layer["s"]), uniform(seed + 1, k), uniform(seed + 2, k)]
+    return tensors
 
 
 def merge(form, sources):
@@ -366,21 +181,21 @@ def merge(form, sources):
     def keep():
         results[:] = run()
 
-    return keep, lambda: [] if form is merge_lerp else [mean_abs(*results)]
+    return keep, lambda: [] if form is blend_lerp else [mean_abs(*results)]
 
 
 def merges(options):
     for kind, forms in FORMS.items():
         for count in (2,) if options.quick else (2, 4, 8):
-            sources = None
+            s = None
             for name, form in forms.items():
                 work = f"{kind}/resnet50/{count}"
-                if options.match not in work or (form is merge_lerp and count != 2):
+                if options.match not in work or (form is blend_lerp and count != 2):
                     continue
-                sources = sources or Sources(count)
+                s = s or sources(count)
                 torch._dynamo.reset()
-                flops, bytes_ = 2 * count * sources.parameters, 4 * (count + 1) * sources.parameters
-                report(f"torch-{name}", work, options, lambda: merge(form, sources), flops, bytes_)
+                flops, bytes_ = 2 * count * s.parameters, 4 * (count + 1) * s.parameters
+                report(f"torch-{name}", work, options, lambda: merge(form, s), flops, bytes_)
 
 
 # ---- triad

@@ -118,7 +118,7 @@ impl Case {
             precision: dtype.to_string(),
             ..Row::default()
         };
-        Ok(Measured { row, timing, costs: vec![g.cost(pass, dtype)] })
+        Ok(Measured { row, timing, costs: vec![g.cost(pass, dtype)], precision: dtype })
     }
 
     /// `128×28×28×64 → 64, 3×3 / 2`

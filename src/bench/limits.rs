@@ -2,8 +2,9 @@
 //!
 //! Memory by three mixes of reads and writes, since a write costs more than a read: read alone, the triad (2 : 1) and a copy
 //! (1 : 1). A mix in between takes a time per byte between theirs. Arithmetic: on the CPU, matrix products that stay in
-//! each core's cache; on a GPU, f32 multiplications and additions in registers, without memory. Every op computes in f32,
-//! whatever it stores; kernels that use matrix units in half precision could exceed this limit.
+//! each core's cache; on a GPU without memory, in registers: f32 multiplications and additions, and for each
+//! precision that tensor cores know, matrix products by `mma.sync`. A row is judged by the limit of its precision. Hopper has
+//! faster matrix instructions (`wgmma`), which no kernel here uses.
 //!
 //! A limit is the fastest of its timings, and a row the median of its own: what disturbs some of the timings does not make a
 //! share larger.
@@ -27,7 +28,15 @@ pub struct Limits {
     pub read: f64,
     pub triad: f64,
     pub copy: f64,
+    /// In f32.
     pub multiply: f64,
+    /// On tensor cores, where there are some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub multiply_bf16: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub multiply_f16: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub multiply_tf32: Option<f64>,
 }
 
 /// Which limit an op meets first.
@@ -39,11 +48,27 @@ pub enum Bound {
 }
 
 impl Limits {
-    /// The least seconds that `cost` takes on this machine, and what they are spent on.
-    pub fn seconds(&self, cost: Cost) -> (f64, Bound) {
-        let memory = cost.bytes() as f64 * self.seconds_per_byte(cost);
-        let arithmetic = cost.flops as f64 / self.multiply;
+    /// The least seconds that `cost` takes on this machine with operands of `precision`, and what they are spent on.
+    pub fn seconds(&self, cost: Cost, precision: DType) -> (f64, Bound) {
+        let memory = self.memory_seconds(cost);
+        let arithmetic = cost.flops as f64 / self.multiplications(precision);
         if memory >= arithmetic { (memory, Bound::Memory) } else { (arithmetic, Bound::Arithmetic) }
+    }
+
+    /// The least seconds that the bytes of `cost` take.
+    pub fn memory_seconds(&self, cost: Cost) -> f64 {
+        cost.bytes() as f64 * self.seconds_per_byte(cost)
+    }
+
+    /// Per second.
+    pub fn multiplications(&self, precision: DType) -> f64 {
+        let on_tensor_cores = match precision {
+            DType::BF16 => self.multiply_bf16,
+            DType::F16 => self.multiply_f16,
+            DType::TF32 => self.multiply_tf32,
+            _ => None,
+        };
+        on_tensor_cores.unwrap_or(self.multiply)
     }
 
     /// By the share of writes, linearly between the three that were measured; beyond a half, as the copy.
@@ -107,6 +132,9 @@ fn on_cpu(clock: &Clock) -> Result<Limits> {
         triad: bytes(3) / triad.fastest,
         copy: bytes(2) / copy.fastest,
         multiply: flops / multiply.fastest,
+        multiply_bf16: None,
+        multiply_f16: None,
+        multiply_tf32: None,
     })
 }
 
@@ -155,11 +183,20 @@ fn on_gpu(clock: &Clock, gpu: Handle) -> Result<Limits> {
     let copy = clock.time(1, &mut |_| gpu.stream(Pass::Copy, &x, &z, y.view_mut()))?;
     let mut flops = 0;
     let multiply = clock.time(1, &mut |_| flops = gpu.multiply(steps, 0.5, 1.0, chains.view_mut()))?;
+    let mut product = |dtype| -> Result<f64> {
+        let mut flops = 0;
+        let timing = clock.time(1, &mut |_| flops = gpu.multiply_matrices(dtype, steps, chains.view_mut()))?;
+        Ok(flops as f64 / timing.fastest)
+    };
+    let [bf16, f16, tf32] = [DType::BF16, DType::F16, DType::TF32].map(&mut product);
     Ok(Limits {
         read: bytes(1) / read.fastest,
         triad: bytes(3) / triad.fastest,
         copy: bytes(2) / copy.fastest,
         multiply: flops as f64 / multiply.fastest,
+        multiply_bf16: Some(bf16?),
+        multiply_f16: Some(f16?),
+        multiply_tf32: Some(tf32?),
     })
 }
 
@@ -167,12 +204,20 @@ fn on_gpu(clock: &Clock, gpu: Handle) -> Result<Limits> {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { read: 8.0, triad: 4.0, copy: 2.0, multiply: 100.0 };
+    const LIMITS: Limits = Limits {
+        read: 8.0,
+        triad: 4.0,
+        copy: 2.0,
+        multiply: 100.0,
+        multiply_bf16: Some(800.0),
+        multiply_f16: Some(1000.0),
+        multiply_tf32: Some(500.0),
+    };
 
     /// A mix that was measured has its own limit; one in between, one in between.
     #[test]
     fn the_limit_of_a_mix() {
-        let seconds = |read, written| LIMITS.seconds(Cost { flops: 0, read, written });
+        let seconds = |read, written| LIMITS.seconds(Cost { flops: 0, read, written }, DType::BF16);
         assert_eq!(seconds(24, 0), (3.0, Bound::Memory));
         assert_eq!(seconds(16, 8), (6.0, Bound::Memory));
         assert_eq!(seconds(12, 12), (12.0, Bound::Memory));
@@ -184,8 +229,15 @@ mod tests {
 
     #[test]
     fn the_nearer_limit_counts() {
-        assert_eq!(LIMITS.seconds(Cost { flops: 1000, read: 8, written: 0 }), (10.0, Bound::Arithmetic));
-        assert_eq!(LIMITS.seconds(Cost { flops: 100, read: 16, written: 0 }), (2.0, Bound::Memory));
+        let seconds = |flops, read, precision| LIMITS.seconds(Cost { flops, read, written: 0 }, precision);
+        assert_eq!(seconds(1000, 8, DType::F32), (10.0, Bound::Arithmetic));
+        assert_eq!(seconds(100, 16, DType::F32), (2.0, Bound::Memory));
+        // Of the precision's own arithmetic.
+        assert_eq!(seconds(1000, 8, DType::BF16), (1.25, Bound::Arithmetic));
+        assert_eq!(seconds(1000, 8, DType::F16), (1.0, Bound::Memory));
+        assert_eq!(seconds(1000, 8, DType::TF32), (2.0, Bound::Arithmetic));
+        let without = Limits { multiply_f16: None, ..LIMITS };
+        assert_eq!(without.multiplications(DType::F16), 100.0);
     }
 
     #[test]

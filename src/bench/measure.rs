@@ -1,8 +1,8 @@
 //! Time: device events on a GPU, the wall clock on the CPU; the median of several timings, and their quartiles.
 //!
 //! Each timing covers as many launches as make it long beside the clock's grain, and these walk over as many sets of
-//! buffers as do not fit into the last-level cache. On a GPU a timing replays one graph, and all replays are queued at
-//! once: the host, which needs microseconds for a launch, is not part of what is measured.
+//! buffers as do not fit into the last-level cache. On a GPU a timing replays one graph, its memory planned as that of a training
+//! step, and all replays are queued at once: the host, which needs microseconds for a launch, is not part of what is measured.
 
 use std::time::Instant;
 
@@ -152,8 +152,8 @@ impl Clock {
     }
 
     fn time_on_gpu(&self, gpu: Handle, sets: usize, work: &mut dyn FnMut(usize)) -> Result<Timing> {
-        // Compiles kernels, builds tables, fills the pool: none of that can be part of a graph.
-        (0..sets).for_each(&mut *work);
+        // Compiles kernels and builds tables: none of that can be part of a graph.
+        let trace = gpu.trace(|| (0..sets).for_each(&mut *work));
         gpu.synchronize()?;
         check()?;
         let repeats = if is_emulated(self.device) {
@@ -165,7 +165,9 @@ impl Clock {
             let most = (MOST_LAUNCHES / sets).max(1);
             ((LONG_ENOUGH_ON_GPU / seconds.max(1e-9)).ceil() as usize).clamp(1, most)
         };
-        let graph = gpu.capture(|| {
+        // What was launched one by one leaves its memory to the graph, and the peak is the graph's.
+        gpu.release_unused()?;
+        let graph = gpu.capture_planned(&trace.plan, || {
             for _ in 0..repeats {
                 (0..sets).for_each(&mut *work);
             }

@@ -95,6 +95,6 @@ impl Case {
             sources: Some(self.sources),
             ..Row::default()
         };
-        Ok(Measured { row, timing, costs: vec![cost] })
+        Ok(Measured { row, timing, costs: vec![cost], precision: DType::F32 })
     }
 }

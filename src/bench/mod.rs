@@ -2,7 +2,7 @@
 //!
 //! Each row tells the median time and its spread, the bytes and operations that the op's own contract counts
 //! ([`Cost`]), and the share that is reached of what this machine can do: its bandwidth for the same mix of
-//! reads and writes, or its rate of multiplications, whichever takes longer. These limits are measured first, in the same run
+//! reads and writes, or its rate of multiplications in the row's precision, whichever takes longer. These limits are measured first, in the same run
 //! and by the same clock.
 
 mod conv;
@@ -21,7 +21,7 @@ pub use limits::{Bound, Limits};
 pub use measure::{Timing, is_emulated};
 pub use merge::plan;
 pub use numbers::{random, random_tensor};
-pub use report::{Comparison, Machine, Report, Row};
+pub use report::{Comparison, KernelFigures, Machine, Report, Row};
 
 use crate::error::{Error, Result};
 use crate::interrupt::{Listener, interrupted};
@@ -54,6 +54,8 @@ pub struct Settings {
     pub device: Device,
     /// Of activations; merging is f32.
     pub precision: DType,
+    /// Whether the layers of a step run joined into stages.
+    pub is_fused: bool,
     pub networks: Vec<String>,
     pub image_sizes: Vec<usize>,
     pub batch_size: Option<usize>,
@@ -131,6 +133,8 @@ struct Measured {
     timing: Timing,
     /// What must be done one after the other.
     costs: Vec<Cost>,
+    /// Of the operands.
+    precision: DType,
 }
 
 impl Case {
@@ -231,6 +235,15 @@ impl Bench {
         Ok(())
     }
 
+    /// What each step launches, moves and allocates on a GPU, found without running anything.
+    pub fn account(&self) -> Result<Vec<Row>> {
+        let of_case = |case: &Case| match case {
+            Case::Step(case) => Some(case.account()),
+            _ => None,
+        };
+        self.cases.iter().filter_map(of_case).collect()
+    }
+
     /// Times every choice of tiles for each convolution that has one, and shows what was found to `each`.
     pub fn tune(&self, each: &mut dyn FnMut(tune::Tuned)) -> Result<()> {
         let _listener = Listener::new();
@@ -258,10 +271,19 @@ impl Bench {
 }
 
 fn finish(name: String, measured: Measured, limits: &Limits) -> Row {
-    let Measured { row, timing, costs } = measured;
+    let Measured { mut row, timing, costs, precision } = measured;
+    if let Some(step) = &mut row.step {
+        step.kernels.iter_mut().for_each(|kernel| kernel.limit_seconds = limits.memory_seconds(kernel.cost()));
+        step.bytes_seconds = step.bytes.map(|_| step.kernels.iter().map(|kernel| kernel.limit_seconds).sum());
+    }
     let cost: Cost = costs.iter().copied().sum();
     let of = |bound: Bound| -> f64 {
-        costs.iter().map(|&cost| limits.seconds(cost)).filter(|(_, by)| *by == bound).map(|(seconds, _)| seconds).sum()
+        costs
+            .iter()
+            .map(|&cost| limits.seconds(cost, precision))
+            .filter(|(_, by)| *by == bound)
+            .map(|(seconds, _)| seconds)
+            .sum()
     };
     let (memory, arithmetic) = (of(Bound::Memory), of(Bound::Arithmetic));
     Row {

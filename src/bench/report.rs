@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::limits::{Bound, Limits};
 use super::measure::Timing;
 use crate::error::{Error, Result};
+use crate::ops::Cost;
 use crate::report::Table;
 
 /// Everything about one run. Its JSON is what a later run takes as its baseline.
@@ -85,15 +86,50 @@ pub struct Row {
     pub baseline: Option<Comparison>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepFigures {
     pub images_per_second: f64,
     /// Of GPU kernels; as everything here that is `None`, not known on the CPU.
     pub launches: Option<u64>,
-    /// Of device memory.
+    /// What launches, copies and fills move, each of its operands once.
+    #[serde(default)]
+    pub bytes: Option<u64>,
+    /// The time that they need at the bandwidth measured, by each kernel's mix of reads and writes.
+    #[serde(default)]
+    pub bytes_seconds: Option<f64>,
+    /// Memory that the step allocates for itself: the arena that was planned, and the most that lives at the same time.
+    #[serde(default)]
+    pub arena_bytes: Option<u64>,
+    #[serde(default)]
+    pub live_bytes: Option<u64>,
+    /// Of device memory, parameters included: of the step as a graph.
     pub peak_bytes: Option<u64>,
+    /// The same of the first steps, launched kernel by kernel.
+    #[serde(default)]
+    pub first_peak_bytes: Option<u64>,
     /// Of a learning step: the part of its time that merging takes by itself.
     pub merging_share: Option<f64>,
+    /// By kernel, what moves most first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kernels: Vec<KernelFigures>,
+}
+
+/// A kernel's launches in one step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KernelFigures {
+    pub name: String,
+    pub launches: usize,
+    pub read: u64,
+    pub written: u64,
+    pub flops: u64,
+    /// What the bytes need at the bandwidth measured.
+    pub limit_seconds: f64,
+}
+
+impl KernelFigures {
+    pub fn cost(&self) -> Cost {
+        Cost { flops: self.flops, read: self.read, written: self.written }
+    }
 }
 
 /// A row beside that of the same name in an earlier run.
@@ -104,6 +140,23 @@ pub struct Comparison {
     pub ratio: Option<f64>,
     /// Whether the quartiles of the two leave a gap.
     pub differs: bool,
+}
+
+impl Row {
+    /// Of a step: its kernels, what moves most first.
+    pub fn launches(&self) -> Option<Table> {
+        let step = self.step.as_ref()?;
+        let total = step.bytes.filter(|_| !step.kernels.is_empty())?;
+        let mut table = Table::new(["kernel", "launches", "MB read", "MB written", "share", "at the bandwidth"]);
+        for kernel in &step.kernels {
+            let KernelFigures { name, launches, read, written, limit_seconds, .. } = kernel;
+            let share = percent((read + written) as f64 / total.max(1) as f64);
+            let megabytes = |bytes: &u64| format!("{:.2}", *bytes as f64 / 1e6);
+            let cells = [launches.to_string(), megabytes(read), megabytes(written), share, seconds(*limit_seconds)];
+            table.row([name.clone()].into_iter().chain(cells));
+        }
+        Some(table)
+    }
 }
 
 impl Report {
@@ -185,6 +238,24 @@ impl Report {
     }
 }
 
+/// What steps launch, move and allocate, where they were not run.
+pub fn account(rows: &[Row]) -> Table {
+    let mut table = Table::new(["step", "launches", "moves", "operations", "live", "arena"]);
+    let gigabytes = |bytes: Option<u64>| format!("{:.2} GB", bytes.unwrap_or_default() as f64 / 1e9);
+    for row in rows {
+        let Some(step) = &row.step else { continue };
+        table.row([
+            row.name.clone(),
+            step.launches.unwrap_or_default().to_string(),
+            gigabytes(step.bytes),
+            format!("{:.2} TFLOP", row.flops as f64 / 1e12),
+            gigabytes(step.live_bytes),
+            gigabytes(step.arena_bytes),
+        ]);
+    }
+    table
+}
+
 fn foreign(path: &Path, message: String, bench: &str) -> Error {
     Error::data(path, message, format!("give what `medmerge bench {bench} --json` wrote"))
 }
@@ -227,7 +298,11 @@ const COLUMNS: &[Column] = &[
     Column { header: |_| "±".into(), cell: |_, row| Some(format!("{:.1} %", 100.0 * row.seconds.spread())) },
     Column { header: |_| "images/s".into(), cell: |_, row| Some(format!("{:.1}", row.step.as_ref()?.images_per_second)) },
     Column { header: |_| "launches".into(), cell: |_, row| Some(row.step.as_ref()?.launches?.to_string()) },
-    Column { header: |_| "peak memory".into(), cell: |_, row| Some(format!("{:.0} MB", row.step.as_ref()?.peak_bytes? as f64 / 1e6)) },
+    Column { header: |_| "moves".into(), cell: |_, row| Some(megabytes(row.step.as_ref()?.bytes?)) },
+    Column { header: |_| "needs".into(), cell: |_, row| Some(seconds(row.step.as_ref()?.bytes_seconds?)) },
+    Column { header: |_| "live".into(), cell: |_, row| Some(megabytes(row.step.as_ref()?.live_bytes?)) },
+    Column { header: |_| "arena".into(), cell: |_, row| Some(megabytes(row.step.as_ref()?.arena_bytes?)) },
+    Column { header: |_| "memory".into(), cell: |_, row| Some(megabytes(row.step.as_ref()?.peak_bytes?)) },
     Column { header: |_| "merging".into(), cell: |_, row| Some(percent(row.step.as_ref()?.merging_share?)) },
     Column { header: |_| "GB/s".into(), cell: |_, row| match row.step { Some(_) => None, None => Some(format!("{:.1}", row.bytes_per_second / 1e9)) } },
     Column { header: |report| report.flop_unit().1.into(), cell: |report, row| Some(format!("{:.2}", row.flops_per_second / report.flop_unit().0)) },
@@ -245,6 +320,11 @@ pub fn seconds(seconds: f64) -> String {
     };
     let digits = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
     format!("{value:.digits$} {unit}")
+}
+
+fn megabytes(bytes: u64) -> String {
+    let value = bytes as f64 / 1e6;
+    format!("{value:.0$} MB", if value < 100.0 { 1 } else { 0 })
 }
 
 fn percent(share: f64) -> String {

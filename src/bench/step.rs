@@ -6,10 +6,11 @@ use std::sync::Arc;
 use super::conv::too_small;
 use super::measure::Clock;
 use super::numbers::{random, random_bytes, random_tensor};
-use super::report::{Row, StepFigures};
+use super::report::{KernelFigures, Row, StepFigures};
 use super::shapes::{self, Scale};
 use super::{Measured, Settings, merge};
 use crate::error::{Error, Result};
+use crate::gpu::{Gpu, Plan as MemoryPlan, Trace, Work, WorkOf};
 use crate::merge::{Plan, Start};
 use crate::nn::{Model, Network};
 use crate::ops::Cost;
@@ -51,6 +52,7 @@ pub(super) fn cases(settings: &Settings, networks: &[String], sources: &[usize],
             if !graph.accepts(image_size, image_size) {
                 return Err(too_small(network, image_size));
             }
+            let graph = if settings.is_fused { graph } else { Arc::new(graph.planned(false)) };
             let case = |what, sources| Case {
                 network: network.clone(),
                 graph: graph.clone(),
@@ -96,6 +98,32 @@ impl Case {
         costs
     }
 
+    /// What a step launches, moves and allocates on a GPU, without one.
+    pub fn account(&self) -> Result<Row> {
+        let gpu = Gpu::dry();
+        let plan = (self.what == What::Learning).then(|| merge::plan(&self.graph, self.sources));
+        let mut running = Running::new(self, Device::Gpu(gpu), plan.clone())?;
+        // The first step makes what all others find.
+        running.step();
+        let Trace { plan: memory, work, .. } = gpu.trace(|| running.step());
+        let cost: Cost = work.iter().map(|work| work.cost).sum();
+        let row = self.row(plan.as_ref(), of_trace(&memory, &work));
+        Ok(Row { name: self.name(), bytes: cost.bytes(), flops: cost.flops, ..row })
+    }
+
+    fn row(&self, plan: Option<&Plan>, figures: StepFigures) -> Row {
+        Row {
+            network: self.network.clone(),
+            what: self.what(),
+            sources: plan.map(|plan| plan.method.sources),
+            batch_size: Some(self.batch_size),
+            image_size: Some(self.image_size),
+            precision: self.precision.to_string(),
+            step: Some(figures),
+            ..Row::default()
+        }
+    }
+
     pub fn measure(&self, clock: &Clock) -> Result<Measured> {
         let device = clock.device;
         if let Device::Gpu(gpu) = device {
@@ -105,41 +133,52 @@ impl Case {
         let plan = (self.what == What::Learning).then(|| merge::plan(&self.graph, self.sources));
         let costs = self.costs(plan.as_ref());
         let mut running = Running::new(self, device, plan.clone())?;
-        let launches = match device {
-            Device::Cpu => None,
-            Device::Gpu(gpu) => {
-                let before = gpu.launches();
-                running.step();
-                Some(gpu.launches() - before)
-            }
-        };
+        let mut figures = StepFigures::default();
+        if let Device::Gpu(gpu) = device {
+            // The first step makes what all others find.
+            running.step();
+            let Trace { plan, work, .. } = gpu.trace(|| running.step());
+            gpu.synchronize()?;
+            figures = of_trace(&plan, &work);
+            figures.first_peak_bytes = Some(gpu.peak_memory() as u64);
+        }
         let timing = clock.time(1, &mut |_| running.step())?;
         running.check(clock.rounds)?;
-        let peak_bytes = match device {
-            Device::Cpu => None,
-            Device::Gpu(gpu) => Some(gpu.peak_memory() as u64),
-        };
+        if let Device::Gpu(gpu) = device {
+            figures.peak_bytes = Some(gpu.peak_memory() as u64);
+        }
         let merging = match (&plan, &running.subject) {
             (Some(plan), Subject::Merge(state)) => Some(merging(clock, plan, state)?),
             _ => None,
         };
         let figures = StepFigures {
             images_per_second: self.batch_size as f64 / timing.median,
-            launches,
-            peak_bytes,
             merging_share: merging.map(|seconds| seconds / timing.median),
+            ..figures
         };
-        let row = Row {
-            network: self.network.clone(),
-            what: self.what(),
-            sources: plan.map(|plan| plan.method.sources),
-            batch_size: Some(self.batch_size),
-            image_size: Some(self.image_size),
-            precision: self.precision.to_string(),
-            step: Some(figures),
-            ..Row::default()
-        };
-        Ok(Measured { row, timing, costs })
+        let row = self.row(plan.as_ref(), figures);
+        Ok(Measured { row, timing, costs, precision: self.precision })
+    }
+}
+
+/// What a step launches, and the memory it has for itself.
+fn of_trace(plan: &MemoryPlan, work: &[Work]) -> StepFigures {
+    let of_kernel = |(of, launches, cost): (WorkOf, usize, Cost)| KernelFigures {
+        name: of.name(),
+        launches,
+        read: cost.read,
+        written: cost.written,
+        flops: cost.flops,
+        limit_seconds: 0.0,
+    };
+    let launches = work.iter().filter(|work| matches!(work.of, WorkOf::Launch(_))).count();
+    StepFigures {
+        launches: Some(launches as u64),
+        bytes: Some(work.iter().map(|work| work.cost).sum::<Cost>().bytes()),
+        arena_bytes: Some(plan.arena() as u64),
+        live_bytes: Some(plan.peak_live() as u64),
+        kernels: Work::grouped(work).into_iter().map(of_kernel).collect(),
+        ..StepFigures::default()
     }
 }
 
@@ -244,5 +283,48 @@ impl Running {
             return Err(Error::Diverged { loss: f32::NAN, step: steps, epoch: 1, kept: None });
         }
         Ok(())
+    }
+}
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests {
+    use super::*;
+    use crate::gpu::Gpu;
+    use crate::gpu::plan::tests::check;
+
+    /// Of steps as they are: buffers that live at the same time never overlap, and little is wasted.
+    #[test]
+    fn the_memory_of_steps_is_planned() {
+        let gpu = Gpu::emulator(1).unwrap();
+        let settings = |precision| Settings {
+            device: Device::Gpu(gpu),
+            precision,
+            networks: Vec::new(),
+            image_sizes: vec![8],
+            batch_size: Some(3),
+            sources: Vec::new(),
+            passes: Vec::new(),
+            filter: None,
+            rounds: None,
+            is_fused: true,
+        };
+        for precision in [DType::TF32, DType::BF16] {
+            let cases = cases(&settings(precision), &["resnet8".to_string()], &[2, 3], Scale::Tiny).unwrap();
+            assert_eq!(cases.len(), 3);
+            for case in cases {
+                let plan = (case.what == What::Learning).then(|| merge::plan(&case.graph, case.sources));
+                let mut running = Running::new(&case, Device::Gpu(gpu), plan).unwrap();
+                let first = gpu.trace(|| running.step());
+                let later = gpu.trace(|| running.step());
+                assert!(later.lives.len() > 50, "{}", case.name());
+                assert_eq!(first.plan, later.plan, "{}: tables and moments are no part of it", case.name());
+                check(&later.lives, &later.plan);
+                let (arena, live) = (later.plan.arena() as f64, later.plan.peak_live() as f64);
+                assert!(live / arena > 0.9, "{}: {live} bytes in {arena}", case.name());
+                let graph = gpu.capture_planned(&later.plan, || running.step()).unwrap();
+                assert_eq!((gpu.misfits(), graph.work()), (0, &later.work[..]), "{}", case.name());
+            }
+        }
+        gpu.check().unwrap();
     }
 }

@@ -11,22 +11,26 @@ use medmerge::tensor::Device;
 use super::{devices, note, place};
 use crate::cli::{Bench, BenchImages, BenchOptions, Global};
 
-pub fn run(bench: &Bench, global: &Global) -> Result<()> {
+pub fn run(verb: &Bench, global: &Global) -> Result<()> {
     let nothing = BenchImages { image_size: vec![], batch_size: None };
-    let (kind, options, images, sources, passes) = match bench {
+    let (kind, options, images, sources, passes) = match verb {
         Bench::Merge { sources, options } => (Kind::Merge, options, &nothing, &sources[..], &[][..]),
         Bench::Conv { pass, images, options, .. } => (Kind::Conv, options, images, &[][..], &pass[..]),
-        Bench::Step { sources, images, options } => (Kind::Step, options, images, &sources[..], &[][..]),
+        Bench::Step { sources, images, options, .. } => (Kind::Step, options, images, &sources[..], &[][..]),
     };
     let baseline = options.baseline.as_ref().map(|path| Report::read(path, &kind.to_string()).map(|read| (path, read)));
     let baseline = baseline.transpose()?;
+    if let Bench::Step { dry_run: true, launches, .. } = verb {
+        let settings = settings(place::dry(global)?, options, images, sources, passes);
+        return account(&bench::Bench::new(kind, &settings)?, *launches, global);
+    }
     let place = place::open(global)?;
     let emulated = is_emulated(place.device);
     if let Some((path, earlier)) = &baseline {
         earlier.check_device(path, emulated)?;
     }
     let settings = settings(place, options, images, sources, passes);
-    let to_tune = tune_file(bench, place.device)?;
+    let to_tune = tune_file(verb, place.device)?;
     let bench = bench::Bench::new(kind, &settings)?;
     if let Some(path) = to_tune {
         return tune(&bench, path, emulated, global);
@@ -55,10 +59,33 @@ pub fn run(bench: &Bench, global: &Global) -> Result<()> {
     match (global.json, result.rows.is_empty()) {
         (true, _) if result.limits.is_none() => {}
         (true, _) => println!("{:#}", serde_json::to_value(&result).expect("plain data is JSON")),
-        (false, false) => print_rows(&result, baseline.as_ref().map(|(_, earlier)| earlier)),
+        (false, false) => {
+            print_rows(&result, baseline.as_ref().map(|(_, earlier)| earlier));
+            if let Bench::Step { launches: true, .. } = verb {
+                print_launches(&result.rows);
+            }
+        }
         (false, true) => {}
     }
     done
+}
+
+/// What steps come to without running them.
+fn account(bench: &bench::Bench, launches: bool, global: &Global) -> Result<()> {
+    let rows = bench.account()?;
+    if global.json {
+        println!("{:#}", serde_json::to_value(&rows).expect("plain data is JSON"));
+        return Ok(());
+    }
+    println!("{}", report::account(&rows).to_text());
+    println!(
+        "moves: what all launches read and write, each operand once. live, arena: the most memory that a step needs"
+    );
+    println!("at a time for itself, and what it is planned in. Nothing was run.");
+    if launches {
+        print_launches(&rows);
+    }
+    Ok(())
 }
 
 /// Where the fastest tiles are written, if they are asked for.
@@ -104,6 +131,7 @@ fn settings(
     Settings {
         device: place.device,
         precision: place.precision,
+        is_fused: place.is_fused,
         networks: options.network.clone(),
         image_sizes: images.image_size.clone(),
         batch_size: images.batch_size,
@@ -170,6 +198,19 @@ fn print_limits(result: &Report, limits: &Limits) {
     memory("2 reads, 1 write", limits.triad);
     memory("copy", limits.copy);
     println!("  {:<22}{:>10.1} GFLOP/s, f32", "multiply and add", limits.multiply / 1e9);
+    let Limits { multiply_bf16, multiply_f16, multiply_tf32, .. } = *limits;
+    let products = [("bf16", multiply_bf16), ("f16", multiply_f16), ("tf32", multiply_tf32)];
+    for (precision, rate) in products.into_iter().filter_map(|(name, rate)| Some((name, rate?))) {
+        println!("  {:<22}{:>10.1} GFLOP/s, {precision}", "matrix products", rate / 1e9);
+    }
+}
+
+fn print_launches(rows: &[Row]) {
+    for row in rows {
+        if let Some(table) = row.launches() {
+            println!("\n{}, one step:\n{}", row.name, table.to_text());
+        }
+    }
 }
 
 fn print_rows(result: &Report, baseline: Option<&Report>) {
@@ -181,6 +222,13 @@ fn print_rows(result: &Report, baseline: Option<&Report>) {
     println!("share: of the nearer limit, for the row's own mix of reads and writes.");
     if result.rows.iter().any(|row| row.step.is_some()) {
         println!("Of a step, operations and limit are those of its convolutions and of merging alone.");
+    }
+    if result.rows.iter().any(|row| row.step.as_ref().is_some_and(|step| step.bytes.is_some())) {
+        println!(
+            "moves: what all launches of a step read and write. needs: the time for that at the bandwidth measured."
+        );
+        println!("live, arena: the most memory that a step needs at a time for itself, and what it is planned in;");
+        println!("memory: of the device, parameters included, while the step is replayed.");
     }
     if result.emulated {
         println!("EMULATED: no figure above means anything.");

@@ -2,15 +2,20 @@
 
 use serde_json::json;
 
+use medmerge::bench::shapes;
 use medmerge::checkpoint::{Checkpoint, TensorFile};
 use medmerge::data::Dataset;
 use medmerge::error::{Error, Result};
 use medmerge::merge::Learned;
+use medmerge::nn::{Architecture, Launches, Stem};
 
 use super::report;
 use crate::cli::{Global, Inspect};
 
 pub fn run(options: &Inspect, global: &Global) -> Result<()> {
+    if options.plan {
+        return plan(options, global);
+    }
     let mut start = [0; 2];
     let read = || Error::io("read", &options.file);
     std::io::Read::read(&mut std::fs::File::open(&options.file).map_err(read())?, &mut start).map_err(read())?;
@@ -23,6 +28,53 @@ pub fn run(options: &Inspect, global: &Global) -> Result<()> {
         return merge_weights(&file, global);
     }
     network(file, global)
+}
+
+/// The network of a file or, where there is no such file, of that name.
+fn plan(options: &Inspect, global: &Global) -> Result<()> {
+    let name = options.file.display().to_string();
+    let is_file = options.file.exists() || options.file.extension().is_some();
+    let network = match is_file {
+        true => Checkpoint::load(&options.file)?.model.network,
+        false => match Architecture::named(&name, None, None) {
+            Ok(architecture) => architecture.build(3, shapes::classes(shapes::LARGE)),
+            // Those that are measured only, and the error that names all.
+            Err(_) => shapes::network(&name, Stem::Large, shapes::classes(shapes::LARGE))?,
+        },
+    };
+    let network = network.planned(!global.no_fusion);
+    let launches: Vec<Launches> = (0..network.stages.len()).map(|index| network.launches(index)).collect();
+    let total: Launches = launches.iter().copied().sum();
+    let rows: Vec<_> = network
+        .stages
+        .iter()
+        .zip(&launches)
+        .map(|(stage, launches)| (network.names(stage), network.describe(stage), launches))
+        .collect();
+    let stages: Vec<_> = rows
+        .iter()
+        .map(|(layers, does, launches)| {
+            json!({"layers": layers, "does": does, "forward": launches.forward, "backward_at_most": launches.backward})
+        })
+        .collect();
+    let result = json!({
+        "kind": "plan", "network": name, "fused": !global.no_fusion, "layers": network.layers.len(),
+        "forward": total.forward, "backward_at_most": total.backward, "stages": stages,
+    });
+    report(global, &result, || {
+        println!("{name}: {} stages of {} layers", network.stages.len(), network.layers.len());
+        println!(
+            "launches of a training step on a GPU: {} forward, at most {} backward\n",
+            total.forward, total.backward
+        );
+        let joined: Vec<String> = rows.iter().map(|(layers, ..)| layers.join(" + ")).collect();
+        let width = joined.iter().map(String::len).max().unwrap_or(0);
+        println!("stage  {:width$}  {:22} forward  backward", "layers", "does");
+        for (index, (layers, (_, does, launches))) in joined.iter().zip(&rows).enumerate() {
+            println!("{:>5}  {layers:width$}  {does:22} {:>7}  {:>8}", index + 1, launches.forward, launches.backward);
+        }
+    });
+    Ok(())
 }
 
 fn data_set(options: &Inspect, global: &Global) -> Result<()> {

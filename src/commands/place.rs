@@ -49,7 +49,12 @@ pub fn open(global: &Global) -> Result<Place> {
     {
         tiles::follow(Path::new(&path))?;
     }
-    Ok(Place { device, precision: precision(global, device == Device::Cpu)? })
+    Ok(Place { device, precision: precision(global, device == Device::Cpu)?, is_fused: !global.no_fusion })
+}
+
+/// No device, for what is known without one.
+pub fn dry(global: &Global) -> Result<Place> {
+    Ok(Place { device: Device::Gpu(Gpu::dry()), precision: precision(global, false)?, is_fused: !global.no_fusion })
 }
 
 /// The GPU that `devices` says `auto` takes: one that is too old, or too new, may stand before it.

@@ -108,7 +108,7 @@ fn fingerprint(
     let run = json!({
         "parameters": model.network.parameters.iter().map(|p| (&p.name, p.shape.dims(), p.offset)).collect::<Vec<_>>(),
         "options": train_options, "flip": options.schedule.flip, "shift": options.schedule.shift,
-        "precision": global.precision, "device": place.device.to_string().split(':').next(),
+        "precision": global.precision, "is_fused": place.is_fused, "device": place.device.to_string().split(':').next(),
         "mean": options.data.mean, "std": options.data.std,
         "from": from.map(|from| &from.sha256), "new_head": options.new_head, "head_only": options.head_only,
         "data": images.finalize().to_vec(),

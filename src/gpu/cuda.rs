@@ -576,6 +576,18 @@ impl Driver for Cuda {
         self.function(kernel).map(drop)
     }
 
+    fn compile_ahead(&self, dtype: DType) {
+        // Without a cache there is nowhere to put them.
+        if self.cache.is_some() {
+            let needed: Vec<Source> = compile::sources()
+                .into_iter()
+                .filter(|source| !source.file.starts_with("limits"))
+                .filter(|source| source.dtype == compile::storage(source.file, dtype) || source.dtype == DType::F32)
+                .collect();
+            let _ = compile::compile_all(self.nvrtc, self.cache.as_ref(), &needed, &self.description.architecture);
+        }
+    }
+
     fn launch(&self, launch: &Launch) -> Result<(), Failure> {
         self.explained(self.enter())?;
         let function = self.function(launch.kernel)?;

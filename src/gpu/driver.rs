@@ -92,6 +92,10 @@ pub trait Driver: Send + Sync {
     /// Compiles and loads what the kernel needs, if that has not happened yet.
     fn prepare(&self, kernel: Kernel) -> Result<(), Failure>;
 
+    /// Compiles, side by side, what a training run with activations of `dtype` may need. A help, not a promise: what fails
+    /// here fails again where it is launched.
+    fn compile_ahead(&self, _dtype: DType) {}
+
     fn launch(&self, launch: &Launch) -> Result<(), Failure>;
 
     /// Waits for all work; an asynchronous fault of a kernel shows here at the latest.

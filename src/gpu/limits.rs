@@ -1,4 +1,4 @@
-//! What the device can do at most, to measure kernels against: `kernels/limits.cu`.
+//! What the device can do at most, to measure kernels against: `kernels/limits.cu` and `kernels/limits_tensor.cu`.
 
 use super::{Address, Gpu};
 use crate::parameters;
@@ -12,11 +12,18 @@ parameters! {
     struct Multiply: 24 bytes { y: Address, steps: u32, scale: f32, shift: f32, padding: u32 }
 }
 
+parameters! {
+    struct Product: 16 bytes { y: Address, steps: u32, padding: u32 }
+}
+
 const THREADS: u32 = 256;
 /// Floats that a block takes.
 const BLOCK: usize = 4 * 4 * THREADS as usize;
 /// Chains of multiplications per thread.
 const NUMBERS: u64 = 64;
+/// Matrix products per warp, and threads of a warp.
+const CHAINS: u64 = 8;
+const WARP: usize = 32;
 
 /// Which arrays a pass over memory reads and writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +72,23 @@ impl Gpu {
         unsafe { self.launch("limits", "limits_multiply", DType::F32, grid, THREADS, &parameters) }
         2 * NUMBERS * u64::from(steps) * threads as u64
     }
+
+    /// Multiplies matrices of `dtype` on tensor cores, `steps` times in each of the chains of a warp; 256 numbers of `y` to a
+    /// block, each the sum of its thread's. Returns the FLOPs.
+    pub(crate) fn multiply_matrices(&self, dtype: DType, steps: u32, y: TensorMut) -> u64 {
+        let threads = y.shape().len();
+        assert!(threads.is_multiple_of(THREADS as usize) && y.dtype() == DType::F32, "whole blocks of f32");
+        let parameters = Product { y: y.address(), steps, padding: 0 };
+        let grid = [u32::try_from(threads / THREADS as usize).expect("a grid"), 1, 1];
+        // SAFETY: `y` holds a number for each thread of the grid.
+        unsafe { self.launch("limits_tensor", "limits_product", dtype, grid, THREADS, &parameters) }
+        2 * (16 * 8 * depth(dtype)) as u64 * CHAINS * u64::from(steps) * (threads / WARP) as u64
+    }
+}
+
+/// Summands of one instruction's sums.
+fn depth(dtype: DType) -> usize {
+    if dtype.size() == 2 { 16 } else { 8 }
 }
 
 #[cfg(all(test, feature = "emulator"))]
@@ -90,6 +114,46 @@ mod tests {
         assert_eq!(run(Pass::Triad, count), x.iter().zip(&z).map(|(x, z)| x + 3.0 * z).collect::<Vec<f32>>());
         assert_eq!(run(Pass::Read, 2), x.chunks(BLOCK).map(|block| block.iter().sum()).collect::<Vec<f32>>());
         gpu.check().unwrap();
+    }
+
+    /// The numbers of all lanes, laid out as matrices, and multiplied as such.
+    #[test]
+    fn products_of_matrices_are_done_and_counted() {
+        let gpu = Gpu::emulator(3).unwrap();
+        for dtype in [DType::BF16, DType::F16, DType::TF32] {
+            let depth = depth(dtype);
+            // 2 numbers of 16 bits in a register, or one of tf32.
+            let each = 32 / (8 * dtype.size());
+            let mut y = Tensor::uninit([2 * THREADS as usize], DType::F32, Device::Gpu(gpu));
+            let flops = gpu.multiply_matrices(dtype, 3, y.view_mut());
+            gpu.check().unwrap();
+            assert_eq!(flops, (2 * 16 * 8 * depth * 8 * 3 * 16) as u64);
+            let number = |thread: usize, place: usize| {
+                let mixed = ((thread * 64 + place + 1) as u32).wrapping_mul(2_654_435_761);
+                (mixed >> 16) as i64 % 255 - 127
+            };
+            let expected = (0..2 * THREADS as usize).map(|thread| {
+                let (first, lane) = (thread % 256 / 32 * 32, thread % 32);
+                // Which lane, register and half hold A (row, k) and B (k, column), by the tables of PTX.
+                let a = |row: usize, k: usize| {
+                    let (inner, outer) = (k % (depth / 2), k / (depth / 2));
+                    number(first + row % 8 * 4 + inner / each, each * (row / 8 + 2 * outer) + inner % each)
+                };
+                let b = |chain: usize, k: usize, column: usize| {
+                    let (inner, outer) = (k % (depth / 2), k / (depth / 2));
+                    number(first + column * 4 + inner / each, each * (4 + 2 * chain + outer) + inner % each)
+                };
+                let of_chain = |chain: usize| -> i64 {
+                    let of = |i: usize| {
+                        let (row, column) = (lane / 4 + i / 2 * 8, lane % 4 * 2 + i % 2);
+                        (0..depth).map(|k| a(row, k) * b(chain, k, column)).sum::<i64>()
+                    };
+                    (0..4).map(of).sum()
+                };
+                (3 * (0..CHAINS as usize).map(of_chain).sum::<i64>()) as f32
+            });
+            assert!(y.to_vec::<f32>().into_iter().eq(expected), "{dtype}");
+        }
     }
 
     /// Three steps of 2v + 1 from t + i are 8(t + i) + 7, summed over 64 chains.

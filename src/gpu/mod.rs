@@ -7,26 +7,35 @@
 pub mod cache;
 pub mod compile;
 mod convert;
+mod cost;
 pub mod cuda;
 mod driver;
+mod dry;
 #[cfg(feature = "emulator")]
 pub mod emulator;
 mod failure;
 pub(crate) mod limits;
 mod memory;
 pub mod nvrtc;
+pub(crate) mod plan;
+mod trace;
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
+pub use cost::Cost;
 pub use cuda::{Found, Library, Probe, probe};
 pub use driver::{Address, Description, Event, Kernel};
 use driver::{Driver, GraphId, Launch};
 pub use failure::Failure;
 pub use memory::Buffer;
-use memory::{Memory, Owner};
+use memory::{ArenaId, Memory, Owner};
+use plan::Log;
+pub use plan::{Life, Plan};
+use trace::Ledger;
+pub use trace::{Trace, Work, WorkOf};
 
 use crate::tensor::DType;
 
@@ -44,6 +53,8 @@ pub struct Gpu {
     memory: Mutex<Memory>,
     failure: Mutex<Option<Failure>>,
     launches: AtomicU64,
+    /// What is launched while somebody keeps account.
+    ledger: Mutex<Option<Ledger>>,
     /// Small tables that never change, by content.
     constants: Mutex<HashMap<Vec<u8>, Buffer>>,
 }
@@ -52,7 +63,27 @@ pub struct Gpu {
 pub struct Graph {
     gpu: Handle,
     id: GraphId,
+    work: Vec<Work>,
     launches: u64,
+    arena: Option<ArenaId>,
+}
+
+/// Work being recorded. Dropped before it is finished, by a panic, it leaves the device as if nothing had been.
+struct Recording {
+    gpu: Handle,
+    arena: Option<ArenaId>,
+    /// Launches before.
+    launches: u64,
+    is_finished: bool,
+}
+
+/// What was recorded.
+struct Recorded {
+    id: Result<GraphId, Failure>,
+    work: Vec<Work>,
+    launches: u64,
+    /// Planned buffers that are still there.
+    left: usize,
 }
 
 /// A struct that is a kernel's parameter. `parameters!` makes them.
@@ -86,6 +117,11 @@ impl Gpu {
         Ok(gpu)
     }
 
+    /// A device that does nothing, for what is known without running: launches, bytes, memory. Its numbers are all zero.
+    pub fn dry() -> Handle {
+        Gpu::new("dry".into(), Box::new(dry::Dry::new()))
+    }
+
     /// A new emulator, whose blocks and threads run in an order that `seed` decides.
     #[cfg(feature = "emulator")]
     pub fn emulator(seed: u64) -> Result<Handle, Failure> {
@@ -105,8 +141,8 @@ impl Gpu {
     fn new(name: String, driver: Box<dyn Driver>) -> Handle {
         let description = driver.describe();
         let memory = Mutex::new(Memory::default());
-        let (failure, constants) = (Mutex::default(), Mutex::default());
-        Box::leak(Box::new(Gpu { name, description, driver, memory, failure, launches: 0.into(), constants }))
+        let (failure, ledger, constants) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Box::leak(Box::new(Gpu { name, description, driver, memory, failure, launches: 0.into(), ledger, constants }))
     }
 
     pub fn description(&self) -> &Description {
@@ -137,6 +173,16 @@ impl Gpu {
     /// The most bytes ever held.
     pub fn peak_memory(&self) -> usize {
         lock(&self.memory).peak
+    }
+
+    /// Bytes held now.
+    pub fn held_memory(&self) -> usize {
+        lock(&self.memory).held
+    }
+
+    /// Buffers of planned captures that did not keep to their plan.
+    pub fn misfits(&self) -> u64 {
+        lock(&self.memory).misfits
     }
 
     /// Waits for all work, and gives the driver back what nobody uses; the peak counts from here.
@@ -187,11 +233,28 @@ impl Gpu {
     }
 
     pub fn copy(&self, to: Address, from: Address, bytes: usize) {
+        self.account(Cost::moving(bytes, bytes));
+        self.enter(WorkOf::Copy);
         self.run(|driver| driver.copy(to, from, bytes));
     }
 
     pub fn fill(&self, to: Address, byte: u8, bytes: usize) {
+        self.account(Cost::moving(0, bytes));
+        self.enter(WorkOf::Fill);
         self.run(|driver| driver.fill(to, byte, bytes));
+    }
+
+    /// States what the next launch reads, writes and computes at least. Whoever launches a kernel says so first.
+    pub fn account(&self, cost: Cost) {
+        if let Some(ledger) = &mut *lock(&self.ledger) {
+            ledger.account(cost);
+        }
+    }
+
+    fn enter(&self, of: WorkOf) {
+        if let Some(ledger) = &mut *lock(&self.ledger) {
+            ledger.enter(of);
+        }
     }
 
     /// Runs kernel `name` of `kernels/<file>.cu`, compiled for activations of `dtype`.
@@ -209,10 +272,14 @@ impl Gpu {
         parameters: &P,
     ) {
         if grid.contains(&0) {
+            if let Some(ledger) = &mut *lock(&self.ledger) {
+                ledger.forget();
+            }
             return;
         }
         self.launches.fetch_add(1, Ordering::Relaxed);
         let kernel = Kernel { file, name, dtype: compile::storage(file, dtype) };
+        self.enter(WorkOf::Launch(kernel));
         let parameters = bytemuck::bytes_of(parameters);
         self.run(|driver| driver.launch(&Launch { kernel, grid, threads, parameters }));
     }
@@ -220,6 +287,14 @@ impl Gpu {
     /// Compiles and loads a kernel ahead of its first launch.
     pub fn prepare(&self, file: &'static str, name: &'static str, dtype: DType) {
         self.run(|driver| driver.prepare(Kernel { file, name, dtype: compile::storage(file, dtype) }));
+    }
+
+    /// Fills the cache of compiled kernels with what a training run in this precision may need: one by one, as they are first
+    /// launched, they would take as long on many processors as on one.
+    pub fn compile_ahead(&self, dtype: DType) {
+        if self.check().is_ok() {
+            self.driver.compile_ahead(dtype);
+        }
     }
 
     pub fn record_event(&self) -> Option<Event> {
@@ -236,26 +311,61 @@ impl Gpu {
         self.driver.milliseconds(from, to)
     }
 
+    /// Runs `work` and tells what it launched, and where its buffers would lie best when it is recorded. No other thread may
+    /// use the device meanwhile.
+    pub fn trace(&self, work: impl FnOnce()) -> Trace {
+        /// A panic ends the account too.
+        struct Tracing<'a>(&'a Gpu);
+        impl Drop for Tracing<'_> {
+            fn drop(&mut self) {
+                lock(&self.0.memory).log = None;
+                *lock(&self.0.ledger) = None;
+            }
+        }
+        let tracing = Tracing(self);
+        lock(&self.memory).log = Some(Log::default());
+        *lock(&self.ledger) = Some(Ledger::default());
+        work();
+        let log = lock(&self.memory).log.take().unwrap_or_default();
+        let ledger = lock(&self.ledger).take().unwrap_or_default();
+        drop(tracing);
+        let lives = log.lives();
+        Trace { plan: Plan::new(&lives), lives, work: ledger.into_work() }
+    }
+
     /// Records what `work` launches instead of running it. What `work` allocates, and must drop before it
     /// returns, belongs to graphs from then on; it may neither upload nor download, and no other thread may use the device.
     pub fn capture(&'static self, work: impl FnOnce()) -> Result<Graph, Failure> {
+        self.record(None, work)
+    }
+
+    /// [`Gpu::capture`] of what was traced before, once or several times over, with its buffers where `plan` says, in an
+    /// arena that all such graphs share.
+    ///
+    /// # Panics
+    /// If a planned buffer outlives `work`.
+    pub fn capture_planned(&'static self, plan: &Plan, work: impl FnOnce()) -> Result<Graph, Failure> {
+        self.record(Some(plan), work)
+    }
+
+    fn record(&'static self, plan: Option<&Plan>, work: impl FnOnce()) -> Result<Graph, Failure> {
+        self.check()?;
+        let reserve = |plan| lock(&self.memory).reserve(&*self.driver, plan);
+        let arena = plan.map(reserve).transpose().inspect_err(|failure| self.fail(failure.clone()))?;
         self.run(|driver| driver.begin_capture());
         self.check()?;
-        lock(&self.memory).begin_capture();
-        let before = self.launches();
+        lock(&self.memory).begin_capture(plan.zip(arena));
+        *lock(&self.ledger) = Some(Ledger::default());
+        let mut recording = Recording { gpu: self, arena, launches: self.launches(), is_finished: false };
         work();
-        let launches = self.launches() - before;
-        lock(&self.memory).end_capture();
-        let id = self.driver.end_capture();
-        self.launches.store(before, Ordering::Relaxed);
-        match self.check().and(id) {
-            Ok(id) => Ok(Graph { gpu: self, id, launches }),
-            Err(failure) => {
-                lock(&self.memory).release();
-                self.fail(failure.clone());
-                Err(failure)
-            }
-        }
+        let recorded = recording.end();
+        let graph =
+            recorded.id.map(|id| Graph { gpu: self, id, work: recorded.work, launches: recorded.launches, arena });
+        // The first failure says more than what came of it.
+        self.check()?;
+        let graph = graph.inspect_err(|failure| self.fail(failure.clone()))?;
+        assert_eq!(recorded.left, 0, "buffers of a planned capture outlive it");
+        Ok(graph)
     }
 
     /// Runs `work` on the driver unless the device has failed, and keeps its failure.
@@ -272,10 +382,45 @@ impl Gpu {
     }
 }
 
+impl Recording {
+    fn end(&mut self) -> Recorded {
+        let gpu = self.gpu;
+        let left = lock(&gpu.memory).end_capture();
+        let ledger = lock(&gpu.ledger).take().unwrap_or_default();
+        let launches = gpu.launches.swap(self.launches, Ordering::Relaxed) - self.launches;
+        let id = gpu.driver.end_capture();
+        self.is_finished = true;
+        if id.is_err() {
+            lock(&gpu.memory).release(&*gpu.driver, self.arena);
+        }
+        Recorded { id, work: ledger.into_work(), launches, left }
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        if !self.is_finished
+            && let Recorded { id: Ok(id), work, launches, .. } = self.end()
+        {
+            drop(Graph { gpu: self.gpu, id, work, launches, arena: self.arena });
+        }
+    }
+}
+
 impl Graph {
     /// How many kernels one replay runs.
     pub fn launches(&self) -> u64 {
         self.launches
+    }
+
+    /// What one replay does, in order.
+    pub fn work(&self) -> &[Work] {
+        &self.work
+    }
+
+    /// Whether a later graph needed a larger arena. Recorded again, this one would lie in that, and its own be free.
+    pub fn is_outgrown(&self) -> bool {
+        self.arena.is_some_and(|arena| lock(&self.gpu.memory).is_outgrown(arena))
     }
 
     pub fn replay(&self) {
@@ -290,7 +435,7 @@ impl Drop for Graph {
             driver.drop_graph(self.id);
             Ok(())
         });
-        lock(&self.gpu.memory).release();
+        lock(&self.gpu.memory).release(&*self.gpu.driver, self.arena);
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::network::Mode;
 use super::{Network, Parameter, Region, init};
 use crate::gpu::Address;
-use crate::ops::batch_norm::{self, Statistics};
+use crate::ops::batch_norm;
 use crate::tape::{Tape, Var};
 use crate::tensor::{DType, Device, Element, Tensor};
 
@@ -138,21 +138,18 @@ impl Model {
         self.statistics.view_mut().copy_from(&Tensor::from_vec(values, shape));
     }
 
-    /// Moves the running statistics towards a batch's, as [`batch_norm::update_running`] does; `gate` is its. Momentum
-    /// `None` takes the cumulative average over all batches since the last reset.
-    pub fn update_statistics(&mut self, of_batch: &[Statistics], momentum: Option<f64>, gate: Option<Address>) {
-        assert_eq!(of_batch.len(), self.network.batch_norms.len(), "statistics of a batch");
+    /// Moves the running statistics towards a batch's ([`Output::statistics`](super::Output)), as
+    /// [`batch_norm::update_running`] does; `gate` is its. Momentum `None` takes the cumulative average over all batches since
+    /// the last reset.
+    pub fn update_statistics(&mut self, of_batch: &Tensor, momentum: Option<f64>, gate: Option<Address>) {
+        self.batches_tracked.iter_mut().for_each(|count| *count += 1);
+        let momentum = momentum.unwrap_or_else(|| {
+            let seen = self.batches_tracked.first().copied().unwrap_or(1);
+            assert!(self.batches_tracked.iter().all(|&count| count == seen), "an average begins with a reset");
+            1.0 / seen as f64
+        });
         self.statistics.make_unique();
-        for (index, batch) in of_batch.iter().enumerate() {
-            self.batches_tracked[index] += 1;
-            let momentum = momentum.unwrap_or(1.0 / self.batches_tracked[index] as f64);
-            let norm = &self.network.batch_norms[index];
-            // Means lie before variances, so that a cut between the two gives both.
-            let (means, variances) = self.statistics.view_mut().split_at(norm.variance);
-            let mean = means.window(norm.mean, [norm.channels], 1);
-            let variance = variances.window(0, [norm.channels], 1);
-            batch_norm::update_running(mean, variance, batch, momentum, gate);
-        }
+        batch_norm::update_running(self.statistics.view_mut(), of_batch, momentum, gate);
     }
 
     /// Logits of a batch (NHWC) by the running statistics.
@@ -198,12 +195,9 @@ mod tests {
             model.reset_statistics();
             let reset = model.statistics.to_vec::<f32>();
             for scale in [0.3f32, 1.7] {
-                let of = |norm: &crate::nn::network::BatchNorm, shift: f32| {
-                    let values = (0..norm.channels).map(|c| shift + scale * (c as f32).sqrt()).collect();
-                    Tensor::from_vec(values, [norm.channels]).to_device(device)
-                };
-                let statistics = |norm| Statistics { mean: of(norm, -2.0), variance: of(norm, 0.1), count: 12 };
-                let batch: Vec<Statistics> = model.network.batch_norms.iter().map(statistics).collect();
+                let len = model.network.statistics_len;
+                let values = (0..len).map(|i| 0.1 + scale * (i as f32).sqrt()).collect();
+                let batch = Tensor::from_vec(values, [len]).to_device(device);
                 model.update_statistics(&batch, Some(0.1), None);
                 model.update_statistics(&batch, None, None);
             }

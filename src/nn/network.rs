@@ -1,12 +1,17 @@
-//! The graph: layers in the order they run, and the layout of what they own.
+//! The graph: layers, the layout of what they own, and how it runs.
+//!
+//! Layers are what files, merging and reports know by name; what runs are *stages*, each of one or several layers
+//! ([`fuse`]).
 //!
 //! Parameters lie in two arenas with rows padded to 16 bytes: the *trunk*, which sources share and merging is about, and
 //! the *head*, the classifier, which is always new. In the trunk all filters come first, and behind them γ and β: what
-//! convolutions read as activations are stored, and what stays f32, are one piece each. Running statistics lie in a third. Names are PyTorch's.
+//! convolutions read as activations are stored, and what stays f32, are one piece each. Running statistics lie in
+//! a third. Names are PyTorch's.
 
 use std::sync::Arc;
 
-use crate::ops::batch_norm::Statistics;
+use super::fuse::{self, Stage};
+use crate::ops::batch_norm::{Source, Then, reciprocal_deviation};
 use crate::ops::conv2d::{Conv2d, Geometry, output_size};
 use crate::ops::pool::Pool;
 use crate::tape::{Tape, Var};
@@ -20,7 +25,13 @@ pub const EPSILON: f64 = 1e-5;
 
 /// A value in the graph: the input, or a layer's output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Node(usize);
+pub struct Node(pub(super) usize);
+
+impl Node {
+    pub(super) fn of_layer(index: usize) -> Node {
+        Node(index + 1)
+    }
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operation {
@@ -108,7 +119,8 @@ pub struct Network {
     pub filters_len: usize,
     pub head_len: usize,
     pub statistics_len: usize,
-    /// For each node, the layer after which nobody reads it.
+    pub stages: Vec<Stage>,
+    /// For each node, the stage after which nobody reads it.
     last_use: Vec<usize>,
 }
 
@@ -124,8 +136,8 @@ pub enum Mode {
 pub struct Output {
     /// N × classes.
     pub logits: Var,
-    /// Of each batch norm, in training mode.
-    pub statistics: Vec<Statistics>,
+    /// Means and unbiased variances of the batch, laid out as the running ones; in training mode.
+    pub statistics: Option<Tensor>,
 }
 
 impl Network {
@@ -143,16 +155,21 @@ impl Network {
         let mut nodes: Vec<Option<Var>> = vec![None; self.layers.len() + 1];
         let dtype = x.dtype();
         nodes[0] = Some(Var::constant(x));
-        let mut batch_statistics = Vec::new();
+        let mut of_batch = (mode == Mode::Training).then(|| self.uninit_statistics(statistics));
+        // Of all layers in one launch. What stands where the means are has no meaning, and nobody reads it.
+        let rstd = (mode == Mode::Inference).then(|| {
+            let mut rstd = Tensor::uninit(statistics.shape(), statistics.dtype(), statistics.device());
+            reciprocal_deviation(statistics, EPSILON, rstd.view_mut());
+            rstd
+        });
         let trunk = &trunk.with_filters_in(dtype, self.filters_len);
-        for (index, layer) in self.layers.iter().enumerate() {
+        for (index, stage) in self.stages.iter().enumerate() {
             // Taken, not copied, where this is the last use: then ops may write over it, and it is freed early.
-            let mut inputs: Vec<Var> = Vec::with_capacity(layer.inputs.len());
-            for &Node(node) in &layer.inputs {
-                let last = self.last_use[node] == index;
-                inputs
-                    .push(if last { nodes[node].take() } else { nodes[node].clone() }.expect("an input that has run"));
-            }
+            let take = |(i, &Node(node)): (usize, &Node)| {
+                let is_last = self.last_use[node] == index && !stage.inputs[i + 1..].contains(&Node(node));
+                if is_last { nodes[node].take() } else { nodes[node].clone() }.expect("an input that has run")
+            };
+            let inputs: Vec<Var> = stage.inputs.iter().enumerate().map(take).collect();
             let parameter = |index: usize| {
                 let Parameter { region, shape, offset, pitch, .. } = self.parameters[index];
                 let arena = if region == Region::Trunk { trunk } else { head };
@@ -164,7 +181,7 @@ impl Network {
             };
             let mut inputs = inputs.into_iter();
             let mut input = || inputs.next().expect("an op has its inputs");
-            let y = match layer.operation {
+            let y = match *self.operation(stage) {
                 Operation::Conv2d { conv, weight } => {
                     let weight = window(tape, weight);
                     tape.conv2d(conv, &input(), &weight)
@@ -172,18 +189,24 @@ impl Network {
                 Operation::BatchNorm { index } => {
                     let norm = &self.batch_norms[index];
                     let (gamma, beta) = (window(tape, norm.gamma), window(tape, norm.beta));
-                    match mode {
-                        Mode::Training => {
-                            let (y, of_batch) = tape.batch_norm_training(&input(), &gamma, &beta, EPSILON);
-                            batch_statistics.push(of_batch);
-                            y
+                    let source = match (&mut of_batch, &rstd) {
+                        (Some(of_batch), _) => {
+                            // Means lie before variances, so that a cut between the two gives both.
+                            let (means, variances) = of_batch.view_mut().split_at(norm.variance);
+                            let mean = means.window(norm.mean, [norm.channels], 1);
+                            let running = Some([mean, variances.window(0, [norm.channels], 1)]);
+                            Source::Batch { epsilon: EPSILON, running }
                         }
-                        Mode::Inference => {
-                            let mean = statistics.window(norm.mean, [norm.channels], 1);
-                            let variance = statistics.window(norm.variance, [norm.channels], 1);
-                            tape.batch_norm_inference(&input(), &gamma, &beta, &mean, &variance, EPSILON)
+                        (None, rstd) => {
+                            let rstd = rstd.as_ref().expect("made for inference");
+                            let [mean, rstd] = [(statistics, norm.mean), (rstd, norm.variance)]
+                                .map(|(arena, offset)| arena.window(offset, [norm.channels], 1));
+                            Source::Given { mean, rstd }
                         }
-                    }
+                    };
+                    let x = input();
+                    let then = Then { residual: stage.residual.then(input), relu: stage.relu };
+                    tape.batch_norm(&x, &gamma, &beta, source, then)
                 }
                 Operation::Relu => tape.relu(input()),
                 Operation::Add => tape.add(input(), input()),
@@ -196,10 +219,40 @@ impl Network {
                     tape.linear(&input(), &weight, &bias)
                 }
             };
-            nodes[index + 1] = Some(y);
+            let Node(output) = stage.output;
+            nodes[output] = Some(y);
         }
         let logits = nodes.pop().flatten().expect("the last layer's output");
-        Output { logits, statistics: batch_statistics }
+        Output { logits, statistics: of_batch }
+    }
+
+    /// For the statistics of a batch, laid out as the running ones; padding is zero as it is there.
+    fn uninit_statistics(&self, like: &Tensor) -> Tensor {
+        let numbers: usize = self.batch_norms.iter().map(|norm| 2 * norm.channels).sum();
+        let make = if numbers < self.statistics_len { Tensor::zeros } else { Tensor::uninit };
+        make(like.shape(), like.dtype(), like.device())
+    }
+
+    /// The same network with layers joined into stages where that is possible, or each layer on its own.
+    pub fn planned(&self, is_fused: bool) -> Network {
+        let stages = fuse::stages(&self.layers, is_fused);
+        let last_use = fuse::last_uses(&stages, self.layers.len() + 1);
+        Network { stages, last_use, ..self.clone() }
+    }
+
+    /// What a stage does.
+    pub fn operation(&self, stage: &Stage) -> &Operation {
+        &self.layers[stage.layers[0]].operation
+    }
+
+    /// The names of a stage's layers.
+    pub fn names(&self, stage: &Stage) -> Vec<&str> {
+        stage.layers.iter().map(|&layer| self.layers[layer].name.as_str()).collect()
+    }
+
+    /// The last stage that reads a node; `usize::MAX` if none does.
+    pub(super) fn last_use(&self, Node(node): Node) -> usize {
+        self.last_use[node]
     }
 
     pub fn parameter(&self, name: &str) -> Option<&Parameter> {
@@ -280,6 +333,7 @@ impl NetworkBuilder {
             filters_len: 0,
             head_len: 0,
             statistics_len: 0,
+            stages: Vec::new(),
             last_use: Vec::new(),
         };
         NetworkBuilder { network, channels: vec![input_channels] }
@@ -342,19 +396,13 @@ impl NetworkBuilder {
         }
         network.trunk_len += network.filters_len;
         network.classes = *self.channels.last().expect("the input at least");
-        network.last_use = vec![usize::MAX; network.layers.len() + 1];
-        for (index, layer) in network.layers.iter().enumerate() {
-            for &Node(node) in &layer.inputs {
-                network.last_use[node] = index;
-            }
-        }
-        Arc::new(self.network)
+        Arc::new(network.planned(true))
     }
 
     fn layer(&mut self, name: &str, operation: Operation, inputs: Vec<Node>, channels: usize) -> Node {
         self.network.layers.push(Layer { name: name.to_string(), operation, inputs });
         self.channels.push(channels);
-        Node(self.network.layers.len())
+        Node::of_layer(self.network.layers.len() - 1)
     }
 
     fn parameter(&mut self, name: String, kind: Kind, region: Region, shape: Shape) -> usize {

@@ -15,7 +15,6 @@ pub mod cases;
 pub mod concat;
 pub mod control;
 pub mod conv2d;
-mod cost;
 pub mod gemm;
 pub mod images;
 pub mod linear;
@@ -26,4 +25,4 @@ pub mod pool;
 pub mod softmax_cross_entropy;
 mod tile;
 
-pub use cost::Cost;
+pub use crate::gpu::Cost;

@@ -4,6 +4,7 @@ use std::iter::{once, repeat_n};
 
 use super::operand::{Input, Layout, Output, Values};
 use super::pass::Pass;
+use crate::ops::batch_norm::{Cut, Moments, ParameterGradients, PerChannel, Tiles};
 use crate::ops::cases::{self, ConstraintCase, ConvCase, CrossEntropyCase, LinearCase, MergeCase, OptimizerCase, Rule};
 use crate::ops::optimizer::AdamW;
 use crate::ops::{batch_norm, concat, conv2d, linear, merge, optimizer, pointwise, pool, softmax_cross_entropy};
@@ -97,78 +98,225 @@ fn wgrad_products(case: &ConvCase, [x, y, w]: [Layout; 3]) -> Pass {
     })
 }
 
+/// Pixels of a tile, from whose sums statistics are made.
+const TILE: usize = 48;
+
+/// Elements from which on a case is checked in fewer forms.
+const LARGE: usize = 20_000;
+
 fn batch_norms() -> Vec<Pass> {
-    let of_case = |case: &cases::BatchNormCase| {
+    cases::BATCH_NORM.iter().flat_map(|case| NormPasses::of(case).all()).collect()
+}
+
+/// The operands of batch norm's passes on one case.
+struct NormPasses {
+    case: &'static str,
+    shape: [usize; 4],
+    deviation: f64,
+    x: Input,
+    dy: Input,
+    /// Mean, rstd, γ and β.
+    by: [Input; 4],
+    per_channel: Layout,
+}
+
+fn by<'a>([mean, rstd, gamma, beta]: [&'a Tensor; 4]) -> PerChannel<'a> {
+    PerChannel { mean, rstd, gamma, beta }
+}
+
+fn moments<'a>([mean, rstd, mean_again, variance]: [TensorMut<'a>; 4]) -> Moments<'a> {
+    Moments { mean, rstd, running: Some([mean_again, variance]) }
+}
+
+/// dγ, dβ and, if there is a third output, the means.
+fn parameter_gradients(outputs: Vec<TensorMut>) -> ParameterGradients {
+    let mut outputs = outputs.into_iter();
+    let mut next = || outputs.next();
+    ParameterGradients { dgamma: next(), dbeta: next(), means: next() }
+}
+
+impl NormPasses {
+    fn of(case: &cases::BatchNormCase) -> NormPasses {
         let c = case.x[3];
         let (centre, spread) = (case.mean, case.deviation * 3f64.sqrt());
         let offset = case.first_pixel * case.deviation;
         let image = Layout::dense(case.x);
-        let x = Input { layout: image.clone(), values: Values::FirstOff { centre, spread, row: c, offset } };
-        // The sums of dy and of dy·x̂ must not cancel, or their relative error says nothing: neither mean is zero.
-        let dy = Input::around(image.clone(), 0.5, 1.0);
         let per_channel = Layout::dense([c]).in_arena().in_f32();
         let channels = |centre: f64, spread: f64| Input::around(per_channel.clone(), centre, spread);
-        let mean = channels(centre - 0.5 * case.deviation, 0.1 * case.deviation);
-        let rstd = channels(1.0 / case.deviation, 0.1 / case.deviation);
-        let [gamma, beta] = [channels(1.0, 0.5), channels(0.0, 1.0)];
-        let [dgamma, dbeta] = [1.0, 2.0].map(|centre| channels(centre, 3.0));
-        // Above zero, as variances are.
-        let variance = channels(case.deviation.powi(2), 0.9 * case.deviation.powi(2));
-        let [training, inference] = [(true, "dx in training"), (false, "dx in inference")].map(|(training, name)| {
-            let inputs = [&dy, &x, &mean, &rstd, &gamma, &dgamma, &dbeta].map(Input::clone);
-            Pass::new(name, inputs, [Output::Over(0)], move |[_, x, mean, rstd, gamma, dgamma, dbeta], [dy]| {
-                batch_norm::input_gradient(dy, x, mean, rstd, gamma, dgamma, dbeta, training);
+        NormPasses {
+            case: case.name,
+            shape: case.x,
+            deviation: case.deviation,
+            x: Input { layout: image.clone(), values: Values::FirstOff { centre, spread, row: c, offset } },
+            // The sums of dy and of dy·x̂ must not cancel, or their relative error says nothing: neither mean is zero.
+            dy: Input::around(image.clone(), 0.5, 1.0),
+            by: [
+                channels(centre - 0.5 * case.deviation, 0.1 * case.deviation),
+                channels(1.0 / case.deviation, 0.1 / case.deviation),
+                channels(1.0, 0.5),
+                channels(0.0, 1.0),
+            ],
+            per_channel,
+        }
+    }
+
+    fn all(self) -> Vec<Pass> {
+        let mut passes = self.of_statistics();
+        passes.extend(self.of_gradients());
+        // The forms between the barest and the fullest differ in nothing that depends on the size.
+        let is_small = self.shape.iter().product::<usize>() < LARGE;
+        for (relu, other) in [(false, false), (true, true), (false, true), (true, false)] {
+            if is_small || relu == other {
+                passes.extend([self.normalisation(relu, other), self.input_gradient(relu, other)]);
+            }
+        }
+        passes.into_iter().map(|pass| pass.of(self.case)).collect()
+    }
+
+    fn channels(&self, centre: f64, spread: f64) -> Input {
+        Input::around(self.per_channel.clone(), centre, spread)
+    }
+
+    fn pixels(&self) -> usize {
+        self.shape[..3].iter().product()
+    }
+
+    /// Sums over tiles of the pixels, the first of each near `centre` and the second above zero.
+    fn tiles(&self, span: usize) -> Layout {
+        Layout::dense([self.pixels().div_ceil(span), 2, self.shape[3]]).in_f32()
+    }
+
+    fn of_statistics(&self) -> Vec<Pass> {
+        let (pixels, square) = (self.pixels(), self.deviation.powi(2));
+        let four = || [0; 4].map(|_| self.per_channel.clone());
+        let variance = self.channels(square, 0.9 * square);
+        let running = [self.channels(0.3, 0.2), self.by[0].clone()];
+        vec![
+            Pass::new("statistics", [self.x.clone()], four(), |[x], to| {
+                batch_norm::statistics(x, 1e-5, moments(to));
             })
-            .within(FEW)
-        });
-        let count = case.x[..3].iter().product();
-        let running = [channels(0.3, 0.2), channels(1.5, 0.5), mean.clone(), variance.clone()];
-        [
-            Pass::new(
-                "statistics",
-                [x.clone()],
-                [per_channel.clone(), per_channel.clone()],
-                |[x], [mean, variance]| {
-                    batch_norm::statistics(x, mean, variance);
-                },
-            )
             .within(LONG_SUM),
-            Pass::new("1/σ", [variance], [per_channel.clone()], |[variance], [rstd]| {
+            Pass::new("statistics of tiles", [Input::around(self.tiles(TILE), 1.5, 1.0)], four(), move |[sums], to| {
+                let tiles = Tiles { sums: sums.clone(), span: TILE, pixels };
+                batch_norm::statistics_of_tiles(&tiles, 1e-5, moments(to));
+            })
+            .within(FEW),
+            Pass::new("1/σ", [variance], [self.per_channel.clone()], |[variance], [rstd]| {
                 batch_norm::reciprocal_deviation(variance, 1e-5, rstd);
             })
             .within(FEW),
-            Pass::new(
-                "normalisation",
-                [&x, &mean, &rstd, &gamma, &beta].map(Input::clone),
-                [image],
-                |[x, mean, rstd, gamma, beta], [y]| batch_norm::normalize(x, mean, rstd, gamma, beta, y),
-            )
+            Pass::new("running statistics", running, [Output::Over(0)], |[_, of_batch], [running]| {
+                batch_norm::update_running(running, of_batch, 0.1, None);
+            })
             .within(FEW),
-            Pass::new(
-                "dγ and dβ",
-                [&x, &dy, &mean, &rstd].map(Input::clone),
-                [per_channel.clone(), per_channel],
-                |[x, dy, mean, rstd], [dgamma, dbeta]| {
-                    batch_norm::parameter_gradients(x, dy, mean, rstd, dgamma, dbeta);
+        ]
+    }
+
+    fn normalisation(&self, relu: bool, residual: bool) -> Pass {
+        let mut inputs: Vec<Input> = once(self.x.clone()).chain(self.by.iter().cloned()).collect();
+        inputs.extend(residual.then(|| self.dy.clone()));
+        let name = match (residual, relu) {
+            (false, false) => "normalisation",
+            (false, true) => "normalisation and ReLU",
+            (true, false) => "normalisation and sum",
+            (true, true) => "normalisation, sum and ReLU",
+        };
+        let out = vec![self.x.layout.clone().into()];
+        let pass = Pass::with_many(name, inputs, out, move |inputs, outputs| {
+            let ([x, mean, rstd, gamma, beta, residual @ ..], [out]) = (inputs, only(outputs)) else { unreachable!() };
+            batch_norm::normalize(x, by([mean, rstd, gamma, beta]), residual.first(), relu, out);
+        });
+        pass.within(FEW).exact()
+    }
+
+    fn of_gradients(&self) -> Vec<Pass> {
+        let with = |more: &[&Input]| -> Vec<Input> {
+            [&self.x, &self.dy].into_iter().chain(&self.by).chain(more.iter().copied()).cloned().collect()
+        };
+        let [dgamma, dbeta] = [0; 2].map(|_| Output::from(self.per_channel.clone()));
+        let means = || Output::from(Layout::dense([2, self.shape[3]]).in_f32());
+        let two = || vec![dgamma.clone(), dbeta.clone()];
+        let (pixels, rstd) = (self.pixels(), self.by[1].clone());
+        // What the ReLU let pass: zeros too, where integers stand for it.
+        let out = Input::unit(self.x.layout.clone());
+        vec![
+            Pass::with_many("dγ and dβ", with(&[]), two(), move |inputs, outputs| {
+                let [x, dy, mean, rstd, gamma, beta] = inputs else { unreachable!() };
+                batch_norm::gradients(x, Cut::Whole(dy), by([mean, rstd, gamma, beta]), parameter_gradients(outputs));
+            })
+            .within(LONG_SUM)
+            .exact(),
+            Pass::with_many("dγ and dβ through a ReLU", with(&[]), two(), move |inputs, outputs| {
+                let [x, dy, mean, rstd, gamma, beta] = inputs else { unreachable!() };
+                batch_norm::gradients(x, Cut::ByInput(dy), by([mean, rstd, gamma, beta]), parameter_gradients(outputs));
+            })
+            .within(LONG_SUM)
+            .exact(),
+            Pass::with_many(
+                "dγ, dβ and dz through a sum and a ReLU",
+                with(&[&out]),
+                [vec![Output::Over(1)], two()].concat(),
+                move |inputs, mut outputs| {
+                    let [x, _, mean, rstd, gamma, beta, out] = inputs else { unreachable!() };
+                    let dy = outputs.remove(0);
+                    batch_norm::gradients(
+                        x,
+                        Cut::ByOutput(dy, out),
+                        by([mean, rstd, gamma, beta]),
+                        parameter_gradients(outputs),
+                    );
+                },
+            )
+            .within(LONG_SUM)
+            .exact(),
+            Pass::with_many(
+                "dγ, dβ and means",
+                with(&[]),
+                [two(), vec![means()]].concat(),
+                move |inputs, outputs| {
+                    let [x, dy, mean, rstd, gamma, beta] = inputs else { unreachable!() };
+                    batch_norm::gradients(
+                        x,
+                        Cut::ByInput(dy),
+                        by([mean, rstd, gamma, beta]),
+                        parameter_gradients(outputs),
+                    );
                 },
             )
             .within(LONG_SUM),
-            training,
-            inference,
-            Pass::new(
-                "running statistics",
-                running,
-                [0, 1].map(Output::Over),
-                move |[_, _, m, v], [mean, variance]| {
-                    let batch = batch_norm::Statistics { mean: m.clone(), variance: v.clone(), count };
-                    batch_norm::update_running(mean, variance, &batch, 0.1, None);
+            Pass::with_many(
+                "dγ, dβ and means of tiles",
+                vec![Input::around(self.tiles(TILE), 1.5, 1.0), rstd],
+                [two(), vec![means()]].concat(),
+                move |inputs, outputs| {
+                    let [sums, rstd] = inputs else { unreachable!() };
+                    batch_norm::gradients_of_tiles(sums, pixels, rstd, parameter_gradients(outputs));
                 },
             )
             .within(FEW),
         ]
-        .map(|pass| pass.of(case.name))
-    };
-    cases::BATCH_NORM.iter().flat_map(of_case).collect()
+    }
+
+    fn input_gradient(&self, relu: bool, training: bool) -> Pass {
+        let means = Input::around(Layout::dense([2, self.shape[3]]).in_f32(), 0.2, 0.1);
+        let inputs: Vec<Input> = [&self.dy, &self.x].into_iter().chain(&self.by).chain([&means]).cloned().collect();
+        let name = match (training, relu) {
+            (false, false) => "dx in inference",
+            (false, true) => "dx in inference, through a ReLU",
+            (true, false) => "dx in training",
+            (true, true) => "dx in training, through a ReLU",
+        };
+        // Over dy, and beside it.
+        let outputs = vec![Output::Over(0), self.x.layout.clone().into()];
+        let pass = Pass::with_many(name, inputs, outputs, move |inputs, outputs| {
+            let [dy, x, mean, rstd, gamma, beta, means] = inputs else { unreachable!() };
+            let (by, means) = (by([mean, rstd, gamma, beta]), training.then_some(means));
+            for (dx, dy) in outputs.into_iter().zip([None, Some(dy)]) {
+                batch_norm::input_gradient(dy, dx, x, by, relu, means);
+            }
+        });
+        pass.within(FEW).exact()
+    }
 }
 
 fn pools() -> Vec<Pass> {

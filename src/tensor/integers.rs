@@ -33,6 +33,10 @@ impl<T: bytemuck::Pod> Integers<T> {
         self.len
     }
 
+    pub fn bytes(&self) -> usize {
+        self.len * size_of::<T>()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }

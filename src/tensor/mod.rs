@@ -135,6 +135,11 @@ impl Tensor {
         self.shape.dims()
     }
 
+    /// Bytes of the numbers, without padding.
+    pub fn bytes(&self) -> usize {
+        self.shape.len() * self.dtype().size()
+    }
+
     pub fn dtype(&self) -> DType {
         self.dtype
     }
@@ -333,6 +338,11 @@ impl Tensor {
 impl<'a> TensorMut<'a> {
     pub fn shape(&self) -> Shape {
         self.shape
+    }
+
+    /// Bytes of the numbers, without padding.
+    pub fn bytes(&self) -> usize {
+        self.shape.len() * self.dtype().size()
     }
 
     pub fn pitch(&self) -> usize {

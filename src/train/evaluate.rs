@@ -15,7 +15,7 @@ pub fn scores(
     batch_size: usize,
     mut watch: impl FnMut(usize),
 ) -> Result<Vec<f32>> {
-    let model = model.to_device(target.place.device);
+    let model = target.place.host(model);
     let loader = target.in_order(split, model.network.input_channels, batch_size);
     let mut scores = Vec::new();
     let mut done = 0;
@@ -37,7 +37,7 @@ pub fn evaluate(model: &Model, target: Target, split: SplitName, batch_size: usi
 /// and without augmentation: what a blend needs, whose layers see what no source's layers saw.
 pub fn reestimate_statistics(model: &mut Model, target: Target, batch_size: usize) -> Result<()> {
     let home = model.device();
-    *model = model.to_device(target.place.device);
+    *model = target.place.host(model);
     model.reset_statistics();
     let network = model.network.clone();
     let loader = target.in_order(SplitName::Train, network.input_channels, batch_size);
@@ -45,7 +45,7 @@ pub fn reestimate_statistics(model: &mut Model, target: Target, batch_size: usiz
         let (trunk, head) = (Var::constant(model.trunk.clone()), Var::constant(model.head.clone()));
         let output = network.forward(&mut Tape::new(), &trunk, &head, &model.statistics, x, Mode::Training);
         drop((trunk, head));
-        model.update_statistics(&output.statistics, None, None);
+        model.update_statistics(&output.statistics.expect("made in training mode"), None, None);
     }
     *model = model.to_device(home);
     Ok(target.place.device.check()?)

@@ -227,7 +227,7 @@ pub fn train_resumable(
         (done, history, best, control) = (before.steps, before.history, before.best, before.control);
     }
     // Its own buffers: a transferred trunk is still the source's.
-    *model = model.copy().to_device(target.place.device);
+    *model = target.place.host(&model.copy());
     let trunks = subject.move_to(target.place.device);
     let mut recorder = Recorder::new(target.place, optimizers, loss, control);
     for epoch in history.len()..options.epochs {

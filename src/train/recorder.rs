@@ -1,8 +1,9 @@
 //! Runs the steps of a training run where it takes place.
 //!
-//! On the CPU a step is run and its loss is known. On a GPU the second step of each batch size is recorded as a graph, and
-//! every further one is a replay: small uploads (images, how each is flipped and shifted, labels, the learning rate's factor)
-//! and one launch. The host looks at the losses only every so often, and never waits in between.
+//! On the CPU a step is run and its loss is known. On a GPU the first step of each batch size is launched kernel by kernel and
+//! traced, which gives the plan of its memory; the second is recorded as a graph, and every further one is a replay: small
+//! uploads (images, how each is flipped and shifted, labels, the learning rate's factor) and one launch. The host looks at
+//! the losses only every so often, and never waits in between.
 
 use std::collections::HashMap;
 
@@ -12,7 +13,7 @@ use super::step::step;
 use super::{Optimizers, Subject};
 use crate::data::{Batch, Loader, RawBatch};
 use crate::error::Result;
-use crate::gpu::{Address, Graph, Handle};
+use crate::gpu::{Address, Cost, Graph, Handle, Plan};
 use crate::nn::Model;
 use crate::ops::control::{Control, LOSSES, Values};
 use crate::ops::images::Images;
@@ -43,14 +44,14 @@ struct OnGpu {
     /// Steps run, and steps whose losses have been asked for.
     run: usize,
     seen: usize,
-    /// Launches of one step.
-    launches: u64,
 }
 
 /// A batch's place on the device, and the step that runs on it.
 struct Recorded {
     images: Images,
     labels: Integers<u32>,
+    /// Where the step's own memory lies in a graph.
+    plan: Plan,
     graph: Option<Graph>,
     /// Where everything lies that the graph reads and writes beside its own memory.
     addresses: Vec<Address>,
@@ -75,13 +76,14 @@ impl Recorder {
         let on_gpu = match place.device {
             Device::Cpu => None,
             Device::Gpu(gpu) => {
+                gpu.compile_ahead(place.precision);
                 let is_scaled = place.precision == DType::F16;
                 let fresh = Control::new(gpu, optimizers.steps(), BETAS[0], BETAS[1], is_scaled);
                 let run = control.map_or(0, |values| values.steps as usize);
                 if let Some(values) = control {
                     fresh.set(&values);
                 }
-                Some(OnGpu { gpu, control: fresh, batches: HashMap::new(), run, seen: run, launches: 0 })
+                Some(OnGpu { gpu, control: fresh, batches: HashMap::new(), run, seen: run })
             }
         };
         Recorder { place, optimizers, loss, losses: Vec::new(), on_gpu, uses_graphs: true, described: false }
@@ -150,7 +152,7 @@ impl Recorder {
         factor: f64,
     ) -> Result<()> {
         let Recorder { place, optimizers, loss, on_gpu, uses_graphs, .. } = self;
-        let OnGpu { gpu, control, batches, run, launches, .. } = on_gpu.as_mut().expect("made for a GPU");
+        let OnGpu { gpu, control, batches, run, .. } = on_gpu.as_mut().expect("made for a GPU");
         *run += 1;
         control.set_factor(factor);
         let known = batches.get_mut(&batch.labels.len());
@@ -160,10 +162,9 @@ impl Recorder {
         };
         let Some(recorded) = known else {
             let labels = Integers::from_vec(batch.labels.clone()).to_device(place.device);
-            let mut recorded = Recorded { images: place.upload(batch), labels, graph: None, addresses: Vec::new() };
-            let before = gpu.launches();
-            launch(&recorded, model, subject, optimizers);
-            *launches = gpu.launches() - before;
+            let images = place.upload(batch);
+            let mut recorded = Recorded { images, labels, plan: Plan::default(), graph: None, addresses: Vec::new() };
+            recorded.plan = gpu.trace(|| launch(&recorded, model, subject, optimizers)).plan;
             recorded.addresses = addresses(model, subject, optimizers);
             batches.insert(batch.labels.len(), recorded);
             return Ok(gpu.check()?);
@@ -181,16 +182,18 @@ impl Recorder {
         if recorded.addresses != now {
             // Not recorded at once: tables that hold addresses are uploaded when they are first needed.
             recorded.graph = None;
-            launch(recorded, model, subject, optimizers);
+            recorded.plan = gpu.trace(|| launch(recorded, model, subject, optimizers)).plan;
             recorded.addresses = addresses(model, subject, optimizers);
             return Ok(gpu.check()?);
         }
+        // Where a larger batch has come since, this one moves to its arena.
+        recorded.graph.take_if(|graph| graph.is_outgrown());
         if let Some(graph) = &recorded.graph {
             graph.replay();
             // What the recorded step counted on the host.
             model.batches_tracked.iter_mut().for_each(|count| *count += 1);
         } else {
-            let graph = gpu.capture(|| launch(recorded, model, subject, optimizers))?;
+            let graph = gpu.capture_planned(&recorded.plan, || launch(recorded, model, subject, optimizers))?;
             graph.replay();
             recorded.graph = Some(graph);
         }
@@ -214,16 +217,26 @@ impl Recorder {
 
     /// What a step is made of, once.
     pub fn describe(&mut self) -> Option<String> {
-        let OnGpu { gpu, batches, launches, .. } = self.on_gpu.as_ref()?;
+        let OnGpu { gpu, batches, .. } = self.on_gpu.as_ref()?;
+        // The largest batch says most.
+        let recorded =
+            batches.iter().filter_map(|(images, recorded)| Some((images, recorded, recorded.graph.as_ref()?)));
+        let (images, recorded, graph) = recorded.max_by_key(|(images, ..)| **images)?;
         if std::mem::replace(&mut self.described, true) {
             return None;
         }
-        let recorded = batches.values().filter(|recorded| recorded.graph.is_some()).count();
-        let (allocations, peak) = (gpu.allocations(), gpu.peak_memory() as f64 / 1e6);
+        let bytes = graph.work().iter().map(|work| work.cost).sum::<Cost>().bytes();
+        let megabytes = |bytes: usize| bytes as f64 / 1e6;
         Some(format!(
-            "a step is {launches} launches ({recorded} of {} batch sizes recorded as a graph); \
-             {allocations} allocations, {peak:.0} MB of device memory",
-            batches.len()
+            "a step of {images} images is one graph of {} launches, which move {:.0} MB; it needs {:.1} MB of memory at a \
+             time, planned in {:.1} MB ({} buffers did not fit the plan); {:.0} MB of device memory, {:.0} MB at most",
+            graph.launches(),
+            bytes as f64 / 1e6,
+            megabytes(recorded.plan.peak_live()),
+            megabytes(recorded.plan.arena()),
+            gpu.misfits(),
+            megabytes(gpu.held_memory()),
+            megabytes(gpu.peak_memory()),
         ))
     }
 }

@@ -170,7 +170,8 @@ pub fn step(
         None if !value.data::<f32>()[0].is_finite() => return value,
         None => {}
     }
-    model.update_statistics(&output.statistics, Some(MOMENTUM), control.map(Control::gate));
+    let of_batch = output.statistics.expect("made in training mode");
+    model.update_statistics(&of_batch, Some(MOMENTUM), control.map(Control::gate));
     if let Some(gradient) = of_head {
         optimizers.head.update(&mut model.head, &gradient, factor, control);
     }

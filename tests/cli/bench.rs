@@ -35,6 +35,10 @@ fn check(result: &Value, kind: &str, rows: usize, device: &str) {
     for limit in ["read", "triad", "copy", "multiply"] {
         assert!(result["limits"][limit].as_f64().unwrap() > 0.0, "{limit}: {result:#}");
     }
+    for limit in ["multiply_bf16", "multiply_f16", "multiply_tf32"] {
+        let on_tensor_cores = result["limits"][limit].as_f64();
+        assert_eq!(on_tensor_cores.is_some_and(|rate| rate > 0.0), device == "emulator", "{limit}: {result:#}");
+    }
     assert_eq!(result["rows"].as_array().unwrap().len(), rows, "{result:#}");
     result["rows"].as_array().unwrap().iter().for_each(check_row);
 }
@@ -52,7 +56,11 @@ fn as_json_on_the_cpu() {
                 (&"layer2.0.downsample.0".into(), &"wgrad".into(), &1.into(), &"2×8×8×16 → 32, 1×1 / 2".into())
             ),
             "step" => {
-                assert!(last["step"]["launches"].is_null() && last["step"]["peak_bytes"].is_null());
+                for unknown in
+                    ["launches", "bytes", "bytes_seconds", "arena_bytes", "live_bytes", "peak_bytes", "kernels"]
+                {
+                    assert!(last["step"][unknown].is_null(), "{unknown}: {last:#}");
+                }
                 let share = last["step"]["merging_share"].as_f64().unwrap();
                 assert!(share > 0.0 && share < 1.0, "{share}");
                 let images = last["step"]["images_per_second"].as_f64().unwrap();
@@ -61,6 +69,27 @@ fn as_json_on_the_cpu() {
             _ => assert_eq!((&last["sources"], &last["what"]), (&3.into(), &"dalpha".into())),
         }
     }
+}
+
+/// What is known of a step on a GPU.
+#[cfg(feature = "emulator")]
+#[track_caller]
+fn check_step(step: &Value) {
+    let number = |name: &str| step[name].as_u64().unwrap_or_else(|| panic!("{name}: {step:#}"));
+    assert!(number("launches") > 50, "{step:#}");
+    let (live, arena) = (number("live_bytes"), number("arena_bytes"));
+    assert!(0 < live && live <= arena && arena < live + live / 10, "{step:#}");
+    // Besides, parameters and their like.
+    assert!(arena < number("peak_bytes") && arena < number("first_peak_bytes"), "{step:#}");
+    let kernels = step["kernels"].as_array().unwrap();
+    let sum = |name: &str| kernels.iter().map(|kernel| kernel[name].as_u64().unwrap()).sum::<u64>();
+    assert_eq!(number("bytes"), sum("read") + sum("written"), "{step:#}");
+    // Copies and fills are no launches.
+    let is_kernel = |kernel: &&Value| !["memcpy", "memset"].contains(&kernel["name"].as_str().unwrap());
+    let launches: u64 = kernels.iter().filter(is_kernel).map(|kernel| kernel["launches"].as_u64().unwrap()).sum();
+    assert_eq!(number("launches"), launches);
+    let seconds: f64 = kernels.iter().map(|kernel| kernel["limit_seconds"].as_f64().unwrap()).sum();
+    assert!((step["bytes_seconds"].as_f64().unwrap() / seconds - 1.0).abs() < 1e-9, "{step:#}");
 }
 
 /// The same rows by the kernels, marked as what nobody should quote.
@@ -73,9 +102,12 @@ fn as_json_on_the_emulator() {
         check(&result, kind, rows, "emulator");
         assert_eq!(result["rows"][0]["precision"], precision);
         if kind.starts_with("step") {
-            let figures = &result["rows"][1]["step"];
-            assert!(figures["launches"].as_u64() > Some(50) && figures["peak_bytes"].as_u64() > Some(100_000));
+            result["rows"].as_array().unwrap().iter().for_each(|row| check_step(&row["step"]));
         }
+    }
+    let stdout = folder.done(&format!("bench {} --device emulator --rounds 1 --launches", KINDS[2].0));
+    for says in ["  moves  ", "  arena  ", "/training/f32, one step:", "adamw_f32  "] {
+        assert!(stdout.contains(says), "no '{says}' in\n{stdout}");
     }
     let stdout = folder.done("bench merge --device emulator --sources 2");
     assert!(stdout.contains("EMULATED") && stdout.contains("  emulated  ") && !stdout.contains("median"), "{stdout}");

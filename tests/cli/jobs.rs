@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::{Folder, floats};
+use crate::support::{Folder, assert_refused, case, floats};
 
 const TWO: &str = "--models texture.safetensors shape.safetensors";
 const SHORT: &str = "--epochs 1 --batch-size 16";
@@ -191,6 +191,61 @@ fn the_size_of_a_batch_changes_scores_by_rounding_alone() {
     }
 }
 
+/// Joined into stages or not: the same numbers in f32, whatever runs.
+#[test]
+fn without_fusion_the_same_bytes() {
+    let folder = Folder::with_sources();
+    let both = |command: &str| {
+        let [fused, apart] = ["", "--no-fusion"].map(|flag| {
+            let out = format!("out{}", flag.len());
+            let stdout = folder.done(&command.replace("OUT", &out).replace("FLAG", flag)).replace(&out, "OUT");
+            (stdout, folder.path(&out).exists().then(|| folder.bytes(&out)))
+        });
+        assert!(fused == apart, "{command}: {} and {}", fused.0, apart.0);
+    };
+    both(&format!("train --from texture.safetensors --data data/target.npz {SHORT} --out OUT FLAG"));
+    both(&format!(
+        "learn FLAG {TWO} --data data/target.npz {SHORT} --anchor 1 --out OUT --weights OUT.weights --force"
+    ));
+    both("predict FLAG --model texture.safetensors --data data/texture.npz --logits --out OUT --force");
+    both("FLAG eval --model texture.safetensors --data data/texture.npz --json");
+}
+
+#[test]
+fn a_plan_shows_what_runs_as_one() {
+    let folder = Folder::with_sources();
+    let of_file = folder.json("inspect --plan texture.safetensors");
+    let of_name = folder.json("inspect resnet8 --plan");
+    assert_eq!(of_file["stages"], of_name["stages"]);
+    let layers = |plan: &Value| -> Vec<Vec<String>> {
+        let name = |name: &Value| name.as_str().unwrap().to_string();
+        let of_stage = |stage: &Value| stage["layers"].as_array().unwrap().iter().map(name).collect();
+        plan["stages"].as_array().unwrap().iter().map(of_stage).collect()
+    };
+    let (joined, apart) = (layers(&of_name), layers(&folder.json("inspect resnet8 --plan --no-fusion")));
+    assert!(joined.contains(&["layer1.0.bn2", "layer1.0.add", "layer1.0.relu"].map(String::from).to_vec()));
+    assert!(apart.iter().all(|stage| stage.len() == 1) && apart.len() == 30);
+    let sorted = |stages: Vec<Vec<String>>| {
+        let mut names = stages.concat();
+        names.sort();
+        names
+    };
+    assert_eq!(sorted(joined), sorted(apart));
+
+    let text = folder.done("inspect --plan resnet18");
+    assert!(text.starts_with("resnet18: 43 stages of 68 layers\n"), "{text}");
+    assert!(text.contains("bn1 + relu ") && text.contains("batch norm, sum, ReLU"), "{text}");
+    assert!(folder.done("inspect --plan densenet121").contains("concatenation"));
+    assert_refused(
+        &folder,
+        &[
+            case("name", "inspect --plan resnet17", &["unknown network 'resnet17'", "did you mean 'resnet1"]),
+            case("file", "inspect --plan none.safetensors", &["cannot read none.safetensors"]),
+            case("data", "inspect --plan data/target.npz", &["target.npz"]),
+        ],
+    );
+}
+
 #[test]
 fn help_explains_every_argument() {
     let folder = Folder::new();
@@ -308,6 +363,10 @@ mod emulator {
         let folder = sources();
         let run =
             folder.run(&format!("train --from texture.safetensors {TARGET} --epochs 1 --out o -v --device emulator"));
-        assert!(run.stderr.contains("a step is ") && run.stderr.contains(" launches (1 of 1"), "{}", run.stderr);
+        assert!(
+            run.stderr.contains(" is one graph of ") && run.stderr.contains(" (0 buffers did not fit the plan)"),
+            "{}",
+            run.stderr
+        );
     }
 }

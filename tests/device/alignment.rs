@@ -1,6 +1,7 @@
 //! Operands that begin anywhere. Those of a network begin at multiples of 16 bytes, so that nothing else here takes what
 //! kernels do without.
 
+use medmerge::ops::batch_norm::PerChannel;
 use medmerge::ops::merge::{Choice, Segment, Table};
 use medmerge::ops::pool::Pool;
 use medmerge::ops::{batch_norm, concat, conv2d, linear, merge, pointwise, pool};
@@ -61,13 +62,13 @@ fn convolution() {
 #[test]
 fn batch_normalisation() {
     let (x, c): (Shape, Shape) = ([3, 4, 5, 8].into(), [8].into());
-    is_the_same(SINGLE, &[x, c, c, c, c], x, |inputs, y| {
-        let [x, mean, rstd, gamma, beta] = inputs else { unreachable!() };
-        batch_norm::normalize(x, mean, rstd, gamma, beta, y);
+    is_the_same(SINGLE, &[x, c, c, c, c, x], x, |inputs, out| {
+        let [x, mean, rstd, gamma, beta, residual] = inputs else { unreachable!() };
+        batch_norm::normalize(x, PerChannel { mean, rstd, gamma, beta }, Some(residual), true, out);
     });
-    is_the_same(SINGLE, &[x, x, c, c, c, c, c], x, |inputs, dy| {
-        let [_, x, mean, rstd, gamma, dgamma, dbeta] = inputs else { unreachable!() };
-        batch_norm::input_gradient(dy, x, mean, rstd, gamma, dgamma, dbeta, false);
+    is_the_same(SINGLE, &[x, x, c, c, c, c, [2, 8].into()], x, |inputs, dx| {
+        let [dy, x, mean, rstd, gamma, beta, means] = inputs else { unreachable!() };
+        batch_norm::input_gradient(Some(dy), dx, x, PerChannel { mean, rstd, gamma, beta }, true, Some(means));
     });
 }
 

@@ -4,7 +4,7 @@ use medmerge::data::{Augmentation, Normalisation, SplitName};
 use medmerge::error::Error;
 use medmerge::gpu::Handle;
 use medmerge::nn::Model;
-use medmerge::tensor::{DType, Device};
+use medmerge::tensor::Device;
 use medmerge::train::{
     EpochRecord, Place, Silent, Subject, Target, TrainOptions, evaluate, reestimate_statistics, scores, train,
 };
@@ -53,7 +53,7 @@ fn compare(ours: &[f32], expected: &[f32], tolerance: f64, what: &str, gpu: Hand
 fn training_agrees_with_the_cpu() {
     let expected = job(Place::default());
     for gpu in devices() {
-        let ours = job(Place { device: Device::Gpu(gpu), precision: DType::F32 });
+        let ours = job(Place { device: Device::Gpu(gpu), ..Place::default() });
         for (ours, expected) in ours.history.iter().zip(&expected.history) {
             assert!((ours.train_loss - expected.train_loss).abs() < 1e-3 * expected.train_loss);
             // Of nine images, one may change sides where rounding differs.
@@ -69,7 +69,7 @@ fn training_agrees_with_the_cpu() {
 fn a_run_that_diverges_says_so() {
     for gpu in devices() {
         let data = dataset();
-        let place = Place { device: Device::Gpu(gpu), precision: DType::F32 };
+        let place = Place { device: Device::Gpu(gpu), ..Place::default() };
         let target = Target { data: &data, normalisation: &Normalisation::default(), place };
         let options = TrainOptions { learning_rate: 1e30, ..options() };
         let mut model = Model::initialized(small_network(), 3);

@@ -3,9 +3,11 @@
 //!
 //! Runs on the emulator, and on the GPU that `MEDMERGE_REQUIRE_DEVICE` names.
 
+mod account;
 mod alignment;
 mod control;
 mod convert;
+mod fusion;
 mod images;
 mod jobs;
 mod merge;

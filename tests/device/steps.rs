@@ -97,6 +97,8 @@ struct Run {
     place: Place,
     graphs: bool,
     epochs: usize,
+    /// Images of a batch in the first epoch; later 6.
+    first_batch_size: usize,
     learning_rate: f64,
     /// Continues from here.
     control: Option<Values>,
@@ -115,7 +117,7 @@ enum Moved {
 
 impl Run {
     fn on(place: Place) -> Run {
-        Run { place, graphs: true, epochs: 3, learning_rate: 1e-2, control: None, moves: None }
+        Run { place, graphs: true, epochs: 3, first_batch_size: 6, learning_rate: 1e-2, control: None, moves: None }
     }
 
     /// Epochs of three batches of six images and one of four.
@@ -125,15 +127,16 @@ impl Run {
 
     fn go_with(&self, what: What, mut after_step: impl FnMut(usize)) -> (Outcome, Recorder) {
         let images = split(22, 5);
-        let options = LoaderOptions {
+        let options = |batch_size| LoaderOptions {
             network_channels: 1,
             normalisation: Normalisation::default(),
-            batch_size: 6,
+            batch_size,
             shuffle: true,
             augmentation: Some(Augmentation { flip: true, shift: 1 }),
             seed: 1,
         };
-        let loader = Loader::new(&images, 8, 8, 1, options);
+        let [first_loader, later_loader] =
+            [self.first_batch_size, 6].map(|batch_size| Loader::new(&images, 8, 8, 1, options(batch_size)));
         let start = model(1);
         let mut subject = what.subject(&start);
         let optimizer = if let What::Everything(kind) = what { kind } else { OptimizerKind::AdamW };
@@ -152,8 +155,9 @@ impl Run {
         }
         let (mut losses, mut steps, mut places_left) = (Vec::new(), 0, Vec::new());
         for epoch in 0..self.epochs {
-            let mut feed = recorder.feed(&loader, epoch);
-            while recorder.step(&mut model, &mut subject, &loader, &mut feed, 1.0 / (1 + steps) as f64).unwrap() {
+            let loader = if epoch == 0 { &first_loader } else { &later_loader };
+            let mut feed = recorder.feed(loader, epoch);
+            while recorder.step(&mut model, &mut subject, loader, &mut feed, 1.0 / (1 + steps) as f64).unwrap() {
                 steps += 1;
                 after_step(steps);
                 if steps % 4 == 0
@@ -191,7 +195,7 @@ impl Moved {
 }
 
 fn place(gpu: Handle, precision: DType) -> Place {
-    Place { device: Device::Gpu(gpu), precision }
+    Place { device: Device::Gpu(gpu), precision, ..Place::default() }
 }
 
 fn doubles(values: &[f32]) -> Vec<f64> {
@@ -241,6 +245,22 @@ fn a_replayed_graph_gives_the_bits_of_launches() {
                 assert_eq!(recorded.go(what).bits(), direct.go(what).bits(), "{what:?} in {precision} on {gpu}");
             }
         }
+        // In graphs all of a step's memory lay where it was planned, else on shelves.
+        assert_eq!(gpu.misfits(), 0, "on {gpu}");
+    }
+}
+
+/// A batch that is larger than those before needs a larger arena, into which they move when they come again.
+#[test]
+fn batches_that_grow_share_one_arena() {
+    for gpu in devices() {
+        // Batches of 4 and 2, from the seventh step on of 6, 6, 6, 4.
+        let grows = |graphs| Run { first_batch_size: 4, graphs, ..Run::on(place(gpu, DType::BF16)) };
+        let mut held = Vec::new();
+        let recorded = grows(true).go_with(ALL[3], |_| held.push(gpu.held_memory())).0.bits();
+        assert!(held[9] < held[8], "the smaller arena stays: {held:?} on {gpu}");
+        assert_eq!(recorded, grows(false).go(ALL[3]).bits(), "on {gpu}");
+        assert_eq!(gpu.misfits(), 0, "on {gpu}");
     }
 }
 

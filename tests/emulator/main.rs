@@ -299,6 +299,77 @@ fn a_graph_keeps_memory_that_is_dropped_meanwhile() {
     assert!(again.iter().any(|copy| copy.address() == address), "the graph's memory is everybody's again");
 }
 
+/// A trace of work gives the plan of its memory, and what it launched.
+#[test]
+fn a_planned_graph_replays_what_was_traced() {
+    let gpu = emulator(0);
+    let x = Tensor::from_vec((0..64).map(|i| i as f32).collect(), [64]).to_device(Device::Gpu(gpu));
+    let mut out = Tensor::zeros([64], DType::F32, Device::Gpu(gpu));
+    let mut kept = Vec::new();
+    let mut work = |kept: &mut Vec<Tensor>| {
+        let mut copy = x.copy();
+        if kept.is_empty() {
+            // As a table: made at the first call, and there from then on.
+            kept.push(x.copy());
+        }
+        medmerge::ops::pointwise::add_assign(copy.view_mut(), &x);
+        let second = copy.copy();
+        drop(copy);
+        let third = second.copy();
+        out.view_mut().copy_from(&third);
+    };
+    let trace = gpu.trace(|| work(&mut kept));
+    assert_eq!((trace.plan.len(), trace.plan.peak_live(), trace.plan.arena()), (3, 512, 512));
+    let names: Vec<String> = trace.work.iter().map(|work| work.of.name()).collect();
+    assert_eq!(names, ["memcpy", "memcpy", "add_f32", "memcpy", "memcpy", "memcpy"]);
+    let graph = gpu.capture_planned(&trace.plan, || work(&mut kept)).unwrap();
+    assert_eq!((graph.work().len(), gpu.misfits()), (5, 0));
+    let held = gpu.held_memory();
+    let again = gpu.capture_planned(&trace.plan, || work(&mut kept)).unwrap();
+    assert_eq!(gpu.held_memory(), held, "both graphs lie in one arena");
+    for graph in [&graph, &again] {
+        out.view_mut().fill(0.0);
+        graph.replay();
+        assert_eq!(out.to_vec::<f32>(), (0..64).map(|i| 2.0 * i as f32).collect::<Vec<_>>());
+    }
+    gpu.check().unwrap();
+}
+
+#[test]
+fn a_panic_while_a_graph_is_captured_leaves_the_device_as_it_was() {
+    let gpu = emulator(0);
+    let x = Tensor::from_vec(vec![1f32; 64], [64]).to_device(Device::Gpu(gpu));
+    let trace = gpu.trace(|| drop(x.copy()));
+    let launches = gpu.launches();
+    for planned in [false, true] {
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let work = || {
+                let mut copy = x.copy();
+                medmerge::ops::pointwise::add_assign(copy.view_mut(), &x);
+                panic!("on purpose");
+            };
+            if planned { gpu.capture_planned(&trace.plan, work) } else { gpu.capture(work) }.map(drop)
+        }));
+        assert!(panicked.is_err());
+        // Nothing is being recorded: what waits and downloads works, and what is launched runs.
+        gpu.synchronize().unwrap();
+        assert_eq!((x.copy().to_vec::<f32>(), gpu.launches()), (vec![1.0; 64], launches));
+    }
+    let graph = gpu.capture_planned(&trace.plan, || drop(x.copy())).unwrap();
+    graph.replay();
+    gpu.check().unwrap();
+}
+
+#[test]
+#[should_panic(expected = "outlive")]
+fn a_planned_buffer_cannot_outlive_its_graph() {
+    let gpu = emulator(0);
+    let x = Tensor::from_vec(vec![1f32; 64], [64]).to_device(Device::Gpu(gpu));
+    let trace = gpu.trace(|| drop(x.copy()));
+    let mut kept = None;
+    let _graph = gpu.capture_planned(&trace.plan, || kept = Some(x.copy()));
+}
+
 #[test]
 fn nothing_is_uploaded_while_a_graph_is_captured() {
     let gpu = emulator(0);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Method, Plan};
 use medmerge::nn::{Architecture, Kind, Mode, Model, Network};
+use medmerge::ops::batch_norm::{Source, Then};
 use medmerge::ops::cases;
 use medmerge::ops::conv2d::Conv2d;
 use medmerge::ops::merge::constraint::{Mean, Parametrization};
@@ -76,20 +77,33 @@ fn conv2d() -> impl Iterator<Item = Graph> {
     })
 }
 
+/// A batch norm of x by γ and β, with the sum of a residual where there is a fourth leaf.
+pub fn normalized(tape: &mut Tape, leaves: &[Var], mode: Mode, relu: bool) -> Var {
+    let [x, gamma, beta, residual @ ..] = leaves else { panic!("three or four leaves") };
+    let source = match mode {
+        Mode::Training => Source::Batch { epsilon: 1e-2, running: None },
+        Mode::Inference => {
+            let (dtype, c) = (x.value().dtype(), x.shape().channels());
+            let [mean, rstd] = [random([c], 4), scaled(random([c], 5), 0.5, 1.0)].map(|t| t.cast(dtype));
+            Source::Given { mean, rstd }
+        }
+    };
+    tape.batch_norm(x, gamma, beta, source, Then { residual: residual.first().cloned(), relu })
+}
+
 fn batch_norm() -> impl Iterator<Item = Graph> {
-    [[3, 2, 3, 5], [2, 1, 1, 3], [4, 3, 2, 1]].into_iter().flat_map(|shape: [usize; 4]| {
-        let c = shape[3];
-        let leaves = || [random(shape, 1), scaled(random([c], 2), 0.5, 1.0), random([c], 3)];
-        let training = move |tape: &mut Tape, l: &[Var]| tape.batch_norm_training(&l[0], &l[1], &l[2], 1e-2).0;
-        let inference = move |tape: &mut Tape, l: &[Var]| {
-            let dtype = l[0].value().dtype();
-            let [mean, variance] = [random([c], 4), scaled(random([c], 5), 0.5, 1.0)].map(|t| t.cast(dtype));
-            tape.batch_norm_inference(&l[0], &l[1], &l[2], &mean, &variance, 1e-5)
-        };
-        [
-            Graph::new(format!("batch norm in training, {shape:?}"), leaves(), training),
-            Graph::new(format!("batch norm in inference, {shape:?}"), leaves(), inference),
-        ]
+    let shapes: [[usize; 4]; 3] = [[3, 2, 3, 5], [2, 1, 1, 3], [4, 3, 2, 1]];
+    let forms = [Mode::Training, Mode::Inference].into_iter().flat_map(|mode| {
+        [(false, false), (false, true), (true, false), (true, true)].map(|(residual, relu)| (mode, residual, relu))
+    });
+    forms.flat_map(move |(mode, residual, relu)| {
+        shapes.map(|shape| {
+            let c = shape[3];
+            let leaves = [random(shape, 1), scaled(random([c], 2), 0.5, 1.0), random([c], 3), random(shape, 6)];
+            let leaves = leaves.into_iter().take(if residual { 4 } else { 3 });
+            let name = format!("batch norm, {mode:?}, {shape:?}, residual: {residual}, ReLU: {relu}");
+            Graph::new(name, leaves, move |tape, l| normalized(tape, l, mode, relu))
+        })
     })
 }
 
@@ -188,7 +202,8 @@ fn merged_filters() -> Graph {
         let once = tape.window(&trunk, 144, [3, 1, 1, 4], 4);
         let [gamma, beta] = [156, 160].map(|offset| tape.window(&trunk, offset, [4], 1));
         let y = tape.conv2d(Conv2d::new(1, 1), &l[0], &twice);
-        let y = tape.batch_norm_inference(&y, &gamma, &beta, &random([4], 4).cast(dtype), &ones(4, dtype), 1e-5);
+        let given = Source::Given { mean: random([4], 4).cast(dtype), rstd: random([4], 5).cast(dtype) };
+        let y = tape.batch_norm(&y, &gamma, &beta, given, Then::default());
         let y = tape.conv2d(Conv2d::new(1, 1), &y, &twice);
         let y = tape.conv2d(Conv2d::new(1, 0), &y, &once);
         // Pooled like an image: of a single channel for each of the filters' own.
@@ -197,10 +212,6 @@ fn merged_filters() -> Graph {
         let two = tape.add(first, second);
         tape.add(two, third)
     })
-}
-
-fn ones(count: usize, dtype: DType) -> Tensor {
-    Tensor::from_vec(vec![1.0; count], [count]).cast(dtype)
 }
 
 const CONSTRAINTS: [Constraint; 4] = [Constraint::Affine, Constraint::Clamp, Constraint::Simplex, Constraint::Free];

@@ -7,7 +7,7 @@ use medmerge::tape::{Tape, Var};
 use medmerge::tensor::{DType, Device, Integers, Tensor};
 
 use crate::gradients::dot;
-use crate::graphs::{model, random};
+use crate::graphs::{model, normalized, random};
 
 const CONV: Conv2d = Conv2d::new(1, 1);
 
@@ -80,32 +80,114 @@ fn with_the_head_alone_nothing_upstream_is_kept() {
     }
 }
 
-/// Whether the gradients of a batch norm's three operands depend on which of them are asked for.
+/// Whether the gradients of a batch norm's four operands depend on which of them are asked for.
 #[test]
 fn a_batch_norm_computes_the_gradients_asked_for() {
-    let values = [image(), random([3], 2), random([3], 3)];
-    let run = |asked: [bool; 3], training: bool| -> Vec<Option<Vec<f64>>> {
+    let values = [image(), random([3], 2), random([3], 3), random([2, 4, 4, 3], 4)];
+    let run = |asked: [bool; 4], mode: Mode, relu: bool, residual: bool| -> Vec<Option<Vec<f64>>> {
         let mut tape = Tape::new();
-        let operands = values.iter().zip(asked);
+        let operands = values.iter().zip(asked).take(if residual { 4 } else { 3 });
         let vars: Vec<Var> =
             operands.map(|(v, asked)| if asked { tape.leaf(v.clone()) } else { Var::constant(v.clone()) }).collect();
-        let y = if training {
-            tape.batch_norm_training(&vars[0], &vars[1], &vars[2], 1e-5).0
-        } else {
-            let running = Tensor::from_vec(vec![0.5; 3], [3]);
-            tape.batch_norm_inference(&vars[0], &vars[1], &vars[2], &running, &running, 1e-5)
-        };
+        let y = normalized(&mut tape, &vars, mode, relu);
         let loss = dot(&mut tape, &y);
         let mut gradients = tape.backward(loss);
         vars.iter().map(|var| gradients.take(var).map(|gradient| gradient.to_f64())).collect()
     };
-    for training in [false, true] {
-        let all = run([true; 3], training);
-        for bits in 0..8 {
-            let asked = [0, 1, 2].map(|i| bits >> i & 1 == 1);
-            for ((alone, together), asked) in run(asked, training).into_iter().zip(&all).zip(asked) {
-                assert_eq!(alone.as_ref(), together.as_ref().filter(|_| asked), "{bits:b}, training {training}");
+    for bits in 0..16 {
+        let (mode, asked) = ([Mode::Training, Mode::Inference], [0, 1, 2, 3].map(|i| bits >> i & 1 == 1));
+        for (form, mode) in (0..4).flat_map(|form| mode.map(|mode| (form, mode))) {
+            let (relu, residual) = (form & 1 == 1, form & 2 == 2);
+            let all = run([true; 4], mode, relu, residual);
+            for ((alone, together), asked) in run(asked, mode, relu, residual).into_iter().zip(&all).zip(asked) {
+                assert_eq!(
+                    alone.as_ref(),
+                    together.as_ref().filter(|_| asked),
+                    "{bits:b}, {mode:?}, {relu}, {residual}"
+                );
             }
+        }
+    }
+}
+
+/// A batch norm with what follows it has the bits of the layers one by one, in its value and in every gradient, also where
+/// somebody else reads its input or its residual.
+#[test]
+fn a_fused_batch_norm_is_its_layers() {
+    let leaves = |dtype: DType| {
+        let x = [random([5, 6, 7, 12], 1), random([12], 2), random([12], 3), random([5, 6, 7, 12], 4)];
+        x.map(|leaf| leaf.cast(dtype))
+    };
+    let run = |dtype: DType, mode: Mode, [residual, relu, shared]: [bool; 3], fused: bool| -> Vec<Vec<f64>> {
+        let mut tape = Tape::new();
+        let vars = leaves(dtype).map(|leaf| tape.leaf(leaf));
+        let operands = if residual { &vars[..] } else { &vars[..3] };
+        let mut y = if fused {
+            normalized(&mut tape, operands, mode, relu)
+        } else {
+            let mut y = normalized(&mut tape, &operands[..3], mode, false);
+            if residual {
+                y = tape.add(y, operands[3].clone());
+            }
+            if relu { tape.relu(y) } else { y }
+        };
+        let value = y.value().to_f64();
+        if shared {
+            y = tape.add(y, vars[0].clone());
+            y = tape.add(y, vars[3].clone());
+        }
+        let loss = dot(&mut tape, &y);
+        let mut gradients = tape.backward(loss);
+        let of = |var| gradients.take(var).map(|gradient: Tensor| gradient.to_f64());
+        [value].into_iter().chain(vars.iter().filter_map(of)).collect()
+    };
+    for dtype in [DType::F32, DType::F64] {
+        for mode in [Mode::Training, Mode::Inference] {
+            for bits in 0..8 {
+                let form = [0, 1, 2].map(|i| bits >> i & 1 == 1);
+                let [fused, apart] = [true, false].map(|fused| run(dtype, mode, form, fused));
+                assert!(fused.len() >= 4 && fused.iter().flatten().all(|v| v.is_finite()));
+                assert_eq!(fused, apart, "{dtype}, {mode:?}, {form:?}");
+            }
+        }
+    }
+}
+
+/// γ's and β's gradients are written where they belong in the arena's, whatever order the two have there, and add up
+/// where a batch norm runs twice.
+#[test]
+fn the_gradients_of_a_batch_norm_in_an_arena() {
+    let arena_gradient = |offsets: [usize; 2], uses: usize| {
+        let mut tape = Tape::new();
+        let arena = tape.leaf(random([16], 5));
+        let x = Var::constant(image());
+        let [gamma, beta] = offsets.map(|offset| tape.window(&arena, offset, [3], 1));
+        let mut y = normalized(&mut tape, &[x.clone(), gamma.clone(), beta.clone()], Mode::Training, true);
+        for _ in 1..uses {
+            let again = normalized(&mut tape, &[x.clone(), gamma.clone(), beta.clone()], Mode::Training, true);
+            y = tape.add(y, again);
+        }
+        let loss = dot(&mut tape, &y);
+        tape.backward(loss).take(&arena).unwrap().to_f64()
+    };
+    let of_leaves = |offsets: [usize; 2]| {
+        let mut tape = Tape::new();
+        let of = |offset: usize| random([16], 5).window(offset, [3], 1).copy();
+        let [gamma, beta] = offsets.map(|offset| tape.leaf(of(offset)));
+        let y = normalized(&mut tape, &[Var::constant(image()), gamma.clone(), beta.clone()], Mode::Training, true);
+        let loss = dot(&mut tape, &y);
+        let mut gradients = tape.backward(loss);
+        [gamma, beta].map(|var| gradients.take(&var).unwrap().to_f64())
+    };
+    for offsets in [[4, 8], [9, 2]] {
+        for uses in 1..=2 {
+            let mut expected = vec![0.0; 16];
+            for (offset, gradient) in offsets.into_iter().zip(of_leaves(offsets)) {
+                for (to, from) in expected[offset..].iter_mut().zip(gradient) {
+                    *to = uses as f64 * from;
+                }
+            }
+            assert_eq!(arena_gradient(offsets, uses), expected, "{offsets:?}, {uses} uses");
         }
     }
 }

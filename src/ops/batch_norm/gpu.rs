@@ -1,7 +1,7 @@
 //! Batch normalisation on a GPU: `kernels/batch_norm.cu`.
 
-use super::Statistics;
-use crate::gpu::{Address, Buffer, Gpu, Handle};
+use super::{Cut, Moments, ParameterGradients, PerChannel, Tiles};
+use crate::gpu::{Address, Buffer, Cost, Gpu, Handle};
 use crate::ops::tile::{Division, THREADS, Tile};
 use crate::parameters;
 use crate::tensor::{DType, Tensor, TensorMut};
@@ -11,78 +11,104 @@ parameters! {
 }
 
 parameters! {
-    struct FinishStatistics: 48 bytes {
+    struct FinishStatistics: 72 bytes {
         x: Address,
         partial: Address,
         mean: Address,
-        variance: Address,
+        rstd: Address,
+        batch_mean: Address,
+        batch_variance: Address,
         pixels: u32,
         channels: u32,
         splits: u32,
         span: u32,
+        epsilon: f32,
+        padding: u32,
     }
 }
 
 parameters! {
-    struct GradientSums: 56 bytes { x: Address, dy: Address, mean: Address, partial: Address, tile: Tile }
+    struct GradientSums: 104 bytes {
+        x: Address,
+        dy: Address,
+        out: Address,
+        dz: Address,
+        mean: Address,
+        rstd: Address,
+        gamma: Address,
+        beta: Address,
+        partial: Address,
+        cut: u32,
+        padding: u32,
+        tile: Tile,
+    }
 }
 
 parameters! {
-    struct FinishGradients: 40 bytes {
+    struct FinishGradients: 56 bytes {
         partial: Address,
         rstd: Address,
         dgamma: Address,
         dbeta: Address,
+        means: Address,
+        pixels: u32,
         channels: u32,
         splits: u32,
+        padding: u32,
     }
 }
 
 parameters! {
-    struct Normalize: 72 bytes {
+    struct Normalize: 88 bytes {
         x: Address,
         mean: Address,
         rstd: Address,
         gamma: Address,
         beta: Address,
-        y: Address,
+        residual: Address,
+        out: Address,
+        relu: u32,
+        padding: u32,
         tile: Tile,
     }
 }
 
 parameters! {
-    struct InputGradient: 88 bytes {
+    struct InputGradient: 96 bytes {
         dy: Address,
+        dx: Address,
         x: Address,
         mean: Address,
         rstd: Address,
         gamma: Address,
-        dgamma: Address,
-        dbeta: Address,
-        training: u32,
+        beta: Address,
+        means: Address,
+        cut: u32,
         padding: u32,
         tile: Tile,
     }
 }
 
 parameters! {
-    struct Deviation: 24 bytes { variance: Address, rstd: Address, channels: u32, epsilon: f32 }
+    struct Deviation: 24 bytes { variance: Address, rstd: Address, count: u32, epsilon: f32 }
 }
 
 parameters! {
-    struct Running: 72 bytes {
-        running_mean: Address,
-        running_variance: Address,
-        mean: Address,
-        variance: Address,
+    struct Running: 48 bytes {
+        running: Address,
+        batch: Address,
         gate: Address,
         kept: f64,
-        mean_step: f64,
-        variance_step: f64,
-        channels: u32,
+        step: f64,
+        count: u32,
         padding: u32,
     }
 }
+
+/// Where a gradient passes, as the kernels have it.
+const WHOLE: u32 = 0;
+const BY_INPUT: u32 = 1;
+const BY_OUTPUT: u32 = 2;
 
 /// Channels that one block of the second launch finishes.
 const FINISHED: usize = 8;
@@ -121,6 +147,10 @@ fn per_channel_mut(tensor: &TensorMut) -> Address {
     tensor.address()
 }
 
+fn optional(tensor: Option<&TensorMut>) -> Address {
+    tensor.map_or(Address::NULL, per_channel_mut)
+}
+
 fn matrix(x: &Tensor) -> [usize; 2] {
     [x.shape().pixels(), x.shape().channels()]
 }
@@ -130,134 +160,181 @@ fn workspace(gpu: Handle, tile: &Tile, channels: usize) -> Buffer {
     gpu.allocate(tile.splits() as usize * 2 * channels * size_of::<f32>())
 }
 
+/// Bytes of f32.
+fn floats(count: usize) -> usize {
+    count * size_of::<f32>()
+}
+
 fn blocks(channels: usize, each: usize) -> [u32; 3] {
     [channels.div_ceil(each) as u32, 1, 1]
 }
 
-pub fn statistics(gpu: Handle, x: &Tensor, mean: TensorMut, variance: TensorMut) {
-    statistics_divided(gpu, OF_SUMS, x, mean, variance);
+pub fn statistics(gpu: Handle, x: &Tensor, epsilon: f64, to: Moments) {
+    statistics_divided(gpu, OF_SUMS, x, epsilon, to);
 }
 
-fn statistics_divided(gpu: Handle, division: Division, x: &Tensor, mean: TensorMut, variance: TensorMut) {
+fn statistics_divided(gpu: Handle, division: Division, x: &Tensor, epsilon: f64, to: Moments) {
     let (dtype, [pixels, channels]) = (x.dtype(), matrix(x));
     assert!(pixels > 0, "statistics of no pixel");
+    let bytes = x.bytes();
     let x = activation(x, dtype);
-    let (mean, variance) = (per_channel_mut(&mean), per_channel_mut(&variance));
     let tile = Tile::new([pixels, channels], dtype, &[x], &[], division);
     let workspace = workspace(gpu, &tile, channels);
+    gpu.account(Cost::moving(bytes, workspace.bytes()));
     let partial = workspace.address();
     launch(gpu, "batch_norm_statistics", dtype, tile.grid(dtype), &PartialStatistics { x, partial, tile });
+    let [splits, span] = [tile.splits(), tile.span];
+    finish_statistics(gpu, dtype, x, partial, [pixels as u32, channels as u32, splits, span], epsilon, to);
+}
+
+pub fn statistics_of_tiles(gpu: &Gpu, tiles: &Tiles, epsilon: f64, to: Moments) {
+    let [splits, _, channels] = *tiles.sums.dims() else { panic!("tiles × 2 × C") };
+    let sizes = [tiles.pixels, channels, splits, tiles.span].map(|size| u32::try_from(size).expect("below 2³²"));
+    finish_statistics(gpu, DType::F32, Address::NULL, per_channel(&tiles.sums), sizes, epsilon, to);
+}
+
+/// `x` is what the partial means are relative to the first row of.
+fn finish_statistics(
+    gpu: &Gpu,
+    dtype: DType,
+    x: Address,
+    partial: Address,
+    [pixels, channels, splits, span]: [u32; 4],
+    epsilon: f64,
+    to: Moments,
+) {
+    let [batch_mean, batch_variance] = [0, 1].map(|i| optional(to.running.as_ref().map(|running| &running[i])));
     let finish = FinishStatistics {
         x,
         partial,
-        mean,
-        variance,
-        pixels: pixels as u32,
-        channels: channels as u32,
-        splits: tile.splits(),
-        span: tile.span,
+        mean: per_channel_mut(&to.mean),
+        rstd: per_channel_mut(&to.rstd),
+        batch_mean,
+        batch_variance,
+        pixels,
+        channels,
+        splits,
+        span,
+        epsilon: epsilon as f32,
+        padding: 0,
     };
-    launch(gpu, "batch_norm_statistics_finish", dtype, blocks(channels, FINISHED), &finish);
+    let written = if to.running.is_some() { 4 } else { 2 };
+    gpu.account(Cost::moving(floats((2 * splits * channels) as usize), floats(written * channels as usize)));
+    launch(gpu, "batch_norm_statistics_finish", dtype, blocks(channels as usize, FINISHED), &finish);
 }
 
-pub fn parameter_gradients(
-    gpu: Handle,
-    x: &Tensor,
-    dy: &Tensor,
-    mean: &Tensor,
-    rstd: &Tensor,
-    dgamma: TensorMut,
-    dbeta: TensorMut,
-) {
-    parameter_gradients_divided(gpu, OF_SUMS, x, dy, [mean, rstd], dgamma, dbeta);
-}
-
-fn parameter_gradients_divided(
-    gpu: Handle,
-    division: Division,
-    x: &Tensor,
-    dy: &Tensor,
-    [mean, rstd]: [&Tensor; 2],
-    dgamma: TensorMut,
-    dbeta: TensorMut,
-) {
-    let (dtype, [pixels, channels]) = (x.dtype(), matrix(x));
-    let (x, dy) = (activation(x, dtype), activation(dy, dtype));
-    let (mean, rstd) = (per_channel(mean), per_channel(rstd));
-    let (dgamma, dbeta) = (per_channel_mut(&dgamma), per_channel_mut(&dbeta));
-    let tile = Tile::new([pixels, channels], dtype, &[x, dy], &[mean], division);
-    let workspace = workspace(gpu, &tile, channels);
-    let partial = workspace.address();
-    launch(gpu, "batch_norm_gradients", dtype, tile.grid(dtype), &GradientSums { x, dy, mean, partial, tile });
-    let finish = FinishGradients { partial, rstd, dgamma, dbeta, channels: channels as u32, splits: tile.splits() };
-    launch(gpu, "batch_norm_gradients_finish", dtype, blocks(channels, FINISHED), &finish);
-}
-
-pub fn normalize(gpu: &Gpu, x: &Tensor, mean: &Tensor, rstd: &Tensor, gamma: &Tensor, beta: &Tensor, y: TensorMut) {
+pub fn normalize(gpu: &Gpu, x: &Tensor, by: PerChannel, residual: Option<&Tensor>, relu: bool, out: TensorMut) {
     let (dtype, matrix) = (x.dtype(), matrix(x));
-    let (x, y) = (activation(x, dtype), activation_mut(&y, dtype));
-    let [mean, rstd, gamma, beta] = [mean, rstd, gamma, beta].map(per_channel);
-    let tile = Tile::new(matrix, dtype, &[x, y], &[mean, rstd, gamma, beta], OF_ELEMENTS);
-    let parameters = Normalize { x, mean, rstd, gamma, beta, y, tile };
+    let read = x.bytes() + residual.map_or(0, Tensor::bytes) + floats(4 * matrix[1]);
+    gpu.account(Cost::moving(read, out.bytes()));
+    let (x, out) = (activation(x, dtype), activation_mut(&out, dtype));
+    let residual = residual.map_or(Address::NULL, |residual| activation(residual, dtype));
+    let all = by.all().map(per_channel);
+    let tile = Tile::new(matrix, dtype, &[x, residual, out], &all, OF_ELEMENTS);
+    let [mean, rstd, gamma, beta] = all;
+    let relu = relu.into();
+    let parameters = Normalize { x, mean, rstd, gamma, beta, residual, out, relu, padding: 0, tile };
     launch(gpu, "batch_norm_normalize", dtype, tile.grid(dtype), &parameters);
 }
 
-#[allow(clippy::too_many_arguments)]
+pub fn gradients(gpu: Handle, x: &Tensor, dy: Cut, by: PerChannel, to: ParameterGradients) {
+    gradients_divided(gpu, OF_SUMS, x, dy, by, to);
+}
+
+fn gradients_divided(gpu: Handle, division: Division, x: &Tensor, dy: Cut, by: PerChannel, to: ParameterGradients) {
+    let (dtype, [pixels, channels]) = (x.dtype(), matrix(x));
+    // Where ReLU cut by its output, the gradient in front of it is kept.
+    let bytes = x.bytes();
+    let (read, kept) = if let Cut::ByOutput(..) = dy { (3 * bytes, bytes) } else { (2 * bytes, 0) };
+    let x = activation(x, dtype);
+    let (cut, dy, out, dz) = match dy {
+        Cut::Whole(dy) => (WHOLE, activation(dy, dtype), Address::NULL, Address::NULL),
+        Cut::ByInput(dy) => (BY_INPUT, activation(dy, dtype), Address::NULL, Address::NULL),
+        Cut::ByOutput(dy, out) => {
+            let dy = activation_mut(&dy, dtype);
+            (BY_OUTPUT, dy, activation(out, dtype), dy)
+        }
+    };
+    let all = by.all().map(per_channel);
+    let tile = Tile::new([pixels, channels], dtype, &[x, dy, out], &all, division);
+    let workspace = workspace(gpu, &tile, channels);
+    let partial = workspace.address();
+    let [mean, rstd, gamma, beta] = all;
+    let sums = GradientSums { x, dy, out, dz, mean, rstd, gamma, beta, partial, cut, padding: 0, tile };
+    gpu.account(Cost::moving(read + floats(4 * channels), kept + workspace.bytes()));
+    launch(gpu, "batch_norm_gradients", dtype, tile.grid(dtype), &sums);
+    finish_gradients(gpu, partial, rstd, [pixels as u32, channels as u32, tile.splits()], to);
+}
+
+pub fn gradients_of_tiles(gpu: &Gpu, sums: &Tensor, pixels: usize, rstd: &Tensor, to: ParameterGradients) {
+    let [splits, _, channels] = *sums.dims() else { panic!("tiles × 2 × C") };
+    let sizes = [pixels, channels, splits].map(|size| u32::try_from(size).expect("below 2³²"));
+    finish_gradients(gpu, per_channel(sums), per_channel(rstd), sizes, to);
+}
+
+fn finish_gradients(
+    gpu: &Gpu,
+    partial: Address,
+    rstd: Address,
+    [pixels, channels, splits]: [u32; 3],
+    to: ParameterGradients,
+) {
+    let [dgamma, dbeta, means] = [to.dgamma.as_ref(), to.dbeta.as_ref(), to.means.as_ref()].map(optional);
+    let finish = FinishGradients { partial, rstd, dgamma, dbeta, means, pixels, channels, splits, padding: 0 };
+    let each = to.dgamma.iter().chain(&to.dbeta).chain(&to.means);
+    let written = each.map(TensorMut::bytes).sum();
+    gpu.account(Cost::moving(floats(((2 * splits + 1) * channels) as usize), written));
+    launch(gpu, "batch_norm_gradients_finish", DType::F32, blocks(channels as usize, FINISHED), &finish);
+}
+
 pub fn input_gradient(
     gpu: &Gpu,
-    dy: TensorMut,
+    dy: Option<&Tensor>,
+    dx: TensorMut,
     x: &Tensor,
-    mean: &Tensor,
-    rstd: &Tensor,
-    gamma: &Tensor,
-    dgamma: &Tensor,
-    dbeta: &Tensor,
-    training: bool,
+    by: PerChannel,
+    relu: bool,
+    means: Option<&Tensor>,
 ) {
     let (dtype, matrix) = (x.dtype(), matrix(x));
-    let (x, dy) = (activation(x, dtype), activation_mut(&dy, dtype));
-    let all = [mean, rstd, gamma, dgamma, dbeta].map(per_channel);
-    let tile = Tile::new(matrix, dtype, &[x, dy], &all, OF_ELEMENTS);
-    let [mean, rstd, gamma, dgamma, dbeta] = all;
-    let training = training.into();
-    let parameters = InputGradient { dy, x, mean, rstd, gamma, dgamma, dbeta, training, padding: 0, tile };
+    let read = 2 * x.bytes() + floats(4 * matrix[1]) + means.map_or(0, Tensor::bytes);
+    gpu.account(Cost::moving(read, dx.bytes()));
+    let (x, dx) = (activation(x, dtype), activation_mut(&dx, dtype));
+    let dy = dy.map_or(dx, |dy| activation(dy, dtype));
+    let all = by.all().map(per_channel);
+    let means = means.map_or(Address::NULL, per_channel);
+    let tile = Tile::new(matrix, dtype, &[x, dy, dx], &[&all[..], &[means]].concat(), OF_ELEMENTS);
+    let [mean, rstd, gamma, beta] = all;
+    let cut = if relu { BY_INPUT } else { WHOLE };
+    let parameters = InputGradient { dy, dx, x, mean, rstd, gamma, beta, means, cut, padding: 0, tile };
     launch(gpu, "batch_norm_input_gradient", dtype, tile.grid(dtype), &parameters);
 }
 
 pub fn reciprocal_deviation(gpu: &Gpu, variance: &Tensor, epsilon: f64, rstd: TensorMut) {
-    let channels = variance.shape().len();
+    let count = variance.shape().len();
     let parameters = Deviation {
         variance: per_channel(variance),
         rstd: per_channel_mut(&rstd),
-        channels: channels as u32,
+        count: count as u32,
         epsilon: epsilon as f32,
     };
-    launch(gpu, "batch_norm_deviation", DType::F32, blocks(channels, THREADS as usize), &parameters);
+    gpu.account(Cost::moving(variance.bytes(), rstd.bytes()));
+    launch(gpu, "batch_norm_deviation", DType::F32, blocks(count, THREADS as usize), &parameters);
 }
 
-/// `unbiased` is what makes the variance so.
-pub fn update_running(
-    gpu: &Gpu,
-    [running_mean, running_variance]: [TensorMut; 2],
-    batch: &Statistics,
-    momentum: f64,
-    unbiased: f64,
-    gate: Option<Address>,
-) {
-    let channels = batch.mean.shape().len();
+pub fn update_running(gpu: &Gpu, running: TensorMut, batch: &Tensor, momentum: f64, gate: Option<Address>) {
+    let count = batch.shape().len();
     let parameters = Running {
-        running_mean: per_channel_mut(&running_mean),
-        running_variance: per_channel_mut(&running_variance),
-        mean: per_channel(&batch.mean),
-        variance: per_channel(&batch.variance),
+        running: per_channel_mut(&running),
+        batch: per_channel(batch),
         gate: gate.unwrap_or(Address::NULL),
         kept: 1.0 - momentum,
-        mean_step: momentum,
-        variance_step: momentum * unbiased,
-        channels: channels as u32,
+        step: momentum,
+        count: count as u32,
         padding: 0,
     };
-    launch(gpu, "batch_norm_update_running", DType::F32, blocks(channels, THREADS as usize), &parameters);
+    gpu.account(Cost::moving(2 * batch.bytes(), running.bytes()));
+    launch(gpu, "batch_norm_update_running", DType::F32, blocks(count, THREADS as usize), &parameters);
 }
 
 #[cfg(all(test, feature = "emulator"))]
@@ -311,28 +388,28 @@ mod tests {
             let (x, stored_x) = activations(device, dtype, &values, channels);
             let (dy, stored_dy) = activations(device, dtype, &numbers.reals(pixels * channels), channels);
 
-            let mut outputs = [0; 4].map(|_| uninit(channels, device));
-            let [mean, variance, dgamma, dbeta] = &mut outputs;
-            statistics_divided(gpu, FEW_BLOCKS, &x, mean.view_mut(), variance.view_mut());
+            let mut outputs = [0; 6].map(|_| uninit(channels, device));
+            let [mean, rstd, mean_again, variance, dgamma, dbeta] = &mut outputs;
+            let running = Some([mean_again.view_mut(), variance.view_mut()]);
+            let to = Moments { mean: mean.view_mut(), rstd: rstd.view_mut(), running };
+            statistics_divided(gpu, FEW_BLOCKS, &x, 1e-5, to);
             let mut expected = [0; 4].map(|_| vec![0.0; channels]);
-            let [m, v, dg, db] = &mut expected;
-            reference::statistics::<f64>(&stored_x, m, v);
-            assert_close(mean, m, 1e-6);
-            assert_close(variance, v, 1e-5);
+            let [m, r, m2, v] = &mut expected;
+            let to = reference::Moments { mean: m, rstd: r, running: Some([m2, v]) };
+            reference::statistics::<f64>(&stored_x, 1e-5, to);
+            for (actual, expected) in [&*mean, mean_again, variance, rstd].into_iter().zip([&*m, m2, v, r]) {
+                assert_close(actual, expected, if expected == m { 1e-6 } else { 1e-5 });
+            }
 
-            let stored_mean = mean.to_f64();
-            parameter_gradients_divided(
-                gpu,
-                FEW_BLOCKS,
-                &x,
-                &dy,
-                [mean, variance],
-                dgamma.view_mut(),
-                dbeta.view_mut(),
-            );
-            reference::parameter_gradients::<f64>(&stored_x, &stored_dy, &stored_mean, &variance.to_f64(), dg, db);
-            assert_close(dgamma, dg, 1e-5);
-            assert_close(dbeta, db, 1e-5);
+            let by = PerChannel { mean, rstd, gamma: mean, beta: mean };
+            let to = ParameterGradients { dgamma: Some(dgamma.view_mut()), dbeta: Some(dbeta.view_mut()), means: None };
+            gradients_divided(gpu, FEW_BLOCKS, &x, Cut::Whole(&dy), by, to);
+            let sums = reference::gradient_sums::<f64>(&stored_x, &stored_dy, &mean.to_f64());
+            let [mut dg, mut db] = [0; 2].map(|_| vec![0.0; channels]);
+            let to = reference::ParameterGradients { dgamma: Some(&mut dg), dbeta: Some(&mut db), means: None };
+            reference::finish_gradients::<f64>(&sums, pixels, &rstd.to_f64(), to);
+            assert_close(dgamma, &dg, 1e-5);
+            assert_close(dbeta, &db, 1e-5);
         }
     }
 
@@ -346,9 +423,11 @@ mod tests {
                 let mut values = Numbers(1).reals(pixels * 4);
                 values[place * 4 + 2] = value;
                 let (x, _) = activations(device, DType::F32, &values, 4);
-                let [mut mean, mut variance] = [0; 2].map(|_| uninit(4, device));
-                statistics_divided(gpu, FEW_BLOCKS, &x, mean.view_mut(), variance.view_mut());
-                for numbers in [mean.to_f64(), variance.to_f64()] {
+                let [mut mean, mut rstd, mut mean_again, mut variance] = [0; 4].map(|_| uninit(4, device));
+                let running = Some([mean_again.view_mut(), variance.view_mut()]);
+                let to = Moments { mean: mean.view_mut(), rstd: rstd.view_mut(), running };
+                statistics_divided(gpu, FEW_BLOCKS, &x, 1e-5, to);
+                for numbers in [mean, rstd, mean_again, variance].map(|numbers| numbers.to_f64()) {
                     let finite: Vec<bool> = numbers.iter().map(|v| v.is_finite()).collect();
                     assert_eq!(finite, [true, true, false, true], "{value} at {place}");
                 }
@@ -367,33 +446,54 @@ mod tests {
         let (mut dy, stored_dy) = activations(device, DType::F32, &numbers.reals(pixels * channels), channels);
         let tile = Tile::new(matrix(&x), DType::F32, &[], &[], OF_ELEMENTS);
         assert!(tile.span > THREADS / 32, "the shape is too small to test this");
-        let channel = [0; 5].map(|_| {
-            let numbers: Vec<f32> = numbers.reals(channels).iter().map(|&v| v as f32).collect();
-            Tensor::from_vec(numbers, [channels])
+        let channel = [1, 1, 1, 1, 2].map(|rows| {
+            let numbers: Vec<f32> = numbers.reals(rows * channels).iter().map(|&v| v as f32).collect();
+            if rows == 1 { Tensor::from_vec(numbers, [channels]) } else { Tensor::from_vec(numbers, [rows, channels]) }
         });
         let host = channel.each_ref().map(Tensor::to_f64);
-        let [mean, rstd, gamma, beta, dgamma] = channel.map(|tensor| tensor.to_device(device));
-        let mut y = Tensor::uninit([pixels, channels], DType::F32, device);
-        normalize(&x, &mean, &rstd, &gamma, &beta, y.view_mut());
-        let mut expected = vec![0.0; pixels * channels];
-        reference::normalize::<f64>(&stored_x, &host[0], &host[1], &host[2], &host[3], &mut expected);
-        assert_close(&y, &expected, 1e-6);
+        let [mean, rstd, gamma, beta, means] = channel.map(|tensor| tensor.to_device(device));
+        let on_host = reference::PerChannel { mean: &host[0], rstd: &host[1], gamma: &host[2], beta: &host[3] };
+        let by = PerChannel { mean: &mean, rstd: &rstd, gamma: &gamma, beta: &beta };
+        for (residual, relu) in [(false, false), (true, true)] {
+            let mut out = Tensor::uninit([pixels, channels], DType::F32, device);
+            normalize(&x, by, residual.then_some(&dy), relu, out.view_mut());
+            let mut expected = vec![0.0; pixels * channels];
+            let residual = residual.then_some(&stored_dy[..]);
+            reference::normalize::<f64>(&stored_x, on_host, residual, relu, &mut expected);
+            assert_close(&out, &expected, 1e-6);
+        }
         for training in [true, false] {
             dy.view_mut().copy_from(&activations(device, DType::F32, &stored_dy, channels).0);
-            input_gradient(dy.view_mut(), &x, &mean, &rstd, &gamma, &dgamma, &beta, training);
+            input_gradient(None, dy.view_mut(), &x, by, true, training.then_some(&means));
             let mut expected = stored_dy.clone();
-            let [mean, rstd, gamma, beta, dgamma] = &host;
-            reference::input_gradient_assign::<f64>(
-                &mut expected,
-                &stored_x,
-                mean,
-                rstd,
-                gamma,
-                dgamma,
-                beta,
-                training,
-            );
+            reference::cut_by_input::<f64>(&stored_x, &mut expected, on_host);
+            let means = training.then_some(&host[4][..]);
+            reference::input_gradient_assign::<f64>(&mut expected, &stored_x, on_host, means);
             assert_close(&dy, &expected, 1e-6);
+        }
+    }
+
+    /// A number so small that it is stored as zero passes no gradient, as if its output had been read.
+    #[test]
+    fn what_is_stored_as_zero_passes_no_gradient() {
+        let (gpu, device) = emulator();
+        let one = |value: f32| Tensor::from_vec(vec![value; 8], [8]).to_device(device);
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            // Powers of two around the smallest number of every dtype; x is 1 in all of them.
+            for exponent in [-24, -25, -26, -126, -133, -134, -135, -149] {
+                let tiny = 2f32.powi(exponent + 75) * 2f32.powi(-75);
+                let ([x, ones], [zero, unit]) = ([0; 2].map(|_| one(1.0).cast(dtype)), [0.0, 1.0].map(one));
+                let [x, dy] = [x, ones].map(|tensor| tensor.reshape([1, 8]));
+                let (gamma, beta) = (one(tiny), one(0.0));
+                let by = PerChannel { mean: &zero, rstd: &unit, gamma: &gamma, beta: &beta };
+                let mut out = Tensor::uninit([1, 8], dtype, device);
+                normalize(&x, by, None, true, out.view_mut());
+                let passes = out.to_f64()[0] > 0.0;
+                let mut dbeta = uninit(8, device);
+                let to = ParameterGradients { dgamma: None, dbeta: Some(dbeta.view_mut()), means: None };
+                gradients(gpu, &x, Cut::ByInput(&dy), by, to);
+                assert_eq!(dbeta.to_f64()[0], f64::from(u8::from(passes)), "2^{exponent} as {dtype}");
+            }
         }
     }
 
@@ -401,14 +501,12 @@ mod tests {
     fn a_gate_of_zero_keeps_the_running_statistics() {
         let (gpu, device) = emulator();
         let on_device = |value: f32| Tensor::from_vec(vec![value; 300], [300]).to_device(device);
-        let batch = Statistics { mean: on_device(3.0), variance: on_device(8.0), count: 5 };
-        for (gate, mean, variance) in [(Some(0), 1.0, 2.0), (Some(1), 2.0, 6.0), (None, 2.0, 6.0)] {
-            let [mut running_mean, mut running_variance] = [on_device(1.0), on_device(2.0)];
+        let batch = on_device(3.0);
+        for (gate, expected) in [(Some(0), 1.0), (Some(1), 2.0), (None, 2.0)] {
+            let mut running = on_device(1.0);
             let gate = gate.map(|value: u32| Integers::from_vec(vec![value]).to_device(device));
-            let running = [running_mean.view_mut(), running_variance.view_mut()];
-            update_running(gpu, running, &batch, 0.5, 1.25, gate.as_ref().map(Integers::address));
-            assert_eq!(running_mean.to_f64(), vec![mean; 300]);
-            assert_eq!(running_variance.to_f64(), vec![variance; 300]);
+            update_running(gpu, running.view_mut(), &batch, 0.5, gate.as_ref().map(Integers::address));
+            assert_eq!(running.to_f64(), vec![expected; 300]);
         }
     }
 }

@@ -1,37 +1,113 @@
-//! Batch normalisation per channel (Ioffe and Szegedy, 2015).
+//! Batch normalisation per channel (Ioffe and Szegedy, 2015), with what follows it in a network: the sum with a residual,
+//! and a ReLU. All of it is bound by memory, so that one pass over it is worth more than anything done within.
 //!
 //! ```text
-//! training    μ, σ² = mean and biased variance over N·H·W      y = γ·(x − μ)·rstd + β,   rstd = 1/√(σ² + ε)
-//! inference   the same with the running statistics in place of μ and σ²
-//! backward    dβ = Σ dy      dγ = Σ dy·x̂      dx = γ·rstd·(dy − dβ/n − x̂·dγ/n)        (training)
-//!                                             dx = γ·rstd·dy                            (inference)
+//! training    μ, σ² = mean and biased variance over N·H·W      rstd = 1/√(σ² + ε)
+//! inference   the running statistics in place of μ and σ²
+//! both        out = relu?(γ·x̂ + β [+ residual])                x̂ = (x − μ)·rstd
+//! backward    dz = dy where the ReLU let `out` pass, else 0    dβ = Σ dz      dγ = Σ dz·x̂      residual's gradient = dz
+//!             dx = γ·rstd·(dz − dβ/n − x̂·dγ/n)  in training    dx = γ·rstd·dz  in inference
 //! ```
 //!
-//! The op on the tape is pure: it returns the batch's statistics, and whoever keeps running ones updates them
-//! ([`update_running`]). As in PyTorch those
-//! take the *unbiased* variance, `σ²·n/(n − 1)`.
+//! Where the ReLU let a number pass is read off `out` where there is a residual. Without one it is computed again from x,
+//! so that backward reads no third tensor; [`Cut`] says which.
+//!
+//! Statistics, and the two sums of backward, come from x itself or from sums over tiles of its pixels, which a convolution
+//! can leave behind. The op on the tape is pure: whoever keeps running statistics gets the batch's and updates them
+//! ([`update_running`]). As in PyTorch those take the *unbiased* variance, `σ²·n/(n − 1)`.
 
 pub mod cpu;
 mod gpu;
 pub mod reference;
 
 use crate::gpu::Address;
-use crate::tape::{Tape, Var};
-use crate::tensor::{DType, Device, Implementation, Shape, Tensor, TensorMut};
+use crate::ops::pointwise;
+use crate::tape::{Gradients, Id, Tape, Var};
+use crate::tensor::{DType, Device, Element, Implementation, Shape, Tensor, TensorMut};
 
-/// Mean and biased variance of each channel, and over how many numbers they were taken.
-#[derive(Clone, Debug)]
-pub struct Statistics {
-    pub mean: Tensor,
-    pub variance: Tensor,
-    pub count: usize,
+/// What there is one of per channel: the statistics, and the parameters.
+#[derive(Clone, Copy)]
+pub struct PerChannel<'a> {
+    pub mean: &'a Tensor,
+    pub rstd: &'a Tensor,
+    pub gamma: &'a Tensor,
+    pub beta: &'a Tensor,
 }
 
-impl Statistics {
-    /// Of a batch like `x`, to be overwritten.
-    fn uninit(x: &Tensor) -> Statistics {
-        let per_channel = || Tensor::uninit([x.shape().channels()], statistics_dtype(x), x.device());
-        Statistics { mean: per_channel(), variance: per_channel(), count: x.shape().pixels() }
+impl<'a> PerChannel<'a> {
+    fn all(self) -> [&'a Tensor; 4] {
+        [self.mean, self.rstd, self.gamma, self.beta]
+    }
+
+    fn data<T: Element>(self) -> reference::PerChannel<'a, T> {
+        let [mean, rstd, gamma, beta] = self.all().map(Tensor::data);
+        reference::PerChannel { mean, rstd, gamma, beta }
+    }
+}
+
+/// Where the statistics of a batch go, C numbers each.
+pub struct Moments<'a> {
+    pub mean: TensorMut<'a>,
+    pub rstd: TensorMut<'a>,
+    /// For running statistics: the mean once more, and the unbiased variance.
+    pub running: Option<[TensorMut<'a>; 2]>,
+}
+
+impl<'a> Moments<'a> {
+    fn data<T: Element>(self) -> reference::Moments<'a, T> {
+        let running = self.running.map(|running| running.map(TensorMut::data));
+        reference::Moments { mean: self.mean.data(), rstd: self.rstd.data(), running }
+    }
+
+    fn check(&self, channels: usize) {
+        let running = self.running.iter().flatten();
+        for shape in [&self.mean, &self.rstd].into_iter().chain(running).map(TensorMut::shape) {
+            assert_eq!(shape.dims(), [channels], "the statistics of a batch");
+        }
+    }
+}
+
+/// Of each tile of the pixels the mean, and the sum of squared distances from it.
+#[derive(Clone, Debug)]
+pub struct Tiles {
+    /// Tiles × 2 × C.
+    pub sums: Tensor,
+    /// Pixels of a tile; the last one may have fewer.
+    pub span: usize,
+    /// Of all tiles.
+    pub pixels: usize,
+}
+
+/// A gradient on its way back through the ReLU behind a normalisation.
+pub enum Cut<'a> {
+    /// There is no ReLU, or this has passed it.
+    Whole(&'a Tensor),
+    /// Counts where x, normalised, is above zero.
+    ByInput(&'a Tensor),
+    /// The gradient, which becomes `dz`, and the output: it counts where that is above zero.
+    ByOutput(TensorMut<'a>, &'a Tensor),
+}
+
+/// Where the sums of backward go; `None` where nobody wants them.
+pub struct ParameterGradients<'a> {
+    pub dgamma: Option<TensorMut<'a>>,
+    pub dbeta: Option<TensorMut<'a>>,
+    /// What [`input_gradient`] takes off in training, 2 × C: `dβ/n` and `rstd·dγ/n`.
+    pub means: Option<TensorMut<'a>>,
+}
+
+impl<'a> ParameterGradients<'a> {
+    fn data<T: Element>(self) -> reference::ParameterGradients<'a, T> {
+        let [dgamma, dbeta, means] = [self.dgamma, self.dbeta, self.means].map(|out| out.map(TensorMut::data));
+        reference::ParameterGradients { dgamma, dbeta, means }
+    }
+
+    fn check(&self, channels: usize) {
+        for shape in self.dgamma.iter().chain(&self.dbeta).map(TensorMut::shape) {
+            assert_eq!(shape.dims(), [channels], "the gradients of γ and β");
+        }
+        let means = self.means.as_ref().map(TensorMut::shape);
+        assert!(means.is_none_or(|shape| shape.dims() == [2, channels]), "means of a gradient: {means:?}");
     }
 }
 
@@ -43,17 +119,31 @@ fn statistics_dtype(x: &Tensor) -> DType {
     }
 }
 
-/// Mean and biased variance of the batch `x`, which has at least one pixel.
-pub fn statistics(x: &Tensor, mean: TensorMut, variance: TensorMut) {
-    check_channels(x.shape(), [mean.shape(), variance.shape()]);
+/// Statistics of the batch `x`, which has at least one pixel.
+pub fn statistics(x: &Tensor, epsilon: f64, to: Moments) {
+    to.check(x.shape().channels());
     match x.implementation() {
-        Implementation::Cpu => cpu::statistics(x.data(), mean.data(), variance.data()),
-        Implementation::Reference => reference::statistics::<f64>(x.data(), mean.data(), variance.data()),
-        Implementation::Gpu(gpu) => gpu::statistics(gpu, x, mean, variance),
+        Implementation::Cpu => cpu::statistics(x.data(), epsilon, to.data()),
+        Implementation::Reference => reference::statistics::<f64>(x.data(), epsilon, to.data()),
+        Implementation::Gpu(gpu) => gpu::statistics(gpu, x, epsilon, to),
     }
 }
 
-/// `rstd = 1/√(variance + ε)`.
+/// The same from what is known of its tiles.
+pub fn statistics_of_tiles(tiles: &Tiles, epsilon: f64, to: Moments) {
+    let Tiles { ref sums, span, pixels } = *tiles;
+    check_tiles(sums.shape(), pixels.div_ceil(span));
+    to.check(sums.shape().channels());
+    match sums.implementation() {
+        Implementation::Cpu => reference::statistics_of_tiles::<f32>(sums.data(), span, pixels, epsilon, to.data()),
+        Implementation::Reference => {
+            reference::statistics_of_tiles::<f64>(sums.data(), span, pixels, epsilon, to.data());
+        }
+        Implementation::Gpu(gpu) => gpu::statistics_of_tiles(gpu, tiles, epsilon, to),
+    }
+}
+
+/// `rstd = 1/√(variance + ε)`, for the variances of one layer or of many.
 pub fn reciprocal_deviation(variance: &Tensor, epsilon: f64, rstd: TensorMut) {
     assert_eq!(variance.shape(), rstd.shape(), "reciprocal deviation");
     match variance.implementation() {
@@ -63,190 +153,226 @@ pub fn reciprocal_deviation(variance: &Tensor, epsilon: f64, rstd: TensorMut) {
     }
 }
 
-/// `y = γ·(x − mean)·rstd + β`.
-pub fn normalize(x: &Tensor, mean: &Tensor, rstd: &Tensor, gamma: &Tensor, beta: &Tensor, y: TensorMut) {
-    assert_eq!(x.shape(), y.shape(), "batch norm");
-    check_channels(x.shape(), [mean, rstd, gamma, beta].map(Tensor::shape));
+/// `out = relu?(γ·(x − mean)·rstd + β [+ residual])`.
+pub fn normalize(x: &Tensor, by: PerChannel, residual: Option<&Tensor>, relu: bool, out: TensorMut) {
+    assert_eq!(x.shape(), out.shape(), "batch norm");
+    assert!(residual.is_none_or(|residual| residual.shape() == x.shape()), "the residual beside {}", x.shape());
+    check_channels(x.shape(), by.all());
     match x.implementation() {
-        Implementation::Cpu => cpu::normalize(x.data(), mean.data(), rstd.data(), gamma.data(), beta.data(), y.data()),
+        Implementation::Cpu => cpu::normalize(x.data(), by.data(), residual.map(Tensor::data), relu, out.data()),
         Implementation::Reference => {
-            reference::normalize::<f64>(x.data(), mean.data(), rstd.data(), gamma.data(), beta.data(), y.data())
+            reference::normalize::<f64>(x.data(), by.data(), residual.map(Tensor::data), relu, out.data());
         }
-        Implementation::Gpu(gpu) => gpu::normalize(gpu, x, mean, rstd, gamma, beta, y),
+        Implementation::Gpu(gpu) => gpu::normalize(gpu, x, by, residual, relu, out),
     }
 }
 
-/// `dβ = Σ dy` and `dγ = Σ dy·x̂`.
-pub fn parameter_gradients(x: &Tensor, dy: &Tensor, mean: &Tensor, rstd: &Tensor, dgamma: TensorMut, dbeta: TensorMut) {
-    assert_eq!(x.shape(), dy.shape(), "batch norm's gradient");
-    check_channels(x.shape(), [mean.shape(), rstd.shape(), dgamma.shape(), dbeta.shape()]);
+/// `dβ = Σ dz` and `dγ = Σ dz·x̂`.
+pub fn gradients(x: &Tensor, dy: Cut, by: PerChannel, to: ParameterGradients) {
+    let matching = match &dy {
+        Cut::Whole(dy) | Cut::ByInput(dy) => dy.shape() == x.shape(),
+        Cut::ByOutput(dy, out) => [dy.shape(), out.shape()] == [x.shape(); 2],
+    };
+    assert!(matching, "batch norm's gradient");
+    check_channels(x.shape(), by.all());
+    to.check(x.shape().channels());
+    match (x.implementation(), dy) {
+        (Implementation::Cpu, Cut::Whole(dy)) => cpu::gradients(x.data(), dy.data(), by.data(), to.data()),
+        (Implementation::Cpu, Cut::ByInput(dy)) => {
+            cpu::gradients_cut_by_input(x.data(), dy.data(), by.data(), to.data());
+        }
+        (Implementation::Cpu, Cut::ByOutput(dy, out)) => {
+            cpu::gradients_cut_by_output(x.data(), dy.data(), out.data(), by.data(), to.data());
+        }
+        (Implementation::Reference, dy) => reference_gradients(x, dy, by.data(), to.data()),
+        (Implementation::Gpu(gpu), dy) => gpu::gradients(gpu, x, dy, by, to),
+    }
+}
+
+fn reference_gradients(x: &Tensor, dy: Cut, by: reference::PerChannel<f64>, to: reference::ParameterGradients<f64>) {
+    let (x, mut cut) = (x.data(), Vec::new());
+    let dz = match dy {
+        Cut::Whole(dy) => dy.data(),
+        Cut::ByInput(dy) => {
+            cut.extend_from_slice(dy.data());
+            reference::cut_by_input(x, &mut cut, by);
+            &cut
+        }
+        Cut::ByOutput(dy, out) => {
+            let dz = dy.data();
+            pointwise::reference::relu_backward_assign(dz, out.data());
+            dz
+        }
+    };
+    let sums = reference::gradient_sums(x, dz, by.mean);
+    reference::finish_gradients(&sums, x.len() / by.mean.len(), by.rstd, to);
+}
+
+/// The same from `Σ dz` and `Σ dz·(x − μ)` of tiles of `pixels`: tiles × 2 × C.
+pub fn gradients_of_tiles(sums: &Tensor, pixels: usize, rstd: &Tensor, to: ParameterGradients) {
+    check_tiles(sums.shape(), sums.shape().rows());
+    check_channels(sums.shape(), [rstd]);
+    to.check(rstd.shape().len());
+    match sums.implementation() {
+        Implementation::Cpu => reference::finish_gradients::<f32>(sums.data(), pixels, rstd.data(), to.data()),
+        Implementation::Reference => reference::finish_gradients::<f64>(sums.data(), pixels, rstd.data(), to.data()),
+        Implementation::Gpu(gpu) => gpu::gradients_of_tiles(gpu, sums, pixels, rstd, to),
+    }
+}
+
+/// Overwrites `dx`, from `dy` or, where that is `None`, from what `dx` holds. With a `relu`, that counts where x,
+/// normalised, is above zero. `means` is what [`gradients`] made where the statistics came from `x`, so that the gradient
+/// flows through them.
+pub fn input_gradient(
+    dy: Option<&Tensor>,
+    dx: TensorMut,
+    x: &Tensor,
+    by: PerChannel,
+    relu: bool,
+    means: Option<&Tensor>,
+) {
+    let matching = dx.shape() == x.shape() && dy.is_none_or(|dy| dy.shape() == x.shape());
+    assert!(matching, "batch norm's gradient");
+    check_channels(x.shape(), by.all());
+    let [channels, of_means] = [x.shape().channels(), means.map_or(0, |means| means.shape().len())];
+    assert!(means.is_none() || of_means == 2 * channels, "means of a gradient: {of_means}");
     match x.implementation() {
         Implementation::Cpu => {
-            cpu::parameter_gradients(x.data(), dy.data(), mean.data(), rstd.data(), dgamma.data(), dbeta.data())
+            let (dy, means) = (dy.map(Tensor::data), means.map(Tensor::data));
+            cpu::input_gradient(dy, dx.data(), x.data(), by.data(), relu, means);
         }
-        Implementation::Reference => reference::parameter_gradients::<f64>(
-            x.data(),
-            dy.data(),
-            mean.data(),
-            rstd.data(),
-            dgamma.data(),
-            dbeta.data(),
-        ),
-        Implementation::Gpu(gpu) => gpu::parameter_gradients(gpu, x, dy, mean, rstd, dgamma, dbeta),
+        Implementation::Reference => {
+            let dx = dx.data::<f64>();
+            dy.into_iter().for_each(|dy| dx.copy_from_slice(dy.data()));
+            if relu {
+                reference::cut_by_input(x.data(), dx, by.data());
+            }
+            reference::input_gradient_assign(dx, x.data(), by.data(), means.map(Tensor::data));
+        }
+        Implementation::Gpu(gpu) => gpu::input_gradient(gpu, dy, dx, x, by, relu, means),
     }
 }
 
-/// `dy` becomes dx. `dgamma` and `dbeta` are the sums over the batch; they are read only where `training`, that is where
-/// the statistics came from `x`, so that the gradient flows through them.
-#[allow(clippy::too_many_arguments)]
-pub fn input_gradient(
-    dy: TensorMut,
-    x: &Tensor,
-    mean: &Tensor,
-    rstd: &Tensor,
-    gamma: &Tensor,
-    dgamma: &Tensor,
-    dbeta: &Tensor,
-    training: bool,
-) {
-    assert_eq!(x.shape(), dy.shape(), "batch norm's gradient");
-    check_channels(x.shape(), [mean, rstd, gamma, dgamma, dbeta].map(Tensor::shape));
-    match x.implementation() {
-        Implementation::Cpu => cpu::input_gradient_assign(
-            dy.data(),
-            x.data(),
-            mean.data(),
-            rstd.data(),
-            gamma.data(),
-            dgamma.data(),
-            dbeta.data(),
-            training,
-        ),
-        Implementation::Reference => reference::input_gradient_assign::<f64>(
-            dy.data(),
-            x.data(),
-            mean.data(),
-            rstd.data(),
-            gamma.data(),
-            dgamma.data(),
-            dbeta.data(),
-            training,
-        ),
-        Implementation::Gpu(gpu) => {
-            gpu::input_gradient(gpu, dy, x, mean, rstd, gamma, dgamma, dbeta, training);
-        }
-    }
-}
-
-/// Moves running statistics towards a batch's: `running += momentum·(batch − running)`, with the unbiased variance.
+/// Moves running statistics, of one layer or of many, towards a batch's: `running += momentum·(of_batch − running)`.
 ///
 /// `gate` is where a `u32` lies on the GPU: if it is 0 when this runs, nothing changes. The CPU takes none.
-pub fn update_running(
-    running_mean: TensorMut,
-    running_variance: TensorMut,
-    batch: &Statistics,
-    momentum: f64,
-    gate: Option<Address>,
-) {
-    assert_eq!(running_mean.shape(), batch.mean.shape(), "running means");
-    assert_eq!(running_variance.shape(), batch.variance.shape(), "running variances");
-    let unbiased = batch.count as f64 / (batch.count as f64 - 1.0).max(1.0);
-    let implementation = batch.mean.implementation();
+pub fn update_running(running: TensorMut, of_batch: &Tensor, momentum: f64, gate: Option<Address>) {
+    assert_eq!(running.shape(), of_batch.shape(), "running statistics");
+    let implementation = of_batch.implementation();
     assert!(gate.is_none() || matches!(implementation, Implementation::Gpu(_)), "a gate lies on a GPU");
     match implementation {
-        Implementation::Cpu => {
-            reference::move_running::<f32>(running_mean.data(), batch.mean.data(), 1.0, momentum);
-            reference::move_running::<f32>(running_variance.data(), batch.variance.data(), unbiased, momentum);
-        }
-        Implementation::Reference => {
-            reference::move_running::<f64>(running_mean.data(), batch.mean.data(), 1.0, momentum);
-            reference::move_running::<f64>(running_variance.data(), batch.variance.data(), unbiased, momentum);
-        }
-        Implementation::Gpu(gpu) => {
-            gpu::update_running(gpu, [running_mean, running_variance], batch, momentum, unbiased, gate);
-        }
+        Implementation::Cpu => reference::move_running::<f32>(running.data(), of_batch.data(), momentum),
+        Implementation::Reference => reference::move_running::<f64>(running.data(), of_batch.data(), momentum),
+        Implementation::Gpu(gpu) => gpu::update_running(gpu, running, of_batch, momentum, gate),
     }
 }
 
 /// Everything per channel of `x` is C long.
-fn check_channels<const N: usize>(x: Shape, per_channel: [Shape; N]) {
-    for shape in per_channel {
-        assert_eq!(shape.dims(), [x.channels()], "batch norm of {x}");
+fn check_channels<const N: usize>(x: Shape, per_channel: [&Tensor; N]) {
+    for tensor in per_channel {
+        assert_eq!(tensor.dims(), [x.channels()], "batch norm of {x}");
     }
 }
 
+fn check_tiles(sums: Shape, tiles: usize) {
+    assert!(matches!(*sums.dims(), [rows, 2, _] if rows == tiles && tiles > 0), "sums of {tiles} tiles: {sums}");
+}
+
+/// What a batch norm normalises by.
+pub enum Source<'a> {
+    /// The statistics of the batch, which also go where running ones are made of them.
+    Batch { epsilon: f64, running: Option<[TensorMut<'a>; 2]> },
+    /// Statistics that do not depend on the batch: C numbers each.
+    Given { mean: Tensor, rstd: Tensor },
+}
+
+/// What the pass that normalises does beside.
+#[derive(Clone, Debug, Default)]
+pub struct Then {
+    pub residual: Option<Var>,
+    pub relu: bool,
+}
+
 /// What backward needs of forward.
-#[derive(Clone)]
 struct Saved {
+    /// Of x, γ, β and the residual.
+    ids: [Option<Id>; 4],
     x: Tensor,
     gamma: Tensor,
+    beta: Tensor,
     mean: Tensor,
     rstd: Tensor,
+    relu: bool,
+    /// Where there is a ReLU behind a residual.
+    out: Option<Tensor>,
     /// Whether the statistics came from `x`, so that the gradient flows through them.
     training: bool,
 }
 
 impl Tape {
-    /// Normalises by the statistics of the batch, which it also returns.
-    pub fn batch_norm_training(&mut self, x: &Var, gamma: &Var, beta: &Var, epsilon: f64) -> (Var, Statistics) {
-        let mut batch = Statistics::uninit(x.value());
-        statistics(x.value(), batch.mean.view_mut(), batch.variance.view_mut());
-        let y = self.batch_norm(x, gamma, beta, &batch.mean, &batch.variance, epsilon, true);
-        (y, batch)
-    }
-
-    /// Normalises by running statistics.
-    pub fn batch_norm_inference(
-        &mut self,
-        x: &Var,
-        gamma: &Var,
-        beta: &Var,
-        running_mean: &Tensor,
-        running_variance: &Tensor,
-        epsilon: f64,
-    ) -> Var {
-        self.batch_norm(x, gamma, beta, running_mean, running_variance, epsilon, false)
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    fn batch_norm(
-        &mut self,
-        x: &Var,
-        gamma: &Var,
-        beta: &Var,
-        mean: &Tensor,
-        variance: &Tensor,
-        epsilon: f64,
-        training: bool,
-    ) -> Var {
+    pub fn batch_norm(&mut self, x: &Var, gamma: &Var, beta: &Var, source: Source, then: Then) -> Var {
         let (dtype, device) = (statistics_dtype(x.value()), x.value().device());
-        let mut rstd = Tensor::uninit(variance.shape(), dtype, device);
-        reciprocal_deviation(variance, epsilon, rstd.view_mut());
-        let mut y = Tensor::uninit(x.shape(), x.value().dtype(), device);
-        normalize(x.value(), mean, &rstd, gamma.value(), beta.value(), y.view_mut());
-        let ids = [x.id(), gamma.id(), beta.id()];
-        self.record(y, &ids, || {
-            let saved =
-                Saved { x: x.value().clone(), gamma: gamma.value().clone(), mean: mean.clone(), rstd, training };
-            Box::new(move |mut dy, gradients| {
-                let Saved { x, gamma, mean, rstd, training } = saved;
-                let mut dgamma = Tensor::uninit(gamma.shape(), dtype, device);
-                let mut dbeta = Tensor::uninit(gamma.shape(), dtype, device);
-                // dx needs the two sums only where the statistics are the batch's own.
-                if training || ids[1].is_some() || ids[2].is_some() {
-                    parameter_gradients(&x, &dy, &mean, &rstd, dgamma.view_mut(), dbeta.view_mut());
-                }
-                if let Some(id) = ids[0] {
-                    dy.make_unique();
-                    input_gradient(dy.view_mut(), &x, &mean, &rstd, &gamma, &dgamma, &dbeta, training);
-                    gradients.give(id, dy);
-                }
-                for (id, sum) in [(ids[1], dgamma), (ids[2], dbeta)] {
-                    if let Some(id) = id {
-                        gradients.contribute(id, |out| out.copy_from(&sum));
-                    }
-                }
-            })
+        let training = matches!(source, Source::Batch { .. });
+        let (mean, rstd) = match source {
+            Source::Given { mean, rstd } => (mean, rstd),
+            Source::Batch { epsilon, running } => {
+                let [mut mean, mut rstd] = [0; 2].map(|_| Tensor::uninit(gamma.shape(), dtype, device));
+                let to = Moments { mean: mean.view_mut(), rstd: rstd.view_mut(), running };
+                statistics(x.value(), epsilon, to);
+                (mean, rstd)
+            }
+        };
+        let by = PerChannel { mean: &mean, rstd: &rstd, gamma: gamma.value(), beta: beta.value() };
+        let mut out = Tensor::uninit(x.shape(), x.value().dtype(), device);
+        normalize(x.value(), by, then.residual.as_ref().map(Var::value), then.relu, out.view_mut());
+        let ids = [x.id(), gamma.id(), beta.id(), then.residual.as_ref().and_then(Var::id)];
+        let kept = (then.relu && then.residual.is_some()).then(|| out.clone());
+        self.record(out, &ids, || {
+            let [x, gamma, beta] = [x, gamma, beta].map(|var| var.value().clone());
+            let saved = Saved { ids, x, gamma, beta, mean, rstd, relu: then.relu, out: kept, training };
+            Box::new(move |dy, gradients| saved.backward(dy, gradients))
         })
+    }
+}
+
+impl Saved {
+    fn backward(self, mut dy: Tensor, to: &mut Gradients) {
+        let Saved { ids: [x_id, gamma_id, beta_id, residual_id], x, .. } = &self;
+        let by = PerChannel { mean: &self.mean, rstd: &self.rstd, gamma: &self.gamma, beta: &self.beta };
+        let per_channel = |rows| Tensor::uninit([rows, self.gamma.shape().len()], self.gamma.dtype(), x.device());
+        // dx needs the sums only where the statistics are the batch's own.
+        let mut means = (self.training && x_id.is_some()).then(|| per_channel(2));
+        if self.out.is_some() {
+            dy.make_unique();
+        }
+        if means.is_some() || gamma_id.is_some() || beta_id.is_some() {
+            to.contribute_both([*gamma_id, *beta_id], |[dgamma, dbeta]| {
+                let dy = match &self.out {
+                    Some(out) => Cut::ByOutput(dy.view_mut(), out),
+                    None if self.relu => Cut::ByInput(&dy),
+                    None => Cut::Whole(&dy),
+                };
+                let means = means.as_mut().map(Tensor::view_mut);
+                gradients(x, dy, by, ParameterGradients { dgamma, dbeta, means });
+            });
+        } else if let Some(out) = &self.out {
+            pointwise::relu_backward_assign(dy.view_mut(), out);
+        }
+        let still_to_cut = self.relu && self.out.is_none();
+        if let Some(id) = *x_id {
+            // Over dy, unless somebody else reads it.
+            let dx = if residual_id.is_none() && dy.is_unique() {
+                input_gradient(None, dy.view_mut(), x, by, still_to_cut, means.as_ref());
+                dy.clone()
+            } else {
+                let mut dx = Tensor::uninit(x.shape(), x.dtype(), x.device());
+                input_gradient(Some(&dy), dx.view_mut(), x, by, still_to_cut, means.as_ref());
+                dx
+            };
+            to.give(id, dx);
+        }
+        if let Some(id) = *residual_id {
+            to.give(id, dy);
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Convolution on a GPU: `kernels/conv2d.cu`, and which convolutions are left to the kernels for tensor cores.
 
 use super::{Geometry, Pass, tensor};
-use crate::gpu::{Address, Gpu, Handle};
+use crate::gpu::{Address, Cost, Gpu, Handle};
 use crate::parameters;
 use crate::tensor::{DType, Device, Tensor, TensorMut};
 
@@ -146,6 +146,7 @@ pub fn fprop(gpu: Handle, g: &Geometry, x: &Tensor, w: &Tensor, y: TensorMut) {
         let (width, threads, name) = tile(columns, ["conv2d_fprop_wide", "conv2d_fprop_narrow"]);
         (name, [pixels.div_ceil(ROWS), columns.div_ceil(width), g.conv.groups].map(dim), threads)
     };
+    gpu.account(g.cost(Pass::Fprop, dtype));
     // SAFETY: the shapes of all three tensors were checked against `g`, their dtypes above.
     unsafe { gpu.launch("conv2d", name, dtype, grid, threads, &parameters) }
 }
@@ -166,6 +167,7 @@ pub fn dgrad(gpu: Handle, g: &Geometry, dy: &Tensor, w: &Tensor, dx: TensorMut) 
         let (width, threads, name) = tile(columns, ["conv2d_dgrad_wide", "conv2d_dgrad_narrow"]);
         (name, [pixels.div_ceil(ROWS), columns.div_ceil(width), g.conv.groups].map(dim), threads)
     };
+    gpu.account(g.cost(Pass::Dgrad, dtype));
     // SAFETY: the shapes of all three tensors were checked against `g`, their dtypes above.
     unsafe { gpu.launch("conv2d", name, dtype, grid, threads, &parameters) }
 }
@@ -211,6 +213,9 @@ pub fn wgrad(gpu: Handle, g: &Geometry, x: &Tensor, dy: &Tensor, dw: TensorMut) 
         partial_pitch: pitch as i32,
         padding: 0,
     };
+    let cost = g.cost(Pass::Wgrad, dtype);
+    let written = workspace.as_ref().map_or(cost.written, |sums| sums.bytes() as u64);
+    gpu.account(Cost { written, ..cost });
     let grid = [rows, columns, groups * stretches].map(dim);
     // SAFETY: the shapes of x, dy and dw were checked against `g`, their dtypes above; `partial` is dw or as large as
     // all stretches.
@@ -237,6 +242,8 @@ fn sum_stretches(gpu: &Gpu, g: &Geometry, dtype: DType, partial: Address, dw: Ad
         pitch: g.pitch as i32,
         stretches: stretches as i32,
     };
+    let bytes = size_of::<f32>() * g.k * columns;
+    gpu.account(Cost::moving(stretches * bytes, bytes));
     // SAFETY: `partial` holds `stretches` dense K × R·S·C/G, `dw` one with rows `pitch` apart.
     unsafe {
         gpu.launch("conv2d", "conv2d_wgrad_sum", dtype, direct_grid(g.k * columns), DIRECT_THREADS as u32, &parameters);

@@ -3,7 +3,7 @@
 use super::gpu::{PACKED_DW, Sizes, direct_grid, is_packed, sizes};
 use super::tiles::{self, Choice, Tile};
 use super::{Conv2d, Geometry, Pass};
-use crate::gpu::{Address, Gpu, Handle};
+use crate::gpu::{Address, Cost, Gpu, Handle};
 use crate::parameters;
 use crate::tensor::{DType, Device, Tensor};
 
@@ -178,6 +178,7 @@ fn pad(
         padding: 0,
     };
     let grid = direct_grid(all_lines);
+    gpu.account(Cost::moving(rows * lines * channels * dtype.size(), y.bytes()));
     // SAFETY: the callers below give the layout of x or w, which the contract checked.
     unsafe { gpu.launch("conv2d_tensor", "conv2d_tensor_pad", dtype, grid, DIRECT_THREADS, &parameters) }
     y
@@ -198,6 +199,7 @@ pub fn fprop(gpu: Handle, g: &Geometry, dtype: DType, x: Address, w: Address, y:
 }
 
 fn fprop_packed(gpu: Handle, g: &Geometry, dtype: DType, x: Address, w: Address, y: Address) {
+    gpu.account(g.cost(Pass::Fprop, dtype));
     let g = &plain(g);
     let (choice, name) = division(g, Pass::Fprop, dtype);
     let product = Product { from: x, by: w, to: y, g: sizes(g, dtype, x, y, Some(w)), stretch: 0, to_pitch: 0 };
@@ -205,6 +207,7 @@ fn fprop_packed(gpu: Handle, g: &Geometry, dtype: DType, x: Address, w: Address,
 }
 
 pub fn dgrad(gpu: Handle, g: &Geometry, dtype: DType, dy: Address, w: Address, dx: Address) {
+    gpu.account(g.cost(Pass::Dgrad, dtype));
     let g = &plain(g);
     let (choice, name) = division(g, Pass::Dgrad, dtype);
     let product = Product { from: dy, by: w, to: dx, g: sizes(g, dtype, dx, dy, Some(w)), stretch: 0, to_pitch: 0 };
@@ -238,6 +241,9 @@ pub fn wgrad(gpu: Handle, g: &Geometry, dtype: DType, x: Address, dy: Address, d
         sizes.packed |= PACKED_DW;
     }
     let product = Product { from: dy, by: x, to: partial, g: sizes, stretch: int(stretch), to_pitch: int(pitch) };
+    let cost = padded.as_ref().unwrap_or(g).cost(Pass::Wgrad, dtype);
+    let sums = workspace.as_ref().map_or(0, Tensor::bytes);
+    gpu.account(if writes_dw { cost } else { Cost { written: sums as u64, ..cost } });
     launch(gpu, name, dtype, &product, tile, [seen.k, seen.filter_len()], stretches);
     if writes_dw {
         return;
@@ -254,6 +260,7 @@ pub fn wgrad(gpu: Handle, g: &Geometry, dtype: DType, x: Address, dy: Address, d
     };
     // SAFETY: `partial` holds the stretches' K × R·S·C sums, with padded channels, and `dw` has rows `pitch` apart.
     unsafe {
+        gpu.account(Cost::moving(sums, size_of::<f32>() * g.k * g.filter_len()));
         let grid = direct_grid(g.k * g.filter_len());
         gpu.launch("conv2d_tensor", "conv2d_tensor_wgrad_sum", dtype, grid, DIRECT_THREADS, &sum);
     }

@@ -1,9 +1,9 @@
 //! The launch of `kernels/images.cu`.
 
 use super::Images;
-use crate::gpu::Address;
+use crate::gpu::{Address, Cost};
 use crate::parameters;
-use crate::tensor::{Device, TensorMut};
+use crate::tensor::{Device, Integers, TensorMut};
 
 const THREADS: u32 = 256;
 
@@ -39,6 +39,8 @@ pub fn images(images: &Images, tables: &[[f32; 256]], y: TensorMut) {
     };
     let pixels = images.shape[..3].iter().product::<usize>();
     let blocks = u32::try_from(pixels.div_ceil(THREADS as usize)).expect("fewer than 2⁴⁰ pixels");
+    let placements = images.placements.as_ref().map_or(0, Integers::bytes);
+    gpu.account(Cost::moving(images.bytes.bytes() + placements, y.bytes()));
     // SAFETY: the contract checked all sizes; a placement keeps every read inside its image.
     unsafe { gpu.launch("images", "images", y.dtype(), [blocks, 1, 1], THREADS, &parameters) }
 }

@@ -1,8 +1,8 @@
 //! Launches of `kernels/optimizer.cu`.
 
 use super::{AdamW, Sgd};
-use crate::gpu::{Address, Gpu};
-use crate::ops::control::{Control, GROWTH, LOSSES};
+use crate::gpu::{Address, Cost, Gpu};
+use crate::ops::control::{Control, GROWTH, LOSSES, Values};
 use crate::parameters;
 use crate::tensor::{DType, Device, Tensor};
 
@@ -77,11 +77,13 @@ pub fn decide(control: &Control, loss: &Tensor, gradients: &[&Tensor], betas: [f
         assert!(gradient.is_contiguous(), "the gradient of an arena has no padding of its own");
         let count = gradient.shape().len() as u64;
         let parameters = SquareSums { g: gradient.address(), partial: base.offset(4 * first), count };
+        gpu.account(Cost::moving(gradient.bytes(), 4 * blocks));
         // SAFETY: a block for each of `blocks` partial sums; the gradient holds `count` numbers.
         unsafe { gpu.launch("optimizer", "square_sums", DType::F32, [blocks as u32, 1, 1], THREADS, &parameters) };
         first += blocks;
     }
     let parameters = decision(control, loss, base, total, betas);
+    gpu.account(Cost::moving(4 * total + size_of::<Values>(), size_of::<Values>()));
     // SAFETY: `total` partial sums were written above; the control block holds `LOSSES` losses.
     unsafe { gpu.launch("optimizer", "decide", DType::F32, [1, 1, 1], THREADS, &parameters) }
 }
@@ -90,12 +92,16 @@ pub fn decide(control: &Control, loss: &Tensor, gradients: &[&Tensor], betas: [f
 pub fn rescale(control: &Control, loss: &Tensor) {
     if control.is_scaled() {
         let parameters = decision(control, loss, Address::NULL, 0, [0.0; 2]);
+        control.gpu().account(Cost::moving(size_of::<Values>(), size_of::<Values>()));
         // SAFETY: reads and writes the control block alone.
         unsafe { control.gpu().launch("optimizer", "rescale", DType::F32, [1, 1, 1], 32, &parameters) }
     }
 }
 
-fn launch(gpu: &Gpu, name: &'static str, update: &Update) {
+/// `read` and `written` say how many of the four arrays.
+fn launch(gpu: &Gpu, name: &'static str, [read, written]: [usize; 2], update: &Update) {
+    let array = 4 * update.count as usize;
+    gpu.account(Cost::moving(read * array, written * array));
     let blocks = update.count.div_ceil(4 * u64::from(THREADS)) as u32;
     // SAFETY: the callers below check that every tensor holds `count` numbers.
     unsafe { gpu.launch("optimizer", name, DType::F32, [blocks, 1, 1], THREADS, update) }
@@ -127,7 +133,7 @@ pub fn sgd(
         beta1: rule.momentum as f32,
         ..blank(parameters, gradient, control)
     };
-    launch(gpu, "sgd", &update);
+    launch(gpu, "sgd", [3, 2], &update);
 }
 
 pub fn adamw(
@@ -156,7 +162,7 @@ pub fn adamw(
         correction2: (1.0 - rule.beta2.powi(step)).sqrt() as f32,
         ..blank(parameters, gradient, control)
     };
-    launch(gpu, "adamw", &update);
+    launch(gpu, "adamw", [4, 3], &update);
 }
 
 /// Keeps every number in [0, 1].
@@ -168,5 +174,5 @@ pub fn clamp(gpu: &Gpu, numbers: &mut Tensor, control: Option<&Control>) {
         count: numbers.shape().len() as u64,
         ..bytemuck::Zeroable::zeroed()
     };
-    launch(gpu, "clamp", &update);
+    launch(gpu, "clamp", [1, 1], &update);
 }

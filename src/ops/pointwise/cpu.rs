@@ -19,21 +19,21 @@ pub fn relu_backward_assign(dy: &mut [f32], y: &[f32]) {
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
-fn add_block(sum: &mut [f32], term: &[f32]) {
+pub(in crate::ops) fn add_block(sum: &mut [f32], term: &[f32]) {
     for (sum, &term) in sum.iter_mut().zip(term) {
         *sum += term;
     }
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
-fn relu_block(x: &mut [f32]) {
+pub(in crate::ops) fn relu_block(x: &mut [f32]) {
     for x in x {
         *x = if *x <= 0.0 { 0.0 } else { *x };
     }
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
-fn relu_backward_block(dy: &mut [f32], y: &[f32]) {
+pub(in crate::ops) fn relu_backward_block(dy: &mut [f32], y: &[f32]) {
     for (dy, &y) in dy.iter_mut().zip(y) {
         *dy = if y <= 0.0 { 0.0 } else { *dy };
     }

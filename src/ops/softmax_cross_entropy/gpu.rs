@@ -1,7 +1,7 @@
 //! Launches of `kernels/softmax_cross_entropy.cu`.
 
 use super::CrossEntropy;
-use crate::gpu::{Address, Handle};
+use crate::gpu::{Address, Cost, Handle};
 use crate::ops::control::Control;
 use crate::parameters;
 use crate::tensor::{DType, Integers, Tensor, TensorMut};
@@ -45,6 +45,8 @@ pub fn forward_backward(
         smoothing: loss.label_smoothing as f32,
         padding: 0,
     };
+    let read = logits.bytes() + labels.bytes() + size_of_val(weights.as_slice());
+    gpu.account(Cost::moving(read, value.bytes() + gradient.bytes()));
     // SAFETY: the contract checked the shapes; labels on a GPU are below the number of classes, as every data set's.
     unsafe { gpu.launch("softmax_cross_entropy", "softmax_cross_entropy", DType::F32, [1, 1, 1], THREADS, &parameters) }
 }

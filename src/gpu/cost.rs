@@ -1,4 +1,5 @@
-//! What an op has to do at least, whoever does it: for benchmarks, which compare it with what the machine can do.
+//! What an op, or one launch of it, has to do at least, whoever does it: for benchmarks, which compare it with what the
+//! machine can do.
 
 use std::iter::Sum;
 use std::ops::Add;
@@ -13,6 +14,11 @@ pub struct Cost {
 }
 
 impl Cost {
+    /// Of so many bytes, with too few operations to count.
+    pub fn moving(read: usize, written: usize) -> Cost {
+        Cost { flops: 0, read: read as u64, written: written as u64 }
+    }
+
     pub fn bytes(self) -> u64 {
         self.read + self.written
     }
