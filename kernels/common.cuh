@@ -25,6 +25,8 @@ template <class T>
 DEVICE T load_vector(const void* from) { return *static_cast<const T*>(from); }
 template <class T>
 DEVICE void store_vector(void* to, T value) { *static_cast<T*>(to) = value; }
+// Four floats that nobody reads again soon: they are the first to leave the caches.
+DEVICE float4 load4_streaming(const float* from) { return __ldcs(reinterpret_cast<const float4*>(from)); }
 // Four floats of shared memory, `i` a multiple of 4.
 DEVICE float4 shared_load4(const float* array, unsigned i) { return *reinterpret_cast<const float4*>(array + i); }
 DEVICE void shared_store4(float* array, unsigned i, float4 v) { *reinterpret_cast<float4*>(array + i) = v; }

@@ -1,49 +1,28 @@
-// The merge: every weight of a network as a weighted sum of the same weight in M source networks, and its backward.
+// The backward of the merge, and α from what is learned. The merge itself: merge_blend.cu.
 //
-//   blend   W[i]    = α[0, a(i)]·W_0[i] + α[1, a(i)]·W_1[i] + …, added from left to right, each operation rounded
-//   dα      dα[m,j] = Σ_{i : a(i) = j} dW[i]·W_m[i]
-//   means   a further α is the mean of consecutive learned ones
+//   dα        dα[m,j] = Σ_{i : a(i) = j} dW[i]·W_m[i]
+//   products  of one layer with an α per filter: P[m,k] = Σ_{c,r,s} dW[k,c,r,s]·W_m[k,c,r,s]
+//   means     a further α is the mean of consecutive learned ones
 //
-// Arenas are f32 and of one layout. Tables of chunks in device memory, built once, say what each stretch of about 4096
-// weights is; a block takes one chunk. Loads take 16 bytes, and up to four sources are in flight before the first is used.
+// Arenas are f32 and of one layout, K filters of R·S·C weights each and vectors of K. Loads take 16 bytes, and those of up
+// to four sources are in flight before the first is used. Every sum runs in an order that the layout alone decides.
 //
-// Blend: one launch over the arena; weights that no chunk blends or copies are zeroed by one that says so. Bytes: M + 1
-// passes over the arena, the least there can be. FLOPs: 2·M per weight.
+// dα has two forms.
 //
-// dα: one launch of dot products, again M + 1 passes. A chunk of filters also takes the γ and β of the batch norm behind
-// them, so that with an α per filter or per kernel all weights of an α lie in one chunk, and it is written at once. An α
-// that is shared further (by a layer, or by the network) gets a partial sum from each chunk, in slots that the table
+// From dW: one launch over the arena, M + 1 passes over it. A table of chunks in device memory, built once, says what each
+// stretch of about 4096 weights is; a block takes one chunk. A chunk of filters also takes the γ and β of the batch norm
+// behind them, so that with an α per filter or per kernel all weights of an α lie in one chunk, and it is written at once.
+// An α that is shared further (by a layer, or by the network) gets a partial sum from each chunk, in slots that the table
 // numbers; a second launch adds those of each α in a fixed order, and writes zero where there are none.
+//
+// From products: what a convolution's wgrad leaves behind are parts × M × K sums instead of dW (conv2d_tensor.cu), or
+// `merge_products` takes them from the dW of that layer while the caches still hold it. One launch for the network then adds
+// the parts of each filter and the terms of its γ and β, whose gradients are short vectors; an α that is shared further gets
+// slots as above. Bytes: parts·M·K floats and the vectors, about a thousandth of dW.
 #include "common.cuh"
 
 constexpr unsigned THREADS = 256;
 constexpr unsigned IN_FLIGHT = 4;
-
-// What `BlendChunk::source` says beside the number of a source.
-constexpr int BLENDED = -1, ZERO = -2;
-
-// Weights begin .. begin + len of the arena, padding between rows included.
-struct BlendChunk {
-  unsigned long long begin;
-  unsigned len;
-  unsigned column;            // of the first weight in its row
-  unsigned row_len, pitch;
-  unsigned first;             // the weight at (row, column) takes α[first + row·row_step + column mod period],
-  unsigned row_step, period;  // rows counted from the chunk's first
-  int source;
-};
-static_assert(sizeof(BlendChunk) == 40, "as in src/ops/merge/gpu.rs");
-
-struct Blend {
-  const BlendChunk* chunks;    // one per block
-  const float* const* sources; // M arenas
-  const float* alpha;          // M × alphas
-  float* blend;                // arena
-  unsigned long long alphas;
-  unsigned source_count;
-  unsigned packed;             // all arenas are aligned to 16 bytes
-};
-static_assert(sizeof(Blend) == 48, "as in src/ops/merge/gpu.rs");
 
 constexpr unsigned VECTORS = 2;
 constexpr unsigned long long NO_VECTOR = ~0ull;
@@ -74,6 +53,45 @@ struct Gradient {
 };
 static_assert(sizeof(Gradient) == 64, "as in src/ops/merge/gpu.rs");
 
+struct Products {
+  const float* const* sources;  // M windows of K × len, rows `pitch` apart
+  const float* dw;              // K × len, rows `pitch` apart
+  float* products;              // M × K
+  unsigned rows, len, pitch;    // K filters
+  unsigned rows_per_block;
+  unsigned source_count;
+  unsigned packed;
+};
+static_assert(sizeof(Products) == 48, "as in src/ops/merge/gpu.rs");
+
+// Up to a warp of filters, or of the weights of vectors. That of row r takes parts sums from sums[first_sum + r] on, those
+// of source m and part i (i·M + m)·filters further, and weight r of each vector. Its output is `first` + r·step: of dα, or
+// of the partial sums; or with `together` all rows have one.
+struct ProductChunk {
+  unsigned long long first_sum;
+  unsigned long long vectors[VECTORS];  // where each begins in the arena, or NO_VECTOR
+  unsigned parts, filters;
+  unsigned rows;
+  unsigned first, step;
+  unsigned together;
+  unsigned is_final;
+  unsigned padding;
+};
+static_assert(sizeof(ProductChunk) == 56, "as in src/ops/merge/gpu.rs");
+
+struct GradientOfProducts {
+  const ProductChunk* chunks;   // one per block
+  const float* const* sources;  // M arenas
+  const float* sums;            // of all layers
+  const float* rest;            // the gradient of the arena from filters_len on
+  float* dalpha;                // M × alphas
+  float* partial;               // M × partials
+  unsigned long long alphas, partials, filters_len;
+  unsigned source_count;
+  unsigned padding;
+};
+static_assert(sizeof(GradientOfProducts) == 80, "as in src/ops/merge/gpu.rs");
+
 // The partial sums of one α: those in slots[begin .. begin + count].
 struct Share {
   unsigned alpha, begin, count;
@@ -91,78 +109,6 @@ struct GradientSum {
 static_assert(sizeof(GradientSum) == 56, "as in src/ops/merge/gpu.rs");
 
 using position = unsigned long long;
-
-// ---- blend ----------------------------------------------------------------------------------------------------------
-
-// Which α of a source the weight at (row, column) takes; rows are counted from the chunk's first.
-DEVICE unsigned alpha_of(const BlendChunk& chunk, unsigned row, unsigned column) {
-  return chunk.first + row * chunk.row_step + (chunk.period == 1 ? 0 : column % chunk.period);
-}
-
-DEVICE float blend_weight(const Blend& p, const BlendChunk& chunk, position i) {
-  const unsigned behind = chunk.column + static_cast<unsigned>(i - chunk.begin);
-  const unsigned row = behind / chunk.pitch, column = behind % chunk.pitch;
-  if (chunk.source == ZERO || column >= chunk.row_len) return 0;
-  if (chunk.source >= 0) return p.sources[chunk.source][i];
-  const float* alpha = p.alpha + alpha_of(chunk, row, column);
-  float sum = __fmul_rn(alpha[0], p.sources[0][i]);
-  for (unsigned m = 1; m < p.source_count; ++m) sum += __fmul_rn(alpha[m * p.alphas], p.sources[m][i]);
-  return sum;
-}
-
-// Four weights from `i` on, all of the chunk and aligned.
-DEVICE float4 blend_four(const Blend& p, const BlendChunk& chunk, position i) {
-  const float4 zero = make_float4(0, 0, 0, 0);
-  if (chunk.source == ZERO) return zero;
-  const unsigned behind = chunk.column + static_cast<unsigned>(i - chunk.begin);
-  unsigned row = behind / chunk.pitch, column = behind % chunk.pitch;
-  bool inside[4];
-  unsigned at[4];
-#pragma unroll
-  for (unsigned l = 0; l < 4; ++l) {
-    inside[l] = column < chunk.row_len;
-    at[l] = inside[l] ? alpha_of(chunk, row, column) : chunk.first;
-    if (++column == chunk.pitch) {
-      column = 0;
-      ++row;
-    }
-  }
-  float4 sum = zero;
-  if (chunk.source >= 0) {
-    sum = load4(p.sources[chunk.source] + i);
-  } else {
-    for (unsigned first = 0; first < p.source_count; first += IN_FLIGHT) {
-      float4 weight[IN_FLIGHT];
-#pragma unroll
-      for (unsigned u = 0; u < IN_FLIGHT; ++u)
-        if (first + u < p.source_count) weight[u] = load4(p.sources[first + u] + i);
-#pragma unroll
-      for (unsigned u = 0; u < IN_FLIGHT; ++u) {
-        if (first + u >= p.source_count) break;
-        const float* alpha = p.alpha + (first + u) * p.alphas;
-        const float4 term = make_float4(
-            __fmul_rn(alpha[at[0]], weight[u].x), __fmul_rn(alpha[at[1]], weight[u].y),
-            __fmul_rn(alpha[at[2]], weight[u].z), __fmul_rn(alpha[at[3]], weight[u].w));
-        // The first product itself, not zero and the product: −0 stays.
-        sum = first + u == 0 ? term : make_float4(sum.x + term.x, sum.y + term.y, sum.z + term.z, sum.w + term.w);
-      }
-    }
-  }
-  return make_float4(inside[0] ? sum.x : 0, inside[1] ? sum.y : 0, inside[2] ? sum.z : 0, inside[3] ? sum.w : 0);
-}
-
-KERNEL(merge_blend, Blend, THREADS) {
-  const BlendChunk chunk = p.chunks[blockIdx.x];
-  const position end = chunk.begin + chunk.len;
-  for (position i = chunk.begin / 4 * 4 + threadIdx.x * 4; i < end; i += THREADS * 4) {
-    if (p.packed && i >= chunk.begin && i + 4 <= end) {
-      store4(p.blend + i, blend_four(p, chunk, i));
-    } else {
-      for (position l = i < chunk.begin ? chunk.begin : i; l < i + 4 && l < end; ++l)
-        p.blend[l] = blend_weight(p, chunk, l);
-    }
-  }
-}
 
 // ---- dα -------------------------------------------------------------------------------------------------------------
 
@@ -295,6 +241,58 @@ KERNEL(merge_gradient, Gradient, THREADS) {
       column_gradient<1>(p, chunk, source);
     }
   }
+}
+
+// The products of one layer. Grid: filters in groups of rows_per_block.
+KERNEL(merge_products, Products, THREADS) {
+  SHARED(float, scratch, THREADS / WARP);
+  Gradient whole;
+  whole.sources = p.sources;
+  whole.dw = p.dw;
+  whole.dalpha = p.products;
+  whole.partial = nullptr;
+  whole.alphas = p.rows;
+  whole.partials = 0;
+  whole.source_count = p.source_count;
+  whole.packed = p.packed;
+  GradientChunk chunk;
+  chunk.first = blockIdx.x * p.rows_per_block;
+  chunk.begin = static_cast<position>(chunk.first) * p.pitch;
+  for (unsigned v = 0; v < VECTORS; ++v) chunk.vectors[v] = NO_VECTOR;
+  chunk.rows = p.rows - chunk.first < p.rows_per_block ? p.rows - chunk.first : p.rows_per_block;
+  chunk.len = p.len;
+  chunk.pitch = p.pitch;
+  chunk.period = 1;
+  chunk.step = 1;
+  chunk.is_final = 1;
+  for (unsigned source = 0; source < p.source_count; source += IN_FLIGHT) row_gradient(whole, chunk, source, scratch);
+}
+
+// dα from products. A lane of each warp per row, and the warps share its parts: neighbouring filters lie side by side.
+// Grid: chunks, sources.
+KERNEL(merge_gradient_of_products, GradientOfProducts, THREADS) {
+  constexpr unsigned WARPS = THREADS / WARP;
+  SHARED(float, sums, THREADS);
+  const ProductChunk chunk = p.chunks[blockIdx.x];
+  const unsigned row = threadIdx.x % WARP, warp = threadIdx.x / WARP, source = blockIdx.y;
+  float sum = 0;
+  if (row < chunk.rows) {
+    for (unsigned part = warp; part < chunk.parts; part += WARPS)
+      sum += p.sums[chunk.first_sum + (static_cast<position>(part) * p.source_count + source) * chunk.filters + row];
+    if (warp == 0) {
+#pragma unroll
+      for (unsigned v = 0; v < VECTORS; ++v)
+        if (chunk.vectors[v] != NO_VECTOR)
+          sum += p.rest[chunk.vectors[v] - p.filters_len + row] * p.sources[source][chunk.vectors[v] + row];
+    }
+  }
+  sums[threadIdx.x] = sum;
+  __syncthreads();
+  if (warp != 0) return;
+  for (unsigned other = 1; other < WARPS; ++other) sum += sums[other * WARP + row];
+  if (chunk.together) sum = warp_sum(sum);
+  float* to = chunk.is_final ? p.dalpha + source * p.alphas : p.partial + source * p.partials;
+  if (chunk.together ? row == 0 : row < chunk.rows) to[chunk.first + static_cast<position>(row) * chunk.step] = sum;
 }
 
 // A thread per α and source: for tables whose α have few partial sums each. Grid: shares, sources.

@@ -129,6 +129,16 @@ DEVICE void load_matrices(unsigned (&r)[4], SharedArray<element> array, unsigned
 #endif
 }
 
+// The memory of an array that everybody is done with, as floats.
+DEVICE SharedArray<float> as_floats(SharedArray<element> array) {
+#ifdef MEDMERGE_EMULATOR
+  const int64_t count = array.count * static_cast<int64_t>(sizeof(element)) / static_cast<int64_t>(sizeof(float));
+  return {reinterpret_cast<float*>(array.data), array.shadow, count, array.name};
+#else
+  return reinterpret_cast<float*>(array);
+#endif
+}
+
 // Starts a copy of BYTES (8 or 16) from global to shared memory, at a multiple of them in both; zeros if !valid, and then
 // `from` is not read. 16 bytes pass by the L1 cache.
 template <unsigned BYTES, class T>

@@ -9,11 +9,15 @@
 //! windows of the arena's gradient, which is therefore complete, and in one piece, when the arena's own record runs:
 //! merging and the optimiser see one buffer, never a list of layers.
 //!
+//! An arena that was merged from frozen ones may have a [`Projection`]: of the gradient of its filters only the products with
+//! the sources' are wanted, a number per source and filter. Whoever can compute those alone reserves a place for them
+//! ([`Tape::reserve_products`]) and contributes them; what any other op contributes to a window is multiplied on the spot.
+//!
 //! The tape knows tensors, not ops: each op's record stands beside its formula, in `ops`.
 
 use std::collections::BTreeMap;
 
-use crate::ops::pointwise;
+use crate::ops::{merge, pointwise};
 use crate::tensor::{DType, Device, Shape, Tensor, TensorMut};
 
 /// Which gradient on its tape.
@@ -24,17 +28,66 @@ pub struct Id(usize);
 #[derive(Clone, Debug)]
 pub struct Var {
     value: Tensor,
+    /// Of an arena whose filters are also, or only, stored in another dtype.
+    filters: Option<Filters>,
     id: Option<Id>,
+}
+
+/// The first numbers of an arena, as convolutions read them.
+#[derive(Clone, Debug)]
+struct Filters {
+    values: Tensor,
+    /// Where the variable's value begins in the arena: 0, or behind the filters.
+    value_begin: usize,
+}
+
+/// The numbers of an arena: in one tensor, or filters apart from the rest.
+pub struct Split {
+    value: Tensor,
+    filters: Option<Filters>,
+}
+
+impl Split {
+    pub fn whole(arena: Tensor) -> Split {
+        Split { value: arena, filters: None }
+    }
+
+    /// `rest` begins at `begin` in the arena.
+    pub fn at(begin: usize, filters: Tensor, rest: Tensor) -> Split {
+        Split { value: rest, filters: Some(Filters { values: filters, value_begin: begin }) }
+    }
 }
 
 impl Var {
     /// A value whose gradient nobody wants.
     pub fn constant(value: Tensor) -> Var {
-        Var { value, id: None }
+        Var { value, filters: None, id: None }
     }
 
+    /// Of an arena whose filters are stored apart, all but those.
     pub fn value(&self) -> &Tensor {
         &self.value
+    }
+
+    /// The arena with its first `count` numbers, the filters, stored as `dtype`: itself if they are. Windows into them have
+    /// that dtype; their gradients keep the arena's.
+    pub fn with_filters_in(&self, dtype: DType, count: usize) -> Var {
+        let stored = self.filters.as_ref().map_or(self.value.dtype(), |filters| filters.values.dtype());
+        if stored == dtype {
+            return self.clone();
+        }
+        assert!(self.filters.is_none(), "filters are stored as {stored}, and {dtype} is asked for");
+        let values = self.value.window(0, [count], 1).cast(dtype);
+        Var { filters: Some(Filters { values, value_begin: 0 }), ..self.clone() }
+    }
+
+    /// The numbers of a window.
+    fn cut(&self, offset: usize, shape: Shape, pitch: usize) -> Tensor {
+        match &self.filters {
+            Some(filters) if offset < filters.values.shape().len() => filters.values.window(offset, shape, pitch),
+            Some(filters) => self.value.window(offset - filters.value_begin, shape, pitch),
+            None => self.value.window(offset, shape, pitch),
+        }
     }
 
     pub fn into_value(self) -> Tensor {
@@ -52,6 +105,47 @@ impl Var {
 }
 
 type Backward = Box<dyn FnOnce(Tensor, &mut Gradients)>;
+
+/// What is wanted of the gradient of an arena's filters: their products with those of `sources`, M frozen arenas of the same
+/// layout.
+pub struct Projection {
+    sources: Vec<Tensor>,
+    filters_len: usize,
+    /// Numbers that places have been reserved for.
+    reserved: usize,
+    sums: Option<Tensor>,
+    terms: Vec<Term>,
+}
+
+impl Projection {
+    pub fn new(sources: Vec<Tensor>, filters_len: usize) -> Projection {
+        Projection { sources, filters_len, reserved: 0, sums: None, terms: Vec::new() }
+    }
+
+    fn reserve(&mut self, count: usize) -> usize {
+        self.reserved += count;
+        self.reserved - count
+    }
+}
+
+/// Products that were contributed to the window at `offset`, whose sum over the parts counts: parts × M × filters numbers,
+/// from `at` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Term {
+    pub offset: usize,
+    pub filters: usize,
+    pub at: usize,
+    pub parts: usize,
+}
+
+/// A place for the products of one op with a window's filters.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    arena: Id,
+    term: Term,
+    shape: Shape,
+    pitch: usize,
+}
 
 #[derive(Default)]
 pub struct Tape {
@@ -81,12 +175,18 @@ enum State {
     Arena {
         gradient: Option<Tensor>,
         written: BTreeMap<usize, usize>,
+        /// With one, the gradient is that of the arena behind its filters.
+        projection: Option<Projection>,
     },
+    /// The products of an arena's filters, whose gradient has been taken.
+    Projected(Projection),
     /// A window into an arena's gradient.
     Window {
         arena: Id,
         offset: usize,
         pitch: usize,
+        /// Among the filters of an arena with a projection: where the products go of what ops contribute as a gradient.
+        products_at: Option<usize>,
     },
 }
 
@@ -98,7 +198,7 @@ impl Tape {
     /// A value whose gradient [`Gradients::take`] will be asked for.
     pub fn leaf(&mut self, value: Tensor) -> Var {
         let id = self.slot(&value, State::Empty);
-        Var { value, id: Some(id) }
+        Var { value, filters: None, id: Some(id) }
     }
 
     /// The output of an op on `inputs`. `backward` is made, and kept, only if one of the inputs wants a gradient.
@@ -108,27 +208,37 @@ impl Tape {
         }
         let id = self.slot(&value, State::Empty);
         self.records.push((id, backward()));
-        Var { value, id: Some(id) }
+        Var { value, filters: None, id: Some(id) }
+    }
+
+    /// The same for an op whose output is an arena of `len` numbers. `backward`, which is told the arena's id, gets the
+    /// gradient of all of it, or with a `projection` that of the rest: then it takes the products too.
+    pub fn record_arena(
+        &mut self,
+        arena: Split,
+        len: usize,
+        inputs: &[Option<Id>],
+        projection: Option<Projection>,
+        backward: impl FnOnce(Id) -> Backward,
+    ) -> Var {
+        let Split { value, filters } = arena;
+        if inputs.iter().all(Option::is_none) {
+            return Var { value, filters, id: None };
+        }
+        let id = self.slot(&value, State::Empty);
+        let slot = &mut self.slots[id.0];
+        slot.shape = [len - projection.as_ref().map_or(0, |projection| projection.filters_len)].into();
+        if projection.is_some() {
+            slot.state = State::Arena { gradient: None, written: BTreeMap::new(), projection };
+        }
+        self.records.push((id, backward(id)));
+        Var { value, filters, id: Some(id) }
     }
 
     /// A parameter in an arena. The same window asked for twice is the same variable: its contributions add up.
     /// Windows of one arena must not overlap otherwise.
     pub fn window(&mut self, arena: &Var, offset: usize, shape: impl Into<Shape>, pitch: usize) -> Var {
-        let values = arena.value.clone();
-        self.window_of(arena, &values, offset, shape, pitch)
-    }
-
-    /// [`Tape::window`], but with the numbers of `values`: a copy of the arena in another dtype. The gradient keeps the
-    /// arena's.
-    pub fn window_of(
-        &mut self,
-        arena: &Var,
-        values: &Tensor,
-        offset: usize,
-        shape: impl Into<Shape>,
-        pitch: usize,
-    ) -> Var {
-        let value = values.window(offset, shape, pitch);
+        let value = arena.cut(offset, shape.into(), pitch);
         let Some(arena) = arena.id else { return Var::constant(value) };
         if let Some(known) = self.windows.get(&(arena.0, offset)) {
             assert_eq!(known.shape(), value.shape(), "two windows of different shape at one offset");
@@ -136,14 +246,33 @@ impl Tape {
         }
         let slot = &mut self.slots[arena.0];
         if let State::Empty = slot.state {
-            slot.state = State::Arena { gradient: None, written: BTreeMap::new() };
+            slot.state = State::Arena { gradient: None, written: BTreeMap::new(), projection: None };
         }
         let dtype = slot.dtype;
-        let id = self.slot(&value, State::Window { arena, offset, pitch });
+        let products_at = match &mut slot.state {
+            State::Arena { projection: Some(projection), .. } if offset < projection.filters_len => {
+                Some(projection.reserve(projection.sources.len() * value.shape().rows()))
+            }
+            _ => None,
+        };
+        let id = self.slot(&value, State::Window { arena, offset, pitch, products_at });
         self.slots[id.0].dtype = dtype;
-        let window = Var { value, id: Some(id) };
+        let window = Var { value, filters: None, id: Some(id) };
         self.windows.insert((arena.0, offset), window.clone());
         window
+    }
+
+    /// A place for products, where they are what is wanted of a window's gradient: for [`Gradients::contribute_products`],
+    /// once, instead of [`Gradients::contribute`]. `parts` says into how many they come for so many sources.
+    pub fn reserve_products(&mut self, window: &Var, parts: impl FnOnce(usize) -> usize) -> Option<Place> {
+        let State::Window { arena, offset, pitch, products_at: Some(_) } = self.slots[window.id?.0].state else {
+            return None;
+        };
+        let State::Arena { projection: Some(projection), .. } = &mut self.slots[arena.0].state else { return None };
+        let (shape, filters) = (window.shape(), window.shape().rows());
+        let parts = parts(projection.sources.len());
+        let at = projection.reserve(parts * projection.sources.len() * filters);
+        Some(Place { arena, term: Term { offset, filters, at, parts }, shape, pitch })
     }
 
     /// The gradients of every leaf with respect to `loss`, a single number.
@@ -173,8 +302,20 @@ impl Gradients {
     pub fn contribute(&mut self, id: Id, fill: impl FnOnce(TensorMut)) {
         let slot = &self.slots[id.0];
         let (shape, dtype, device) = (slot.shape, slot.dtype, slot.device);
-        if let State::Window { arena, offset, pitch } = slot.state {
-            let (gradient, written) = self.arena(arena);
+        if let State::Window { arena, offset, pitch, products_at: Some(at) } = slot.state {
+            // As the sources' filters lie.
+            let mut whole = Tensor::uninit([shape.rows() * pitch], dtype, device);
+            fill(whole.view_mut().window(0, shape, pitch));
+            let dw = whole.window(0, shape, pitch);
+            let term = Term { offset, filters: shape.rows(), at, parts: 1 };
+            return self.contribute_products(Place { arena, term, shape, pitch }, |sources, products| {
+                let all = [sources.len(), shape.rows()];
+                merge::products(&dw, sources, products.window(0, all, shape.rows()));
+            });
+        }
+        if let State::Window { arena, offset, pitch, .. } = slot.state {
+            let (gradient, written, begin) = self.arena(arena);
+            let offset = offset - begin;
             let mut window = gradient.view_mut().window(offset, shape, pitch);
             let end = offset + (shape.rows() - 1) * pitch + shape.row_len();
             if written.insert(offset, end).is_none() {
@@ -212,17 +353,52 @@ impl Gradients {
         }
     }
 
+    /// Hands `fill` the sources' filters, each as the window's value is laid out, and parts × M × K numbers, which it must
+    /// overwrite whole: their sum over the parts is added to the products of the window's gradient with the sources.
+    pub fn contribute_products(&mut self, place: Place, fill: impl FnOnce(&[Tensor], TensorMut)) {
+        let Place { arena, term, shape, pitch } = place;
+        let Slot { dtype, device, state, .. } = &mut self.slots[arena.0];
+        let State::Arena { projection: Some(projection), .. } = state else { panic!("products of what is no merge") };
+        let Projection { sources, reserved, sums, terms, .. } = projection;
+        let sources: Vec<Tensor> = sources.iter().map(|source| source.window(term.offset, shape, pitch)).collect();
+        let sums = sums.get_or_insert_with(|| Tensor::uninit([*reserved], *dtype, *device));
+        let all = [term.parts, sources.len(), term.filters];
+        let to = sums.view_mut().window(term.at, all, sources.len() * term.filters);
+        if !terms.contains(&term) {
+            terms.push(term);
+            return fill(&sources, to);
+        }
+        let mut second = Tensor::uninit(all, *dtype, *device);
+        fill(&sources, second.view_mut());
+        pointwise::add_assign(to, &second);
+    }
+
+    /// The products of an arena's filters, and where they lie, in the record of that arena; `None` if it has no projection.
+    pub fn take_products(&mut self, arena: Id) -> Option<(Tensor, Vec<Term>)> {
+        let Slot { dtype, device, state, .. } = &mut self.slots[arena.0];
+        match std::mem::replace(state, State::Empty) {
+            State::Projected(Projection { sums, terms, .. }) => {
+                Some((sums.unwrap_or_else(|| Tensor::uninit([0], *dtype, *device)), terms))
+            }
+            other => {
+                *state = other;
+                None
+            }
+        }
+    }
+
     /// Two vectors in one arena of which neither has been written; from now on they count as written.
     fn fresh_windows(&mut self, first: Id, second: Id) -> Option<[TensorMut<'_>; 2]> {
         let window = |id: Id| match self.slots[id.0] {
-            Slot { shape, state: State::Window { arena, offset, pitch: 1 }, .. } => Some((arena, offset, shape)),
+            Slot { shape, state: State::Window { arena, offset, pitch: 1, .. }, .. } => Some((arena, offset, shape)),
             _ => None,
         };
         let ((arena, offset, shape), (other_arena, other_offset, other_shape)) = (window(first)?, window(second)?);
         if arena != other_arena || offset + shape.len() > other_offset {
             return None;
         }
-        let (gradient, written) = self.arena(arena);
+        let (gradient, written, begin) = self.arena(arena);
+        let (offset, other_offset) = (offset - begin, other_offset - begin);
         if written.contains_key(&offset) || written.contains_key(&other_offset) {
             return None;
         }
@@ -242,7 +418,9 @@ impl Gradients {
                 pointwise::add_assign(sum.view_mut(), &gradient);
                 State::Ready(sum)
             }
-            State::Arena { .. } | State::Window { .. } => panic!("an arena's gradient is contributed window by window"),
+            State::Arena { .. } | State::Projected(_) | State::Window { .. } => {
+                panic!("an arena's gradient is contributed window by window")
+            }
         };
     }
 
@@ -255,18 +433,27 @@ impl Gradients {
         let slot = &mut self.slots[id.0];
         match std::mem::replace(&mut slot.state, State::Empty) {
             State::Ready(gradient) => Some(gradient),
-            State::Arena { gradient: Some(mut gradient), written } => {
+            State::Arena { gradient, written, projection } => {
+                let has_products = projection.as_ref().is_some_and(|projection| projection.sums.is_some());
+                if gradient.is_none() && !has_products {
+                    return None;
+                }
+                let fresh = || Tensor::uninit(slot.shape, slot.dtype, slot.device);
+                let mut gradient = gradient.unwrap_or_else(fresh);
                 zero_gaps(gradient.view_mut(), slot.shape.len(), &written);
+                slot.state = projection.map_or(State::Empty, State::Projected);
                 Some(gradient)
             }
-            State::Empty | State::Arena { gradient: None, .. } | State::Window { .. } => None,
+            State::Empty | State::Projected(_) | State::Window { .. } => None,
         }
     }
 
-    fn arena(&mut self, id: Id) -> (&mut Tensor, &mut BTreeMap<usize, usize>) {
+    /// The gradient of an arena, which stretches of it have been written, and where it begins in the arena.
+    fn arena(&mut self, id: Id) -> (&mut Tensor, &mut BTreeMap<usize, usize>, usize) {
         let Slot { shape, dtype, device, state } = &mut self.slots[id.0];
-        let State::Arena { gradient, written } = state else { panic!("a window into what is no arena") };
-        (gradient.get_or_insert_with(|| Tensor::uninit(*shape, *dtype, *device)), written)
+        let State::Arena { gradient, written, projection } = state else { panic!("a window into what is no arena") };
+        let begin = projection.as_ref().map_or(0, |projection| projection.filters_len);
+        (gradient.get_or_insert_with(|| Tensor::uninit(*shape, *dtype, *device)), written, begin)
     }
 }
 

@@ -11,6 +11,7 @@ use common::{assert_close, mix, nhwc};
 use medmerge::checkpoint::{Numbers, TensorFile, to_our_order};
 use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Method, Plan};
 use medmerge::nn::{Architecture, Mode, Model, Network, Region};
+use medmerge::ops::merge::Backward;
 use medmerge::ops::softmax_cross_entropy::{CrossEntropy, forward_backward};
 use medmerge::tape::{Gradients, Tape, Var};
 use medmerge::tensor::{DType, Device, Integers, Tensor};
@@ -310,14 +311,21 @@ impl MergeCase {
         self.form.tensor(&Tensor::from_vec(numbers, [rows, count]))
     }
 
-    /// Checks loss, logits and the gradients of the numbers learned and of the head under `prefix`.
+    /// Checks loss, logits and the gradients of the numbers learned and of the head under `prefix`, by both forms of dα.
     fn check(&self, plan: &Plan, numbers: &str, prefix: &str, gradients: &str) {
+        self.check_by(Backward::Dw, plan, numbers, prefix, gradients);
+        if plan.table.takes_products() {
+            self.check_by(Backward::Products, plan, numbers, prefix, gradients);
+        }
+    }
+
+    fn check_by(&self, backward: Backward, plan: &Plan, numbers: &str, prefix: &str, gradients: &str) {
         let tolerance = self.form.tolerance();
         let mut tape = Tape::new();
         let learned = tape.leaf(self.numbers(plan, numbers));
         let head = tape.leaf(self.head.clone());
         let alpha = tape.constrain(&plan.parametrization, &learned);
-        let trunk = tape.merge(&plan.table, &self.trunks, &alpha);
+        let trunk = tape.merge_by(&plan.table, &self.trunks, &alpha, self.form.dtype, backward);
         let (x, labels) = (self.form.input(&self.file), self.form.labels(&self.file));
         let output = self.network.forward(&mut tape, &trunk, &head, &self.statistics, x, Mode::Training);
         let loss = tape.softmax_cross_entropy(&CrossEntropy::default(), &output.logits, &labels, None);

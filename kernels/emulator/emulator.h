@@ -240,6 +240,8 @@ static inline float __uint_as_float(unsigned bits) { float v; std::memcpy(&v, &b
 // Rounds by itself: never part of a fused multiply-add.
 static inline float __fmul_rn(float a, float b) { return a * b; }
 
+struct alignas(8) float2 { float x, y; };
+static inline float2 make_float2(float x, float y) { return {x, y}; }
 struct alignas(16) float4 { float x, y, z, w; };
 static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
@@ -253,6 +255,7 @@ DEVICE void store_vector(void* to, T value) {
   emulator::check_aligned(to, sizeof(T));
   *static_cast<T*>(to) = value;
 }
+DEVICE float4 load4_streaming(const float* from) { return load_vector<float4>(from); }
 // Marks of earlier use stay behind: a barrier has made them void.
 template <class T>
 DEVICE SharedArray<float> shared_as_floats(SharedArray<T> array, unsigned count) {

@@ -106,7 +106,7 @@ fn fingerprint(
         images.update(bytemuck::cast_slice(&split.labels));
     }
     let run = json!({
-        "parameters": model.network.parameters.iter().map(|p| (&p.name, p.shape.dims())).collect::<Vec<_>>(),
+        "parameters": model.network.parameters.iter().map(|p| (&p.name, p.shape.dims(), p.offset)).collect::<Vec<_>>(),
         "options": train_options, "flip": options.schedule.flip, "shift": options.schedule.shift,
         "precision": global.precision, "is_fused": place.is_fused, "device": place.device.to_string().split(':').next(),
         "mean": options.data.mean, "std": options.data.std,

@@ -184,7 +184,7 @@ impl Plan {
             choices[norm.beta] = Some(choice);
         }
 
-        let segments = network
+        let mut segments: Vec<Segment> = network
             .parameters
             .iter()
             .zip(choices)
@@ -198,10 +198,11 @@ impl Plan {
                 Segment { offset: parameter.offset, rows, row_len, pitch, choice }
             })
             .collect();
+        segments.sort_by_key(|segment| segment.offset);
         let Method { sources, anchor, constraint, .. } = method;
         Plan {
             method,
-            table: Arc::new(Table::new(segments, alphas, network.trunk_len)),
+            table: Arc::new(Table::new(segments, alphas, network.trunk_len).with_filters(network.filters_len)),
             parametrization: Arc::new(Parametrization::new(constraint, sources, anchor, learned, means)),
             entries,
         }

@@ -4,7 +4,8 @@
 //! ([`fuse`]).
 //!
 //! Parameters lie in two arenas with rows padded to 16 bytes: the *trunk*, which sources share and merging is about, and
-//! the *head*, the classifier, which is always new. Running statistics lie in a third. Names are PyTorch's.
+//! the *head*, the classifier, which is always new. In the trunk all filters come first, and behind them γ and β: what
+//! convolutions read as activations are stored, and what stays f32, are one piece each. Running statistics lie in a third. Names are PyTorch's.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -114,6 +115,8 @@ pub struct Network {
     pub input_channels: usize,
     pub classes: usize,
     pub trunk_len: usize,
+    /// Of the trunk, what holds filters.
+    pub filters_len: usize,
     pub head_len: usize,
     pub statistics_len: usize,
     pub stages: Vec<Stage>,
@@ -150,6 +153,7 @@ impl Network {
         mode: Mode,
     ) -> Output {
         let mut nodes: Vec<Option<Var>> = vec![None; self.layers.len() + 1];
+        let dtype = x.dtype();
         nodes[0] = Some(Var::constant(x));
         // What neighbours among the stages leave for each other, by the node between them.
         let mut tiles: Vec<Option<Tiles>> = vec![None; nodes.len()];
@@ -161,11 +165,7 @@ impl Network {
             reciprocal_deviation(statistics, EPSILON, rstd.view_mut());
             rstd
         });
-        // The filters as the activations are stored.
-        let filters = match nodes[0].as_ref().map(|x| x.value().dtype()) {
-            Some(dtype) if dtype != trunk.value().dtype() => trunk.value().cast(dtype),
-            _ => trunk.value().clone(),
-        };
+        let trunk = &trunk.with_filters_in(dtype, self.filters_len);
         for (index_of_stage, stage) in self.stages.iter().enumerate() {
             // Taken, not copied, where this is the last use: then ops may write over it, and it is freed early.
             let take = |(i, &Node(node)): (usize, &Node)| {
@@ -187,8 +187,7 @@ impl Network {
             let (Node(first), Node(output)) = (stage.inputs[0], stage.output);
             let y = match *self.operation(stage) {
                 Operation::Conv2d { conv, weight } => {
-                    let (arena, offset, shape, pitch) = parameter(weight);
-                    let weight = tape.window_of(arena, &filters, offset, shape, pitch);
+                    let weight = window(tape, weight);
                     let leaves_statistics = stage.leaves_statistics && mode == Mode::Training;
                     let before = handoffs[first].take();
                     let (y, of_tiles) = tape.conv2d_beside_norms(conv, &input(), &weight, leaves_statistics, before);
@@ -271,7 +270,7 @@ impl Network {
         self.parameters.iter().find(|parameter| parameter.name == name)
     }
 
-    /// Parameters of one region, in the order of their offsets.
+    /// Parameters of one region, in the order of their layers.
     pub fn region(&self, region: Region) -> impl Iterator<Item = &Parameter> {
         self.parameters.iter().filter(move |parameter| parameter.region == region)
     }
@@ -342,6 +341,7 @@ impl NetworkBuilder {
             input_channels,
             classes: 0,
             trunk_len: 0,
+            filters_len: 0,
             head_len: 0,
             statistics_len: 0,
             stages: Vec::new(),
@@ -400,6 +400,12 @@ impl NetworkBuilder {
 
     pub fn finish(mut self) -> Arc<Network> {
         let network = &mut self.network;
+        for parameter in network.parameters.iter_mut().filter(|parameter| parameter.region == Region::Trunk) {
+            if parameter.kind != Kind::Filters {
+                parameter.offset += network.filters_len;
+            }
+        }
+        network.trunk_len += network.filters_len;
         network.classes = *self.channels.last().expect("the input at least");
         Arc::new(network.planned(true))
     }
@@ -411,9 +417,11 @@ impl NetworkBuilder {
     }
 
     fn parameter(&mut self, name: String, kind: Kind, region: Region, shape: Shape) -> usize {
-        let end = match region {
-            Region::Trunk => &mut self.network.trunk_len,
-            Region::Head => &mut self.network.head_len,
+        // What lies behind the filters is moved there when their number is known.
+        let end = match (region, kind) {
+            (Region::Trunk, Kind::Filters) => &mut self.network.filters_len,
+            (Region::Trunk, _) => &mut self.network.trunk_len,
+            (Region::Head, _) => &mut self.network.head_len,
         };
         // A vector is one row.
         let (pitch, len) = match shape.rank() {

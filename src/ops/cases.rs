@@ -149,12 +149,14 @@ pub struct MergeCase {
     pub sources: usize,
     pub segments: &'static [Segment],
     pub alphas: usize,
+    /// Of the arena, what holds filters.
+    pub filters_len: usize,
     pub arena_len: usize,
 }
 
 impl MergeCase {
     pub fn table(&self) -> Table {
-        Table::new(self.segments.to_vec(), self.alphas, self.arena_len)
+        Table::new(self.segments.to_vec(), self.alphas, self.arena_len).with_filters(self.filters_len)
     }
 }
 
@@ -186,6 +188,7 @@ pub const MERGE: &[MergeCase] = &[
         sources: 2,
         segments: &[blended(0, [8, 27, 28], [0, 0, 1]), blended(224, [1, 8, 8], [0, 0, 1])],
         alphas: 1,
+        filters_len: 224,
         arena_len: 232,
     },
     MergeCase {
@@ -197,6 +200,7 @@ pub const MERGE: &[MergeCase] = &[
             blended(91, [1, 3, 3], [1, 0, 1]),
         ],
         alphas: 2,
+        filters_len: 88,
         arena_len: 100,
     },
     MergeCase {
@@ -204,11 +208,12 @@ pub const MERGE: &[MergeCase] = &[
         sources: 2,
         segments: &[
             blended(0, [6, 9, 12], [0, 1, 1]),
-            blended(72, [1, 6, 6], [0, 0, 6]),
-            blended(80, [1, 6, 6], [0, 0, 6]),
-            blended(88, [5, 54, 56], [6, 1, 1]),
+            blended(72, [5, 54, 56], [6, 1, 1]),
+            blended(352, [1, 6, 6], [0, 0, 6]),
+            blended(360, [1, 6, 6], [0, 0, 6]),
         ],
         alphas: 11,
+        filters_len: 352,
         arena_len: 368,
     },
     MergeCase {
@@ -221,6 +226,7 @@ pub const MERGE: &[MergeCase] = &[
             blended(136, [3, 1, 4], [13, 1, 1]),
         ],
         alphas: 21,
+        filters_len: 100,
         arena_len: 148,
     },
     MergeCase {
@@ -228,6 +234,7 @@ pub const MERGE: &[MergeCase] = &[
         sources: 3,
         segments: &[blended(0, [4, 12, 12], [1, 3, 3]), blended(48, [1, 12, 12], [1, 0, 12])],
         alphas: 14,
+        filters_len: 48,
         arena_len: 60,
     },
     MergeCase {
@@ -240,6 +247,7 @@ pub const MERGE: &[MergeCase] = &[
             blended(56, [2, 4, 4], [6, 2, 2]),
         ],
         alphas: 12,
+        filters_len: 48,
         arena_len: 70,
     },
     MergeCase {
@@ -247,9 +255,17 @@ pub const MERGE: &[MergeCase] = &[
         sources: 2,
         segments: &[blended(0, [1, 1, 1], [0, 0, 1])],
         alphas: 1,
+        filters_len: 1,
         arena_len: 1,
     },
-    MergeCase { name: "nothing is learned", sources: 2, segments: &[fixed(2, [2, 3, 4], 1)], alphas: 0, arena_len: 12 },
+    MergeCase {
+        name: "nothing is learned",
+        sources: 2,
+        segments: &[fixed(2, [2, 3, 4], 1)],
+        alphas: 0,
+        filters_len: 0,
+        arena_len: 12,
+    },
     MergeCase {
         name: "rows that begin anywhere",
         sources: 3,
@@ -262,9 +278,35 @@ pub const MERGE: &[MergeCase] = &[
             blended(120, [3, 12, 13], [20, 4, 4]),
         ],
         alphas: 32,
+        filters_len: 71,
         arena_len: 160,
     },
-    MergeCase { name: "vectors that share two α", sources: 2, segments: &VECTORS, alphas: 3, arena_len: 2_401 },
+    MergeCase {
+        name: "vectors that share two α",
+        sources: 2,
+        segments: &VECTORS,
+        alphas: 3,
+        filters_len: 1_200,
+        arena_len: 2_401,
+    },
+    // Three vectors share the α of 300 filters, one more than a block takes along; rows too long for one block.
+    MergeCase {
+        name: "filters and vectors in several blocks",
+        sources: 5,
+        segments: &[
+            blended(0, [300, 147, 148], [0, 1, 1]),
+            blended(44_400, [2, 20_001, 20_004], [300, 0, 1]),
+            blended(84_408, [70, 8, 8], [301, 1, 1]),
+            blended(84_968, [1, 300, 300], [0, 0, 300]),
+            blended(85_268, [1, 300, 300], [0, 0, 300]),
+            blended(85_568, [1, 300, 300], [0, 0, 300]),
+            blended(85_868, [1, 2, 2], [300, 0, 1]),
+            fixed(85_872, [1, 70, 70], 3),
+        ],
+        alphas: 371,
+        filters_len: 84_968,
+        arena_len: 85_944,
+    },
     // Runs of 110 rows, of one row, and of 102 rows.
     MergeCase {
         name: "several runs at every granularity",
@@ -276,6 +318,7 @@ pub const MERGE: &[MergeCase] = &[
             blended(124_408, [1, 250, 250], [4_301, 0, 250]),
         ],
         alphas: 4_551,
+        filters_len: 84_408,
         arena_len: 124_660,
     },
 ];

@@ -71,7 +71,10 @@ fn convolutions() -> Vec<Pass> {
         [
             Pass::new("fprop", unit([&x, &w]), [y.clone()], move |[x, w], [y]| conv2d::fprop(conv, x, w, y)),
             Pass::new("dgrad", unit([&y, &w]), [x.clone()], move |[dy, w], [dx]| conv2d::dgrad(conv, dy, w, dx)),
-            Pass::new("wgrad", unit([&x, &y]), [w.in_f32()], move |[x, dy], [dw]| conv2d::wgrad(conv, x, dy, dw)),
+            Pass::new("wgrad", unit([&x, &y]), [w.clone().in_f32()], move |[x, dy], [dw]| {
+                conv2d::wgrad(conv, x, dy, dw);
+            }),
+            wgrad_products(case, [x, y, w.in_f32()]),
         ]
         .map(|pass| pass.of(case.name).within(SUM).exact().on_tensor_cores())
     };
@@ -83,6 +86,23 @@ const TILE: usize = 48;
 
 /// Elements from which on a case is checked in fewer forms.
 const LARGE: usize = 20_000;
+
+/// With two sources, and in some cases with more than are in flight at once.
+fn wgrad_products(case: &ConvCase, [x, y, w]: [Layout; 3]) -> Pass {
+    let (conv, g) = (case.conv, case.geometry());
+    let sources = if g.k % 3 == 0 { 5 } else { 2 };
+    let sum = Layout::dense([sources, g.k]).in_f32();
+    let inputs = [x, y].into_iter().chain(repeat_n(w, sources)).map(Input::unit).collect();
+    Pass::with_many("products", inputs, vec![sum.into()], move |inputs, outputs| {
+        let ([x, dy, sources @ ..], [to]) = (inputs, only(outputs)) else { unreachable!() };
+        let parts = conv2d::product_parts(&g, x.dtype(), sources.len());
+        let mut products = Tensor::uninit([parts, sources.len(), g.k], sources[0].dtype(), x.device());
+        conv2d::wgrad_products(conv, x, dy, sources, products.view_mut());
+        let products = products.to_f64();
+        let of_parts = |i: usize| products.iter().skip(i).step_by(sources.len() * g.k).sum();
+        write(to, (0..sources.len() * g.k).map(of_parts).collect());
+    })
+}
 
 fn batch_norms() -> Vec<Pass> {
     cases::BATCH_NORM.iter().flat_map(|case| NormPasses::of(case).all()).collect()
@@ -436,14 +456,68 @@ fn merges() -> Vec<Pass> {
                 let ([alpha, sources @ ..], [blend]) = (inputs, only(outputs)) else { unreachable!() };
                 merge::blend(&table, &sources.iter().collect::<Vec<_>>(), alpha, blend);
             }),
-            Pass::with_many("α's gradient", with(weights.clone()), vec![alphas.into()], move |inputs, outputs| {
-                let ([dw, sources @ ..], [dalpha]) = (inputs, only(outputs)) else { unreachable!() };
-                merge::alpha_gradient(&backward_table, &sources.iter().collect::<Vec<_>>(), dw, dalpha);
-            }),
+            Pass::with_many(
+                "α's gradient from dW",
+                with(weights.clone()),
+                vec![alphas.into()],
+                move |inputs, outputs| {
+                    let ([dw, sources @ ..], [dalpha]) = (inputs, only(outputs)) else { unreachable!() };
+                    merge::alpha_gradient(&backward_table, &sources.iter().collect::<Vec<_>>(), dw, dalpha);
+                },
+            ),
         ]
-        .map(|pass| pass.of(case.name).within(SUM).exact().in_f32())
+        .map(Pass::in_f32)
+        .into_iter()
+        .chain([blend_in_parts(case)])
+        .chain(case.table().takes_products().then(|| gradient_of_products(case)))
+        .map(|pass| pass.of(case.name).within(SUM).exact())
     };
     cases::MERGE.iter().flat_map(of_case).collect()
+}
+
+/// Filters as activations are stored.
+fn blend_in_parts(case: &'static MergeCase) -> Pass {
+    let table = case.table();
+    let weights = Input::unit(Layout::of_table(&table).in_f32());
+    let alpha = Input::unit(Layout::dense([case.sources, case.alphas]).in_f32());
+    let filters = Layout::dense([case.filters_len]).in_arena();
+    let rest = Layout::dense([case.arena_len - case.filters_len]).in_arena().in_f32();
+    let inputs = once(alpha).chain(repeat_n(weights, case.sources)).collect();
+    Pass::with_many("blend in parts", inputs, vec![filters.into(), rest.into()], move |inputs, outputs| {
+        let [alpha, sources @ ..] = inputs else { unreachable!() };
+        let [filters, rest]: [TensorMut; 2] = outputs.try_into().unwrap_or_else(|_| panic!("two outputs"));
+        let sources: Vec<&Tensor> = sources.iter().collect();
+        merge::blend_in_parts(&table, &sources, alpha, merge::Parts { filters, rest });
+    })
+}
+
+/// Layers that leave one part or several; the first twice, as filters that are used twice do, the third not at all.
+fn gradient_of_products(case: &'static MergeCase) -> Pass {
+    let table = case.table();
+    let (mut terms, mut len) = (Vec::new(), 0);
+    let filters = table.segments().iter().filter(|segment| segment.offset < case.filters_len);
+    for (index, segment) in filters.enumerate() {
+        for use_of in 0..[2, 1, 0, 1][index % 4] {
+            let parts = 1 + (9 * index + 2 * use_of) % 20;
+            terms.push(merge::Term { offset: segment.offset, filters: segment.rows, at: len, parts });
+            len += parts * case.sources * segment.rows;
+        }
+    }
+    let vectors = table.segments().iter().filter(|segment| segment.offset >= case.filters_len);
+    let covered =
+        vectors.map(|segment| segment.offset - case.filters_len..segment.offset - case.filters_len + segment.row_len);
+    let rest = Layout { covered: covered.collect(), ..Layout::dense([case.arena_len - case.filters_len]) };
+    let weights = Input::unit(Layout::of_table(&table));
+    let [sums, rest] = [Layout::dense([len]), rest.in_arena()].map(Input::unit);
+    let inputs = [sums, rest].into_iter().chain(repeat_n(weights, case.sources)).collect();
+    let dalpha = Layout::dense([case.sources, case.alphas]);
+    Pass::with_many("α's gradient from products", inputs, vec![dalpha.into()], move |inputs, outputs| {
+        let ([sums, rest, sources @ ..], [dalpha]) = (inputs, only(outputs)) else { unreachable!() };
+        let products = merge::Products { sums, terms: &terms, rest };
+        let sources: Vec<&Tensor> = sources.iter().collect();
+        merge::alpha_gradient_of_products(&table, &sources, &products, dalpha);
+    })
+    .in_f32()
 }
 
 fn only(outputs: Vec<TensorMut>) -> [TensorMut; 1] {

@@ -146,7 +146,7 @@ pub fn step(
         Subject::Merge(state) => {
             let numbers = tape.leaf(state.numbers.clone());
             let alpha = tape.constrain(&state.plan.parametrization, &numbers);
-            let trunk = tape.merge(&state.plan.table, &state.trunks, &alpha);
+            let trunk = tape.merge_for_step(&state.plan.table, &state.trunks, &alpha, images.dtype());
             (numbers, trunk)
         }
     };

@@ -7,8 +7,9 @@ use medmerge::data::{Augmentation, Dataset, Loader, LoaderOptions, Normalisation
 use medmerge::gpu::Gpu;
 use medmerge::gpu::Handle;
 use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Method, Plan, Start};
-use medmerge::nn::{Architecture, Model};
+use medmerge::nn::{Architecture, Model, Network};
 use medmerge::ops::control::{FIRST_SCALE, LOSSES, Values};
+use medmerge::ops::merge::{Products, Term, alpha_gradient_of_products};
 use medmerge::ops::softmax_cross_entropy::CrossEntropy;
 use medmerge::tensor::{DType, Device, Tensor};
 use medmerge::train::{MergeState, OptimizerKind, Place, Recorder, Subject, TrainOptions};
@@ -27,7 +28,10 @@ pub fn split(count: usize, seed: u64) -> Split {
 }
 
 fn model(seed: u64) -> Model {
-    let network = Architecture::named("resnet8", None, Some(4)).unwrap().build(1, CLASSES);
+    shaken(small_network(), seed)
+}
+
+pub fn shaken(network: Arc<Network>, seed: u64) -> Model {
     let mut model = Model::initialized(network, seed);
     let mut numbers = Numbers(seed);
     // γ and β as after training: 1 and 0 hide mistakes.
@@ -358,6 +362,7 @@ fn a_blend_has_the_bits_of_the_cpu() {
 fn a_merge_is_one_launch_each_way() {
     for gpu in devices() {
         let device = Device::Gpu(gpu);
+        // The last: of dα, from dW and from products alike.
         for (granularity, batch_norm, backward) in [
             (Granularity::Filter, BatchNormPolicy::Merge, 1),
             (Granularity::Filter, BatchNormPolicy::Anchor, 1),
@@ -376,6 +381,22 @@ fn a_merge_is_one_launch_each_way() {
             assert_eq!(gpu.launches() - before, 1, "{method:?}");
             medmerge::ops::merge::alpha_gradient(&plan.table, &trunks, &blend, dalpha.view_mut());
             assert_eq!(gpu.launches() - before, 1 + backward, "{method:?}");
+            if !plan.table.takes_products() {
+                assert_eq!(granularity, Granularity::Kernel);
+                continue;
+            }
+            // A part of each layer's, in the order of the filters.
+            let (mut terms, mut len) = (Vec::new(), 0);
+            for segment in plan.table.segments().iter().filter(|s| s.offset < plan.table.filters_len()) {
+                terms.push(Term { offset: segment.offset, filters: segment.rows, at: len, parts: 1 });
+                len += 3 * segment.rows;
+            }
+            let sums = Tensor::zeros([len], DType::F32, device);
+            let rest = Tensor::zeros([plan.table.arena_len() - plan.table.filters_len()], DType::F32, device);
+            let products = Products { sums: &sums, terms: &terms, rest: &rest };
+            let before = gpu.launches();
+            alpha_gradient_of_products(&plan.table, &trunks, &products, dalpha.view_mut());
+            assert_eq!(gpu.launches() - before, backward, "{method:?}");
         }
     }
 }
@@ -461,6 +482,6 @@ pub fn dataset() -> Dataset {
     }
 }
 
-pub fn small_network() -> Arc<medmerge::nn::Network> {
+pub fn small_network() -> Arc<Network> {
     Architecture::named("resnet8", None, Some(4)).unwrap().build(1, CLASSES)
 }

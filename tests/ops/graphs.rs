@@ -9,10 +9,11 @@ use medmerge::ops::batch_norm::{Source, Then};
 use medmerge::ops::cases;
 use medmerge::ops::conv2d::Conv2d;
 use medmerge::ops::merge::constraint::{Mean, Parametrization};
+use medmerge::ops::merge::{Choice, Segment, Table};
 use medmerge::ops::pool::Pool;
 use medmerge::ops::softmax_cross_entropy::CrossEntropy;
 use medmerge::tape::{Tape, Var};
-use medmerge::tensor::{Integers, Shape, Tensor};
+use medmerge::tensor::{DType, Integers, Shape, Tensor};
 
 use crate::common::Numbers;
 
@@ -178,6 +179,45 @@ fn merge() -> impl Iterator<Item = Graph> {
     })
 }
 
+/// Merged filters that a convolution reads twice, another one once, and something else too; vectors that share their α.
+fn merged_filters() -> Graph {
+    let segment = |offset, [rows, row_len, pitch]: [usize; 3], [first, row_step, period]: [usize; 3]| {
+        let choice = Choice::Alpha { first, row_step, period };
+        Segment { offset, rows, row_len, pitch, choice }
+    };
+    let segments = vec![
+        segment(0, [4, 36, 36], [0, 1, 1]),
+        segment(144, [3, 4, 4], [4, 1, 1]),
+        segment(156, [1, 4, 4], [0, 0, 4]),
+        segment(160, [1, 4, 4], [0, 0, 4]),
+    ];
+    let table = Arc::new(Table::new(segments, 7, 164).with_filters(156));
+    let sources: Vec<Tensor> = (0..3).map(|m| random([164], 10 + m)).collect();
+    let leaves = [random([2, 4, 4, 4], 1), random([3, 7], 2)];
+    Graph::new("merged filters used in several ways", leaves, move |tape, l| {
+        let dtype = l[1].value().dtype();
+        let sources: Vec<Tensor> = sources.iter().map(|source| source.cast(dtype)).collect();
+        let trunk = tape.merge_for_step(&table, &sources, &l[1], dtype);
+        let twice = tape.window(&trunk, 0, [4, 3, 3, 4], 36);
+        let once = tape.window(&trunk, 144, [3, 1, 1, 4], 4);
+        let [gamma, beta] = [156, 160].map(|offset| tape.window(&trunk, offset, [4], 1));
+        let y = tape.conv2d(Conv2d::new(1, 1), &l[0], &twice);
+        let given = Source::Given { mean: random([4], 4).cast(dtype), rstd: ones(4, dtype) };
+        let y = tape.batch_norm(&y, &gamma, &beta, given, Then::default());
+        let y = tape.conv2d(Conv2d::new(1, 1), &y, &twice);
+        let y = tape.conv2d(Conv2d::new(1, 0), &y, &once);
+        // Pooled like an image: of a single channel for each of the filters' own.
+        let [other, again] = [&twice, &twice].map(|filters| tape.average_pool(Pool::new(3, 1, 0), filters));
+        let [first, second, third] = [y, other, again].map(|y| crate::gradients::dot(tape, &y));
+        let two = tape.add(first, second);
+        tape.add(two, third)
+    })
+}
+
+fn ones(count: usize, dtype: DType) -> Tensor {
+    Tensor::from_vec(vec![1.0; count], [count]).cast(dtype)
+}
+
 const CONSTRAINTS: [Constraint; 4] = [Constraint::Affine, Constraint::Clamp, Constraint::Simplex, Constraint::Free];
 
 fn constrain() -> impl Iterator<Item = Graph> {
@@ -209,6 +249,7 @@ pub fn ops() -> impl Iterator<Item = Graph> {
         .chain(linear())
         .chain(cross_entropy())
         .chain(merge())
+        .chain([merged_filters()])
         .chain(constrain())
 }
 
@@ -243,11 +284,9 @@ pub fn model(width: usize, seed: u64) -> Model {
 /// A residual network in all its parameters.
 pub fn network(mode: Mode) -> Graph {
     let Model { network, trunk, head, statistics, .. } = model(4, 1);
-    Graph::new(
-        format!("resnet8, {mode:?}"),
-        [trunk, head].map(|t| t.cast(medmerge::tensor::DType::F64)),
-        move |tape, l| loss(tape, &network, &l[0], &l[1], &statistics, mode),
-    )
+    Graph::new(format!("resnet8, {mode:?}"), [trunk, head].map(|t| t.cast(DType::F64)), move |tape, l| {
+        loss(tape, &network, &l[0], &l[1], &statistics, mode)
+    })
 }
 
 /// A residual network whose trunk is merged, in its merge weights and its head.
@@ -258,11 +297,11 @@ pub fn merged_network(granularity: Granularity, constraint: Constraint, sources:
     let method = Method { sources, anchor: 0, granularity, constraint, batch_norm: BatchNormPolicy::Merge };
     let plan = Plan::new(&network, method);
     let shape = [plan.parametrization.rows(), plan.parametrization.learned];
-    let leaves = [scaled(random(shape, 5), 0.3, 0.5), head.cast(medmerge::tensor::DType::F64)];
+    let leaves = [scaled(random(shape, 5), 0.3, 0.5), head.cast(DType::F64)];
     Graph::new(format!("resnet8 merged of {sources} by {granularity}, {constraint}"), leaves, move |tape, l| {
         let trunks: Vec<Tensor> = trunks.iter().map(|trunk| trunk.cast(l[0].value().dtype())).collect();
         let alpha = tape.constrain(&plan.parametrization, &l[0]);
-        let trunk = tape.merge(&plan.table, &trunks, &alpha);
+        let trunk = tape.merge_for_step(&plan.table, &trunks, &alpha, l[0].value().dtype());
         loss(tape, &network, &trunk, &l[1], &statistics, Mode::Training)
     })
 }

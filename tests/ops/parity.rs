@@ -55,8 +55,8 @@ macro_rules! ops {
 }
 
 ops! {
-    stored { convert conv2d batch_norm pool pointwise concat }
-    single { linear merge constraint softmax_cross_entropy optimizer }
+    stored { convert conv2d batch_norm pool pointwise concat merge }
+    single { linear constraint softmax_cross_entropy optimizer }
 }
 
 #[test]

@@ -11,6 +11,7 @@
 
 pub mod cpu;
 mod gpu;
+mod products;
 pub mod reference;
 mod tensor;
 pub mod tiles;
@@ -27,6 +28,8 @@ use super::batch_norm::{Handoff, Normalized, Tiles};
 use crate::error::Error;
 use crate::tape::{Tape, Var};
 use crate::tensor::{DType, Implementation, Shape, Tensor, TensorMut};
+
+pub use products::{product_parts, wgrad_products};
 
 /// What a convolution layer fixes: height first, then width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -250,13 +253,18 @@ impl Tape {
             None
         };
         let (x_id, w_id) = (x.id(), w.id());
+        let place = self.reserve_products(w, |sources| product_parts(&g, x.value().dtype(), sources));
         let y = self.record(y, &[x_id, w_id], || {
             // Each operand is kept only for the gradient of the other.
             let kept_x = w_id.map(|_| x.value().clone());
             let kept_w = x_id.map(|_| w.value().clone());
             Box::new(move |dy, gradients| {
-                if let (Some(id), Some(x)) = (w_id, kept_x) {
-                    gradients.contribute(id, |dw| wgrad(conv, &x, &dy, dw));
+                match (w_id, kept_x, place) {
+                    (Some(_), Some(x), Some(place)) => gradients.contribute_products(place, |sources, products| {
+                        wgrad_products(conv, &x, &dy, sources, products);
+                    }),
+                    (Some(id), Some(x), None) => gradients.contribute(id, |dw| wgrad(conv, &x, &dy, dw)),
+                    _ => {}
                 }
                 if let (Some(id), Some(w)) = (x_id, kept_w) {
                     gradients.contribute(id, |dx| match &before {

@@ -10,13 +10,13 @@ use crate::parameters;
 use crate::tensor::{DType, Device, Tensor};
 
 parameters! {
-    struct Product: 112 bytes {
-        from: Address,
-        by: Address,
-        to: Address,
-        g: Sizes,
-        stretch: i32,
-        to_pitch: i32,
+    pub(super) struct Product: 112 bytes {
+        pub from: Address,
+        pub by: Address,
+        pub to: Address,
+        pub g: Sizes,
+        pub stretch: i32,
+        pub to_pitch: i32,
     }
 }
 
@@ -71,7 +71,7 @@ const STEM: usize = 4;
 
 /// The tiles of the kernels for a padded stem.
 const STEM_FPROP: Tile = Tile::Medium;
-const STEM_WGRAD: Tile = Tile::Small;
+pub(super) const STEM_WGRAD: Tile = Tile::Small;
 
 fn kernel(pass: Pass, tile: Tile) -> &'static str {
     match (pass, tile) {
@@ -106,15 +106,15 @@ fn kernel_for_norm(pass: Pass, tile: Tile) -> &'static str {
 }
 
 /// Elements of 16 bytes.
-fn pack(dtype: DType) -> usize {
+pub(super) fn pack(dtype: DType) -> usize {
     16 / dtype.size()
 }
 
-fn dim(size: usize) -> u32 {
+pub(super) fn dim(size: usize) -> u32 {
     u32::try_from(size).expect("fewer than 2³² blocks")
 }
 
-fn int(size: usize) -> i32 {
+pub(super) fn int(size: usize) -> i32 {
     i32::try_from(size).expect("sizes below 2³¹")
 }
 
@@ -146,7 +146,7 @@ pub fn serves(g: &Geometry, pass: Pass, dtype: DType, x: Address, y: Address, w:
 }
 
 /// The sizes that a 1×1 convolution of stride 1 has as a plain matrix product: one image of one line.
-fn plain(g: &Geometry) -> Geometry {
+pub(super) fn plain(g: &Geometry) -> Geometry {
     let is_plain = (g.r, g.s) == (1, 1) && g.conv.stride == [1, 1] && g.conv.padding == [0, 0];
     if !is_plain {
         return *g;
@@ -156,7 +156,7 @@ fn plain(g: &Geometry) -> Geometry {
 }
 
 /// The geometry with padded channels, where they are padded.
-fn padded(g: &Geometry, dtype: DType) -> Option<Geometry> {
+pub(super) fn padded(g: &Geometry, dtype: DType) -> Option<Geometry> {
     let c = match g.c {
         c if c.is_multiple_of(pack(dtype)) => return None,
         c if c <= STEM => STEM,
@@ -238,7 +238,7 @@ fn pad(
     y
 }
 
-fn pad_x(gpu: Handle, dtype: DType, x: Address, g: &Geometry, padded: &Geometry) -> Tensor {
+pub(super) fn pad_x(gpu: Handle, dtype: DType, x: Address, g: &Geometry, padded: &Geometry) -> Tensor {
     let pixels = g.n * g.h * g.w;
     pad(gpu, dtype, x, [1, 0], [pixels, pixels], [g.c, padded.c])
 }

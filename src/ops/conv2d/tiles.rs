@@ -110,8 +110,8 @@ pub fn depth(dtype: DType) -> usize {
     LINE / dtype.size()
 }
 
-/// Clocks that the rule expects.
-pub fn cost(product: Product, dtype: DType, choice: Choice) -> usize {
+/// The blocks that a choice makes, and the clocks of each.
+fn blocks(product: Product, dtype: DType, choice: Choice) -> (usize, usize) {
     let Choice { tile, stretches } = choice;
     let step = depth(dtype);
     // tf32 has half the rate.
@@ -121,24 +121,51 @@ pub fn cost(product: Product, dtype: DType, choice: Choice) -> usize {
     let blocks =
         product.rows.div_ceil(tile.rows()) * product.columns.div_ceil(tile.columns()) * product.grids * stretches;
     let steps = product.depth.div_ceil(stretches).div_ceil(step);
-    let sums = match stretches {
+    (blocks, steps * products.max(copies) + BLOCK)
+}
+
+/// Clocks that the rule expects.
+pub fn cost(product: Product, dtype: DType, choice: Choice) -> usize {
+    let (blocks, clocks) = blocks(product, dtype, choice);
+    let sums = match choice.stretches {
         1 => 0,
         // Written, and read by a second launch.
-        _ => LAUNCH + 2 * 4 * stretches * product.rows * product.columns / (SUM_BYTES * PROCESSORS),
+        stretches => LAUNCH + 2 * 4 * stretches * product.rows * product.columns / (SUM_BYTES * PROCESSORS),
     };
-    blocks.div_ceil(PROCESSORS) * (steps * products.max(copies) + BLOCK) + sums
+    blocks.div_ceil(PROCESSORS) * clocks + sums
+}
+
+/// The same of wgrad with products in place of dW: each block reads the tiles of so many sources, which the L2 cache holds
+/// but for the first stretch, and what it writes is not worth counting.
+fn cost_of_products(product: Product, dtype: DType, sources: usize, choice: Choice) -> usize {
+    let (blocks, clocks) = blocks(product, dtype, choice);
+    let of_sources = choice.tile.rows() * choice.tile.columns() * 4 * sources / TILE_BYTES;
+    blocks.div_ceil(PROCESSORS) * (clocks + of_sources)
 }
 
 /// The choices there are, each tile with the stretches that cost least.
 pub fn choices(product: Product, pass: Pass, dtype: DType) -> impl Iterator<Item = Choice> {
+    with_best_stretches(product, pass, move |choice| cost(product, dtype, choice))
+}
+
+fn with_best_stretches(product: Product, pass: Pass, cost: impl Fn(Choice) -> usize) -> impl Iterator<Item = Choice> {
     let most = match pass {
         Pass::Wgrad => (product.depth / SHORTEST).clamp(1, MOST_STRETCHES),
         _ => 1,
     };
     Tile::ALL.into_iter().filter(move |tile| tile.serves(pass)).map(move |tile| {
         let all = (1..=most).map(|stretches| Choice { tile, stretches });
-        all.min_by_key(|&choice| cost(product, dtype, choice)).expect("one stretch at least")
+        all.min_by_key(|&choice| cost(choice)).expect("one stretch at least")
     })
+}
+
+/// What wgrad gets with products of so many sources in place of dW; of `tile` alone, where there is but one kernel.
+pub fn choose_products(g: &Geometry, dtype: DType, sources: usize, tile: Option<Tile>) -> Choice {
+    let fits = |choice: &Choice| tile.is_none_or(|tile| tile == choice.tile) && choice.tile.serves(Pass::Wgrad);
+    let product = Product::of(g, Pass::Wgrad);
+    let cost = |choice| cost_of_products(product, dtype, sources, choice);
+    let all = || with_best_stretches(product, Pass::Wgrad, cost).filter(fits);
+    FORCED.get().filter(fits).unwrap_or_else(|| all().min_by_key(|&choice| cost(choice)).expect("tiles"))
 }
 
 thread_local! {

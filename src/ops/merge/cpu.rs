@@ -198,6 +198,25 @@ fn run_products(segment: &Segment, first: usize, end: usize, sources: &[&[f32]],
     products
 }
 
+/// Rows of `len` weights, `pitch` apart; `products` is M × K.
+pub fn products(len: usize, pitch: usize, dw: &[f32], sources: &[&[f32]], products: &mut [f32]) {
+    let filters = products.len() / sources.len();
+    let rows = (RUN / pitch).max(1);
+    for (source, products) in sources.iter().zip(products.chunks_mut(filters)) {
+        products.par_chunks_mut(rows).enumerate().for_each(|(run, products)| {
+            let first = run * rows * pitch;
+            row_products(len, pitch, &dw[first..], &source[first..], products);
+        });
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
+fn row_products(len: usize, pitch: usize, dw: &[f32], source: &[f32], products: &mut [f32]) {
+    for ((product, dw), w) in products.iter_mut().zip(dw.chunks(pitch)).zip(source.chunks(pitch)) {
+        *product = dot(&dw[..len], &w[..len]) as f32;
+    }
+}
+
 /// `Σ a·b` in [`LANES`] sums that are added at the end, one after the other: a tree would be shorter, but then the compiler
 /// scatters the loop above over mixed vectors and it runs at half the speed.
 #[inline(always)]

@@ -1,7 +1,8 @@
-//! The merge on a GPU: `kernels/merge.cu`, and the tables in device memory that it follows.
+//! The merge on a GPU: `kernels/merge_blend.cu`, `kernels/merge.cu`, and the tables in device memory that they follow.
 //!
-//! Tables depend on the layout alone, never on the device, so a result has the same bits on all of them. They are built
-//! when a GPU first needs them: a step can be captured as a graph once it has run.
+//! Sums run in an order that the layout alone decides, never the device, so a result has the same bits on all of them; only
+//! how a blend, which adds nothing across weights, is cut into chunks depends on the device. Tables are built when a GPU
+//! first needs them: a step can be captured as a graph once it has run.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -9,13 +10,21 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use bytemuck::{Pod, Zeroable};
 
 use super::constraint::{Constraint, Parametrization};
-use super::{Choice, Segment, Table};
-use crate::gpu::{self, Address, Handle};
+use super::{Choice, Parts, Products, Segment, Table, Term};
+use crate::gpu::{self, Address, Cost, Handle};
 use crate::parameters;
 use crate::tensor::{DType, Device, Tensor, TensorMut};
 
 const THREADS: usize = 256;
 const WARP: usize = 32;
+
+/// Weights that a thread of the blend takes at a time.
+const UNIT: usize = 8;
+/// Weights of a chunk of the blend: as many as leave so many waves of blocks, of which a multiprocessor holds so many.
+const BLEND_CHUNKS: std::ops::RangeInclusive<usize> = THREADS * UNIT..=4 * THREADS * UNIT;
+const WAVES: usize = 4;
+const RESIDENT: usize = 3;
+
 /// Weights, or α of one kind, that a block takes: 16 KB.
 const CHUNK: usize = 4096;
 /// A row up to here is not cut: with all of it in one chunk its α needs no second sum.
@@ -30,6 +39,11 @@ const NO_VECTOR: u64 = u64::MAX;
 const BLENDED: i32 = -1;
 const ZERO: i32 = -2;
 
+/// What four neighbouring weights of the blend share that begin at a multiple of four.
+const NOTHING: u32 = 0;
+const ONE_ALPHA: u32 = 1;
+const FOUR_ALPHAS: u32 = 2;
+
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct BlendChunk {
@@ -42,16 +56,20 @@ struct BlendChunk {
     row_step: u32,
     period: u32,
     source: i32,
+    fours: u32,
+    padding: u32,
 }
-const _: () = assert!(size_of::<BlendChunk>() == 40);
+const _: () = assert!(size_of::<BlendChunk>() == 48);
 
 parameters! {
-    struct Blend: 48 bytes {
+    struct Blend: 64 bytes {
         chunks: Address,
         sources: Address,
         alpha: Address,
-        blend: Address,
+        filters: Address,
+        rest: Address,
         alphas: u64,
+        filters_len: u64,
         source_count: u32,
         packed: u32,
     }
@@ -84,6 +102,52 @@ parameters! {
         partials: u64,
         source_count: u32,
         packed: u32,
+    }
+}
+
+parameters! {
+    struct LayerProducts: 48 bytes {
+        sources: Address,
+        dw: Address,
+        products: Address,
+        rows: u32,
+        len: u32,
+        pitch: u32,
+        rows_per_block: u32,
+        source_count: u32,
+        packed: u32,
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct ProductChunk {
+    first_sum: u64,
+    vectors: [u64; VECTORS],
+    parts: u32,
+    filters: u32,
+    rows: u32,
+    first: u32,
+    step: u32,
+    together: u32,
+    is_final: u32,
+    padding: u32,
+}
+const _: () = assert!(size_of::<ProductChunk>() == 56);
+
+parameters! {
+    struct GradientOfProducts: 80 bytes {
+        chunks: Address,
+        sources: Address,
+        sums: Address,
+        rest: Address,
+        dalpha: Address,
+        partial: Address,
+        alphas: u64,
+        partials: u64,
+        filters_len: u64,
+        source_count: u32,
+        padding: u32,
     }
 }
 
@@ -212,10 +276,14 @@ impl List {
 pub(super) struct Tables {
     blend: PerGpu<List>,
     gradient: PerGpu<GradientTable>,
-    /// Lists of the addresses of sources. All are kept: a captured graph reads them for as long as it lives.
+    /// By where products lie, which depends on what the network does with its filters. All are kept: a captured graph reads
+    /// them for as long as it lives.
+    of_products: PerGpu<Mutex<BTreeMap<Vec<Term>, Arc<GradientTable>>>>,
+    /// Lists of the addresses of sources, all kept too.
     sources: PerGpu<Mutex<BTreeMap<Vec<Address>, Arc<List>>>>,
 }
 
+/// Chunks of the first launch, and what the second adds up.
 #[derive(Debug)]
 struct GradientTable {
     chunks: List,
@@ -233,6 +301,17 @@ impl Tables {
         let mut lists = lock(&lists);
         lists.entry(addresses).or_insert_with_key(|addresses| Arc::new(List::new(gpu, addresses))).clone()
     }
+
+    fn of_products(&self, gpu: Handle, table: &Table, terms: &[Term]) -> Arc<GradientTable> {
+        let known = self.of_products.get(gpu, Mutex::default);
+        let mut known = lock(&known);
+        if let Some(of_terms) = known.get(terms) {
+            return of_terms.clone();
+        }
+        let of_terms = Arc::new(GradientTable::of_products(gpu, table, terms));
+        known.insert(terms.to_vec(), of_terms.clone());
+        of_terms
+    }
 }
 
 fn small(number: usize) -> u32 {
@@ -247,13 +326,16 @@ fn alpha_of(segment: &Segment) -> Option<(usize, usize, usize)> {
     }
 }
 
-fn blend_chunks(table: &Table) -> Vec<BlendChunk> {
+/// Chunks of the blend on a device with so many multiprocessors.
+fn blend_chunks(table: &Table, multiprocessors: usize) -> Vec<BlendChunk> {
+    let len = table.arena_len() / (WAVES * RESIDENT * multiprocessors.max(1));
+    let len = len.clamp(*BLEND_CHUNKS.start(), *BLEND_CHUNKS.end()) / UNIT * UNIT;
     let mut chunks = Vec::new();
     let mut position = 0;
     for segment in table.segments() {
-        zero_chunks(&mut chunks, position, segment.offset);
+        zero_chunks(&mut chunks, table, len, position, segment.offset);
         let end = segment.offset + (segment.rows - 1) * segment.pitch + segment.row_len;
-        for (begin, end) in cuts(segment.offset, end) {
+        for (begin, end) in cuts(len, segment.offset, end) {
             let (row, column) = ((begin - segment.offset) / segment.pitch, (begin - segment.offset) % segment.pitch);
             let (first, row_step, period) = alpha_of(segment).unwrap_or((0, 0, 1));
             let source = match segment.choice {
@@ -270,16 +352,32 @@ fn blend_chunks(table: &Table) -> Vec<BlendChunk> {
                 row_step: small(row_step),
                 period: small(period),
                 source,
+                fours: fours(table, segment),
+                padding: 0,
             });
         }
         position = end;
     }
-    zero_chunks(&mut chunks, position, table.arena_len());
+    zero_chunks(&mut chunks, table, len, position, table.arena_len());
     chunks
 }
 
-fn zero_chunks(chunks: &mut Vec<BlendChunk>, begin: usize, end: usize) {
-    chunks.extend(cuts(begin, end).map(|(begin, end)| BlendChunk {
+fn fours(table: &Table, segment: &Segment) -> u32 {
+    let (first, row_step, period) = alpha_of(segment).unwrap_or((0, 0, 1));
+    let in_fours = |sizes: &[usize]| sizes.iter().all(|size| size.is_multiple_of(4));
+    match period {
+        _ if !in_fours(&[segment.offset, segment.pitch]) => NOTHING,
+        1 => ONE_ALPHA,
+        _ if in_fours(&[first, row_step, period, table.alphas()]) => FOUR_ALPHAS,
+        _ => NOTHING,
+    }
+}
+
+/// Filters and the rest are stored apart: no chunk has some of both.
+fn zero_chunks(chunks: &mut Vec<BlendChunk>, table: &Table, len: usize, begin: usize, end: usize) {
+    let filters_end = table.filters_len().clamp(begin, end);
+    let both = cuts(len, begin, filters_end).chain(cuts(len, filters_end, end));
+    chunks.extend(both.map(|(begin, end)| BlendChunk {
         begin: begin as u64,
         len: small(end - begin),
         column: 0,
@@ -289,14 +387,16 @@ fn zero_chunks(chunks: &mut Vec<BlendChunk>, begin: usize, end: usize) {
         row_step: 0,
         period: 1,
         source: ZERO,
+        fours: ONE_ALPHA,
+        padding: 0,
     }));
 }
 
-/// Stretches of about [`CHUNK`], all but the first beginning at a multiple of four.
-fn cuts(begin: usize, end: usize) -> impl Iterator<Item = (usize, usize)> {
+/// Stretches of about `len`, all but the first beginning at a multiple of [`UNIT`].
+fn cuts(len: usize, begin: usize, end: usize) -> impl Iterator<Item = (usize, usize)> {
     let mut from = begin;
     std::iter::from_fn(move || {
-        let to = ((from + CHUNK) / 4 * 4).min(end);
+        let to = ((from + len) / UNIT * UNIT).min(end);
         let cut = (from < end).then_some((from, to));
         from = to;
         cut
@@ -365,47 +465,117 @@ fn gradient_chunks(segment: &Segment, vectors: &[&Segment]) -> Vec<GradientChunk
     (0..segment.rows).step_by(rows).map(|row| chunk(row, rows.min(segment.rows - row), 0, segment.row_len)).collect()
 }
 
-/// How many outputs a chunk has for each of how many rows.
-fn outputs(chunk: &GradientChunk) -> (u32, u32) {
-    if chunk.period == 1 && chunk.step == 0 { (1, 1) } else { (chunk.rows, chunk.period) }
+/// A chunk of either form of dα, as the numbering of its outputs sees it.
+trait Outputs: Pod {
+    /// The α that its outputs belong to, in their order.
+    fn alphas(&self) -> Vec<usize>;
+
+    /// Makes them slots from `first` on.
+    fn become_partial(&mut self, first: u32);
 }
 
-/// The α that the outputs of a chunk belong to.
-fn alphas_of(chunk: &GradientChunk) -> impl Iterator<Item = usize> {
-    let (rows, per_row) = outputs(chunk);
-    let (first, step) = (chunk.first as usize, chunk.step as usize);
-    (0..rows as usize).flat_map(move |row| (0..per_row as usize).map(move |i| first + row * step + i))
+impl Outputs for GradientChunk {
+    fn alphas(&self) -> Vec<usize> {
+        let (rows, per_row) = self.outputs();
+        let (first, step) = (self.first as usize, self.step as usize);
+        (0..rows as usize).flat_map(|row| (0..per_row as usize).map(move |i| first + row * step + i)).collect()
+    }
+
+    fn become_partial(&mut self, first: u32) {
+        let (_, per_row) = self.outputs();
+        self.step = if self.step == 0 && self.period == 1 { 0 } else { per_row };
+        (self.first, self.is_final) = (first, 0);
+    }
+}
+
+impl GradientChunk {
+    /// How many outputs it has for each of how many rows.
+    fn outputs(&self) -> (u32, u32) {
+        if self.period == 1 && self.step == 0 { (1, 1) } else { (self.rows, self.period) }
+    }
+}
+
+impl Outputs for ProductChunk {
+    fn alphas(&self) -> Vec<usize> {
+        let rows = if self.together == 1 { 1 } else { self.rows as usize };
+        (0..rows).map(|row| self.first as usize + row * self.step as usize).collect()
+    }
+
+    fn become_partial(&mut self, first: u32) {
+        (self.first, self.step, self.is_final) = (first, 1, 0);
+    }
+}
+
+/// Chunks of a segment whose products are at `terms`: every contribution to it. The first takes the vectors along, or a
+/// chunk of its own if the segment is a vector or nothing came of it.
+fn product_chunks(table: &Table, segment: &Segment, vectors: &[&Segment], terms: &[Term]) -> Vec<ProductChunk> {
+    let Some((first, row_step, period)) = alpha_of(segment) else { return Vec::new() };
+    // A vector is one row; here its weights are the rows.
+    let is_vector = segment.offset >= table.filters_len();
+    let (count, step) = if is_vector { (segment.row_len, usize::from(period > 1)) } else { (segment.rows, row_step) };
+    let alone = [segment];
+    let with_first: &[&Segment] = if is_vector { &alone } else { vectors };
+    let none = Term { offset: segment.offset, filters: count, at: 0, parts: 0 };
+    let terms: &[Term] = if terms.is_empty() && !with_first.is_empty() { &[none] } else { terms };
+    let mut chunks = Vec::new();
+    for (index, term) in terms.iter().enumerate() {
+        assert_eq!(term.filters, count, "products of {segment:?}");
+        let vectors = if index == 0 { with_first } else { &[] };
+        chunks.extend((0..count).step_by(WARP).map(|row| ProductChunk {
+            first_sum: (term.at + row) as u64,
+            vectors: std::array::from_fn(|i| vectors.get(i).map_or(NO_VECTOR, |vector| (vector.offset + row) as u64)),
+            parts: small(term.parts),
+            filters: small(term.filters),
+            rows: small(WARP.min(count - row)),
+            first: small(first + row * step),
+            step: small(step),
+            together: (step == 0).into(),
+            is_final: 1,
+            padding: 0,
+        }));
+    }
+    chunks
 }
 
 impl GradientTable {
-    fn new(gpu: Handle, table: &Table) -> GradientTable {
-        let mut chunks: Vec<GradientChunk> =
-            companies(table).iter().flat_map(|(segment, vectors)| gradient_chunks(segment, vectors)).collect();
+    fn of_dw(gpu: Handle, table: &Table) -> GradientTable {
+        let chunks = companies(table).iter().flat_map(|(segment, vectors)| gradient_chunks(segment, vectors)).collect();
+        GradientTable::new(gpu, table.alphas(), chunks)
+    }
+
+    fn of_products(gpu: Handle, table: &Table, terms: &[Term]) -> GradientTable {
+        let of_company = |(segment, vectors): (&Segment, Vec<&Segment>)| {
+            let of_segment = terms.iter().filter(|term| term.offset == segment.offset);
+            product_chunks(table, segment, &vectors, &of_segment.copied().collect::<Vec<_>>())
+        };
+        let chunks = companies(table).into_iter().flat_map(of_company).collect();
+        GradientTable::new(gpu, table.alphas(), chunks)
+    }
+
+    /// Numbers the outputs of `chunks`, which are named by α.
+    fn new<C: Outputs>(gpu: Handle, alphas: usize, mut chunks: Vec<C>) -> GradientTable {
         // How many chunks contribute to each α.
-        let mut counts = vec![0u32; table.alphas()];
-        chunks.iter().flat_map(alphas_of).for_each(|j| counts[j] += 1);
+        let mut counts = vec![0u32; alphas];
+        chunks.iter().flat_map(C::alphas).for_each(|j| counts[j] += 1);
 
         let mut of_slots = Vec::new();
-        let mut is_final = vec![false; table.alphas()];
+        let mut is_final = vec![false; alphas];
         for chunk in &mut chunks {
-            if alphas_of(chunk).all(|j| counts[j] == 1) {
-                alphas_of(chunk).for_each(|j| is_final[j] = true);
+            let of_chunk = chunk.alphas();
+            if of_chunk.iter().all(|&j| counts[j] == 1) {
+                of_chunk.into_iter().for_each(|j| is_final[j] = true);
                 continue;
             }
-            let first = small(of_slots.len());
-            of_slots.extend(alphas_of(chunk));
-            // From here on its outputs are slots.
-            let (_, per_row) = outputs(chunk);
-            chunk.step = if chunk.step == 0 && chunk.period == 1 { 0 } else { per_row };
-            (chunk.first, chunk.is_final) = (first, 0);
+            chunk.become_partial(small(of_slots.len()));
+            of_slots.extend(of_chunk);
         }
 
         // Slots sorted by α, in their own order within one.
-        let mut slots_of = vec![0u32; table.alphas()];
+        let mut slots_of = vec![0u32; alphas];
         of_slots.iter().for_each(|&j| slots_of[j] += 1);
         let mut begin = 0;
         let mut shares = Vec::new();
-        let mut next = vec![0u32; table.alphas()];
+        let mut next = vec![0u32; alphas];
         for (j, &count) in slots_of.iter().enumerate() {
             next[j] = begin;
             if !is_final[j] {
@@ -426,6 +596,35 @@ impl GradientTable {
             slots: List::new(gpu, &slots),
         }
     }
+
+    /// Adds the partial sums, M × partials, of each α.
+    /// What the first launch leaves for the second.
+    fn partial_cost(&self, sources: usize) -> Cost {
+        Cost::moving(0, DType::F32.size() * sources * self.partials)
+    }
+
+    fn launch_sum(&self, gpu: Handle, table: &Table, sources: usize, partial: Address, dalpha: Address) {
+        let shares = self.shares.len;
+        let parameters = GradientSum {
+            shares: self.shares.address(),
+            slots: self.slots.address(),
+            partial,
+            dalpha,
+            alphas: table.alphas() as u64,
+            partials: self.partials as u64,
+            share_count: small(shares),
+            padding: 0,
+        };
+        let (name, blocks) = match self.has_many {
+            true => ("merge_gradient_many", shares),
+            false => ("merge_gradient_few", shares.div_ceil(THREADS)),
+        };
+        let grid = [small(blocks), small(sources), 1];
+        let outputs = DType::F32.size() * sources * self.shares.len;
+        gpu.account(Cost::moving(self.partial_cost(sources).written as usize, outputs));
+        // SAFETY: `partial` has all slots and dα the table's size; shares name slots and α of the table.
+        unsafe { gpu.launch("merge", name, DType::F32, grid, THREADS as u32, &parameters) }
+    }
 }
 
 fn is_aligned(addresses: impl IntoIterator<Item = Address>) -> u32 {
@@ -433,30 +632,50 @@ fn is_aligned(addresses: impl IntoIterator<Item = Address>) -> u32 {
 }
 
 pub(super) fn blend(gpu: Handle, table: &Table, sources: &[&Tensor], alpha: &Tensor, blend: TensorMut) {
-    assert!(sources.iter().all(|source| source.dtype() == DType::F32), "sources of a merge are f32");
-    assert!(alpha.dtype() == DType::F32 && blend.dtype() == DType::F32, "α and the blend are f32");
+    assert!(blend.dtype() == DType::F32, "the blend is f32");
     assert_eq!(blend.shape().dims(), [table.arena_len()], "the blend");
-    let chunks = table.on_gpus.blend.get(gpu, || List::new(gpu, &blend_chunks(table)));
+    let (filters, rest) = (blend.address(), blend.address().offset(table.filters_len() * DType::F32.size()));
+    launch_blend(gpu, table, sources, alpha, DType::F32, [filters, rest]);
+}
+
+pub(super) fn blend_in_parts(gpu: Handle, table: &Table, sources: &[&Tensor], alpha: &Tensor, parts: Parts) {
+    let Parts { filters, rest } = parts;
+    assert!(rest.dtype() == DType::F32, "what is no filter is f32");
+    launch_blend(gpu, table, sources, alpha, filters.dtype(), [filters.address(), rest.address()]);
+}
+
+/// `to`: where filters of `dtype` go, and where the rest goes.
+fn launch_blend(gpu: Handle, table: &Table, sources: &[&Tensor], alpha: &Tensor, dtype: DType, to: [Address; 2]) {
+    assert!(sources.iter().all(|source| source.dtype() == DType::F32), "sources of a merge are f32");
+    assert!(alpha.dtype() == DType::F32, "α are f32");
+    let multiprocessors = gpu.description().multiprocessors;
+    let chunks = table.on_gpus.blend.get(gpu, || List::new(gpu, &blend_chunks(table, multiprocessors)));
+    let is_in_fours = table.filters_len().is_multiple_of(4);
     let parameters = Blend {
         chunks: chunks.address(),
         sources: table.on_gpus.sources(gpu, sources).address(),
         alpha: alpha.address(),
-        blend: blend.address(),
+        filters: to[0],
+        rest: to[1],
         alphas: table.alphas() as u64,
+        filters_len: table.filters_len() as u64,
         source_count: small(sources.len()),
-        packed: is_aligned(sources.iter().map(|source| source.address()).chain([blend.address()])),
+        packed: is_aligned(sources.iter().map(|source| source.address()).chain(to).chain([alpha.address()]))
+            & u32::from(is_in_fours),
     };
     let grid = [small(chunks.len), 1, 1];
-    // SAFETY: sources, α and blend have the table's sizes, and its chunks lie within them.
-    unsafe { gpu.launch("merge", "merge_blend", DType::F32, grid, THREADS as u32, &parameters) }
+    let filters = table.filters_len() * dtype.size();
+    let written = filters + (table.arena_len() - table.filters_len()) * DType::F32.size();
+    gpu.account(Cost { written: written as u64, ..table.blend_cost(sources.len()) });
+    // SAFETY: the callers check the sizes of sources, α and both parts against the table, whose chunks lie within them.
+    unsafe { gpu.launch("merge_blend", "merge_blend", dtype, grid, THREADS as u32, &parameters) }
 }
 
 pub(super) fn alpha_gradient(gpu: Handle, table: &Table, sources: &[&Tensor], dw: &Tensor, dalpha: TensorMut) {
     assert!(sources.iter().all(|source| source.dtype() == DType::F32), "sources of a merge are f32");
     assert!(dw.dtype() == DType::F32 && dalpha.dtype() == DType::F32, "dW and dα are f32");
-    let of_table = table.on_gpus.gradient.get(gpu, || GradientTable::new(gpu, table));
-    let partials = of_table.partials;
-    let mut partial = Tensor::uninit([sources.len(), partials], DType::F32, Device::Gpu(gpu));
+    let of_table = table.on_gpus.gradient.get(gpu, || GradientTable::of_dw(gpu, table));
+    let mut partial = Tensor::uninit([sources.len(), of_table.partials], DType::F32, Device::Gpu(gpu));
     let (partial, dalpha) = (partial.view_mut().address(), dalpha.address());
     let parameters = Gradient {
         chunks: of_table.chunks.address(),
@@ -465,32 +684,76 @@ pub(super) fn alpha_gradient(gpu: Handle, table: &Table, sources: &[&Tensor], dw
         dalpha,
         partial,
         alphas: table.alphas() as u64,
-        partials: partials as u64,
+        partials: of_table.partials as u64,
         source_count: small(sources.len()),
         packed: is_aligned(sources.iter().map(|source| source.address()).chain([dw.address()])),
     };
     let grid = [small(of_table.chunks.len), 1, 1];
+    gpu.account(table.gradient_cost(sources.len()) + of_table.partial_cost(sources.len()));
     // SAFETY: sources, dW and dα have the table's sizes, its chunks lie within them; `partial` has all slots.
     unsafe { gpu.launch("merge", "merge_gradient", DType::F32, grid, THREADS as u32, &parameters) }
+    of_table.launch_sum(gpu, table, sources.len(), partial, dalpha);
+}
 
-    let shares = of_table.shares.len;
-    let parameters = GradientSum {
-        shares: of_table.shares.address(),
-        slots: of_table.slots.address(),
-        partial,
+pub(super) fn products(gpu: Handle, dw: &Tensor, sources: &[Tensor], products: TensorMut) {
+    assert!(sources.iter().all(|source| source.dtype() == DType::F32), "sources of a merge are f32");
+    assert!(dw.dtype() == DType::F32 && products.dtype() == DType::F32, "dW and products are f32");
+    let (rows, len, pitch) = (dw.shape().rows(), dw.shape().row_len(), dw.pitch());
+    let addresses: Vec<Address> = sources.iter().map(Tensor::address).collect();
+    // A short row is a warp's, a long one the block's.
+    let rows_per_block = (CHUNK / pitch).clamp(1, THREADS / WARP);
+    let parameters = LayerProducts {
+        sources: gpu.constant(&addresses),
+        dw: dw.address(),
+        products: products.address(),
+        rows: small(rows),
+        len: small(len),
+        pitch: small(pitch),
+        rows_per_block: small(rows_per_block),
+        source_count: small(sources.len()),
+        packed: is_aligned(addresses.into_iter().chain([dw.address()])),
+    };
+    let read = dw.bytes() + sources.iter().map(Tensor::bytes).sum::<usize>();
+    gpu.account(Cost::moving(read, products.bytes()));
+    let grid = [small(rows.div_ceil(rows_per_block)), 1, 1];
+    // SAFETY: dW and the sources have one shape and pitch, and `products` a number for each source and row of them.
+    unsafe { gpu.launch("merge", "merge_products", DType::F32, grid, THREADS as u32, &parameters) }
+}
+
+pub(super) fn alpha_gradient_of_products(
+    gpu: Handle,
+    table: &Table,
+    sources: &[&Tensor],
+    products: &Products,
+    dalpha: TensorMut,
+) {
+    let Products { sums, terms, rest } = products;
+    assert!(sources.iter().all(|source| source.dtype() == DType::F32), "sources of a merge are f32");
+    assert!([sums.dtype(), rest.dtype(), dalpha.dtype()] == [DType::F32; 3], "gradients are f32");
+    let of_terms = table.on_gpus.of_products(gpu, table, terms);
+    let mut partial = Tensor::uninit([sources.len(), of_terms.partials], DType::F32, Device::Gpu(gpu));
+    // Of the sources, what is no filter.
+    let read = sums.bytes() + (1 + sources.len()) * rest.bytes();
+    let cost = Cost::moving(read, dalpha.bytes()) + of_terms.partial_cost(sources.len());
+    let (partial, dalpha) = (partial.view_mut().address(), dalpha.address());
+    let parameters = GradientOfProducts {
+        chunks: of_terms.chunks.address(),
+        sources: table.on_gpus.sources(gpu, sources).address(),
+        sums: sums.address(),
+        rest: rest.address(),
         dalpha,
+        partial,
         alphas: table.alphas() as u64,
-        partials: partials as u64,
-        share_count: small(shares),
+        partials: of_terms.partials as u64,
+        filters_len: table.filters_len() as u64,
+        source_count: small(sources.len()),
         padding: 0,
     };
-    let (name, blocks) = match of_table.has_many {
-        true => ("merge_gradient_many", shares),
-        false => ("merge_gradient_few", shares.div_ceil(THREADS)),
-    };
-    let grid = [small(blocks), small(sources.len()), 1];
-    // SAFETY: as above; shares name slots and α of the table.
-    unsafe { gpu.launch("merge", name, DType::F32, grid, THREADS as u32, &parameters) }
+    let grid = [small(of_terms.chunks.len), small(sources.len()), 1];
+    gpu.account(cost);
+    // SAFETY: sources, `rest` and dα have the table's sizes, every term lies within `sums`; `partial` has all slots.
+    unsafe { gpu.launch("merge", "merge_gradient_of_products", DType::F32, grid, THREADS as u32, &parameters) }
+    of_terms.launch_sum(gpu, table, sources.len(), partial, dalpha);
 }
 
 /// What a [`Parametrization`] keeps on GPUs.
@@ -556,6 +819,7 @@ pub(super) fn constrain(gpu: Handle, of: &Parametrization, learned: &Tensor, alp
         constraint: number_of(of.constraint),
     };
     let grid = [small(of.learned.div_ceil(THREADS)), 1, 1];
+    gpu.account(Cost::moving(learned.bytes(), DType::F32.size() * of.sources * of.learned));
     // SAFETY: the shapes of both were checked against `of`.
     unsafe { gpu.launch("merge", "merge_constrain", DType::F32, grid, THREADS as u32, &parameters) }
     if of.means.is_empty() {
@@ -570,6 +834,8 @@ pub(super) fn constrain(gpu: Handle, of: &Parametrization, learned: &Tensor, alp
         row_count: small(means.rows.len),
     };
     let grid = [small(means.rows.len.div_ceil(THREADS / WARP)), small(of.sources), 1];
+    let of_source = |count: usize| DType::F32.size() * of.sources * count;
+    gpu.account(Cost::moving(of_source(of.learned), of_source(means.rows.len)));
     // SAFETY: means are of learned α, and their own lie behind those.
     unsafe { gpu.launch("merge", "merge_means", DType::F32, grid, THREADS as u32, &parameters) }
 }
@@ -597,6 +863,7 @@ pub(super) fn constrain_backward(
         constraint: number_of(of.constraint),
     };
     let grid = [small(of.learned.div_ceil(THREADS)), 1, 1];
+    gpu.account(Cost::moving(alpha.bytes() + dalpha.bytes(), dlearned.bytes()));
     // SAFETY: the shapes of all three were checked against `of`; there are begins for every block and one more.
     unsafe { gpu.launch("merge", "merge_constrain_backward", DType::F32, grid, THREADS as u32, &parameters) }
 }

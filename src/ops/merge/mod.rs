@@ -5,9 +5,20 @@
 //! backward   dα[m, j] = Σ_{i : a(i) = j} dW[i]·W_m[i]
 //! ```
 //!
-//! Parameters lie in arenas with identical layout, and a [`Table`] says for each stretch of them which α it takes: one
-//! call merges a whole network. The sources are frozen; only α has a gradient. Both directions are bound by memory:
-//! M + 1 passes over the arena each, the least there can be.
+//! Parameters lie in arenas with identical layout, filters in front and all else behind, and a [`Table`] says for each
+//! stretch of them which α it takes: one call merges a whole network. The sources are frozen; only α has a gradient. Both
+//! directions are bound by memory: M + 1 passes over the arena each, the least there can be.
+//!
+//! A step needs less than that of the backward. dα is linear in dW, so where a filter has one α, its *products* do:
+//!
+//! ```text
+//! products   P[m, k] = Σ_{c,r,s} dW[k,c,r,s]·W_m[k,c,r,s]
+//! backward   dα[m, j] = Σ_{k : a(k) = j} P[m, k] + the terms of the rest
+//! ```
+//!
+//! A convolution's backward can leave them behind in place of dW ([`conv2d::wgrad_products`](super::conv2d::wgrad_products)),
+//! in several parts that one launch for the whole network adds up. On the CPU, where wgrad ends in dW in any case, dα comes
+//! from dW.
 //!
 //! How α comes from what is learned is [`constraint`]'s matter.
 
@@ -19,8 +30,10 @@ pub mod reference;
 use std::sync::Arc;
 
 use super::Cost;
-use crate::tape::{Tape, Var};
-use crate::tensor::{Implementation, Tensor, TensorMut};
+use crate::tape::{Projection, Split, Tape, Var};
+use crate::tensor::{DType, Implementation, Tensor, TensorMut};
+
+pub use crate::tape::Term;
 
 /// Where the α of a stretch come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +81,7 @@ impl Segment {
 pub struct Table {
     segments: Vec<Segment>,
     alphas: usize,
+    filters_len: usize,
     arena_len: usize,
     on_gpus: Arc<gpu::Tables>,
 }
@@ -95,7 +109,21 @@ impl Table {
                 }
             }
         }
-        Table { segments, alphas, arena_len, on_gpus: Arc::default() }
+        Table { segments, alphas, filters_len: 0, arena_len, on_gpus: Arc::default() }
+    }
+
+    /// The same, with filters in the first `filters_len` numbers of the arena: what convolutions read as activations are
+    /// stored.
+    ///
+    /// # Panics
+    /// If a segment lies on both sides.
+    pub fn with_filters(self, filters_len: usize) -> Table {
+        assert!(filters_len <= self.arena_len, "filters beyond the arena");
+        for segment in &self.segments {
+            let end = segment.offset + (segment.rows - 1) * segment.pitch + segment.row_len;
+            assert!(segment.offset >= filters_len || end <= filters_len, "{segment:?} is filters and rest");
+        }
+        Table { filters_len, on_gpus: Arc::default(), ..self }
     }
 
     pub fn segments(&self) -> &[Segment] {
@@ -109,6 +137,19 @@ impl Table {
 
     pub fn arena_len(&self) -> usize {
         self.arena_len
+    }
+
+    pub fn filters_len(&self) -> usize {
+        self.filters_len
+    }
+
+    /// Whether dα can come from products: every filter has one α, and the rest are vectors.
+    pub fn takes_products(&self) -> bool {
+        self.segments.iter().all(|segment| match segment.choice {
+            Choice::Source(_) => true,
+            Choice::Alpha { period, .. } if segment.offset < self.filters_len => period == 1,
+            Choice::Alpha { period, .. } => segment.rows == 1 && (period == 1 || period == segment.row_len),
+        })
     }
 
     /// What a blend must do at least, padding left out: each source and α read once, the result written once.
@@ -159,6 +200,29 @@ pub fn blend(table: &Table, sources: &[&Tensor], alpha: &Tensor, blend: TensorMu
     }
 }
 
+/// A blend as a step reads it.
+pub struct Parts<'a> {
+    /// The first `filters_len` numbers, in any dtype: on a GPU those of the sum are rounded to nearest.
+    pub filters: TensorMut<'a>,
+    /// And those behind, in the dtype of α.
+    pub rest: TensorMut<'a>,
+}
+
+/// [`blend`], but with filters and the rest apart.
+pub fn blend_in_parts(table: &Table, sources: &[&Tensor], alpha: &Tensor, parts: Parts) {
+    table.check(sources, alpha);
+    assert_eq!(parts.filters.shape().dims(), [table.filters_len], "the filters of a blend");
+    assert_eq!(parts.rest.shape().dims(), [table.arena_len - table.filters_len], "the rest of a blend");
+    if let Implementation::Gpu(gpu) = alpha.implementation() {
+        return gpu::blend_in_parts(gpu, table, sources, alpha, parts);
+    }
+    // Nothing on the CPU stores filters in another dtype than the rest: this is for comparisons.
+    let mut whole = Tensor::uninit([table.arena_len], alpha.dtype(), alpha.device());
+    blend(table, sources, alpha, whole.view_mut());
+    parts.filters.copy_from(&whole.window(0, [table.filters_len], 1));
+    parts.rest.copy_from(&whole.window(table.filters_len, [table.arena_len - table.filters_len], 1));
+}
+
 /// Overwrites `dalpha`, M × alphas.
 pub fn alpha_gradient(table: &Table, sources: &[&Tensor], dw: &Tensor, dalpha: TensorMut) {
     assert_eq!(dalpha.shape().dims(), [sources.len(), table.alphas], "dα of a merge of {} sources", sources.len());
@@ -177,18 +241,133 @@ pub fn alpha_gradient(table: &Table, sources: &[&Tensor], dw: &Tensor, dalpha: T
     }
 }
 
+/// Overwrites `products`, M × K, by those of dW with M sources' filters of the same shape, K×R×S×C, and pitch.
+pub fn products(dw: &Tensor, sources: &[Tensor], products: TensorMut) {
+    assert_eq!(products.shape().dims(), [sources.len(), dw.shape().rows()], "products of {} sources", sources.len());
+    let alike = |source: &Tensor| source.shape() == dw.shape() && source.pitch() == dw.pitch();
+    assert!(sources.iter().all(alike), "products of filters that differ in layout");
+    let (len, pitch) = (dw.shape().row_len(), dw.pitch());
+    match dw.implementation() {
+        Implementation::Cpu => {
+            let sources: Vec<&[f32]> = sources.iter().map(Tensor::data).collect();
+            cpu::products(len, pitch, dw.data(), &sources, products.data());
+        }
+        Implementation::Reference => {
+            let sources: Vec<&[f64]> = sources.iter().map(Tensor::data).collect();
+            reference::products::<f64>(len, pitch, dw.data(), &sources, products.data());
+        }
+        Implementation::Gpu(gpu) => gpu::products(gpu, dw, sources, products),
+    }
+}
+
+/// What the layers of a network left behind in place of dW.
+pub struct Products<'a> {
+    /// The sums of all layers, where `terms` say.
+    pub sums: &'a Tensor,
+    pub terms: &'a [Term],
+    /// The gradient of the arena from `filters_len` on.
+    pub rest: &'a Tensor,
+}
+
+/// Overwrites `dalpha`, M × alphas.
+///
+/// # Panics
+/// If the table does not take products.
+pub fn alpha_gradient_of_products(table: &Table, sources: &[&Tensor], products: &Products, dalpha: TensorMut) {
+    assert!(table.takes_products(), "a table whose α are not those of whole filters");
+    assert_eq!(dalpha.shape().dims(), [sources.len(), table.alphas], "dα of a merge of {} sources", sources.len());
+    assert!(sources.iter().all(|source| source.dims() == [table.arena_len]), "sources of a merge differ in layout");
+    assert_eq!(products.rest.dims(), [table.arena_len - table.filters_len], "the gradient of what is no filter");
+    for term in products.terms {
+        let end = term.at + term.parts * sources.len() * term.filters;
+        assert!(end <= products.sums.shape().len(), "{term:?} leaves its sums");
+        let known = table.segments.binary_search_by_key(&term.offset, |segment| segment.offset);
+        let segment = known.map(|index| &table.segments[index]);
+        assert!(segment.is_ok_and(|segment| segment.rows == term.filters), "{term:?} belongs to no segment");
+    }
+    match dalpha.implementation() {
+        Implementation::Cpu => {
+            let sources: Vec<&[f32]> = sources.iter().map(|source| source.data()).collect();
+            reference::alpha_gradient_of_products::<f32>(table, &sources, products, dalpha.data());
+        }
+        Implementation::Reference => {
+            let sources: Vec<&[f64]> = sources.iter().map(|source| source.data()).collect();
+            reference::alpha_gradient_of_products::<f64>(table, &sources, products, dalpha.data());
+        }
+        Implementation::Gpu(gpu) => gpu::alpha_gradient_of_products(gpu, table, sources, products, dalpha),
+    }
+}
+
+/// Where dα comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backward {
+    Dw,
+    Products,
+}
+
+impl Backward {
+    /// What suits a step: products, but on the CPU or where filters have more than one α.
+    fn of(table: &Table, implementation: Implementation) -> Backward {
+        match implementation {
+            Implementation::Cpu => Backward::Dw,
+            _ if table.takes_products() => Backward::Products,
+            _ => Backward::Dw,
+        }
+    }
+}
+
 impl Tape {
-    /// The arena of the blended network.
+    /// The arena of the blended network; its gradient is dW.
     pub fn merge(&mut self, table: &Arc<Table>, sources: &[Tensor], alpha: &Var) -> Var {
-        let mut arena = Tensor::uninit([table.arena_len], alpha.value().dtype(), alpha.value().device());
-        blend(table, &sources.iter().collect::<Vec<_>>(), alpha.value(), arena.view_mut());
+        self.merge_by(table, sources, alpha, alpha.value().dtype(), Backward::Dw)
+    }
+
+    /// The arena of the blended network as a step reads it that stores activations as `dtype`: filters in `dtype`, the rest
+    /// as α. Of the filters' gradient only the products with the sources are asked for, where they suffice.
+    pub fn merge_for_step(&mut self, table: &Arc<Table>, sources: &[Tensor], alpha: &Var, dtype: DType) -> Var {
+        let backward = Backward::of(table, alpha.value().implementation());
+        self.merge_by(table, sources, alpha, dtype, backward)
+    }
+
+    /// [`Tape::merge_for_step`] by the form of dα that is named.
+    pub fn merge_by(
+        &mut self,
+        table: &Arc<Table>,
+        sources: &[Tensor],
+        alpha: &Var,
+        dtype: DType,
+        backward: Backward,
+    ) -> Var {
+        let (of_rest, device) = (alpha.value().dtype(), alpha.value().device());
+        let frozen: Vec<&Tensor> = sources.iter().collect();
+        // tf32 is stored as f32.
+        let split = if dtype == of_rest || (dtype, of_rest) == (DType::TF32, DType::F32) {
+            let mut whole = Tensor::uninit([table.arena_len], of_rest, device);
+            blend(table, &frozen, alpha.value(), whole.view_mut());
+            Split::whole(whole)
+        } else {
+            let mut filters = Tensor::uninit([table.filters_len], dtype, device);
+            let mut rest = Tensor::uninit([table.arena_len - table.filters_len], of_rest, device);
+            let parts = Parts { filters: filters.view_mut(), rest: rest.view_mut() };
+            blend_in_parts(table, &frozen, alpha.value(), parts);
+            Split::at(table.filters_len, filters, rest)
+        };
+        let projection = (backward == Backward::Products).then(|| Projection::new(sources.to_vec(), table.filters_len));
         let id = alpha.id();
-        self.record(arena, &[id], || {
+        self.record_arena(split, table.arena_len, &[id], projection, |arena| {
             let (table, sources) = (table.clone(), sources.to_vec());
-            Box::new(move |dw, gradients| {
+            Box::new(move |gradient, gradients| {
                 let id = id.expect("recorded because its input wants a gradient");
                 let sources: Vec<&Tensor> = sources.iter().collect();
-                gradients.contribute(id, |dalpha| alpha_gradient(&table, &sources, &dw, dalpha));
+                match gradients.take_products(arena) {
+                    None => gradients.contribute(id, |dalpha| alpha_gradient(&table, &sources, &gradient, dalpha)),
+                    Some((sums, terms)) => {
+                        let products = Products { sums: &sums, terms: &terms, rest: &gradient };
+                        gradients.contribute(id, |dalpha| {
+                            alpha_gradient_of_products(&table, &sources, &products, dalpha);
+                        });
+                    }
+                }
             })
         })
     }

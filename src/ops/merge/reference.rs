@@ -1,6 +1,6 @@
 //! The definition of the merge and of its backward.
 
-use super::{Choice, Table};
+use super::{Choice, Products, Table};
 use crate::tensor::Element;
 
 /// Calls `visit(weight, choice)` for every weight, where the choice is the index of its α or a source.
@@ -38,4 +38,38 @@ pub fn alpha_gradient<T: Element>(table: &Table, sources: &[&[T]], dw: &[T], dal
             }
         }
     });
+}
+
+/// Rows of `len` weights, `pitch` apart; `products` is M × K.
+pub fn products<T: Element>(len: usize, pitch: usize, dw: &[T], sources: &[&[T]], products: &mut [T]) {
+    let filters = products.len() / sources.len();
+    for (source, products) in sources.iter().zip(products.chunks_mut(filters)) {
+        for ((product, dw), w) in products.iter_mut().zip(dw.chunks(pitch)).zip(source.chunks(pitch)) {
+            *product = dw[..len].iter().zip(&w[..len]).map(|(&dw, &w)| dw * w).sum();
+        }
+    }
+}
+
+/// Every term, then what is no filter.
+pub fn alpha_gradient_of_products<T: Element>(table: &Table, sources: &[&[T]], products: &Products, dalpha: &mut [T]) {
+    dalpha.fill(T::default());
+    for segment in table.segments() {
+        let Choice::Alpha { first, row_step, period } = segment.choice else { continue };
+        for (m, dalpha) in dalpha.chunks_mut(table.alphas().max(1)).enumerate() {
+            for term in products.terms.iter().filter(|term| term.offset == segment.offset) {
+                for part in 0..term.parts {
+                    let at = term.at + (part * sources.len() + m) * term.filters;
+                    for (row, &sum) in products.sums.data::<T>()[at..][..term.filters].iter().enumerate() {
+                        dalpha[first + row * row_step] += sum;
+                    }
+                }
+            }
+            if segment.offset >= table.filters_len() {
+                let dw = &products.rest.data::<T>()[segment.offset - table.filters_len()..];
+                for column in 0..segment.row_len {
+                    dalpha[first + column % period] += dw[column] * sources[m][segment.offset + column];
+                }
+            }
+        }
+    }
 }

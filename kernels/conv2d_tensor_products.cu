@@ -1,0 +1,133 @@
+// wgrad on tensor cores where the filters are a blend of frozen ones: products with the sources' filters in place of dW.
+//
+//   P[part, m, k] = Σ dW[k, …]·W_m[k, …]   over the pixels of one stretch and the weights of one tile of columns
+//
+// What dα needs (merge.cu) is the sum over the parts, a part for each stretch and tile of columns. A block computes its tile
+// of dW as wgrad does (conv2d_tensor.cu), and while it is in registers takes its product with the tiles of the M sources: each
+// thread over its columns, four lanes of a row by shuffles, the warps side by side through shared memory, always in this
+// order. dW is never written, and there is no second launch.
+//
+// Bytes: the operands as wgrad, 4·M·K·R·S·C of the sources for each stretch (from memory once, then from the L2 cache),
+// and 4·M·K for each part. FLOPs: 2·M·K·R·S·C for each stretch beside wgrad's.
+//
+// ResNet-50, 2 sources, 32 images of 224 pixels, bf16, counted with the stretches that src/ops/conv2d/tiles.rs chooses, x
+// and dy left out. Through dW: 302 MB of stretches written, and read by the second launches; 94 MB of dW written, and read for
+// dα beside 188 MB of sources: 980 MB. Here: 188 MB of sources, which the cache hands out again 3.4 times (629 MB), 7 MB of
+// parts written and read: 202 MB; and 53 launches of wgrad and a padded stem where there were 98 and dα.
+//
+// Grid: tiles of rows, tiles of columns, stretches.
+#include "conv2d_tensor.cuh"
+
+struct Products {
+  Product product;              // to: parts × M × K (float)
+  const float* const* sources;  // M × K filters of R·S × channels, `pitch` apart
+  unsigned source_count;
+  int channels;                 // of the sources: those that product.g has more are padding
+  int pitch;
+  unsigned packed;              // pairs of weights lie at multiples of 8 bytes, and no channel is padding
+};
+static_assert(sizeof(Products) == 136, "as in src/ops/conv2d/products.rs");
+
+// Sources whose products are added up at a time.
+constexpr unsigned BATCH = 8;
+
+// Of the filter that begins at `from`, the weights for columns `column` and `column + 1` of dW: zero where it has none.
+template <bool PACKED>
+DEVICE void load_pair(const Products& p, const float* from, int column, float (&pair)[2]) {
+  const Sizes& g = p.product.g;
+  if (PACKED) {
+    const float2 both = column < g.r * g.s * g.c ? load_vector<float2>(from + column) : make_float2(0, 0);
+    pair[0] = both.x, pair[1] = both.y;
+    return;
+  }
+#pragma unroll
+  for (int l = 0; l < 2; ++l) {
+    const int tap = (column + l) / g.c, channel = (column + l) % g.c;
+    pair[l] = tap < g.r * g.s && channel < p.channels ? from[tap * p.channels + channel] : 0;
+  }
+}
+
+// The products of this warp's part of the tile with one source's, for each of its rows: to[row of the tile].
+template <class T, bool PACKED>
+DEVICE void multiply_by_source(const Products& p, const Sums<T>& sums, unsigned source, SharedArray<float> to) {
+  const unsigned lane = threadIdx.x % WARP;
+#pragma unroll
+  for (unsigned i = 0; i < 2 * T::PIECE_ROWS; ++i) {
+    const unsigned row = row_of_lane<T>(i);
+    const int filter = static_cast<int>(blockIdx.x * T::ROWS + row);
+    float sum = 0;
+    if (filter < p.product.g.k) {
+      const float* from = p.sources[source] + static_cast<offset>(filter) * p.pitch;
+#pragma unroll
+      for (unsigned j = 0; j < PIECE_COLUMNS; ++j) {
+        float pair[2];
+        load_pair<PACKED>(p, from, static_cast<int>(blockIdx.y * T::COLUMNS + warp_column<T>() + j * 8 + lane % 4 * 2), pair);
+        sum += sums.v[i / 2][j][i % 2 * 2] * pair[0] + sums.v[i / 2][j][i % 2 * 2 + 1] * pair[1];
+      }
+    }
+    sum += __shfl_xor_sync(ALL_LANES, sum, 1);
+    sum += __shfl_xor_sync(ALL_LANES, sum, 2);
+    if (lane % 4 == 0) to[row] = sum;
+  }
+}
+
+// `scratch`: the memory of the tiles, which are done with.
+template <class T>
+DEVICE void store_products(const Products& p, const Sums<T>& sums, SharedArray<float> scratch) {
+  static_assert(BATCH * T::WARPS_ACROSS * T::ROWS * sizeof(float) <= STAGES * T::ROW_ELEMENTS * sizeof(element),
+                "the tiles of rows are large enough");
+  const offset part = static_cast<offset>(blockIdx.z) * gridDim.y + blockIdx.y;
+  const unsigned across = threadIdx.x / WARP % T::WARPS_ACROSS;
+  finish_copies();
+#pragma unroll 1
+  for (unsigned first = 0; first < p.source_count; first += BATCH) {
+    const unsigned batch = p.source_count - first < BATCH ? p.source_count - first : BATCH;
+#pragma unroll 1
+    for (unsigned m = 0; m < batch; ++m) {
+      const SharedArray<float> to = scratch + (m * T::WARPS_ACROSS + across) * T::ROWS;
+      if (p.packed) multiply_by_source<T, true>(p, sums, first + m, to);
+      else multiply_by_source<T, false>(p, sums, first + m, to);
+    }
+    __syncthreads();
+    for (unsigned i = threadIdx.x; i < batch * T::ROWS; i += T::THREADS) {
+      const unsigned m = i / T::ROWS, row = i % T::ROWS, filter = blockIdx.x * T::ROWS + row;
+      if (filter >= static_cast<unsigned>(p.product.g.k)) continue;
+      float sum = 0;
+#pragma unroll
+      for (unsigned warp = 0; warp < T::WARPS_ACROSS; ++warp) sum += scratch[(m * T::WARPS_ACROSS + warp) * T::ROWS + row];
+      static_cast<float*>(p.product.to)[(part * p.source_count + first + m) * p.product.g.k + filter] = sum;
+    }
+    __syncthreads();
+  }
+}
+
+template <class T, unsigned UNIT = PACK>
+DEVICE void products(const Products& p, SharedArray<element> rows, SharedArray<element> columns) {
+  const Sums<T> sums = wgrad_sums<T, UNIT>(p.product, rows, columns);
+  store_products<T>(p, sums, as_floats(rows));
+}
+
+#define TILES(T)                                            \
+  SHARED(element, rows, STAGES * T::ROW_ELEMENTS);          \
+  SHARED(element, columns, STAGES * T::COLUMN_ELEMENTS)
+
+KERNEL(conv2d_tensor_products_128x128, Products, Tile128x128::THREADS) {
+  TILES(Tile128x128);
+  products<Tile128x128>(p, rows, columns);
+}
+
+KERNEL(conv2d_tensor_products_128x64, Products, Tile128x64::THREADS) {
+  TILES(Tile128x64);
+  products<Tile128x64>(p, rows, columns);
+}
+
+KERNEL(conv2d_tensor_products_64x64, Products, Tile64x64::THREADS) {
+  TILES(Tile64x64);
+  products<Tile64x64>(p, rows, columns);
+}
+
+// Of a padded stem: 4 channels.
+KERNEL(conv2d_tensor_products_stem, Products, Tile64x64::THREADS) {
+  TILES(Tile64x64);
+  products<Tile64x64, 4>(p, rows, columns);
+}

@@ -1,0 +1,207 @@
+//! wgrad where the filters are a blend of frozen ones: the products of dW with the sources' filters in place of dW.
+//!
+//! ```text
+//! Σ_parts products[part, m, k] = Σ_{r,s,c} dw[k,r,s,c]·source_m[k,r,s,c]
+//! ```
+//!
+//! On tensor cores a part is what one block sums: `kernels/conv2d_tensor_products.cu`, and dW is never written. Elsewhere
+//! the one part is taken from a dW that is dropped behind it.
+
+use super::gpu::{is_packed, sizes};
+use super::tensor::{self, Product, STEM_WGRAD};
+use super::tiles::{self, Choice, Tile};
+use super::{Conv2d, Geometry, Pass, wgrad};
+use crate::gpu::{Address, Cost, Handle};
+use crate::ops::merge;
+use crate::parameters;
+use crate::tensor::{DType, Implementation, Tensor, TensorMut};
+
+parameters! {
+    struct Products: 136 bytes {
+        product: Product,
+        sources: Address,
+        source_count: u32,
+        channels: i32,
+        pitch: i32,
+        packed: u32,
+    }
+}
+
+/// How the pass is divided where it runs on tensor cores: `g` as the kernels see it, tile, stretches and the pixels of each,
+/// the kernel, and the parts that come of it.
+struct Division {
+    g: Geometry,
+    tile: Tile,
+    stretches: usize,
+    stretch: usize,
+    kernel: &'static str,
+    parts: usize,
+}
+
+/// `None` if operands of this shape and dtype, aligned as tensors are, do not run on tensor cores.
+fn division(g: &Geometry, dtype: DType, sources: usize) -> Option<Division> {
+    if !tensor::serves(g, Pass::Wgrad, dtype, Address::NULL, Address::NULL, None) {
+        return None;
+    }
+    let g = tensor::plain(&tensor::padded(g, dtype).unwrap_or(*g));
+    // Packs of 16 bits that span two taps have a kernel of their own.
+    let is_split = !g.c.is_multiple_of(tensor::pack(dtype));
+    let Choice { tile, stretches } = tiles::choose_products(&g, dtype, sources, is_split.then_some(STEM_WGRAD));
+    let kernel = match tile {
+        _ if is_split => "conv2d_tensor_products_stem",
+        Tile::Large => "conv2d_tensor_products_128x128",
+        Tile::Medium => "conv2d_tensor_products_128x64",
+        Tile::Small => "conv2d_tensor_products_64x64",
+        Tile::Narrow => unreachable!("no such kernel"),
+    };
+    let pixels = g.n * g.p * g.q;
+    let stretch = pixels.div_ceil(stretches).next_multiple_of(tiles::depth(dtype));
+    let stretches = pixels.div_ceil(stretch);
+    let parts = stretches * g.filter_len().div_ceil(tile.columns());
+    Some(Division { g, tile, stretches, stretch, kernel, parts })
+}
+
+/// In how many parts [`wgrad_products`] leaves the products with so many sources.
+pub fn product_parts(g: &Geometry, dtype: DType, sources: usize) -> usize {
+    division(g, dtype, sources).map_or(1, |division| division.parts)
+}
+
+/// Overwrites `products`, parts × M × K: the sum over the parts is that of dW with the filters of M `sources`, which are laid
+/// out alike. dW itself is not kept. On a GPU `x` and `dy` are of one dtype, all else is f32.
+pub fn wgrad_products(conv: Conv2d, x: &Tensor, dy: &Tensor, sources: &[Tensor], products: TensorMut) {
+    let (filters, pitch) = (sources[0].shape(), sources[0].pitch());
+    let g = Geometry::new(conv, x.shape(), filters, pitch);
+    assert_eq!(dy.shape(), g.y(), "the gradient of a convolution's output");
+    let alike = |source: &Tensor| source.shape() == filters && source.pitch() == pitch;
+    assert!(sources.iter().all(alike), "products with filters that differ in layout");
+    let division = division(&g, x.dtype(), sources.len());
+    let parts = division.as_ref().map_or(1, |division| division.parts);
+    assert_eq!(products.shape().dims(), [parts, sources.len(), g.k], "the products of {} sources", sources.len());
+    if let (Implementation::Gpu(gpu), Some(division)) = (x.implementation(), division)
+        && tensor::serves(&g, Pass::Wgrad, x.dtype(), x.address(), dy.address(), None)
+    {
+        return on_tensor_cores(gpu, &g, &division, [x, dy], sources, products);
+    }
+    let mut whole = Tensor::uninit([g.k * pitch], products.dtype(), x.device());
+    wgrad(conv, x, dy, whole.view_mut().window(0, filters, pitch));
+    let dw = whole.window(0, filters, pitch);
+    let (first, others) = products.window(0, [parts * sources.len() * g.k], 1).split_at(sources.len() * g.k);
+    merge::products(&dw, sources, first.window(0, [sources.len(), g.k], g.k));
+    if parts > 1 {
+        // Operands that lie otherwise than tensors do: not those of a network.
+        others.fill(0.0);
+    }
+}
+
+fn on_tensor_cores(
+    gpu: Handle,
+    g: &Geometry,
+    division: &Division,
+    [x, dy]: [&Tensor; 2],
+    sources: &[Tensor],
+    products: TensorMut,
+) {
+    let dtype = x.dtype();
+    assert!(dy.dtype() == dtype, "products of {dtype} by {}", dy.dtype());
+    let are_f32 = sources.iter().all(|source| source.dtype() == DType::F32) && products.dtype() == DType::F32;
+    assert!(are_f32, "sources and products are f32");
+    let Division { g: seen, tile, stretches, stretch, kernel, .. } = division;
+    let padded = tensor::padded(g, dtype).map(|padded| tensor::pad_x(gpu, dtype, x.address(), g, &padded));
+    let x = padded.as_ref().map_or(x.address(), Tensor::address);
+    let addresses: Vec<Address> = sources.iter().map(Tensor::address).collect();
+    // In pairs; more would not hurt.
+    let packed = padded.is_none() && addresses.iter().all(|&address| is_packed(address, DType::F32, g.c, g.pitch));
+    let product = Product {
+        from: dy.address(),
+        by: x,
+        to: products.address(),
+        g: sizes(seen, dtype, x, dy.address(), None),
+        stretch: tensor::int(*stretch),
+        to_pitch: 0,
+    };
+    let parameters = Products {
+        product,
+        sources: gpu.constant(&addresses),
+        source_count: u32::try_from(sources.len()).expect("fewer than 2³² sources"),
+        channels: tensor::int(g.c),
+        pitch: tensor::int(g.pitch),
+        packed: packed.into(),
+    };
+    // wgrad's operands and the sources' filters; no dW.
+    let cost = g.cost(Pass::Wgrad, dtype);
+    let filters = sources.iter().map(Tensor::bytes).sum::<usize>() as u64;
+    gpu.account(Cost { read: cost.read + filters, written: products.bytes() as u64, ..cost });
+    let grid = [seen.k.div_ceil(tile.rows()), seen.filter_len().div_ceil(tile.columns()), *stretches].map(tensor::dim);
+    // SAFETY: `serves` was asked whether operands come in packs; the contract checked their shapes, that the sources' are those
+    // of the filters, and that `products` has a place for each part, of which there is one for each stretch and tile of
+    // columns.
+    unsafe { gpu.launch("conv2d_tensor_products", kernel, dtype, grid, tile.threads(), &parameters) }
+}
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests {
+    use super::*;
+    use crate::gpu::Gpu;
+    use crate::ops::cases;
+    use crate::selftest::numbers::Numbers;
+    use crate::tensor::{Device, Shape};
+
+    /// What `wgrad_products` leaves, added over the parts: by the reference in `f64`, or on a device.
+    fn products(g: &Geometry, sources: usize, place: Option<(Device, DType)>) -> Vec<f64> {
+        let filters: Shape = [g.k, g.r, g.s, g.c].into();
+        let mut numbers = Numbers(11);
+        let mut tensor = |shape: Shape, dtype: Option<DType>| {
+            let values: Vec<f64> = numbers.integers(shape.len()).into_iter().map(f64::signum).collect();
+            match (place, dtype) {
+                (None, _) => Tensor::from_vec(values, shape),
+                (Some((device, activations)), dtype) => {
+                    let values = Tensor::from_vec(values.iter().map(|&v| v as f32).collect(), shape);
+                    values.to_device(device).cast(dtype.unwrap_or(activations))
+                }
+            }
+        };
+        let (x, dy) = (tensor(g.x(), None), tensor(g.y(), None));
+        let frozen: Vec<Tensor> = (0..sources).map(|_| tensor(filters, Some(DType::F32))).collect();
+        let parts = product_parts(g, x.dtype(), sources);
+        let mut products = Tensor::uninit([parts, sources, g.k], frozen[0].dtype(), x.device());
+        wgrad_products(g.conv, &x, &dy, &frozen, products.view_mut());
+        let products = products.to_f64();
+        (0..sources * g.k).map(|i| products.iter().skip(i).step_by(sources * g.k).sum()).collect()
+    }
+
+    /// One source, and more than a block multiplies at a time; integers, so that each tile gives the reference's bits.
+    #[test]
+    fn every_tile_multiplies_every_case() {
+        let gpu = Gpu::emulator(3).unwrap();
+        let dtypes = [DType::BF16, DType::F16, DType::TF32];
+        for (index, case) in cases::CONV2D.iter().filter(|case| case.conv.groups == 1).enumerate() {
+            let g = Geometry { pitch: case.geometry().filter_len(), ..case.geometry() };
+            let (dtype, sources) = (dtypes[index % 3], [1, 9][index / 3 % 2]);
+            let expected = products(&g, sources, None);
+            for tile in Tile::ALL.into_iter().filter(|tile| tile.serves(Pass::Wgrad)) {
+                let place = Some((Device::Gpu(gpu), dtype));
+                let actual = tiles::with_choice(Choice { tile, stretches: 3 }, || products(&g, sources, place));
+                gpu.check().unwrap();
+                let wrong = (0..actual.len()).find(|&i| actual[i] != expected[i]).map(|i| (i, actual[i], expected[i]));
+                assert!(wrong.is_none(), "{dtype}, {sources} sources, {}, {tile:?}: {wrong:?}", case.name);
+            }
+        }
+    }
+
+    /// No dW, no workspace and no second launch; a stem's channels are padded first.
+    #[test]
+    fn tensor_cores_take_one_launch() {
+        let gpu = Gpu::emulator(3).unwrap();
+        for (x, w, launches) in [([2, 8, 8, 16], [24, 3, 3, 16], 1), ([2, 8, 8, 3], [16, 3, 3, 3], 2)] {
+            let g = Geometry::new(Conv2d::new(1, 1), x.into(), w.into(), w[1] * w[2] * w[3]);
+            let tensor = |shape: Shape| Tensor::zeros(shape, DType::BF16, Device::Gpu(gpu));
+            let (x, dy) = (tensor(g.x()), tensor(g.y()));
+            let frozen = vec![Tensor::zeros(w, DType::F32, Device::Gpu(gpu)); 2];
+            let parts = product_parts(&g, DType::BF16, 2);
+            let mut to = Tensor::uninit([parts, 2, g.k], DType::F32, Device::Gpu(gpu));
+            let before = gpu.launches();
+            wgrad_products(g.conv, &x, &dy, &frozen, to.view_mut());
+            assert_eq!(gpu.launches() - before, launches);
+        }
+    }
+}
