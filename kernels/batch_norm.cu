@@ -412,7 +412,8 @@ DEVICE void input_gradient(const InputGradient& p) {
     offset = load_floats<WIDTH>(p.means + s.channel);
     slope = load_floats<WIDTH>(p.means + p.tile.channels + s.channel);
   }
-#pragma unroll 2
+  // With five numbers per channel at hand, there are no registers for two pixels.
+#pragma unroll(CUT && TRAINING ? 1 : 2)
   for (unsigned i = 0; i < s.count; ++i) {
     const unsigned long long at = s.first + i * s.stride;
     Unit<WIDTH> d = load_unit<WIDTH>(p.dy + at), v = {};

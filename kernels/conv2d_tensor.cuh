@@ -753,6 +753,9 @@ struct ProductGradient {
 };
 static_assert(sizeof(ProductGradient) == 168, "as in src/ops/conv2d/tensor.rs");
 
+// What is loaded behind this is not loaded before, where it would want registers.
+DEVICE void hold_loads() { __syncwarp(); }
+
 // Two neighbours, `from` at an even place of an aligned row.
 struct alignas(2 * sizeof(element)) StoredPair { element v[2]; };
 
@@ -792,6 +795,7 @@ DEVICE void dgrad_sums_of_norm(const ProductGradient& all, SharedArray<element> 
     }
 #pragma unroll
     for (unsigned i = 0; i < 2 * T::PIECE_ROWS; ++i) {
+      if (i % T::PIECE_ROWS == 0) hold_loads();
       if (line[i] < 0 || !is_inside) continue;
       const StoredPair stored = load_vector<StoredPair>(all.x + (line[i] + channel));
 #pragma unroll
