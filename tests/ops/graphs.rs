@@ -81,14 +81,14 @@ fn conv2d() -> impl Iterator<Item = Graph> {
 pub fn normalized(tape: &mut Tape, leaves: &[Var], mode: Mode, relu: bool) -> Var {
     let [x, gamma, beta, residual @ ..] = leaves else { panic!("three or four leaves") };
     let source = match mode {
-        Mode::Training => Source::Batch { epsilon: 1e-2, running: None },
+        Mode::Training => Source::Batch { epsilon: 1e-2, tiles: None, running: None },
         Mode::Inference => {
             let (dtype, c) = (x.value().dtype(), x.shape().channels());
             let [mean, rstd] = [random([c], 4), scaled(random([c], 5), 0.5, 1.0)].map(|t| t.cast(dtype));
             Source::Given { mean, rstd }
         }
     };
-    tape.batch_norm(x, gamma, beta, source, Then { residual: residual.first().cloned(), relu })
+    tape.batch_norm(x, gamma, beta, source, Then { residual: residual.first().cloned(), relu, handoff: None })
 }
 
 fn batch_norm() -> impl Iterator<Item = Graph> {
