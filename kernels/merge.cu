@@ -132,6 +132,7 @@ DEVICE void add_products(
         if (first_source + u < p.source_count)
           sums[u] += (dw.x * weight[u].x + dw.y * weight[u].y) + (dw.z * weight[u].z + dw.w * weight[u].w);
     } else {
+#pragma unroll 1
       for (position l = i < begin ? begin : i; l < i + 4 && l < end; ++l) {
 #pragma unroll
         for (unsigned u = 0; u < IN_FLIGHT; ++u)
