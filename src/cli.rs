@@ -35,7 +35,7 @@ pub struct Global {
     /// Where to compute: auto, cpu, cuda[:N] or emulator
     #[arg(long, global = true, default_value = "auto", help_heading = "Global options")]
     pub device: String,
-    /// Precision of activations: f32; bf16 or f16 on a GPU or the emulator
+    /// Precision of activations: f32; tf32, bf16 or f16 on a GPU or the emulator
     #[arg(long, global = true, default_value = "f32", help_heading = "Global options")]
     pub precision: String,
     /// Run every layer on its own instead of batch norms, sums and ReLUs in one pass; inspect --plan shows both

@@ -5,7 +5,8 @@
 //!
 //! Parameters lie in two arenas with rows padded to 16 bytes: the *trunk*, which sources share and merging is about, and
 //! the *head*, the classifier, which is always new. In the trunk all filters come first, and behind them γ and β: what
-//! convolutions read as activations are stored, and what stays f32, are one piece each. Running statistics lie in a third. Names are PyTorch's.
+//! convolutions read as activations are stored, and what stays f32, are one piece each. Running statistics lie in a
+//! third. Names are PyTorch's.
 
 use std::rc::Rc;
 use std::sync::Arc;

@@ -105,7 +105,7 @@ fn on_tensor_cores(
     assert!(dy.dtype() == dtype, "products of {dtype} by {}", dy.dtype());
     let are_f32 = sources.iter().all(|source| source.dtype() == DType::F32) && products.dtype() == DType::F32;
     assert!(are_f32, "sources and products are f32");
-    let Division { g: seen, tile, stretches, stretch, kernel, .. } = division;
+    let Division { g: seen, tile, stretches, stretch, kernel, parts } = division;
     let padded = tensor::padded(g, dtype).map(|padded| tensor::pad_x(gpu, dtype, x.address(), g, &padded));
     let x = padded.as_ref().map_or(x.address(), Tensor::address);
     let addresses: Vec<Address> = sources.iter().map(Tensor::address).collect();
@@ -127,10 +127,12 @@ fn on_tensor_cores(
         pitch: tensor::int(g.pitch),
         packed: packed.into(),
     };
-    // wgrad's operands and the sources' filters; no dW.
-    let cost = g.cost(Pass::Wgrad, dtype);
-    let filters = sources.iter().map(Tensor::bytes).sum::<usize>() as u64;
-    gpu.account(Cost { read: cost.read + filters, written: products.bytes() as u64, ..cost });
+    // Of the sources once: what other stretches read comes from the cache.
+    let weights = (sources.len() * g.k * g.filter_len()) as u64;
+    let numbers = (parts * sources.len() * g.k) as u64;
+    let cost = tensor::padded(g, dtype).unwrap_or(*g).cost(Pass::Wgrad, dtype);
+    let flops = cost.flops + 2 * weights * *stretches as u64;
+    gpu.account(Cost { flops, read: cost.read + 4 * weights, written: 4 * numbers });
     let grid = [seen.k.div_ceil(tile.rows()), seen.filter_len().div_ceil(tile.columns()), *stretches].map(tensor::dim);
     // SAFETY: `serves` was asked whether operands come in packs; the contract checked their shapes, that the sources' are those
     // of the filters, and that `products` has a place for each part, of which there is one for each stretch and tile of

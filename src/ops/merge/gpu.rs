@@ -17,6 +17,7 @@ use crate::tensor::{DType, Device, Tensor, TensorMut};
 
 const THREADS: usize = 256;
 const WARP: usize = 32;
+const FLOAT: usize = size_of::<f32>();
 
 /// Weights that a thread of the blend takes at a time.
 const UNIT: usize = 8;
@@ -598,11 +599,6 @@ impl GradientTable {
     }
 
     /// Adds the partial sums, M × partials, of each α.
-    /// What the first launch leaves for the second.
-    fn partial_cost(&self, sources: usize) -> Cost {
-        Cost::moving(0, DType::F32.size() * sources * self.partials)
-    }
-
     fn launch_sum(&self, gpu: Handle, table: &Table, sources: usize, partial: Address, dalpha: Address) {
         let shares = self.shares.len;
         let parameters = GradientSum {
@@ -619,9 +615,8 @@ impl GradientTable {
             true => ("merge_gradient_many", shares),
             false => ("merge_gradient_few", shares.div_ceil(THREADS)),
         };
+        gpu.account(Cost::moving(FLOAT * sources * self.partials, FLOAT * sources * shares));
         let grid = [small(blocks), small(sources), 1];
-        let outputs = DType::F32.size() * sources * self.shares.len;
-        gpu.account(Cost::moving(self.partial_cost(sources).written as usize, outputs));
         // SAFETY: `partial` has all slots and dα the table's size; shares name slots and α of the table.
         unsafe { gpu.launch("merge", name, DType::F32, grid, THREADS as u32, &parameters) }
     }
@@ -663,10 +658,8 @@ fn launch_blend(gpu: Handle, table: &Table, sources: &[&Tensor], alpha: &Tensor,
         packed: is_aligned(sources.iter().map(|source| source.address()).chain(to).chain([alpha.address()]))
             & u32::from(is_in_fours),
     };
+    gpu.account(table.blend_cost_in(dtype, sources.len()));
     let grid = [small(chunks.len), 1, 1];
-    let filters = table.filters_len() * dtype.size();
-    let written = filters + (table.arena_len() - table.filters_len()) * DType::F32.size();
-    gpu.account(Cost { written: written as u64, ..table.blend_cost(sources.len()) });
     // SAFETY: the callers check the sizes of sources, α and both parts against the table, whose chunks lie within them.
     unsafe { gpu.launch("merge_blend", "merge_blend", dtype, grid, THREADS as u32, &parameters) }
 }
@@ -688,8 +681,8 @@ pub(super) fn alpha_gradient(gpu: Handle, table: &Table, sources: &[&Tensor], dw
         source_count: small(sources.len()),
         packed: is_aligned(sources.iter().map(|source| source.address()).chain([dw.address()])),
     };
+    gpu.account(table.gradient_cost(sources.len()));
     let grid = [small(of_table.chunks.len), 1, 1];
-    gpu.account(table.gradient_cost(sources.len()) + of_table.partial_cost(sources.len()));
     // SAFETY: sources, dW and dα have the table's sizes, its chunks lie within them; `partial` has all slots.
     unsafe { gpu.launch("merge", "merge_gradient", DType::F32, grid, THREADS as u32, &parameters) }
     of_table.launch_sum(gpu, table, sources.len(), partial, dalpha);
@@ -713,8 +706,9 @@ pub(super) fn products(gpu: Handle, dw: &Tensor, sources: &[Tensor], products: T
         source_count: small(sources.len()),
         packed: is_aligned(addresses.into_iter().chain([dw.address()])),
     };
-    let read = dw.bytes() + sources.iter().map(Tensor::bytes).sum::<usize>();
-    gpu.account(Cost::moving(read, products.bytes()));
+    let (count, weights) = (sources.len(), rows * len);
+    let cost = Cost::moving(FLOAT * (count + 1) * weights, FLOAT * count * rows);
+    gpu.account(Cost { flops: 2 * (count * weights) as u64, ..cost });
     let grid = [small(rows.div_ceil(rows_per_block)), 1, 1];
     // SAFETY: dW and the sources have one shape and pitch, and `products` a number for each source and row of them.
     unsafe { gpu.launch("merge", "merge_products", DType::F32, grid, THREADS as u32, &parameters) }
@@ -732,9 +726,6 @@ pub(super) fn alpha_gradient_of_products(
     assert!([sums.dtype(), rest.dtype(), dalpha.dtype()] == [DType::F32; 3], "gradients are f32");
     let of_terms = table.on_gpus.of_products(gpu, table, terms);
     let mut partial = Tensor::uninit([sources.len(), of_terms.partials], DType::F32, Device::Gpu(gpu));
-    // Of the sources, what is no filter.
-    let read = sums.bytes() + (1 + sources.len()) * rest.bytes();
-    let cost = Cost::moving(read, dalpha.bytes()) + of_terms.partial_cost(sources.len());
     let (partial, dalpha) = (partial.view_mut().address(), dalpha.address());
     let parameters = GradientOfProducts {
         chunks: of_terms.chunks.address(),
@@ -749,8 +740,11 @@ pub(super) fn alpha_gradient_of_products(
         source_count: small(sources.len()),
         padding: 0,
     };
+    // Every product, and what is no filter of the gradient and of each source.
+    let (numbers, rest) = (terms.iter().map(|term| term.parts * term.filters).sum::<usize>(), rest.shape().len());
+    let read = FLOAT * (sources.len() * (numbers + rest) + rest);
+    gpu.account(Cost::moving(read, FLOAT * sources.len() * table.alphas()));
     let grid = [small(of_terms.chunks.len), small(sources.len()), 1];
-    gpu.account(cost);
     // SAFETY: sources, `rest` and dα have the table's sizes, every term lies within `sums`; `partial` has all slots.
     unsafe { gpu.launch("merge", "merge_gradient_of_products", DType::F32, grid, THREADS as u32, &parameters) }
     of_terms.launch_sum(gpu, table, sources.len(), partial, dalpha);
@@ -818,8 +812,8 @@ pub(super) fn constrain(gpu: Handle, of: &Parametrization, learned: &Tensor, alp
         anchor: small(of.anchor),
         constraint: number_of(of.constraint),
     };
+    gpu.account(Cost::moving(FLOAT * of.rows() * of.learned, FLOAT * of.sources * of.learned));
     let grid = [small(of.learned.div_ceil(THREADS)), 1, 1];
-    gpu.account(Cost::moving(learned.bytes(), DType::F32.size() * of.sources * of.learned));
     // SAFETY: the shapes of both were checked against `of`.
     unsafe { gpu.launch("merge", "merge_constrain", DType::F32, grid, THREADS as u32, &parameters) }
     if of.means.is_empty() {
@@ -833,9 +827,9 @@ pub(super) fn constrain(gpu: Handle, of: &Parametrization, learned: &Tensor, alp
         learned_count: small(of.learned),
         row_count: small(means.rows.len),
     };
+    let averaged: usize = of.means.iter().map(|mean| mean.rows * mean.period).sum();
+    gpu.account(Cost::moving(FLOAT * of.sources * averaged, FLOAT * of.sources * means.rows.len));
     let grid = [small(means.rows.len.div_ceil(THREADS / WARP)), small(of.sources), 1];
-    let of_source = |count: usize| DType::F32.size() * of.sources * count;
-    gpu.account(Cost::moving(of_source(of.learned), of_source(means.rows.len)));
     // SAFETY: means are of learned α, and their own lie behind those.
     unsafe { gpu.launch("merge", "merge_means", DType::F32, grid, THREADS as u32, &parameters) }
 }
@@ -862,8 +856,11 @@ pub(super) fn constrain_backward(
         anchor: small(of.anchor),
         constraint: number_of(of.constraint),
     };
+    // Of α only the simplex reads anything.
+    let alphas = if of.constraint == Constraint::Simplex { of.learned } else { 0 };
+    let read = FLOAT * of.sources * (of.alphas() + alphas);
+    gpu.account(Cost::moving(read, FLOAT * of.rows() * of.learned));
     let grid = [small(of.learned.div_ceil(THREADS)), 1, 1];
-    gpu.account(Cost::moving(alpha.bytes() + dalpha.bytes(), dlearned.bytes()));
     // SAFETY: the shapes of all three were checked against `of`; there are begins for every block and one more.
     unsafe { gpu.launch("merge", "merge_constrain_backward", DType::F32, grid, THREADS as u32, &parameters) }
 }

@@ -154,22 +154,29 @@ impl Table {
 
     /// What a blend must do at least, padding left out: each source and α read once, the result written once.
     pub fn blend_cost(&self, sources: usize) -> Cost {
-        let (blended, taken) = self.weights();
+        self.blend_cost_in(DType::F32, sources)
+    }
+
+    /// The same with filters stored as `dtype`.
+    pub fn blend_cost_in(&self, dtype: DType, sources: usize) -> Cost {
+        let (blended, taken) = self.weights(|_| true);
+        let filters = self.weights(|segment| segment.offset < self.filters_len);
+        let (filters, all) = (filters.0 + filters.1, blended + taken);
         let (m, alphas, size) = (sources as u64, self.alphas as u64, size_of::<f32>() as u64);
         let read = size * (m * (blended + alphas) + taken);
-        Cost { flops: (2 * m - 1) * blended, read, written: size * (blended + taken) }
+        Cost { flops: (2 * m - 1) * blended, read, written: size * (all - filters) + dtype.size() as u64 * filters }
     }
 
     /// What [`alpha_gradient`] must do at least: each source and dW read once, where an α takes part in them.
     pub fn gradient_cost(&self, sources: usize) -> Cost {
-        let (blended, _) = self.weights();
+        let (blended, _) = self.weights(|_| true);
         let (m, alphas, size) = (sources as u64, self.alphas as u64, size_of::<f32>() as u64);
         Cost { flops: 2 * m * blended, read: size * (m + 1) * blended, written: size * m * alphas }
     }
 
-    /// How many weights have an α, and how many are taken as they are.
-    fn weights(&self) -> (u64, u64) {
-        self.segments.iter().fold((0, 0), |(blended, taken), segment| {
+    /// How many weights of some segments have an α, and how many are taken as they are.
+    fn weights(&self, of: impl Fn(&&Segment) -> bool) -> (u64, u64) {
+        self.segments.iter().filter(of).fold((0, 0), |(blended, taken), segment| {
             let count = (segment.rows * segment.row_len) as u64;
             match segment.choice {
                 Choice::Alpha { .. } => (blended + count, taken),
@@ -387,5 +394,8 @@ mod tests {
         // Three sources: six weights and two α of each, two weights of one; 3 products and 2 sums for each of six.
         assert_eq!(table.blend_cost(3), Cost { flops: 30, read: 4 * (3 * (6 + 2) + 2), written: 4 * 8 });
         assert_eq!(table.gradient_cost(3), Cost { flops: 36, read: 4 * 4 * 6, written: 4 * 3 * 2 });
+        // Six filter weights of two bytes, two numbers of four.
+        let in_half = table.with_filters(8).blend_cost_in(DType::BF16, 3);
+        assert_eq!(in_half, Cost { flops: 30, read: 4 * (3 * (6 + 2) + 2), written: 2 * 6 + 4 * 2 });
     }
 }
