@@ -101,35 +101,41 @@ KERNEL(batch_norm_statistics, PartialStatistics, THREADS) {
 
 // ---- from the sums of splits, or of a convolution's tiles, to those over all pixels ----------------------------------------
 //
-// A block takes four channels, or one where C is no multiple of four. There may be thousands of tiles and few channels, so
-// a block is large, and a thread takes every FINISHERS-th tile.
+// A block takes four channels, or one where C is no multiple of four; a thread every FINISHERS-th tile. There may be thousands
+// of tiles and few channels, or few tiles and thousands of channels: blocks are large, or a warp each.
 
-constexpr unsigned FINISHERS = 512;
-constexpr unsigned GROUPS = 32;  // of threads, whose sums are added up first
+constexpr unsigned MANY = 512, FEW = WARP;  // FINISHERS: threads of a block
+constexpr unsigned GROUP = 16;              // threads whose sums are added up first
 
-// The sums over all threads, in every one of them. `scratch` holds FINISHERS · WIDTH floats, `groups` GROUPS · WIDTH.
-template <unsigned WIDTH>
-DEVICE Unit<WIDTH> sum_over_block(const Unit<WIDTH>& v, SharedArray<float> scratch, SharedArray<float> groups) {
+// The sums over all threads, in every one of them. `scratch` holds FINISHERS · WIDTH floats, `sums` as many as there are
+// groups, and one, times WIDTH.
+template <unsigned WIDTH, unsigned FINISHERS>
+DEVICE Unit<WIDTH> sum_over_block(const Unit<WIDTH>& v, SharedArray<float> scratch, SharedArray<float> sums) {
+  constexpr unsigned GROUPS = FINISHERS / GROUP;
 #pragma unroll
   for (unsigned j = 0; j < WIDTH; ++j) scratch[j * FINISHERS + threadIdx.x] = v.v[j];
   __syncthreads();
   if (threadIdx.x < GROUPS * WIDTH) {
-    const unsigned channel = threadIdx.x / GROUPS, group = threadIdx.x % GROUPS;
+    const unsigned first = threadIdx.x / GROUPS * FINISHERS + threadIdx.x % GROUPS;
     float sum = 0;
-#pragma unroll 8
-    for (unsigned i = 0; i < FINISHERS / GROUPS; ++i) sum += scratch[channel * FINISHERS + i * GROUPS + group];
-    groups[threadIdx.x] = sum;
+#pragma unroll
+    for (unsigned i = 0; i < GROUP; ++i) sum += scratch[first + i * GROUPS];
+    sums[threadIdx.x] = sum;
   }
   __syncthreads();
-  Unit<WIDTH> sums;
-#pragma unroll
-  for (unsigned j = 0; j < WIDTH; ++j) {
-    sums.v[j] = 0;
+  if (threadIdx.x < WIDTH) {
+    float sum = 0;
 #pragma unroll 8
-    for (unsigned group = 0; group < GROUPS; ++group) sums.v[j] += groups[j * GROUPS + group];
+    for (unsigned i = 0; i < GROUPS; ++i) sum += sums[threadIdx.x * GROUPS + i];
+    sums[GROUPS * WIDTH + threadIdx.x] = sum;
   }
-  return sums;
+  __syncthreads();
+  Unit<WIDTH> total;
+#pragma unroll
+  for (unsigned j = 0; j < WIDTH; ++j) total.v[j] = sums[GROUPS * WIDTH + j];
+  return total;
 }
+static_assert(FEW / GROUP * 4 <= FEW && MANY / GROUP * 4 <= MANY, "a thread for each group");
 
 struct FinishStatistics {
   const element* x;       // n × C, of whose first row the means are relative; null: of zero
@@ -145,8 +151,8 @@ struct FinishStatistics {
 };
 static_assert(sizeof(FinishStatistics) == 72, "as in src/ops/batch_norm/gpu.rs");
 
-template <unsigned WIDTH>
-DEVICE void finish_statistics(const FinishStatistics& p, SharedArray<float> scratch, SharedArray<float> groups) {
+template <unsigned WIDTH, unsigned FINISHERS>
+DEVICE void finish_statistics(const FinishStatistics& p, SharedArray<float> scratch, SharedArray<float> sums) {
   const unsigned channel = blockIdx.x * WIDTH, last = p.splits - 1;
   const float full = static_cast<float>(p.span), rest = static_cast<float>(p.pixels - last * p.span);
   const float count = static_cast<float>(p.pixels);
@@ -161,7 +167,7 @@ DEVICE void finish_statistics(const FinishStatistics& p, SharedArray<float> scra
 #pragma unroll
     for (unsigned j = 0; j < WIDTH; ++j) offset.v[j] += (i < last ? full : rest) * (mean.v[j] - first.v[j]);
   }
-  offset = sum_over_block<WIDTH>(offset, scratch, groups);
+  offset = sum_over_block<WIDTH, FINISHERS>(offset, scratch, sums);
 #pragma unroll
   for (unsigned j = 0; j < WIDTH; ++j) offset.v[j] /= count;
 #pragma unroll 4
@@ -174,8 +180,8 @@ DEVICE void finish_statistics(const FinishStatistics& p, SharedArray<float> scra
       squares.v[j] += apart.v[j] + (i < last ? full : rest) * distance * distance;
     }
   }
-  // The groups of the sum before are still being read, but not its scratch.
-  squares = sum_over_block<WIDTH>(squares, scratch, groups + GROUPS * WIDTH);
+  // The total of the sum before may still be read, but not its scratch.
+  squares = sum_over_block<WIDTH, FINISHERS>(squares, scratch, sums + (FINISHERS / GROUP + 1) * WIDTH);
 #pragma unroll
   for (unsigned j = 0; j < WIDTH; ++j) {
     if (threadIdx.x != j) continue;
@@ -190,11 +196,18 @@ DEVICE void finish_statistics(const FinishStatistics& p, SharedArray<float> scra
   }
 }
 
-KERNEL(batch_norm_statistics_finish, FinishStatistics, FINISHERS) {
-  SHARED(float, scratch, FINISHERS * 4);
-  SHARED(float, groups, 2 * GROUPS * 4);
-  if (p.vectorised) finish_statistics<4>(p, scratch, groups);
-  else finish_statistics<1>(p, scratch, groups);
+KERNEL(batch_norm_statistics_finish, FinishStatistics, MANY) {
+  SHARED(float, scratch, MANY * 4);
+  SHARED(float, sums, (MANY / GROUP + 1) * 4 * 2);
+  if (p.vectorised) finish_statistics<4, MANY>(p, scratch, sums);
+  else finish_statistics<1, MANY>(p, scratch, sums);
+}
+
+KERNEL(batch_norm_statistics_finish_few, FinishStatistics, FEW) {
+  SHARED(float, scratch, FEW * 4);
+  SHARED(float, sums, (FEW / GROUP + 1) * 4 * 2);
+  if (p.vectorised) finish_statistics<4, FEW>(p, scratch, sums);
+  else finish_statistics<1, FEW>(p, scratch, sums);
 }
 
 // ---- gradients of γ and β --------------------------------------------------------------------------------------------
@@ -290,8 +303,8 @@ struct FinishGradients {
 };
 static_assert(sizeof(FinishGradients) == 56, "as in src/ops/batch_norm/gpu.rs");
 
-template <unsigned WIDTH>
-DEVICE void finish_gradients(const FinishGradients& p, SharedArray<float> scratch, SharedArray<float> groups) {
+template <unsigned WIDTH, unsigned FINISHERS>
+DEVICE void finish_gradients(const FinishGradients& p, SharedArray<float> scratch, SharedArray<float> sums) {
   const unsigned channel = blockIdx.x * WIDTH;
   const float* partial = p.partial + channel;
   const unsigned long long stride = 2ull * p.channels;
@@ -306,8 +319,8 @@ DEVICE void finish_gradients(const FinishGradients& p, SharedArray<float> scratc
       gamma.v[j] += g.v[j];
     }
   }
-  beta = sum_over_block<WIDTH>(beta, scratch, groups);
-  gamma = sum_over_block<WIDTH>(gamma, scratch, groups + GROUPS * WIDTH);
+  beta = sum_over_block<WIDTH, FINISHERS>(beta, scratch, sums);
+  gamma = sum_over_block<WIDTH, FINISHERS>(gamma, scratch, sums + (FINISHERS / GROUP + 1) * WIDTH);
   const float count = static_cast<float>(p.pixels);
 #pragma unroll
   for (unsigned j = 0; j < WIDTH; ++j) {
@@ -323,11 +336,18 @@ DEVICE void finish_gradients(const FinishGradients& p, SharedArray<float> scratc
   }
 }
 
-KERNEL(batch_norm_gradients_finish, FinishGradients, FINISHERS) {
-  SHARED(float, scratch, FINISHERS * 4);
-  SHARED(float, groups, 2 * GROUPS * 4);
-  if (p.vectorised) finish_gradients<4>(p, scratch, groups);
-  else finish_gradients<1>(p, scratch, groups);
+KERNEL(batch_norm_gradients_finish, FinishGradients, MANY) {
+  SHARED(float, scratch, MANY * 4);
+  SHARED(float, sums, (MANY / GROUP + 1) * 4 * 2);
+  if (p.vectorised) finish_gradients<4, MANY>(p, scratch, sums);
+  else finish_gradients<1, MANY>(p, scratch, sums);
+}
+
+KERNEL(batch_norm_gradients_finish_few, FinishGradients, FEW) {
+  SHARED(float, scratch, FEW * 4);
+  SHARED(float, sums, (FEW / GROUP + 1) * 4 * 2);
+  if (p.vectorised) finish_gradients<4, FEW>(p, scratch, sums);
+  else finish_gradients<1, FEW>(p, scratch, sums);
 }
 
 // ---- element by element ----------------------------------------------------------------------------------------------

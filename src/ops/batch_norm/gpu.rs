@@ -110,9 +110,12 @@ const WHOLE: u32 = 0;
 const BY_INPUT: u32 = 1;
 const BY_OUTPUT: u32 = 2;
 
-/// Threads of a block of the second launch of sums, and the channels that it finishes where C is a multiple of them.
-const FINISHERS: u32 = 512;
+/// Channels that a block of the second launch of sums finishes where C is a multiple of them.
 const FINISHED: usize = 4;
+/// Its threads where there are many tiles, and where there are few: no more than this.
+const MANY_FINISHERS: u32 = 512;
+const FEW_FINISHERS: u32 = 32;
+const FEW: u32 = 2 * FEW_FINISHERS;
 
 /// The error of the variance grows with the pixels of a thread, the time to finish a sum with the blocks.
 const OF_SUMS: Division = Division { blocks: 512, pixels: 64 };
@@ -137,10 +140,13 @@ fn launch_of<P: crate::gpu::Parameters>(
     unsafe { gpu.launch("batch_norm", name, dtype, grid, threads, parameters) }
 }
 
-/// The second launch of sums over `channels`: its grid, and whether it takes four at a time.
-fn finishing(channels: u32) -> ([u32; 3], u32) {
+/// The second launch of sums: its grid, its threads, which of the two kernels it is, and whether it takes four channels at
+/// a time.
+fn finishing(channels: u32, splits: u32, [many, few]: [&'static str; 2]) -> ([u32; 3], u32, &'static str, u32) {
     let is_vectorised = (channels as usize).is_multiple_of(FINISHED);
-    (blocks(channels as usize, if is_vectorised { FINISHED } else { 1 }), is_vectorised.into())
+    let grid = blocks(channels as usize, if is_vectorised { FINISHED } else { 1 });
+    let (threads, name) = if splits > FEW { (MANY_FINISHERS, many) } else { (FEW_FINISHERS, few) };
+    (grid, threads, name, is_vectorised.into())
 }
 
 /// The address of an activation.
@@ -222,7 +228,8 @@ fn finish_statistics(
     to: Moments,
 ) {
     let [batch_mean, batch_variance] = [0, 1].map(|i| optional(to.running.as_ref().map(|running| &running[i])));
-    let (grid, vectorised) = finishing(channels);
+    let names = ["batch_norm_statistics_finish", "batch_norm_statistics_finish_few"];
+    let (grid, threads, name, vectorised) = finishing(channels, splits, names);
     let finish = FinishStatistics {
         x,
         partial,
@@ -239,7 +246,7 @@ fn finish_statistics(
     };
     let written = if to.running.is_some() { 4 } else { 2 };
     gpu.account(Cost::moving(floats((2 * splits * channels) as usize), floats(written * channels as usize)));
-    launch_of(gpu, "batch_norm_statistics_finish", dtype, grid, FINISHERS, &finish);
+    launch_of(gpu, name, dtype, grid, threads, &finish);
 }
 
 pub fn normalize(gpu: &Gpu, x: &Tensor, by: PerChannel, residual: Option<&Tensor>, relu: bool, out: TensorMut) {
@@ -299,12 +306,13 @@ fn finish_gradients(
     to: ParameterGradients,
 ) {
     let [dgamma, dbeta, means] = [to.dgamma.as_ref(), to.dbeta.as_ref(), to.means.as_ref()].map(optional);
-    let (grid, vectorised) = finishing(channels);
+    let names = ["batch_norm_gradients_finish", "batch_norm_gradients_finish_few"];
+    let (grid, threads, name, vectorised) = finishing(channels, splits, names);
     let finish = FinishGradients { partial, rstd, dgamma, dbeta, means, pixels, channels, splits, vectorised };
     let each = to.dgamma.iter().chain(&to.dbeta).chain(&to.means);
     let written = each.map(TensorMut::bytes).sum();
     gpu.account(Cost::moving(floats(((2 * splits + 1) * channels) as usize), written));
-    launch_of(gpu, "batch_norm_gradients_finish", DType::F32, grid, FINISHERS, &finish);
+    launch_of(gpu, name, DType::F32, grid, threads, &finish);
 }
 
 pub fn input_gradient(
