@@ -106,12 +106,29 @@ pub struct Data {
     /// A data set in MedMNIST's .npz format
     #[arg(long, value_name = "FILE.npz")]
     pub data: PathBuf,
-    /// Mean per channel, after dividing by 255
-    #[arg(long, value_delimiter = ',', default_value = "0.5")]
-    pub mean: Vec<f32>,
-    /// Standard deviation per channel, after dividing by 255
-    #[arg(long, value_delimiter = ',', default_value = "0.5")]
-    pub std: Vec<f32>,
+    #[command(flatten)]
+    pub normalise: Normalise,
+}
+
+/// What bytes are brought to: (v / 255 − mean) / std.
+#[derive(Args)]
+pub struct Normalise {
+    /// Mean per channel, after dividing by 255 [default: as the network was trained, else 0.5]
+    #[arg(long, value_delimiter = ',')]
+    pub mean: Option<Vec<f32>>,
+    /// Standard deviation per channel, after dividing by 255 [default: as the network was trained, else 0.5]
+    #[arg(long, value_delimiter = ',')]
+    pub std: Option<Vec<f32>>,
+}
+
+/// What a file's tensors leave open.
+#[derive(Args)]
+pub struct KnownStem {
+    /// The stem of networks whose files do not say it: 3x3, 3x3-pool, 3x3-stride2, 3x3-stride2-pool or 7x7. Tensors tell its
+    /// window alone, and 3×3 ones are in use with strides of 1 and 2, with and without max pooling; without this, 3x3 has
+    /// stride 1 and no pooling
+    #[arg(long, value_parser = parse::<Stem>)]
+    pub stem: Option<Stem>,
 }
 
 /// How long and how fast to learn.
@@ -159,8 +176,10 @@ pub struct Train {
     /// resnet8, 14, 20, 32, 44, 56 (three stages) or resnet18, 34, 50, 101, 152 (four)
     #[arg(long, default_value = "resnet18", conflicts_with = "from")]
     pub architecture: String,
-    /// 3x3 for small images, 7x7 with max pooling for large ones [default: 3x3 for three stages, 7x7 for four]
-    #[arg(long, value_parser = parse::<Stem>, conflicts_with = "from")]
+    /// 3x3 for small images (stride 1; also 3x3-pool, 3x3-stride2, 3x3-stride2-pool), 7x7 for large ones (stride 2 and max
+    /// pooling) [default: 3x3 for three stages, 7x7 for four]. With --from, the stem of a file that leaves it open: tensors
+    /// tell its window alone
+    #[arg(long, value_parser = parse::<Stem>)]
     pub stem: Option<Stem>,
     /// Filters of the first stage [default: 16 for three stages, 64 for four]
     #[arg(long, conflicts_with = "from")]
@@ -174,7 +193,7 @@ pub struct Train {
     /// Start with a new head even if the old one fits
     #[arg(long, requires = "from")]
     pub new_head: bool,
-    /// Train the head alone: linear probing
+    /// Train the head alone, on a trunk that stays as it is, running statistics included: a linear probe
     #[arg(long, requires = "from")]
     pub head_only: bool,
     #[command(flatten)]
@@ -195,6 +214,8 @@ pub struct Learn {
     /// The sources, two or more
     #[arg(long, num_args = 1.., required = true, value_name = "CKPT")]
     pub models: Vec<PathBuf>,
+    #[command(flatten)]
+    pub stem: KnownStem,
     #[command(flatten)]
     pub data: Data,
     /// The source on the `1 − w` side: its path, its name, its number from 0, or auto (the better linear probe)
@@ -254,6 +275,10 @@ pub struct Merge {
     /// With --coefficients: re-estimate the running statistics on this data set's training split
     #[arg(long, value_name = "FILE.npz", conflicts_with = "weights")]
     pub data: Option<PathBuf>,
+    #[command(flatten)]
+    pub normalise: Normalise,
+    #[command(flatten)]
+    pub stem: KnownStem,
     /// The merged network
     #[arg(long, value_name = "FILE.safetensors")]
     pub out: PathBuf,
@@ -267,6 +292,8 @@ pub struct Eval {
     /// The network
     #[arg(long, value_name = "CKPT")]
     pub model: PathBuf,
+    #[command(flatten)]
+    pub stem: KnownStem,
     #[command(flatten)]
     pub data: Data,
     /// train, val or test
@@ -300,6 +327,8 @@ pub struct Inspect {
     /// How a network runs: the stages that its layers are joined into, and what each launches on a GPU
     #[arg(long)]
     pub plan: bool,
+    #[command(flatten)]
+    pub stem: KnownStem,
 }
 
 #[derive(Args)]

@@ -39,6 +39,10 @@ pub enum Error {
     #[error("the loss became {loss} at step {step} (epoch {epoch})")]
     Diverged { loss: f32, step: usize, epoch: usize, kept: Option<PathBuf> },
 
+    /// A result that is no number, or that no network may hold.
+    #[error("{message}")]
+    NotFinite { message: String, hint: String },
+
     /// A device that was asked for and is not here.
     #[error("device '{device}' is not available")]
     Device { device: String, source: Failure },
@@ -95,7 +99,10 @@ impl Error {
                 std::io::ErrorKind::IsADirectory => "give the path of a file, not of a folder".into(),
                 _ => "check the path and the disk".into(),
             }),
-            Error::Usage { hint, .. } | Error::Checkpoint { hint, .. } | Error::Data { hint, .. } => Some(hint.clone()),
+            Error::Usage { hint, .. }
+            | Error::Checkpoint { hint, .. }
+            | Error::Data { hint, .. }
+            | Error::NotFinite { hint, .. } => Some(hint.clone()),
             Error::UnknownName { name, known, .. } => Some(match nearest(name, known) {
                 Some(near) => format!("did you mean '{near}'?"),
                 None => format!("known: {}", known.join(", ")),
@@ -117,7 +124,7 @@ impl Error {
     /// 2 where the user gave something wrong, 1 where the work itself failed.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::Diverged { .. } | Error::Selftest { .. } | Error::Interrupted { .. } => 1,
+            Error::Diverged { .. } | Error::NotFinite { .. } | Error::Selftest { .. } | Error::Interrupted { .. } => 1,
             Error::Gpu(failure) => failure.exit_code(),
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::Interrupted => 1,
             _ => 2,

@@ -105,12 +105,9 @@ const GROWTH: usize = 32;
 /// before it.
 fn densenet121(stem: Stem, classes: usize) -> Arc<Network> {
     let mut b = NetworkBuilder::new(3);
-    let mut x = match stem {
-        Stem::Small => b.conv2d("features.conv0", b.input(), 2 * GROWTH, 3, Conv2d::new(1, 1)),
-        Stem::Large => b.conv2d("features.conv0", b.input(), 2 * GROWTH, 7, Conv2d::new(2, 3)),
-    };
+    let mut x = b.conv2d("features.conv0", b.input(), 2 * GROWTH, stem.window(), stem.convolution());
     x = normalised(&mut b, "features.norm0", x);
-    if stem == Stem::Large {
+    if stem.is_pooled() {
         x = b.plain("features.pool0", Operation::MaxPool(Pool::new(3, 2, 1)), &[x]);
     }
     for (block, layers) in (1..).zip([6, 12, 24, 16]) {

@@ -231,7 +231,7 @@ impl Running {
             Some(plan) => {
                 let numbers = plan.start(Start::Uniform)?.to_device(device);
                 let trunks = (0..plan.method.sources).map(|seed| source(seed).trunk.to_device(device)).collect();
-                Subject::Merge(MergeState { plan, trunks, numbers })
+                Subject::Merge(MergeState { plan, trunks, numbers, keeps_statistics: false })
             }
         };
         let options = TrainOptions {

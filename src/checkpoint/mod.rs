@@ -3,15 +3,17 @@
 //! The header carries `format: pt`, which other readers ask for, and under `medmerge.…` where the file comes from. Files
 //! are written byte by byte the same for the same content.
 
+mod provenance;
 mod safetensors_file;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
+pub use provenance::{DataRecord, Phase, Provenance, agreed_normalisation};
 pub use safetensors_file::{Numbers, StoredTensor, TensorFile, write};
 
 use crate::error::{Error, Result};
-use crate::nn::{Architecture, Kind, Model, Network, Parameter, Region};
+use crate::nn::{Architecture, Kind, Model, Network, Parameter, Region, Stem};
 use crate::output::OutputPath;
 use crate::tensor::{DType, Device};
 
@@ -24,7 +26,10 @@ pub struct Checkpoint {
     pub architecture: Architecture,
     /// `false` where the file had no classifier; its parameters are then zero.
     pub has_head: bool,
+    /// Whether the file leaves its stem open, and the usual one was taken.
+    pub stem_is_assumed: bool,
     pub metadata: Metadata,
+    pub provenance: Provenance,
     /// Of the whole file, in hexadecimal.
     pub sha256: String,
 }
@@ -37,18 +42,30 @@ const COUNTER: &str = "num_batches_tracked";
 impl Checkpoint {
     /// Reads a network and checks every name, shape and number in it.
     pub fn load(path: &Path) -> Result<Checkpoint> {
-        Checkpoint::from_file(TensorFile::read(path)?)
+        Checkpoint::load_with(path, None)
     }
 
-    pub fn from_file(file: TensorFile) -> Result<Checkpoint> {
+    /// The same where the stem is known from elsewhere: a file's tensors tell only how large its filters are.
+    pub fn load_with(path: &Path, stem: Option<Stem>) -> Result<Checkpoint> {
+        Checkpoint::from_file(TensorFile::read(path)?, stem)
+    }
+
+    /// `stem` is what the caller knows; it goes before what the header says.
+    pub fn from_file(file: TensorFile, stem: Option<Stem>) -> Result<Checkpoint> {
         let path = file.path.clone();
         let shape = |name: &str| file.tensors.get(name).map(|tensor| tensor.shape.clone());
-        let (architecture, input_channels, classes) = Architecture::infer(&shape).map_err(|reason| {
+        let (of_shapes, input_channels, classes) = Architecture::infer(&shape).map_err(|reason| {
             let hint = "networks are residual networks with torchvision's names; `medmerge inspect FILE` lists what a file holds";
             Error::checkpoint(&path, format!("this is no network that medmerge knows: {reason}"), hint)
         })?;
+        let of_header = architecture_in_header(&file, &of_shapes)?;
+        let known = stem.or(of_header.map(|architecture| architecture.stem));
+        let stem_is_assumed = known.is_none() && of_shapes.stem.is_ambiguous();
+        let architecture = with_stem(&path, of_shapes, known)?;
         let network = architecture.build(input_channels, classes.unwrap_or(1));
         check_shapes(&file, &network, classes.is_some())?;
+        let provenance = Provenance::read(&path, &file.metadata)?;
+        provenance.check(&path, &network, classes.is_some())?;
 
         let mut model = Model::zeros(network.clone(), DType::F32, Device::Cpu);
         for parameter in &network.parameters {
@@ -73,18 +90,55 @@ impl Checkpoint {
                 model.batches_tracked[index] = counter;
             }
         }
-        if let Some(name) = model.first_not_finite() {
-            let hint = "the training that wrote it diverged; use an earlier checkpoint";
-            return Err(Error::checkpoint(&path, format!("{name} holds NaN or infinity"), hint));
-        }
+        check_numbers(&path, &model)?;
         Ok(Checkpoint {
             model,
             architecture,
             has_head: classes.is_some(),
+            stem_is_assumed,
             metadata: file.metadata,
+            provenance,
             sha256: file.sha256,
         })
     }
+}
+
+/// The architecture that the header names, if it does. It may say more about the stem than the tensors do, and nothing else.
+fn architecture_in_header(file: &TensorFile, of_shapes: &Architecture) -> Result<Option<Architecture>> {
+    let Some(text) = file.metadata.get("medmerge.architecture") else { return Ok(None) };
+    let hint = "the header was altered; write the file again, or remove the entry";
+    let refuse = |reason: String| {
+        Err(Error::checkpoint(&file.path, format!("its header's medmerge.architecture {reason}"), hint))
+    };
+    match serde_json::from_str::<Architecture>(text) {
+        Err(error) => refuse(format!("makes no sense: {error}")),
+        Ok(named) if (Architecture { stem: of_shapes.stem, ..named.clone() }) != *of_shapes => {
+            refuse(format!("is {named}, and its tensors are those of {of_shapes}"))
+        }
+        Ok(named) => Ok(Some(named)),
+    }
+}
+
+fn with_stem(path: &Path, of_shapes: Architecture, known: Option<Stem>) -> Result<Architecture> {
+    match known {
+        Some(stem) if stem.window() != of_shapes.stem.window() => {
+            let window = of_shapes.stem.window();
+            let message = format!("a stem of {stem} was asked for, and conv1.weight is {window}×{window}");
+            Err(Error::checkpoint(path, message, "leave --stem out, or name one of the file's window"))
+        }
+        Some(stem) => Ok(Architecture { stem, ..of_shapes }),
+        None => Ok(of_shapes),
+    }
+}
+
+/// Refuses the numbers of a file that no network may hold.
+pub fn check_numbers(path: &Path, model: &Model) -> Result<()> {
+    let Some(fault) = model.first_fault() else { return Ok(()) };
+    let hint = match fault.value.is_finite() {
+        true => "statistics were averaged with negative weights, or the file is broken; export it again",
+        false => "the training that wrote it diverged; use an earlier checkpoint",
+    };
+    Err(Error::checkpoint(path, fault.to_string(), hint))
 }
 
 /// Names missing from the file, names it has too many, and shapes that contradict the architecture.
@@ -153,12 +207,13 @@ pub fn to_file_order<T: Copy>(parameter: &Parameter, values: &[T]) -> Vec<T> {
         .collect()
 }
 
-/// The tensors of a model as they stand in a file.
-pub fn stored_tensors(model: &Model) -> Vec<StoredTensor> {
-    let network = &model.network;
-    let mut tensors: Vec<StoredTensor> = network
+/// The tensors of a model as they stand in a file, with or without the classifier.
+pub fn stored_tensors(model: &Model, has_head: bool) -> Vec<StoredTensor> {
+    let mut tensors: Vec<StoredTensor> = model
+        .network
         .parameters
         .iter()
+        .filter(|p| has_head || p.region == Region::Trunk)
         .map(|p| {
             let values = to_file_order(p, &model.parameter(p).to_vec::<f32>());
             StoredTensor::floats_named(p.name.clone(), file_shape(p), values)
@@ -207,9 +262,23 @@ pub fn restore_statistics(model: &mut Model, file: &TensorFile) -> Result<()> {
     Ok(())
 }
 
-/// Writes a network. `metadata` says where it comes from; the program's version and the format are added.
+/// Writes a network, if it is one that can be read again. `metadata` says where it comes from; the program's version and
+/// the format are added.
 pub fn save(output: &mut OutputPath, model: &Model, metadata: &Metadata) -> Result<()> {
-    write(output, &stored_tensors(model), metadata)
+    save_with(output, model, true, metadata)
+}
+
+/// The same for a network that may have no classifier.
+pub fn save_with(output: &mut OutputPath, model: &Model, has_head: bool, metadata: &Metadata) -> Result<()> {
+    refuse_to_write(output.path(), model)?;
+    write(output, &stored_tensors(model, has_head), metadata)
+}
+
+/// What would be refused when it is read is not written.
+pub fn refuse_to_write(path: &Path, model: &Model) -> Result<()> {
+    let Some(fault) = model.first_fault() else { return Ok(()) };
+    let message = format!("{} was not written: {fault}", path.display());
+    Err(Error::NotFinite { message, hint: "numbers became too large on the way; check what went in".into() })
 }
 
 /// Bytes that a model takes in a file, to within its header.

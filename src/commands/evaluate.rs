@@ -12,21 +12,26 @@ use medmerge::output::OutputPath;
 use medmerge::train::{Target, scores};
 
 use super::progress::bar;
-use super::{check_fit, load_data, report};
+use super::{check_fit, networks, report};
 use crate::cli::{Eval, Global, Predict};
 
 /// A network and a data set that fit each other.
-fn load(options: &Eval) -> Result<(Checkpoint, Dataset, Normalisation)> {
+fn load(options: &Eval, global: &Global) -> Result<(Checkpoint, Dataset, Normalisation)> {
     if options.batch_size == 0 {
         return Err(Error::usage("a batch size of 0", "give at least 1; 128 is usual"));
     }
-    let checkpoint = Checkpoint::load(&options.model)?;
+    let checkpoint = networks::load(&options.model, options.stem.stem, global)?;
     if !checkpoint.has_head {
         let hint = "train one: medmerge train --from";
         return Err(Error::checkpoint(&options.model, "it has no classifier (fc.weight)", hint));
     }
-    let (data, normalisation) = load_data(&options.data)?;
-    check_fit(&data, &normalisation, &checkpoint.model.network, Some(&options.model))?;
+    let network = &checkpoint.model.network;
+    let files = [(options.model.as_path(), &checkpoint.provenance)];
+    let normalisation = networks::normalisation(&options.data.normalise, &files, network.input_channels, global)?;
+    let data = Dataset::load(&options.data.data)?;
+    check_fit(&data, network, Some(&options.model))?;
+    networks::check_class_names(&options.model, &checkpoint.provenance, &data)?;
+    networks::tell_image_size(&files, &data, global);
     if data.split(options.split).is_empty() {
         return Err(Error::data(&data.path, format!("its {} split is empty", options.split), "choose another --split"));
     }
@@ -35,7 +40,7 @@ fn load(options: &Eval) -> Result<(Checkpoint, Dataset, Normalisation)> {
 
 fn split_scores(options: &Eval, global: &Global) -> Result<(Vec<f32>, Checkpoint, Dataset)> {
     let place = super::place::open(global)?;
-    let (checkpoint, data, normalisation) = load(options)?;
+    let (checkpoint, data, normalisation) = load(options, global)?;
     let target = Target { data: &data, normalisation: &normalisation, place };
     let bar = bar(&format!("{} split", options.split), global);
     bar.set_length(data.split(options.split).len() as u64);

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use medmerge::checkpoint;
+use medmerge::data::Dataset;
 use medmerge::error::{Error, Result};
 use medmerge::merge::Sources;
 use medmerge::output::OutputPath;
@@ -12,7 +13,7 @@ use medmerge::report::{LayerWeights, merge_weights, save};
 use medmerge::train::{AnchorChoice, LearnOptions, Target, learn};
 
 use super::progress::Progress;
-use super::{check_fit, load_data, report, train_options};
+use super::{best, check_fit, networks, report, train_options};
 use crate::cli::{Global, Learn};
 
 pub fn run(options: &Learn, global: &Global) -> Result<()> {
@@ -26,14 +27,17 @@ pub fn run(options: &Learn, global: &Global) -> Result<()> {
         OutputPath::check(path, options.force, 0)?;
     }
     let place = super::place::open(global)?;
-    let sources = Sources::load(&options.models)?;
+    let sources = networks::load_sources(&options.models, options.stem.stem, global)?;
     let anchor = match options.anchor.as_str() {
         "auto" => AnchorChoice::Auto,
         name => AnchorChoice::Named(sources.find(name)?),
     };
-    let (data, normalisation) = load_data(&options.data)?;
+    let files: Vec<_> = sources.iter().map(|s| (s.path.as_path(), &s.checkpoint.provenance)).collect();
+    let normalisation = networks::normalisation(&options.data.normalise, &files, sources.input_channels(), global)?;
+    let data = Dataset::load(&options.data.data)?;
     let network = sources.network(data.classes);
-    check_fit(&data, &normalisation, &network, None)?;
+    check_fit(&data, &network, None)?;
+    networks::tell_image_size(&files, &data, global);
     let size = checkpoint::file_size(&network);
     let mut output = OutputPath::check(&options.out, options.force, size)?;
     let mut weights_output = OutputPath::check(&weights_path, options.force, size)?;
@@ -75,10 +79,9 @@ pub fn run(options: &Learn, global: &Global) -> Result<()> {
                 println!("  linear probe of {}: validation macro F1 {score:.4}", source.path.display());
             }
         }
-        let best = learning.history.iter().filter_map(|record| record.val_macro_f1).fold(f64::NAN, f64::max);
         println!("{} merge weights, by {}", learned.numbers.shape().len(), options.granularity);
         println!("{}: merge weights", weights_path.display());
-        println!("{}: merged network, best validation macro F1 {best:.4}", options.out.display());
+        println!("{}: merged network, {}", options.out.display(), best(&learning.history));
         println!(
             "next: medmerge train --from {} --data {} --out FILE",
             options.out.display(),

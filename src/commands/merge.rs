@@ -3,41 +3,55 @@
 use serde_json::json;
 
 use medmerge::checkpoint::{self, Metadata};
-use medmerge::data::{Dataset, Normalisation};
+use medmerge::data::Dataset;
 use medmerge::error::{Error, Result};
-use medmerge::merge::{Learned, Sources, fold_fixed};
+use medmerge::merge::{Fixed, Head, Learned, Sources, fold_fixed};
 use medmerge::nn::Model;
 use medmerge::output::OutputPath;
 use medmerge::train::{Place, Target, reestimate_statistics};
 
 use super::progress::spinner;
-use super::{check_fit, note, report};
+use super::{check_fit, networks, note, report};
 use crate::cli::{Global, Merge};
 
 pub fn run(options: &Merge, global: &Global) -> Result<()> {
+    if options.weights.is_some() && (options.normalise.mean.is_some() || options.normalise.std.is_some()) {
+        let hint = "leave --mean and --std out: the file of merge weights says with which they were learned";
+        return Err(Error::usage("--mean and --std have no effect with --weights", hint));
+    }
     OutputPath::check(&options.out, options.force, 0)?;
     let spinner = spinner("merging", global);
     let place = super::place::open(global)?;
     let learned = options.weights.as_deref().map(Learned::load).transpose()?;
-    let sources = Sources::load(&options.models)?;
-    let (model, metadata) = match (&learned, &options.weights) {
+    // The weights were learned for one stem.
+    let stem = options.stem.stem.or(learned.as_ref().map(|learned| learned.architecture.stem));
+    let sources = networks::load_sources(&options.models, stem, global)?;
+    let (model, has_head, metadata) = match (&learned, &options.weights) {
         (Some(learned), Some(path)) => {
             learned.check_sources(path, &sources)?;
-            (learned.fold_on(place.device, &sources.trunks())?, learned.metadata())
+            (learned.fold_on(place.device, &sources.trunks())?, true, learned.metadata())
         }
         _ => by_coefficients(options, &sources, place, global)?,
     };
     let mut output = OutputPath::check(&options.out, options.force, checkpoint::file_size(&model.network))?;
-    checkpoint::save(&mut output, &model, &metadata)?;
+    checkpoint::save_with(&mut output, &model, has_head, &metadata)?;
     spinner.finish_and_clear();
-    let result = json!({"out": options.out, "architecture": sources.architecture(), "classes": model.network.classes});
+    let classes = has_head.then_some(model.network.classes);
+    let result = json!({"out": options.out, "architecture": sources.architecture(), "classes": classes});
     report(global, &result, || {
-        println!("{}: {}, {} classes", options.out.display(), sources.architecture(), model.network.classes);
+        let head = classes.map_or("no classifier".to_string(), |classes| format!("{classes} classes"));
+        println!("{}: {}, {head}", options.out.display(), sources.architecture());
     });
     Ok(())
 }
 
-fn by_coefficients(options: &Merge, sources: &Sources, place: Place, global: &Global) -> Result<(Model, Metadata)> {
+/// The merged network, whether it has a classifier, and its header.
+fn by_coefficients(
+    options: &Merge,
+    sources: &Sources,
+    place: Place,
+    global: &Global,
+) -> Result<(Model, bool, Metadata)> {
     let coefficients = options.coefficients.as_deref().unwrap_or_default();
     if let Some(odd) = coefficients.iter().find(|coefficient| !coefficient.is_finite()) {
         return Err(Error::usage(format!("a coefficient of {odd}"), "give finite numbers: --coefficients 0.5,0.5"));
@@ -47,22 +61,43 @@ fn by_coefficients(options: &Merge, sources: &Sources, place: Place, global: &Gl
         return Err(Error::usage(message, "give one number per source: --coefficients 0.5,0.5"));
     }
     let anchor = sources.find(&options.anchor)?;
+    let files: Vec<_> = sources.iter().map(|s| (s.path.as_path(), &s.checkpoint.provenance)).collect();
     let data = options.data.as_deref().map(Dataset::load).transpose()?;
-    let mut merged = fold_fixed(sources, coefficients, anchor, options.batch_norm, place.device)?;
-    if !merged.head_merged {
-        note(global, format_args!("note: the sources' heads differ in shape; the anchor's is kept"));
+    let Fixed { mut model, head, mut metadata, mut provenance } =
+        fold_fixed(sources, coefficients, anchor, options.batch_norm, place.device)?;
+    match &head {
+        Head::Merged => {}
+        Head::Anchors(why) => note(global, format_args!("note: the anchor's classifier is kept: {why}")),
+        Head::Missing => {
+            let anchor = sources.get(anchor).path.display();
+            note(global, format_args!("note: the merged network has no classifier, because {anchor} has none"));
+        }
     }
+    let is_asked = options.normalise.mean.is_some() || options.normalise.std.is_some();
     match &data {
         Some(data) => {
-            let normalisation = Normalisation::default();
-            check_fit(data, &normalisation, &merged.model.network, None)?;
-            let target = Target { data, normalisation: &normalisation, place };
-            reestimate_statistics(&mut merged.model, target, 128)?;
+            let normalisation = networks::normalisation(&options.normalise, &files, sources.input_channels(), global)?;
+            check_fit(data, &model.network, None)?;
+            networks::tell_image_size(&files, data, global);
+            reestimate_statistics(&mut model, Target { data, normalisation: &normalisation, place }, 128)?;
+            provenance.normalisation = Some(normalisation);
         }
-        None => note(
-            global,
-            format_args!("note: running statistics are the anchor's; --data re-estimates them, which a blend needs"),
-        ),
+        None => {
+            // Nothing here depends on it, but whoever uses the network will.
+            provenance.normalisation = match (is_asked, sources.normalisation()) {
+                (true, _) => {
+                    Some(networks::normalisation(&options.normalise, &files, sources.input_channels(), global)?)
+                }
+                (false, Ok(normalisation)) => normalisation,
+                (false, Err(error)) => {
+                    note(global, format_args!("note: the header says no --mean and --std, for {error}"));
+                    None
+                }
+            };
+            let text = "running statistics are the anchor's; --data re-estimates them, which a blend needs";
+            note(global, format_args!("note: {text}"));
+        }
     }
-    Ok((merged.model, merged.metadata))
+    provenance.write(&mut metadata);
+    Ok((model, head != Head::Missing, metadata))
 }

@@ -8,6 +8,7 @@ mod inspect;
 mod kernels;
 mod learn;
 mod merge;
+mod networks;
 mod place;
 mod progress;
 mod selftest;
@@ -16,10 +17,10 @@ mod train;
 
 use std::path::Path;
 
-use medmerge::data::{Augmentation, Dataset, Normalisation, check_channels};
+use medmerge::data::{Augmentation, Dataset, check_channels};
 use medmerge::error::{Error, Result};
 use medmerge::nn::Network;
-use medmerge::train::{OptimizerKind, Schedule, TrainOptions};
+use medmerge::train::{EpochRecord, OptimizerKind, Schedule, TrainOptions, best_epoch};
 
 use crate::cli::{self, Cli, Global, Verb};
 
@@ -64,15 +65,9 @@ fn note(global: &Global, text: std::fmt::Arguments) {
     }
 }
 
-fn load_data(options: &cli::Data) -> Result<(Dataset, Normalisation)> {
-    let normalisation = Normalisation { mean: options.mean.clone(), std: options.std.clone() };
-    Ok((Dataset::load(&options.data)?, normalisation))
-}
-
 /// Refuses images that do not fit a network, before either is used.
-fn check_fit(data: &Dataset, normalisation: &Normalisation, network: &Network, model: Option<&Path>) -> Result<()> {
+fn check_fit(data: &Dataset, network: &Network, model: Option<&Path>) -> Result<()> {
     check_channels(data.channels, network.input_channels)?;
-    normalisation.check(network.input_channels)?;
     if !network.accepts(data.height, data.width) {
         let message = format!("images of {}×{} are too small for the network", data.height, data.width);
         return Err(Error::data(&data.path, message, "use larger images, or a network with the 3x3 stem"));
@@ -84,6 +79,14 @@ fn check_fit(data: &Dataset, normalisation: &Normalisation, network: &Network, m
             Err(Error::checkpoint(model, message, "train a new head on this data set: medmerge train --from"))
         }
         _ => Ok(()),
+    }
+}
+
+/// What the kept epoch came to on the validation split, if there is one.
+fn best(history: &[EpochRecord]) -> String {
+    match best_epoch(history).and_then(|record| Some((record.epoch, record.val_macro_f1?))) {
+        Some((epoch, macro_f1)) => format!("best validation macro F1 {macro_f1:.4} (epoch {epoch})"),
+        None => "no validation split: the last epoch".into(),
     }
 }
 

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use medmerge::checkpoint::{self, Metadata};
+use medmerge::checkpoint::{self, Metadata, Phase, Provenance};
 use medmerge::error::Result;
 use medmerge::nn::Model;
 use medmerge::output::OutputPath;
-use medmerge::train::{EpochRecord, Observer};
+use medmerge::train::{EpochRecord, Observer, TrainOptions};
 
 use crate::cli::Global;
 
@@ -18,25 +18,46 @@ pub struct Progress {
     name: String,
     bar: ProgressBar,
     verbose: bool,
-    checkpoint: Option<(OutputPath, Metadata)>,
+    quiet: bool,
+    history: Vec<EpochRecord>,
+    saving: Option<Saving>,
     kept: Option<PathBuf>,
+}
+
+/// Where the best epoch so far is written, and what its header says.
+pub struct Saving {
+    pub output: OutputPath,
+    pub metadata: Metadata,
+    pub provenance: Provenance,
+    pub options: TrainOptions,
+}
+
+impl Saving {
+    fn save(&mut self, model: &Model, history: &[EpochRecord]) -> Result<()> {
+        let phase = self.provenance.training.last_mut().expect("a run that trains");
+        // Whether the run ends here, it does not know yet.
+        *phase = Phase { stopped_early: false, ..self.options.phase(&phase.kind, history) };
+        self.provenance.write(&mut self.metadata);
+        checkpoint::save(&mut self.output, model, &self.metadata)
+    }
 }
 
 impl Progress {
     pub fn new(name: impl Into<String>, global: &Global) -> Progress {
         let name = name.into();
-        Progress { bar: bar(&name, global), name, verbose: global.verbose, checkpoint: None, kept: None }
+        let (verbose, quiet) = (global.verbose, global.quiet);
+        Progress { bar: bar(&name, global), name, verbose, quiet, history: Vec::new(), saving: None, kept: None }
     }
 
-    /// Writes every best epoch so far to `output`.
-    pub fn saving_to(mut self, output: OutputPath, metadata: Metadata) -> Progress {
-        self.checkpoint = Some((output, metadata));
+    /// Writes every best epoch so far.
+    pub fn saving_to(mut self, saving: Saving) -> Progress {
+        self.saving = Some(saving);
         self
     }
 
-    pub fn finish(self) -> Option<OutputPath> {
+    pub fn finish(self) -> Option<Saving> {
         self.bar.finish_and_clear();
-        self.checkpoint.map(|(output, _)| output)
+        self.saving
     }
 }
 
@@ -45,6 +66,22 @@ impl Observer for Progress {
         self.bar.set_length(steps as u64);
         self.bar.set_position(step as u64);
         self.bar.set_message(format!("loss {loss:.3}"));
+    }
+
+    fn phase(&mut self, name: &str) {
+        self.name = name.to_string();
+        self.bar.set_prefix(name.to_string());
+        self.history.clear();
+    }
+
+    fn resumed(&mut self, history: &[EpochRecord]) {
+        self.history = history.to_vec();
+    }
+
+    fn note(&mut self, text: &str) {
+        if !self.quiet {
+            self.bar.suspend(|| eprintln!("note: {}: {text}", self.name));
+        }
     }
 
     fn detail(&mut self, text: &str) {
@@ -66,9 +103,10 @@ impl Observer for Progress {
                 )
             });
         }
-        if let (Some(model), Some((output, metadata))) = (best, &mut self.checkpoint) {
-            checkpoint::save(output, model, metadata)?;
-            self.kept = Some(output.path().to_path_buf());
+        self.history.push(record.clone());
+        if let (Some(model), Some(saving)) = (best, &mut self.saving) {
+            saving.save(model, &self.history)?;
+            self.kept = Some(saving.output.path().to_path_buf());
         }
         Ok(())
     }

@@ -3,17 +3,17 @@
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use medmerge::checkpoint::{self, Checkpoint};
+use medmerge::checkpoint::{self, Checkpoint, Provenance};
 use medmerge::data::Dataset;
 use medmerge::error::{Error, Result};
 use medmerge::merge::training_metadata;
 use medmerge::nn::{Architecture, Model, Region, init};
 use medmerge::output::OutputPath;
 use medmerge::tensor::{DType, Device};
-use medmerge::train::{Place, ResumeFile, Subject, Target, TrainOptions, train_resumable};
+use medmerge::train::{Place, ResumeFile, Settings, Subject, Target, TrainOptions, train_resumable};
 
-use super::progress::Progress;
-use super::{check_fit, load_data, note, report, train_options};
+use super::progress::{Progress, Saving};
+use super::{best, check_fit, networks, note, report, train_options};
 use crate::cli::{Global, Train};
 
 pub fn run(options: &Train, global: &Global) -> Result<()> {
@@ -28,21 +28,28 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
     let force = options.force || (options.resume && state_path.exists());
     OutputPath::check(&options.out, force, 0)?;
     let place = super::place::open(global)?;
-    let from = options.from.as_deref().map(Checkpoint::load).transpose()?;
-    let (data, normalisation) = load_data(&options.data)?;
+    let from = match &options.from {
+        Some(path) => Some(networks::load(path, options.stem, global)?),
+        None => None,
+    };
+    let data = Dataset::load(&options.data.data)?;
 
     let (architecture, channels) = match &from {
         Some(from) => (from.architecture.clone(), from.model.network.input_channels),
         None => (named, options.input_channels.unwrap_or(data.channels)),
     };
+    let files: Vec<_> = options.from.iter().zip(&from).map(|(path, from)| (path.as_path(), &from.provenance)).collect();
     let network = architecture.build(channels, data.classes);
-    check_fit(&data, &normalisation, &network, None)?;
+    check_fit(&data, &network, None)?;
+    let normalisation = networks::normalisation(&options.data.normalise, &files, channels, global)?;
+    networks::tell_image_size(&files, &data, global);
     let output = OutputPath::check(&options.out, force, checkpoint::file_size(&network))?;
     let mut model = match &from {
         None => Model::initialized(network, global.seed),
         Some(from) => {
             let keeps_head = from.has_head && from.model.network.classes == data.classes && !options.new_head;
             if keeps_head {
+                files.iter().try_for_each(|(path, from)| networks::check_class_names(path, from, &data))?;
                 from.model.clone()
             } else {
                 note(global, format_args!("the head is new: {} classes", data.classes));
@@ -57,13 +64,21 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
     };
 
     let metadata = training_metadata(&architecture, global.seed, from.as_ref());
-    let mut progress = Progress::new("training", global).saving_to(output, metadata.clone());
+    let kind = match (&from, options.head_only) {
+        (None, _) => "train",
+        (Some(_), true) => "linear probe",
+        (Some(_), false) => "fine-tune",
+    };
+    let before = from.as_ref().map_or(&[][..], |from| &from.provenance.training);
+    let mut provenance = Provenance::of(&data, &normalisation, before, train_options.phase(kind, &[]));
+    let saving = Saving { output, metadata, provenance: provenance.clone(), options: train_options.clone() };
+    let mut progress = Progress::new("training", global).saving_to(saving);
     let mut subject = if options.head_only { Subject::Head } else { Subject::Everything };
     let target = Target { data: &data, normalisation: &normalisation, place };
     let mut state = match options.resume {
         true => Some(ResumeFile::new(
             &state_path,
-            fingerprint(options, global, place, &train_options, &model, from.as_ref(), &data),
+            settings(options, global, place, &train_options, &architecture, &model, from.as_ref(), &provenance),
         )?),
         false => None,
     };
@@ -71,47 +86,60 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
         note(global, format_args!("continuing from {}", state_path.display()));
     }
     let history = train_resumable(&mut model, &mut subject, target, &train_options, &mut progress, state.as_mut())?;
-    let mut output = progress.finish().expect("given above");
+    let Saving { mut output, mut metadata, .. } = progress.finish().expect("given above");
+    *provenance.training.last_mut().expect("made above") = train_options.phase(kind, &history);
+    provenance.write(&mut metadata);
     checkpoint::save(&mut output, &model, &metadata)?;
     state.map_or(Ok(()), ResumeFile::remove)?;
 
-    let best = history.iter().filter_map(|record| record.val_macro_f1).fold(f64::NAN, f64::max);
     let result = json!({
         "out": options.out, "architecture": architecture, "parameters": model.network.parameter_count(),
         "options": train_options, "epochs": history,
     });
     report(global, &result, || {
-        println!(
-            "{}: {architecture}, {} epochs, best validation macro F1 {best:.4}",
-            options.out.display(),
-            history.len()
-        );
+        println!("{}: {architecture}, {} epochs, {}", options.out.display(), history.len(), best(&history));
     });
     Ok(())
 }
 
-/// Whatever changes the result of a run.
-fn fingerprint(
+/// Whatever changes the result of a run, by the option that sets it.
+fn settings(
     options: &Train,
     global: &Global,
     place: Place,
     train_options: &TrainOptions,
+    architecture: &Architecture,
     model: &Model,
     from: Option<&Checkpoint>,
-    data: &Dataset,
-) -> String {
-    let mut images = Sha256::new();
-    for split in [&data.train, &data.val] {
-        images.update(&split.images);
-        images.update(bytemuck::cast_slice(&split.labels));
-    }
-    let run = json!({
-        "parameters": model.network.parameters.iter().map(|p| (&p.name, p.shape.dims(), p.offset)).collect::<Vec<_>>(),
-        "options": train_options, "flip": options.schedule.flip, "shift": options.schedule.shift,
-        "precision": global.precision, "is_fused": place.is_fused, "device": place.device.to_string().split(':').next(),
-        "mean": options.data.mean, "std": options.data.std,
-        "from": from.map(|from| &from.sha256), "new_head": options.new_head, "head_only": options.head_only,
-        "data": images.finalize().to_vec(),
+    provenance: &Provenance,
+) -> Settings {
+    let layout: Vec<_> = model.network.parameters.iter().map(|p| (&p.name, p.shape.dims(), p.offset)).collect();
+    let layout = Sha256::digest(json!(layout).to_string()).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let settings = json!({
+        "the network": layout,
+        "the content of --data": provenance.data.as_ref().map(|data| &data.sha256),
+        "the content of --from": from.map(|from| &from.sha256),
+        "--new-head": options.new_head,
+        "--head-only": options.head_only,
+        "--stem": architecture.stem,
+        "--mean": provenance.normalisation.as_ref().map(|normalisation| &normalisation.mean),
+        "--std": provenance.normalisation.as_ref().map(|normalisation| &normalisation.std),
+        "--epochs": train_options.epochs,
+        "--batch-size": train_options.batch_size,
+        "--learning-rate": train_options.learning_rate,
+        "--schedule": train_options.schedule,
+        "--optimizer": train_options.optimizer,
+        "--weight-decay": train_options.weight_decay,
+        "--label-smoothing": train_options.label_smoothing,
+        "--class-weights balanced": train_options.balance_classes,
+        "--flip": options.schedule.flip,
+        "--shift": options.schedule.shift,
+        "--patience": train_options.patience,
+        "--seed": train_options.seed,
+        "--precision": global.precision,
+        "--no-fusion": !place.is_fused,
+        "--device": place.device.to_string().split(':').next(),
     });
-    Sha256::digest(run.to_string()).iter().map(|byte| format!("{byte:02x}")).collect()
+    let serde_json::Value::Object(settings) = settings else { unreachable!("written as one") };
+    settings.into_iter().collect()
 }

@@ -111,6 +111,14 @@ impl<'a> Loader<'a> {
         self.images_per_epoch().div_ceil(self.options.batch_size)
     }
 
+    /// Images of the smallest batch of an epoch.
+    pub fn smallest_batch(&self) -> usize {
+        match self.images_per_epoch() % self.options.batch_size {
+            0 => self.options.batch_size.min(self.images_per_epoch()),
+            rest => rest,
+        }
+    }
+
     /// The batches of an epoch, each made when it is asked for.
     pub fn epoch(&self, epoch: usize) -> impl Iterator<Item = Batch> {
         self.indices(epoch).map(move |indices| self.batch(epoch, indices))
@@ -273,7 +281,12 @@ mod tests {
     fn training_drops_a_last_batch_of_one() {
         let lengths = |count, batch_size| -> Vec<usize> {
             let options = LoaderOptions { batch_size, ..options() };
-            epoch(&split(count), options, 0).iter().map(|batch| batch.labels.len()).collect()
+            let split = split(count);
+            let lengths: Vec<usize> =
+                epoch(&split, options.clone(), 0).iter().map(|batch| batch.labels.len()).collect();
+            let smallest = Loader::new(&split, 5, 6, 1, options).smallest_batch();
+            assert_eq!(smallest, lengths.iter().copied().min().unwrap_or(0), "{count} in batches of {batch_size}");
+            lengths
         };
         assert_eq!(lengths(9, 4), [4, 4]);
         assert_eq!(lengths(10, 4), [4, 4, 2]);

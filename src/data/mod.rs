@@ -7,7 +7,7 @@
 
 use std::{fmt, fs, path::Path, path::PathBuf, str::FromStr};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
@@ -92,6 +92,7 @@ pub struct Dataset {
     pub channels: usize,
     /// One more than the largest label of the three splits.
     pub classes: usize,
+    pub class_names: Option<Vec<String>>,
 }
 
 impl Dataset {
@@ -150,6 +151,7 @@ impl Dataset {
             width,
             channels,
             classes: 0,
+            class_names: None,
         };
         for (split, (_, labels)) in SplitName::ALL.into_iter().zip(&entries) {
             dataset.split_mut(split).labels = read_labels(path, &mut archive, labels)?;
@@ -181,6 +183,10 @@ impl Dataset {
             arrays.extend([images, npz::Array { name: labels_name, descr, shape, elements: labels.into() }]);
         }
         npz::write(path, &arrays)
+    }
+
+    pub fn sha256(&self) -> String {
+        String::new()
     }
 
     pub fn split(&self, name: SplitName) -> &Split {
@@ -268,7 +274,7 @@ pub struct SplitSummary {
 }
 
 /// Brings bytes v to (v / 255 − mean) / std, per channel; a single mean or std holds for all channels.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Normalisation {
     pub mean: Vec<f32>,
     pub std: Vec<f32>,
@@ -278,6 +284,14 @@ impl Default for Normalisation {
     /// MedMNIST's own: from −1 to 1.
     fn default() -> Self {
         Normalisation { mean: vec![0.5], std: vec![0.5] }
+    }
+}
+
+/// As the options that ask for it.
+impl fmt::Display for Normalisation {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let list = |values: &[f32]| values.iter().map(f32::to_string).collect::<Vec<_>>().join(",");
+        write!(f, "--mean {} --std {}", list(&self.mean), list(&self.std))
     }
 }
 
@@ -298,6 +312,14 @@ impl Normalisation {
             Some(std) => Err(Error::usage(format!("a standard deviation of {std}"), "give a number above 0")),
             None => Ok(()),
         }
+    }
+
+    /// Whether both bring the same bytes to the same numbers, in a network of so many channels.
+    ///
+    /// # Panics
+    /// If [`Normalisation::check`] would refuse the number of channels.
+    pub fn is_same(&self, other: &Normalisation, channels: usize) -> bool {
+        (0..channels).all(|channel| self.of_channel(channel) == other.of_channel(channel))
     }
 
     /// # Panics

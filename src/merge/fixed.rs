@@ -1,20 +1,48 @@
 //! Merging by coefficients that nobody learned: one per source, the baseline called uniform averaging.
 
 use super::plan::{BatchNormPolicy, Granularity, Method, Plan};
-use super::{Constraint, Sources};
-use crate::checkpoint::Metadata;
+use super::{Constraint, Source, Sources};
+use crate::checkpoint::{Metadata, Provenance};
 use crate::error::Result;
 use crate::nn::{Model, Region};
 use crate::tensor::{Device, Tensor};
 
 pub struct Fixed {
     pub model: Model,
-    /// Whether the heads were merged too; otherwise the anchor's is kept, because they differ in shape.
-    pub head_merged: bool,
+    pub head: Head,
     pub metadata: Metadata,
+    /// What the anchor's file says of its images and classes, as far as it holds for the merged network.
+    pub provenance: Provenance,
 }
 
-/// `Σ coefficient·source`, computed on `device`, with the running statistics of the anchor.
+/// What became of the sources' heads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Head {
+    /// They were merged like everything else.
+    Merged,
+    /// The anchor's is kept, for this reason.
+    Anchors(String),
+    /// There is none, because the anchor has none.
+    Missing,
+}
+
+impl Head {
+    fn of(sources: &Sources, anchor: usize) -> Head {
+        let classes = |source: &Source| source.checkpoint.has_head.then_some(source.checkpoint.model.network.classes);
+        let Some(of_anchor) = classes(sources.get(anchor)) else { return Head::Missing };
+        let tells = |source: &Source| match classes(source) {
+            Some(classes) => format!("{} tells {classes} classes apart", source.path.display()),
+            None => format!("{} has no classifier", source.path.display()),
+        };
+        match sources.iter().find(|source| classes(source) != Some(of_anchor)) {
+            Some(odd) => Head::Anchors(format!("{}, {}", tells(sources.get(anchor)), tells(odd))),
+            None => Head::Merged,
+        }
+    }
+}
+
+/// `Σ coefficient·source`, computed on `device`, with the running statistics of the anchor. Heads are merged where all
+/// sources tell equally many classes apart.
 pub fn fold_fixed(
     sources: &Sources,
     coefficients: &[f64],
@@ -35,9 +63,8 @@ pub fn fold_fixed(
     let mut model = of_anchor.copy();
     model.trunk = plan.blend_on(device, &sources.trunks(), &numbers)?;
 
-    let classes = of_anchor.network.classes;
-    let head_merged = sources.iter().all(|s| s.checkpoint.has_head && s.checkpoint.model.network.classes == classes);
-    if head_merged {
+    let head = Head::of(sources, anchor);
+    if head == Head::Merged {
         for parameter in of_anchor.network.region(Region::Head) {
             let mut sum = vec![0f32; parameter.shape.len()];
             for (source, &coefficient) in sources.iter().zip(coefficients) {
@@ -59,5 +86,15 @@ pub fn fold_fixed(
         ]
         .map(|(key, value)| (format!("medmerge.{key}"), value)),
     );
-    Ok(Fixed { model, head_merged, metadata })
+    let Provenance { image_size, class_names, .. } = sources.get(anchor).checkpoint.provenance.clone();
+    let is_common = |names: &Vec<String>| {
+        let of = |source: &Source| source.checkpoint.provenance.class_names.clone();
+        head != Head::Merged || sources.iter().all(|source| of(source).as_ref() == Some(names))
+    };
+    let provenance = Provenance {
+        image_size,
+        class_names: class_names.filter(|names| head != Head::Missing && is_common(names)),
+        ..Provenance::default()
+    };
+    Ok(Fixed { model, head, metadata, provenance })
 }

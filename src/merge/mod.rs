@@ -17,4 +17,4 @@ pub use weights::{Learned, SourceRecord, training_metadata};
 
 pub use crate::ops::merge::constraint::Constraint;
 mod fixed;
-pub use fixed::{Fixed, fold_fixed};
+pub use fixed::{Fixed, Head, fold_fixed};

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::SourceRecord;
-use crate::checkpoint::{Checkpoint, first_few};
+use crate::checkpoint::{Checkpoint, agreed_normalisation, first_few};
+use crate::data::Normalisation;
 use crate::error::{Error, Result};
-use crate::nn::{Architecture, Model, Network, Region};
+use crate::nn::{Architecture, Model, Network, Region, Stem};
 use crate::tensor::Tensor;
 
 #[derive(Clone, Debug)]
@@ -23,11 +24,16 @@ pub struct Sources {
 
 impl Sources {
     pub fn load(paths: &[PathBuf]) -> Result<Sources> {
+        Sources::load_with(paths, None)
+    }
+
+    /// The same where the stem is known from elsewhere; see [`Checkpoint::load_with`].
+    pub fn load_with(paths: &[PathBuf], stem: Option<Stem>) -> Result<Sources> {
         if paths.len() < 2 {
             let hint = "name them after one --models: --models a.safetensors b.safetensors";
             return Err(Error::usage(format!("merging needs at least two sources, not {}", paths.len()), hint));
         }
-        let load = |path: &PathBuf| Ok(Source { path: path.clone(), checkpoint: Checkpoint::load(path)? });
+        let load = |path: &PathBuf| Ok(Source { path: path.clone(), checkpoint: Checkpoint::load_with(path, stem)? });
         let sources = Sources { all: paths.iter().map(load).collect::<Result<Vec<_>>>()? };
         let first = &sources.all[0];
         for other in &sources.all[1..] {
@@ -46,7 +52,9 @@ impl Sources {
                     model,
                     architecture,
                     has_head: true,
+                    stem_is_assumed: false,
                     metadata: Default::default(),
+                    provenance: Default::default(),
                     sha256: String::new(),
                 },
             })
@@ -76,6 +84,12 @@ impl Sources {
 
     pub fn input_channels(&self) -> usize {
         self.all[0].checkpoint.model.network.input_channels
+    }
+
+    /// The normalisation on which the sources' files agree; an error where they do not.
+    pub fn normalisation(&self) -> Result<Option<Normalisation>> {
+        let files = self.all.iter().map(|source| (source.path.as_path(), &source.checkpoint.provenance));
+        agreed_normalisation(files, self.input_channels())
     }
 
     /// The sources' network with a classifier for `classes`.
@@ -109,6 +123,10 @@ impl Sources {
         match (found.as_slice(), name.parse::<usize>()) {
             (&[index], _) => Ok(index),
             (&[], Ok(index)) if index < self.len() => Ok(index),
+            (&[], Ok(index)) => Err(Error::usage(
+                format!("unknown anchor '{index}' of {} sources", self.len()),
+                format!("sources are numbered from 0 to {}, in the order of --models", self.len() - 1),
+            )),
             (&[], _) => {
                 let stems = self.all.iter().filter_map(|source| source.path.file_stem());
                 Err(Error::unknown("anchor", name, stems.map(|stem| stem.to_string_lossy().into_owned())))
@@ -144,13 +162,26 @@ fn check_alike(first: &Source, other: &Source) -> Result<()> {
         .collect();
     let extra = b.region(Region::Trunk).filter(|p| a.parameter(&p.name).is_none());
     differences.extend(extra.map(|p| format!("{} is only here", p.name)));
-    if differences.is_empty() {
+    let (first_stem, other_stem) = (first.checkpoint.architecture.stem, other.checkpoint.architecture.stem);
+    if differences.is_empty() && first_stem == other_stem {
         return Ok(());
     }
+    if differences.is_empty() {
+        let message = format!("its stem is {other_stem}, and that of {} is {first_stem}", first.path.display());
+        return Err(Error::checkpoint(&other.path, message, "sources have one architecture; --stem names it for all"));
+    }
     let message = format!("it differs from {}: {}", first.path.display(), first_few(&differences));
-    let hint = format!(
-        "sources have one architecture; these are {} and {}",
-        first.checkpoint.architecture, other.checkpoint.architecture
-    );
+    let colours = |network: &Network| match network.input_channels {
+        1 => "grey images (1 channel)".to_string(),
+        3 => "colour images (3 channels)".to_string(),
+        more => format!("images of {more} channels"),
+    };
+    let hint = if a.input_channels != b.input_channels && differences.len() == 1 {
+        let seen = format!("{} sees {}, {} {}", first.path.display(), colours(a), other.path.display(), colours(b));
+        format!("{seen}; train both with the same --input-channels")
+    } else {
+        let (first, other) = (&first.checkpoint.architecture, &other.checkpoint.architecture);
+        format!("sources have one architecture; these are {first} and {other}")
+    };
     Err(Error::checkpoint(&other.path, message, hint))
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::plan::{Entry, Method, Plan};
 use super::{Sources, Start};
-use crate::checkpoint::{self, Checkpoint, Metadata, StoredTensor, TensorFile};
+use crate::checkpoint::{self, Checkpoint, Metadata, Provenance, StoredTensor, TensorFile};
 use crate::error::{Error, Result};
 use crate::nn::{Architecture, Model, Region};
 use crate::output::OutputPath;
@@ -34,6 +34,7 @@ pub struct Learned {
     pub numbers: Tensor,
     /// The head and the running statistics; its trunk is not used.
     pub model: Model,
+    pub provenance: Provenance,
 }
 
 /// The suffix of a layer's merge weights in a file.
@@ -59,7 +60,7 @@ impl Learned {
         let Method { granularity, constraint, batch_norm, anchor, .. } = self.method;
         let text = |value: &dyn std::fmt::Display| value.to_string();
         let json = |value: serde_json::Result<String>| value.expect("plain data is JSON");
-        Metadata::from(
+        let mut metadata = Metadata::from(
             [
                 ("method", "medmerge".to_string()),
                 ("granularity", text(&granularity)),
@@ -74,12 +75,20 @@ impl Learned {
                 ("classes", text(&self.model.network.classes)),
             ]
             .map(|(key, value)| (format!("medmerge.{key}"), value)),
-        )
+        );
+        self.provenance.write(&mut metadata);
+        metadata
     }
 
+    /// Writes what was learned, if it can be read again.
     pub fn save(&self, output: &mut OutputPath) -> Result<()> {
         let plan = self.plan();
         let numbers = self.numbers.to_vec::<f32>();
+        checkpoint::refuse_to_write(output.path(), &self.model)?;
+        if numbers.iter().any(|number| !number.is_finite()) {
+            let message = format!("{} was not written: a merge weight is NaN or infinity", output.path().display());
+            return Err(Error::NotFinite { message, hint: "use a smaller --merge-learning-rate".into() });
+        }
         let mut tensors: Vec<StoredTensor> = plan
             .entries
             .iter()
@@ -154,7 +163,10 @@ impl Learned {
         if numbers.iter().any(|number| !number.is_finite()) {
             return Err(Error::checkpoint(&file.path, "a merge weight is NaN or infinity", hint));
         }
+        checkpoint::check_numbers(&file.path, &model)?;
         let numbers = Tensor::from_vec(numbers, [rows, count]);
+        let provenance = Provenance::read(&file.path, &file.metadata)?;
+        provenance.check(&file.path, &network, true)?;
         Ok(Learned {
             architecture,
             method,
@@ -163,6 +175,7 @@ impl Learned {
             sources,
             numbers,
             model,
+            provenance,
         })
     }
 
@@ -180,6 +193,15 @@ impl Learned {
                 let hint = format!("that place belongs to {} with SHA-256 {}", learned.name, learned.sha256);
                 return Err(Error::checkpoint(path, message, hint));
             }
+        }
+        let (here, there) = (&self.architecture, sources.architecture());
+        let channels = [self.model.network.input_channels, sources.input_channels()];
+        if here != there || channels[0] != channels[1] {
+            let message = format!(
+                "its header is that of {here} with {} input channels, and the sources are {there} with {}",
+                channels[0], channels[1]
+            );
+            return Err(Error::checkpoint(path, message, "the header was altered; learn the merge weights again"));
         }
         Ok(())
     }

@@ -9,6 +9,6 @@ mod network;
 mod resnet;
 
 pub use fuse::{Launches, Stage};
-pub use model::Model;
+pub use model::{Fault, Model};
 pub use network::{BatchNorm, Kind, Layer, Mode, Network, NetworkBuilder, Node, Operation, Output, Parameter, Region};
 pub use resnet::{Architecture, Stem};

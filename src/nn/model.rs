@@ -159,27 +159,86 @@ impl Model {
         output.logits.into_value()
     }
 
-    /// The name of the first parameter or statistic that is not finite.
-    pub fn first_not_finite(&self) -> Option<String> {
+    /// The first number that no network may hold: a parameter or a statistic that is not finite, a negative variance.
+    pub fn first_fault(&self) -> Option<Fault> {
         if self.device() != Device::Cpu {
-            return self.to_device(Device::Cpu).first_not_finite();
+            return self.to_device(Device::Cpu).first_fault();
         }
-        let finite = |tensor: &Tensor| tensor.to_f64().iter().all(|value| value.is_finite());
-        let parameter = self.network.parameters.iter().find(|p| !finite(&self.parameter(p)));
-        parameter.map(|p| p.name.clone()).or_else(|| {
-            let broken = |&index: &usize| {
-                let (mean, variance) = self.running(index);
-                !finite(&mean) || !finite(&variance)
-            };
-            (0..self.network.batch_norms.len())
-                .find(broken)
-                .map(|index| format!("{}.running_mean or running_var", self.network.batch_norms[index].name))
-        })
+        let of_parameter = |p: &Parameter| {
+            let row = if p.shape.rank() == 1 { 1 } else { p.shape.row_len() };
+            Fault::find(&p.name, &self.parameter(p), row, |value| value.is_finite())
+        };
+        let of_norm = |index: usize| {
+            let (mean, variance) = self.running(index);
+            let name = |suffix: &str| format!("{}.{suffix}", self.network.batch_norms[index].name);
+            Fault::find(&name("running_mean"), &mean, 1, |value| value.is_finite())
+                .or_else(|| Fault::find(&name("running_var"), &variance, 1, |value| value.is_finite() && value >= 0.0))
+        };
+        let of_parameters = self.network.parameters.iter().find_map(of_parameter);
+        of_parameters.or_else(|| (0..self.network.batch_norms.len()).find_map(of_norm))
+    }
+}
+
+/// A number that no network may hold, by the name of its tensor in files.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fault {
+    pub tensor: String,
+    /// The filter, channel or class that it belongs to.
+    pub channel: usize,
+    pub value: f64,
+}
+
+impl Fault {
+    fn find(name: &str, numbers: &Tensor, row: usize, is_good: impl Fn(f64) -> bool) -> Option<Fault> {
+        let numbers = numbers.to_f64();
+        let at = numbers.iter().position(|&value| !is_good(value))?;
+        Some(Fault { tensor: name.to_string(), channel: at / row.max(1), value: numbers[at] })
+    }
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Fault { tensor, channel, value } = self;
+        match value.is_finite() {
+            true => write!(f, "{tensor} is {value} in channel {channel}, and no variance is negative"),
+            false => write!(f, "{tensor} holds NaN or infinity, in channel {channel}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::Architecture;
+
+    #[test]
+    fn a_fault_is_named_by_its_tensor_and_channel() {
+        let network = Architecture::named("resnet8", None, Some(4)).unwrap().build(1, 2);
+        let good = Model::initialized(network, 1);
+        assert_eq!(good.first_fault(), None);
+        let with_variances = |values: &[f32]| {
+            let mut model = good.clone();
+            model.set_running(0, &[0.0; 4], values);
+            model.first_fault().map(|fault| fault.to_string())
+        };
+        assert_eq!(with_variances(&[0.0, -0.0, 1.0, 2.0]), None);
+        let negative = with_variances(&[1.0, 1.0, -0.5, 1.0]).unwrap();
+        assert_eq!(negative, "bn1.running_var is -0.5 in channel 2, and no variance is negative");
+        let nan = with_variances(&[1.0, f32::NAN, 1.0, 1.0]).unwrap();
+        assert_eq!(nan, "bn1.running_var holds NaN or infinity, in channel 1");
+        let mut model = good.clone();
+        let filters = model.network.parameter("layer1.0.conv1.weight").unwrap().clone();
+        let mut values = model.parameter(&filters).to_vec::<f32>();
+        // The last of K = 4 filters.
+        *values.last_mut().unwrap() = f32::INFINITY;
+        model.set_parameter(&filters, &values);
+        let fault = model.first_fault().unwrap();
+        assert_eq!((fault.tensor.as_str(), fault.channel), ("layer1.0.conv1.weight", 3));
     }
 }
 
 #[cfg(all(test, feature = "emulator"))]
-mod tests {
+mod tests_on_a_gpu {
     use super::*;
     use crate::gpu::Gpu;
     use crate::nn::Architecture;

@@ -286,6 +286,13 @@ impl Network {
         self.sizes(height, width).is_some()
     }
 
+    /// The fewest numbers per channel and image that a batch norm sees; `None` if the images are too small.
+    pub fn pixels_of_smallest_norm(&self, height: usize, width: usize) -> Option<usize> {
+        let sizes = self.sizes(height, width)?;
+        let norms = self.layers.iter().filter(|layer| matches!(layer.operation, Operation::BatchNorm { .. }));
+        norms.map(|norm| sizes[norm.inputs[0].0].iter().product()).min()
+    }
+
     /// Each convolution on a batch of images of shape N×H×W×C, in the order they run: its name and its sizes. `None` if the
     /// images are too small.
     pub fn convolutions(&self, images: Shape) -> Option<Vec<(&str, Geometry)>> {

@@ -7,7 +7,8 @@
 //! | resnet50, 101, 152 | 4 | bottleneck, stride in its 3×3 convolution | 64, 128, 256, 512 (×4) | the same |
 //!
 //! The stem is a 7×7 convolution of stride 2 with max pooling, as for photographs of 224 pixels, or a 3×3 convolution of
-//! stride 1 without, as for small images. The widths scale with that of the first stage.
+//! stride 1 without, as for small images; some 3×3 ones have a stride of 2, or max pooling. The widths scale with that of
+//! the first stage.
 
 use std::fmt;
 use std::str::FromStr;
@@ -20,33 +21,73 @@ use crate::error::{Error, Result};
 use crate::ops::conv2d::Conv2d;
 use crate::ops::pool::Pool;
 
+/// What stands before the first stage. Tensors in a file tell the window alone: of the stems with one window, the first
+/// is the usual one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stem {
     /// 3×3, stride 1.
     #[serde(rename = "3x3")]
     Small,
+    /// 3×3, stride 1, then 3×3 max pooling of stride 2.
+    #[serde(rename = "3x3-pool")]
+    SmallPooled,
+    /// 3×3, stride 2.
+    #[serde(rename = "3x3-stride2")]
+    SmallStrided,
+    /// 3×3, stride 2, then 3×3 max pooling of stride 2.
+    #[serde(rename = "3x3-stride2-pool")]
+    SmallStridedPooled,
     /// 7×7, stride 2, then 3×3 max pooling of stride 2.
     #[serde(rename = "7x7")]
     Large,
 }
 
+impl Stem {
+    /// With their names in the header of a file and on the command line.
+    pub const ALL: [(Stem, &'static str); 5] = [
+        (Stem::Small, "3x3"),
+        (Stem::SmallPooled, "3x3-pool"),
+        (Stem::SmallStrided, "3x3-stride2"),
+        (Stem::SmallStridedPooled, "3x3-stride2-pool"),
+        (Stem::Large, "7x7"),
+    ];
+
+    /// The usual stem of a window.
+    fn usual(window: [usize; 2]) -> Option<Stem> {
+        Stem::ALL.into_iter().map(|(stem, _)| stem).find(|stem| [stem.window(); 2] == window)
+    }
+
+    /// Height and width of the convolution's filters.
+    pub fn window(self) -> usize {
+        if self == Stem::Large { 7 } else { 3 }
+    }
+
+    /// Whether a file's tensors leave it open which of several stems in use is meant. Stems of 7×7 are all of one kind.
+    pub fn is_ambiguous(self) -> bool {
+        self.window() == 3
+    }
+
+    pub(crate) fn convolution(self) -> Conv2d {
+        let stride = if matches!(self, Stem::Small | Stem::SmallPooled) { 1 } else { 2 };
+        Conv2d::new(stride, self.window() / 2)
+    }
+
+    pub(crate) fn is_pooled(self) -> bool {
+        !matches!(self, Stem::Small | Stem::SmallStrided)
+    }
+}
+
 impl fmt::Display for Stem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Stem::Small => "3x3",
-            Stem::Large => "7x7",
-        })
+        f.write_str(Stem::ALL.iter().find(|(stem, _)| stem == self).expect("all are listed").1)
     }
 }
 
 impl FromStr for Stem {
     type Err = Error;
     fn from_str(name: &str) -> Result<Stem> {
-        match name {
-            "3x3" | "3" => Ok(Stem::Small),
-            "7x7" | "7" => Ok(Stem::Large),
-            _ => Err(Error::unknown("stem", name, ["3x3", "7x7"])),
-        }
+        let found = Stem::ALL.into_iter().find(|(stem, known)| *known == name || stem.window().to_string() == name);
+        found.map(|(stem, _)| stem).ok_or_else(|| Error::unknown("stem", name, Stem::ALL.map(|(_, name)| name)))
     }
 }
 
@@ -119,7 +160,8 @@ impl Architecture {
     }
 
     /// Reads the architecture off the shapes of a checkpoint's tensors in PyTorch's order: itself, the input channels,
-    /// and the classes (`None` where there is no `fc`). An error says which tensor is missing or odd.
+    /// and the classes (`None` where there is no `fc`). Of its stem the shapes tell the window alone; the usual one is
+    /// taken. An error says which tensor is missing or odd.
     pub fn infer(shape: &dyn Fn(&str) -> Option<Vec<usize>>) -> Result<(Architecture, usize, Option<usize>), String> {
         let four = |name: &str| match shape(name).as_deref() {
             Some(&[k, c, r, s]) => Ok([k, c, r, s]),
@@ -127,10 +169,8 @@ impl Architecture {
             None => Err(format!("it has no tensor '{name}'")),
         };
         let [_, input_channels, r, s] = four("conv1.weight")?;
-        let stem = match (r, s) {
-            (3, 3) => Stem::Small,
-            (7, 7) => Stem::Large,
-            _ => return Err(format!("conv1.weight is {r}×{s}; stems are 3×3 or 7×7")),
+        let Some(stem) = Stem::usual([r, s]) else {
+            return Err(format!("conv1.weight is {r}×{s}; stems are 3×3 or 7×7"));
         };
         let bottleneck = shape("layer1.0.conv3.weight").is_some();
         let (mut blocks, mut widths) = (Vec::new(), Vec::new());
@@ -150,6 +190,7 @@ impl Architecture {
             return Err("it has no tensor 'layer1.0.conv1.weight'".into());
         }
         let classes = match shape("fc.weight").as_deref() {
+            Some(&[0, _]) => return Err("fc.weight tells 0 classes apart".into()),
             Some(&[classes, _]) => Some(classes),
             Some(other) => return Err(format!("fc.weight has shape {other:?}, not that of a matrix")),
             None => None,
@@ -179,15 +220,10 @@ impl Architecture {
 
     pub fn build(&self, input_channels: usize, classes: usize) -> Arc<Network> {
         let mut b = NetworkBuilder::new(input_channels);
-        let conv = match self.stem {
-            Stem::Small => Conv2d::new(1, 1),
-            Stem::Large => Conv2d::new(2, 3),
-        };
-        let window = if self.stem == Stem::Small { 3 } else { 7 };
-        let mut x = b.conv2d("conv1", b.input(), self.widths[0], window, conv);
+        let mut x = b.conv2d("conv1", b.input(), self.widths[0], self.stem.window(), self.stem.convolution());
         x = b.batch_norm("bn1", x);
         x = b.plain("relu", Operation::Relu, &[x]);
-        if self.stem == Stem::Large {
+        if self.stem.is_pooled() {
             x = b.plain("maxpool", Operation::MaxPool(Pool::new(3, 2, 1)), &[x]);
         }
         for (stage, (&blocks, &width)) in self.blocks.iter().zip(&self.widths).enumerate() {

@@ -131,7 +131,6 @@ impl Protocol {
                 reestimate_statistics(&mut model, target, self.learn.probe.batch_size)?;
                 init::initialize(&mut model, Region::Head, self.learn.probe.seed);
                 let history = train(&mut model, &mut Subject::Head, target, &self.learn.probe, observer)?;
-                reestimate_statistics(&mut model, target, self.learn.probe.batch_size)?;
                 self.fine_tune(model, history, target, observer)?
             }
             Baseline::MedmergeProbe | Baseline::Medmerge => {

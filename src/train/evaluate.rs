@@ -2,12 +2,13 @@
 
 use super::Target;
 use crate::data::SplitName;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::nn::{Mode, Model};
 use crate::tape::{Tape, Var};
 
-/// Logits of a split, images × classes, in file order. `watch` is told after each batch how many images are done.
+/// Logits of a split, images × classes, in file order; an error if one is not finite. `watch` is told after each batch how
+/// many images are done.
 pub fn scores(
     model: &Model,
     target: Target,
@@ -25,7 +26,16 @@ pub fn scores(
         done += images;
         watch(done);
     }
-    Ok(scores)
+    match scores.iter().position(|score| !score.is_finite()) {
+        None => Ok(scores),
+        Some(at) => {
+            let (image, class) = (at / model.network.classes, at % model.network.classes);
+            let message =
+                format!("the score of class {class} for image {image} of the {split} split is {}", scores[at]);
+            let hint = "the network's numbers are too large for its precision, or --std is too small for these images";
+            Err(Error::NotFinite { message, hint: hint.into() })
+        }
+    }
 }
 
 pub fn evaluate(model: &Model, target: Target, split: SplitName, batch_size: usize) -> Result<Metrics> {
@@ -41,7 +51,12 @@ pub fn reestimate_statistics(model: &mut Model, target: Target, batch_size: usiz
     model.reset_statistics();
     let network = model.network.clone();
     let loader = target.in_order(SplitName::Train, network.input_channels, batch_size);
-    for (x, _) in target.place.batches(&loader, 0) {
+    for (x, images) in target.place.batches(&loader, 0) {
+        // A last image on its own, where the smallest layer has one number for it, has no variance.
+        if images == 1 && loader.batches_per_epoch() > 1 && target.is_degenerate(&network, 1) && batch_size > 1 {
+            continue;
+        }
+        target.check_batch(&network, images)?;
         let (trunk, head) = (Var::constant(model.trunk.clone()), Var::constant(model.head.clone()));
         let output = network.forward(&mut Tape::new(), &trunk, &head, &model.statistics, x, Mode::Training);
         drop((trunk, head));

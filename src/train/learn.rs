@@ -1,7 +1,7 @@
-//! Learning merge weights: choose the anchor, probe, re-estimate the running statistics.
+//! Learning merge weights: choose the anchor by linear probes, then learn the weights and the head together.
 
-use super::{EpochRecord, MergeState, Observer, Subject, Target, TrainOptions, evaluate, reestimate_statistics, train};
-use crate::data::SplitName;
+use super::{EpochRecord, MergeState, Observer, Subject, Target, TrainOptions, best_epoch, train};
+use crate::checkpoint::Provenance;
 use crate::error::{Error, Result};
 use crate::merge::{BatchNormPolicy, Constraint, Granularity, Learned, Method, Plan, Sources, Start};
 use crate::nn::{Model, Region, init};
@@ -41,7 +41,7 @@ fn with_new_head(sources: &Sources, index: usize, classes: usize, seed: u64) -> 
     model
 }
 
-/// Trains a new head on a source whose trunk stays frozen.
+/// Trains a new head on a source whose trunk stays as it is, running statistics included: a linear probe.
 pub fn probe(
     sources: &Sources,
     index: usize,
@@ -51,11 +51,11 @@ pub fn probe(
 ) -> Result<(Model, Vec<EpochRecord>)> {
     let mut model = with_new_head(sources, index, target.data.classes, options.seed);
     let history = train(&mut model, &mut Subject::Head, target, options, observer)?;
-    reestimate_statistics(&mut model, target, options.batch_size)?;
     Ok((model, history))
 }
 
-/// Probes every source and returns the best one's index with all scores: macro F1 on the validation split.
+/// Probes every source and returns the best one's index with all scores: macro F1 on the validation split, of the best
+/// epoch. Each probe is a phase of the observer's, by the source's name.
 pub fn choose_anchor(
     sources: &Sources,
     target: Target,
@@ -67,9 +67,10 @@ pub fn choose_anchor(
         return Err(Error::usage("--anchor auto compares sources on the validation split, which is empty", hint));
     }
     let mut scores = Vec::new();
-    for index in 0..sources.len() {
-        let (model, _) = probe(sources, index, target, options, observer)?;
-        scores.push(evaluate(&model, target, SplitName::Val, options.batch_size)?.macro_f1);
+    for (index, source) in sources.iter().enumerate() {
+        observer.phase(&format!("linear probe of {}", source.path.display()));
+        let (_, history) = probe(sources, index, target, options, observer)?;
+        scores.push(best_epoch(&history).and_then(|record| record.val_macro_f1).unwrap_or(0.0));
     }
     // The first of equals.
     let best = (0..scores.len()).rev().max_by(|&a, &b| scores[a].total_cmp(&scores[b])).expect("two sources at least");
@@ -106,12 +107,9 @@ pub fn learn(
     let plan = Plan::new(&network, method(anchor));
     let numbers = plan.start(options.start)?;
     let mut model = with_new_head(sources, anchor, classes, options.probe.seed);
-    let mut subject = Subject::Merge(MergeState { plan, trunks: sources.trunks(), numbers });
+    let keeps_statistics = options.keep_statistics;
+    let mut subject = Subject::Merge(MergeState { plan, trunks: sources.trunks(), numbers, keeps_statistics });
     let history = train(&mut model, &mut subject, target, &options.probe, observer)?;
-    subject.materialize(&mut model);
-    if !options.keep_statistics {
-        reestimate_statistics(&mut model, target, options.probe.batch_size)?;
-    }
     let Subject::Merge(state) = subject else { unreachable!("made above") };
     let learned = Learned {
         architecture: sources.architecture().clone(),
@@ -121,6 +119,12 @@ pub fn learn(
         sources: sources.records(),
         numbers: state.numbers,
         model,
+        provenance: Provenance::of(
+            target.data,
+            target.normalisation,
+            &[],
+            options.probe.phase("merge weights", &history),
+        ),
     };
     Ok(Learning { learned, history, anchor_scores })
 }

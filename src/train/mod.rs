@@ -6,8 +6,13 @@
 //! | [`Subject::Head`]: a linear probe | | yes | |
 //! | [`Subject::Merge`]: the probe of a merge | blended from frozen sources | yes | yes |
 //!
-//! Batch norms normalise by the batch in all three, so that a trunk that has never seen the target's images is judged by
-//! what it computes, not by statistics of another data set.
+//! | | batch norms normalise by | running statistics |
+//! |---|---|---|
+//! | [`Subject::Everything`] | the batch | follow the batches, as in PyTorch's training mode |
+//! | [`Subject::Head`] | the running statistics | stay: features that are frozen depend on the image alone |
+//! | [`Subject::Merge`] | the batch, since no statistics belong to a blend that moves | re-estimated before each validation |
+//!
+//! So what is measured on the validation split after an epoch is what the network that is written computes.
 
 mod compare;
 mod evaluate;
@@ -29,14 +34,15 @@ pub(crate) use optimizer::BETAS;
 pub use optimizer::{Optimizer, OptimizerKind, Schedule};
 pub use place::Place;
 pub use recorder::Recorder;
-pub use resume::ResumeFile;
+pub use resume::{ResumeFile, Settings};
 pub use step::{MergeState, Optimizers, Subject, step};
 
+use crate::checkpoint::Phase;
 use crate::data::{Augmentation, Dataset, Loader, LoaderOptions, Normalisation, SplitName};
 use crate::error::{Error, Result};
 use crate::interrupt::{Listener, interrupted};
 use crate::metrics::Metrics;
-use crate::nn::Model;
+use crate::nn::{Mode, Model, Network};
 use crate::ops::softmax_cross_entropy::CrossEntropy;
 use crate::tensor::{Device, Tensor};
 
@@ -52,6 +58,24 @@ impl<'a> Target<'a> {
     /// Batches in file order, for evaluation.
     pub fn in_order(&self, split: SplitName, network_channels: usize, batch_size: usize) -> Loader<'a> {
         self.loader(split, network_channels, batch_size, false, None, 0)
+    }
+
+    /// Whether a batch of so many images leaves a batch norm one number per channel, whose variance is not defined.
+    fn is_degenerate(&self, network: &Network, images: usize) -> bool {
+        let pixels = network.pixels_of_smallest_norm(self.data.height, self.data.width);
+        pixels.is_some_and(|pixels| pixels * images < 2)
+    }
+
+    /// Refuses such a batch, as PyTorch does.
+    fn check_batch(&self, network: &Network, images: usize) -> Result<()> {
+        if !self.is_degenerate(network, images) {
+            return Ok(());
+        }
+        let (height, width) = (self.data.height, self.data.width);
+        let message = format!(
+            "a batch of one image of {height}×{width} pixels leaves a batch norm one value per channel, which has no variance"
+        );
+        Err(Error::usage(message, "use a larger --batch-size, or larger images"))
     }
 
     fn loader(
@@ -138,6 +162,48 @@ impl TrainOptions {
     }
 }
 
+impl TrainOptions {
+    /// What a header says of a run with these options. A merge alone has merge weights to learn.
+    pub fn phase(&self, kind: &str, history: &[EpochRecord]) -> Phase {
+        Phase {
+            kind: kind.to_string(),
+            epoch: best_epoch(history).map_or(0, |record| record.epoch),
+            epochs_done: history.len(),
+            epochs: self.epochs,
+            stopped_early: history.len() < self.epochs
+                && self.patience.is_some_and(|patience| has_lost_patience(history, patience)),
+            learning_rate: self.learning_rate,
+            merge_learning_rate: (kind == "merge weights").then_some(self.merge_learning_rate),
+            schedule: serde_name(&self.schedule),
+            optimizer: serde_name(&self.optimizer),
+            batch_size: self.batch_size,
+            weight_decay: self.weight_decay,
+            seed: self.seed,
+        }
+    }
+}
+
+/// The name under which a variant stands in JSON.
+fn serde_name(variant: &impl Serialize) -> String {
+    let name = serde_json::to_value(variant).expect("plain data is JSON");
+    name.as_str().expect("a variant without contents").to_string()
+}
+
+/// The epoch whose model is kept: the first of those with the best macro F1 on the validation split, or the last one where
+/// that split is empty.
+pub fn best_epoch(history: &[EpochRecord]) -> Option<&EpochRecord> {
+    let is_better = |a: &EpochRecord, b: &EpochRecord| match (a.val_macro_f1, b.val_macro_f1) {
+        (Some(a), Some(b)) => a > b,
+        _ => true,
+    };
+    history.iter().reduce(|best, record| if is_better(record, best) { record } else { best })
+}
+
+/// Whether the last `patience` epochs brought no better macro F1.
+fn has_lost_patience(history: &[EpochRecord], patience: usize) -> bool {
+    best_epoch(history).is_some_and(|best| history.len() - best.epoch >= patience)
+}
+
 /// What one epoch came to.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct EpochRecord {
@@ -154,6 +220,15 @@ pub struct EpochRecord {
 /// What happens during training, for whoever shows or saves it.
 pub trait Observer {
     fn step(&mut self, _step: usize, _steps: usize, _loss: f32) {}
+
+    /// What is run from here on is called so.
+    fn phase(&mut self, _name: &str) {}
+
+    /// Epochs that an earlier process had run.
+    fn resumed(&mut self, _history: &[EpochRecord]) {}
+
+    /// Something about the run that is worth a line for everybody.
+    fn note(&mut self, _text: &str) {}
 
     /// Something about the run that is worth a line for whoever wants details.
     fn detail(&mut self, _text: &str) {}
@@ -211,6 +286,12 @@ pub fn train_resumable(
     let channels = model.network.input_channels;
     let loader =
         target.loader(SplitName::Train, channels, options.batch_size, true, options.augmentation, options.seed);
+    if subject.mode() == Mode::Training {
+        target.check_batch(&model.network, loader.smallest_batch())?;
+    }
+    if options.patience.is_some() && target.data.val.is_empty() {
+        observer.note("--patience has no effect, because the validation split is empty");
+    }
     let loss = CrossEntropy {
         class_weights: if options.balance_classes { balanced_weights(target.data) } else { Vec::new() },
         label_smoothing: options.label_smoothing,
@@ -225,14 +306,18 @@ pub fn train_resumable(
         && let Some(before) = file.load(model, &mut optimizers)?
     {
         (done, history, best, control) = (before.steps, before.history, before.best, before.control);
+        observer.resumed(&history);
     }
     // Its own buffers: a transferred trunk is still the source's.
     *model = target.place.host(&model.copy());
     let trunks = subject.move_to(target.place.device);
     let mut recorder = Recorder::new(target.place, optimizers, loss, control);
     for epoch in history.len()..options.epochs {
-        let since = epoch - best.as_ref().map_or(epoch, |best| best.epoch + 1);
-        if epoch > 0 && options.patience.is_some_and(|patience| since >= patience) {
+        if let Some(patience) = options.patience.filter(|&patience| has_lost_patience(&history, patience)) {
+            observer.note(&format!(
+                "stopped after epoch {epoch} of {}: no better macro F1 on the validation split for {patience} epochs",
+                options.epochs
+            ));
             break;
         }
         let start = Instant::now();
@@ -266,8 +351,13 @@ pub fn train_resumable(
             }
         }
         recorder.describe().into_iter().for_each(|text| observer.detail(&text));
-        subject.materialize(model);
-        let validation = validate(model, target, options.batch_size)?;
+        let outcome = subject.outcome(model, target, options.batch_size)?;
+        let outcome = outcome.as_ref().unwrap_or(model);
+        let diverged = |loss| Error::Diverged { loss, step: done, epoch: epoch + 1, kept: observer.kept() };
+        let validation = validate(outcome, target, options.batch_size).map_err(|error| match error {
+            Error::NotFinite { .. } => diverged(f32::NAN),
+            other => other,
+        })?;
         let record = EpochRecord {
             epoch: epoch + 1,
             train_loss: sum / batches as f64,
@@ -276,19 +366,19 @@ pub fn train_resumable(
             seconds: start.elapsed().as_secs_f64(),
         };
         // A step's loss tells of the parameters before it; what the last step did shows here.
-        let is_broken = record.val_macro_f1.is_some_and(f64::is_nan) || model.first_not_finite().is_some();
+        let is_broken = outcome.first_fault().is_some();
         // What is downloaded from a device that has failed is NaN too.
         target.place.device.check()?;
         if is_broken {
-            return Err(Error::Diverged { loss: f32::NAN, step: done, epoch: epoch + 1, kept: observer.kept() });
+            return Err(diverged(f32::NAN));
         }
         let macro_f1 = record.val_macro_f1.unwrap_or(f64::INFINITY);
         // Without a validation split every epoch counts as an improvement.
         let improved = best.as_ref().is_none_or(|best| macro_f1 > best.macro_f1 || macro_f1 == f64::INFINITY);
         if improved {
-            best = Some(Best { macro_f1, epoch, model: model.copy(), numbers: subject.numbers() });
+            best = Some(Best { macro_f1, epoch, model: outcome.copy(), numbers: subject.numbers() });
         }
-        let kept = improved.then(|| model.to_device(Device::Cpu));
+        let kept = improved.then(|| outcome.to_device(Device::Cpu));
         target.place.device.check()?;
         observer.epoch(&record, kept.as_ref())?;
         history.push(record);
@@ -296,9 +386,17 @@ pub fn train_resumable(
             file.save(model, recorder.optimizers(), recorder.control(), best.as_ref(), &history, done)?;
         }
     }
-    if let Some(best) = best {
-        *model = best.model;
-        subject.restore(best.numbers);
+    match best {
+        Some(best) => {
+            *model = best.model;
+            subject.restore(best.numbers);
+        }
+        // No epoch was asked for.
+        None => {
+            if let Some(outcome) = subject.outcome(model, target, options.batch_size)? {
+                *model = outcome;
+            }
+        }
     }
     *model = model.to_device(Device::Cpu);
     subject.move_back(trunks);

@@ -14,7 +14,7 @@ use super::{Optimizers, Subject};
 use crate::data::{Batch, Loader, RawBatch};
 use crate::error::Result;
 use crate::gpu::{Address, Cost, Graph, Handle, Plan};
-use crate::nn::Model;
+use crate::nn::{Mode, Model};
 use crate::ops::control::{Control, LOSSES, Values};
 use crate::ops::images::Images;
 use crate::ops::softmax_cross_entropy::CrossEntropy;
@@ -191,7 +191,9 @@ impl Recorder {
         if let Some(graph) = &recorded.graph {
             graph.replay();
             // What the recorded step counted on the host.
-            model.batches_tracked.iter_mut().for_each(|count| *count += 1);
+            if subject.mode() == Mode::Training {
+                model.batches_tracked.iter_mut().for_each(|count| *count += 1);
+            }
         } else {
             let graph = gpu.capture_planned(&recorded.plan, || launch(recorded, model, subject, optimizers))?;
             graph.replay();

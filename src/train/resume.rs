@@ -1,23 +1,31 @@
 //! A training run that can be killed: its state after each epoch, in a file beside the result.
 //!
 //! The state is everything the next epoch depends on, so that a run continued from it ends with the same bits as one that
-//! was never interrupted. The file belongs to one run: another network, data set or set of options is refused.
+//! was never interrupted. The file belongs to one run: another network, data set or set of options is refused, by the name
+//! of what differs. It carries a hash of its content, so that one which was altered is not continued.
 
+use std::collections::BTreeMap;
 use std::path::Path;
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use super::step::Optimizers;
 use super::{Best, EpochRecord};
-use crate::checkpoint::{Metadata, Numbers, StoredTensor, TensorFile, write};
+use crate::checkpoint::{Metadata, Numbers, StoredTensor, TensorFile, first_few, write};
 use crate::error::{Error, Result};
 use crate::nn::Model;
 use crate::ops::control::Values;
 use crate::output::OutputPath;
 use crate::tensor::Tensor;
 
+/// Whatever changes the result of a run, by the name of the option that sets it.
+pub type Settings = BTreeMap<String, Value>;
+
 /// Where the state of a run is kept, and what says that it is this run's.
 pub struct ResumeFile {
     output: OutputPath,
-    fingerprint: String,
+    settings: Settings,
 }
 
 /// What has been done before this process started.
@@ -30,9 +38,8 @@ pub(super) struct Resumed {
 }
 
 impl ResumeFile {
-    /// `fingerprint` names the run: whatever changes its result belongs in it.
-    pub fn new(path: &Path, fingerprint: String) -> Result<ResumeFile> {
-        Ok(ResumeFile { output: OutputPath::check(path, true, 0)?, fingerprint })
+    pub fn new(path: &Path, settings: Settings) -> Result<ResumeFile> {
+        Ok(ResumeFile { output: OutputPath::check(path, true, 0)?, settings })
     }
 
     /// Whether an earlier run left its state here.
@@ -57,7 +64,7 @@ impl ResumeFile {
     ) -> Result<()> {
         let mut tensors = stored_model("model", model);
         let mut metadata = Metadata::from([
-            ("fingerprint".to_string(), self.fingerprint.clone()),
+            (SETTINGS.to_string(), serde_json::to_string(&self.settings).expect("plain data is JSON")),
             ("steps".into(), steps.to_string()),
             ("history".into(), serde_json::to_string(history).expect("plain data is JSON")),
         ]);
@@ -80,6 +87,7 @@ impl ResumeFile {
         }
         // A device that failed while it was read gave NaN: the state of the epoch before is worth more.
         model.device().check()?;
+        metadata.insert(CONTENT.into(), content_hash(&tensors, &metadata));
         write(&mut self.output, &tensors, &metadata)
     }
 
@@ -93,8 +101,19 @@ impl ResumeFile {
         let refuse = |message: &str| Error::checkpoint(self.output.path(), message, hint);
         let text = |key: &str| file.metadata.get(key).ok_or_else(|| refuse("it is no state of a training run"));
         let number = |key: &str| text(key)?.parse::<u64>().map_err(|_| refuse("it is no state of a training run"));
-        if *text("fingerprint")? != self.fingerprint {
-            return Err(refuse("it is the state of another run: the network, the data or the options differ"));
+        let settings: Settings =
+            serde_json::from_str(text(SETTINGS)?).map_err(|_| refuse("it is no state of a training run"))?;
+        let tensors: Vec<StoredTensor> = file.tensors.values().cloned().collect();
+        if *text(CONTENT)? != content_hash(&tensors, &file.metadata) {
+            return Err(refuse("it was altered since it was written"));
+        }
+        // By the same way through text: a decimal number may come back as another one.
+        let ours = serde_json::to_string(&self.settings).expect("plain data is JSON");
+        let differences = differences(&settings, &serde_json::from_str(&ours).expect("it was written just now"));
+        if !differences.is_empty() {
+            let message = format!("it is the state of another run: {}", first_few(&differences));
+            let hint = "give the options of the first call, or delete the file to start from the beginning";
+            return Err(Error::checkpoint(self.output.path(), message, hint));
         }
         let history: Vec<EpochRecord> =
             serde_json::from_str(text("history")?).map_err(|_| refuse("it is no state of a training run"))?;
@@ -121,6 +140,52 @@ impl ResumeFile {
         };
         Ok(Some(Resumed { steps: number("steps")? as usize, history, best, control }))
     }
+}
+
+/// Keys of the header.
+const SETTINGS: &str = "settings";
+const CONTENT: &str = "content";
+
+/// SHA-256 of all tensors and of the rest of the header, whatever their order in the file.
+fn content_hash(tensors: &[StoredTensor], metadata: &Metadata) -> String {
+    // What the writer adds to every file.
+    let is_ours = |key: &str| key != CONTENT && key != "format" && key != "medmerge.version";
+    let mut sorted: Vec<&StoredTensor> = tensors.iter().collect();
+    sorted.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut hash = Sha256::new();
+    for (key, value) in metadata.iter().filter(|(key, _)| is_ours(key)) {
+        hash.update(format!("{key:?}: {value:?}\n"));
+    }
+    for tensor in sorted {
+        hash.update(format!("{:?} {:?}\n", tensor.name, tensor.shape));
+        match &tensor.numbers {
+            Numbers::Integers(values) => hash.update(bytemuck::cast_slice::<i64, u8>(values)),
+            Numbers::Floats(values) => hash.update(bytemuck::cast_slice::<f32, u8>(values)),
+        }
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What was set otherwise, in words.
+fn differences(before: &Settings, now: &Settings) -> Vec<String> {
+    let names: std::collections::BTreeSet<&String> = before.keys().chain(now.keys()).collect();
+    let shown = |value: Option<&Value>| match value {
+        None | Some(Value::Null) => "not given".to_string(),
+        Some(value) => value.to_string(),
+    };
+    // Hashes say nothing to anybody.
+    let is_hash = |value: Option<&Value>| value.and_then(Value::as_str).is_some_and(|text| text.len() >= 64);
+    let differing = names.into_iter().filter(|name| shown(before.get(*name)) != shown(now.get(*name)));
+    differing
+        .map(|name| match (before.get(name), now.get(name)) {
+            (before, now) if is_hash(before) && is_hash(now) => format!("{name} is another"),
+            (before, now) if is_hash(before) || is_hash(now) => {
+                let is_given = now.is_some_and(|now| !now.is_null());
+                format!("{name} was {}", if is_given { "not given and is" } else { "given and is not" })
+            }
+            (before, now) => format!("{name} was {} and is {}", shown(before), shown(now)),
+        })
+        .collect()
 }
 
 fn control_values(text: &str) -> Option<Values> {
@@ -158,8 +223,46 @@ fn restore_model(file: &TensorFile, prefix: &str, model: &mut Model) -> Result<(
     Ok(())
 }
 
-#[cfg(all(test, feature = "emulator"))]
+#[cfg(test)]
 mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn settings_that_differ_are_told_by_their_names() {
+        let settings = |pairs: &[(&str, Value)]| {
+            pairs.iter().map(|(name, value)| (name.to_string(), value.clone())).collect::<Settings>()
+        };
+        let (one, other) = ("1".repeat(64), "2".repeat(64));
+        let before = settings(&[
+            ("--epochs", json!(10)),
+            ("--flip", json!(true)),
+            ("--patience", Value::Null),
+            ("the content of --data", json!(one)),
+            ("--from", json!(one)),
+        ]);
+        let now = settings(&[
+            ("--epochs", json!(12)),
+            ("--flip", json!(true)),
+            ("--patience", json!(3)),
+            ("the content of --data", json!(other)),
+            ("--from", Value::Null),
+        ]);
+        let expected = [
+            "--epochs was 10 and is 12",
+            "--from was given and is not",
+            "--patience was not given and is 3",
+            "the content of --data is another",
+        ];
+        assert_eq!(differences(&before, &now), expected);
+        assert_eq!(differences(&now, &before)[1], "--from was not given and is");
+        assert_eq!(differences(&before, &before), [""; 0]);
+    }
+}
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests_on_a_gpu {
     use super::*;
     use crate::gpu::Gpu;
     use crate::nn::Architecture;
@@ -175,7 +278,7 @@ mod tests {
         let network = Architecture::named("resnet8", None, Some(4)).unwrap().build(1, 2);
         let model = Model::initialized(network, 1).to_device(Device::Gpu(gpu));
         let optimizers = Subject::Everything.optimizers(&TrainOptions::default());
-        let mut file = ResumeFile::new(&path, "a run".into()).unwrap();
+        let mut file = ResumeFile::new(&path, Settings::new()).unwrap();
         file.save(&model, &optimizers, None, None, &[], 1).unwrap();
         let before = std::fs::read(&path).unwrap();
         gpu.prepare("convert", "no such kernel", DType::F32);

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::optimizer::BETAS;
-use super::{Optimizer, TrainOptions};
+use super::{Optimizer, Target, TrainOptions, reestimate_statistics};
+use crate::error::Result;
 use crate::merge::{Constraint, Plan};
 use crate::nn::{Mode, Model};
 use crate::ops::control::Control;
@@ -29,6 +30,8 @@ pub struct MergeState {
     pub trunks: Vec<Tensor>,
     /// Learned rows × learned numbers.
     pub numbers: Tensor,
+    /// Whether the merged network keeps the running statistics of learning, instead of ones re-estimated on the target.
+    pub keeps_statistics: bool,
 }
 
 /// One update rule per arena that learns.
@@ -84,6 +87,15 @@ impl Subject {
         }
     }
 
+    /// Which statistics batch norms normalise by while it learns. A linear probe leaves the trunk as it is, and what a
+    /// trunk makes of an image depends on its running statistics too.
+    pub fn mode(&self) -> Mode {
+        match self {
+            Subject::Head => Mode::Inference,
+            Subject::Everything | Subject::Merge(_) => Mode::Training,
+        }
+    }
+
     /// Moves what learns, and what it learns from, to a device; returns the frozen sources as they were.
     pub(super) fn move_to(&mut self, device: Device) -> Vec<Tensor> {
         let Subject::Merge(state) = self else { return Vec::new() };
@@ -100,11 +112,17 @@ impl Subject {
         }
     }
 
-    /// Writes the blend as it is now into the model's trunk.
-    pub fn materialize(&self, model: &mut Model) {
-        if let Subject::Merge(state) = self {
-            model.trunk = state.plan.blend(&state.trunks, &state.numbers);
+    /// The network as it would be written now: of a merge, the blend with its own running statistics. `None` where `model`
+    /// is that already.
+    pub(super) fn outcome(&self, model: &Model, target: Target, batch_size: usize) -> Result<Option<Model>> {
+        let Subject::Merge(state) = self else { return Ok(None) };
+        let trunk = state.plan.blend(&state.trunks, &state.numbers);
+        // Buffers of its own: a recorded step goes on with the others.
+        let mut outcome = Model { trunk, statistics: model.statistics.copy(), ..model.clone() };
+        if !state.keeps_statistics {
+            reestimate_statistics(&mut outcome, target, batch_size)?;
         }
+        Ok(Some(outcome))
     }
 
     /// A copy of the merge weights.
@@ -151,7 +169,7 @@ pub fn step(
         }
     };
     let network = Arc::clone(&model.network);
-    let output = network.forward(&mut tape, &trunk, &head, &model.statistics, images, Mode::Training);
+    let output = network.forward(&mut tape, &trunk, &head, &model.statistics, images, subject.mode());
     drop(trunk);
     let loss = tape.softmax_cross_entropy(loss, &output.logits, labels, control);
     let value = loss.value().clone();
@@ -170,8 +188,9 @@ pub fn step(
         None if !value.data::<f32>()[0].is_finite() => return value,
         None => {}
     }
-    let of_batch = output.statistics.expect("made in training mode");
-    model.update_statistics(&of_batch, Some(MOMENTUM), control.map(Control::gate));
+    if let Some(of_batch) = output.statistics {
+        model.update_statistics(&of_batch, Some(MOMENTUM), control.map(Control::gate));
+    }
     if let Some(gradient) = of_head {
         optimizers.head.update(&mut model.head, &gradient, factor, control);
     }

@@ -77,7 +77,7 @@ impl What {
         let plan = Plan::new(&start.network, method);
         let numbers = plan.start(Start::Weight(0.3)).unwrap();
         let trunks = (0..sources as u64).map(|seed| model(100 + seed).trunk).collect();
-        Subject::Merge(MergeState { plan, trunks, numbers })
+        Subject::Merge(MergeState { plan, trunks, numbers, keeps_statistics: false })
     }
 }
 

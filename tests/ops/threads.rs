@@ -75,7 +75,7 @@ fn merge_of(model: &Model, granularity: Granularity) -> Subject {
     let plan = Plan::new(&model.network, method);
     let trunks = (1..4).map(|seed| Model::initialized(model.network.clone(), seed).trunk).collect();
     let numbers = plan.start(Start::Uniform).unwrap();
-    Subject::Merge(MergeState { plan, trunks, numbers })
+    Subject::Merge(MergeState { plan, trunks, numbers, keeps_statistics: false })
 }
 
 /// Two steps, so that what the first one wrote is read by the second.

@@ -152,7 +152,8 @@ fn merge_state(step: &works::Step) -> MergeState {
     let models: Vec<Model> = (0..LEARN_SOURCES as u32).map(|m| resnet18(step, (m + 1) * seed::STEP)).collect();
     let plan = Plan::new(&models[0].network, per_filter(LEARN_SOURCES, Constraint::Affine));
     let numbers = plan.start(Start::Uniform).expect("every constraint allows a uniform start");
-    MergeState { plan, trunks: models.into_iter().map(|model| model.trunk).collect(), numbers }
+    let trunks = models.into_iter().map(|model| model.trunk).collect();
+    MergeState { plan, trunks, numbers, keeps_statistics: false }
 }
 
 struct TrainingStep {
@@ -200,7 +201,7 @@ struct LearnMerge {
 
 impl Work for LearnMerge {
     fn run(&mut self) {
-        let MergeState { plan, trunks, numbers } = &self.state;
+        let MergeState { plan, trunks, numbers, .. } = &self.state;
         let mut tape = Tape::new();
         let numbers = tape.leaf(numbers.clone());
         let alpha = tape.constrain(&plan.parametrization, &numbers);

@@ -1,0 +1,254 @@
+//! Where a network comes from, as its file's header says it: how images became numbers, which images, how it was trained.
+//!
+//! | key, after `medmerge.` | JSON |
+//! |---|---|
+//! | `normalisation` | `{"mean": [0.5], "std": [0.5]}`, after dividing bytes by 255 |
+//! | `image_size` | `[height, width]` of the images that it last saw in training |
+//! | `class_names` | one name per class |
+//! | `data` | `{"name": "derma.npz", "sha256": …}`: of the arrays, not of the file |
+//! | `training` | one [`Phase`] per run, oldest first |
+//!
+//! Every key may be missing: files of other programs have none, older ones fewer. One that is there and makes no sense is
+//! an error, because whoever reads the file goes by it.
+
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::Metadata;
+use crate::data::{Dataset, Normalisation};
+use crate::error::{Error, Result};
+use crate::nn::Network;
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Provenance {
+    pub normalisation: Option<Normalisation>,
+    /// Height and width in pixels.
+    pub image_size: Option<[usize; 2]>,
+    pub class_names: Option<Vec<String>>,
+    pub data: Option<DataRecord>,
+    /// Oldest first; the last one made the numbers that the file holds.
+    pub training: Vec<Phase>,
+}
+
+/// What identifies a data set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataRecord {
+    /// The file's name without its folder.
+    pub name: String,
+    /// Of the images and labels, in hexadecimal.
+    pub sha256: String,
+}
+
+/// One run of training: how long, and how fast.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Phase {
+    /// `train`, `fine-tune`, `linear probe` or `merge weights`.
+    pub kind: String,
+    /// The epoch, counted from 1, whose numbers these are; 0 where none has ended.
+    pub epoch: usize,
+    /// Epochs that had ended when the file was written.
+    pub epochs_done: usize,
+    /// Epochs that were asked for.
+    pub epochs: usize,
+    /// Whether the run ended before because it no longer improved.
+    #[serde(default)]
+    pub stopped_early: bool,
+    /// At the start; how it falls is the schedule's matter.
+    pub learning_rate: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merge_learning_rate: Option<f64>,
+    pub schedule: String,
+    pub optimizer: String,
+    pub batch_size: usize,
+    pub weight_decay: f64,
+    pub seed: u64,
+}
+
+impl Phase {
+    /// Whether more epochs were to come when the file was written.
+    pub fn is_unfinished(&self) -> bool {
+        self.epochs_done < self.epochs && !self.stopped_early
+    }
+}
+
+const NORMALISATION: &str = "medmerge.normalisation";
+const IMAGE_SIZE: &str = "medmerge.image_size";
+const CLASS_NAMES: &str = "medmerge.class_names";
+const DATA: &str = "medmerge.data";
+const TRAINING: &str = "medmerge.training";
+
+impl Provenance {
+    /// Of a network that is trained on `data`; `before` are the phases that led to it.
+    pub fn of(data: &Dataset, normalisation: &Normalisation, before: &[Phase], phase: Phase) -> Provenance {
+        let name = data.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Provenance {
+            normalisation: Some(normalisation.clone()),
+            image_size: Some([data.height, data.width]),
+            class_names: data.class_names.clone(),
+            data: Some(DataRecord { name, sha256: data.sha256() }),
+            training: [before, &[phase]].concat(),
+        }
+    }
+
+    /// What the header of the file at `path` says.
+    pub fn read(path: &Path, metadata: &Metadata) -> Result<Provenance> {
+        let provenance = Provenance {
+            normalisation: field(path, metadata, NORMALISATION)?,
+            image_size: field(path, metadata, IMAGE_SIZE)?,
+            class_names: field(path, metadata, CLASS_NAMES)?,
+            data: field(path, metadata, DATA)?,
+            training: field(path, metadata, TRAINING)?.unwrap_or_default(),
+        };
+        if provenance.image_size.is_some_and(|sides| sides.contains(&0)) {
+            return Err(odd(path, IMAGE_SIZE, "images of 0 pixels"));
+        }
+        Ok(provenance)
+    }
+
+    /// Refuses what does not fit the network of the file that it was read from.
+    pub fn check(&self, path: &Path, network: &Network, has_head: bool) -> Result<()> {
+        if let Some(normalisation) = &self.normalisation {
+            normalisation
+                .check(network.input_channels)
+                .map_err(|error| odd(path, NORMALISATION, &error.to_string()))?;
+        }
+        match &self.class_names {
+            Some(names) if has_head && names.len() != network.classes => {
+                let reason = format!("{} names for {} classes", names.len(), network.classes);
+                Err(odd(path, CLASS_NAMES, &reason))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Adds what is known to a header.
+    pub fn write(&self, metadata: &mut Metadata) {
+        let mut put = |key: &str, json: Option<serde_json::Result<String>>| match json {
+            Some(json) => drop(metadata.insert(key.into(), json.expect("plain data is JSON"))),
+            None => drop(metadata.remove(key)),
+        };
+        put(NORMALISATION, self.normalisation.as_ref().map(serde_json::to_string));
+        put(IMAGE_SIZE, self.image_size.as_ref().map(serde_json::to_string));
+        put(CLASS_NAMES, self.class_names.as_ref().map(serde_json::to_string));
+        put(DATA, self.data.as_ref().map(serde_json::to_string));
+        put(TRAINING, (!self.training.is_empty()).then(|| serde_json::to_string(&self.training)));
+    }
+
+    /// The run that made the numbers of the file.
+    pub fn last_phase(&self) -> Option<&Phase> {
+        self.training.last()
+    }
+}
+
+/// The normalisation on which all files agree that tell one, for a network of so many channels; an error where they do not.
+pub fn agreed_normalisation<'a>(
+    files: impl IntoIterator<Item = (&'a Path, &'a Provenance)>,
+    channels: usize,
+) -> Result<Option<Normalisation>> {
+    let mut agreed: Option<(&Path, &Normalisation)> = None;
+    for (path, provenance) in files {
+        match (agreed, &provenance.normalisation) {
+            (_, None) => {}
+            (None, Some(normalisation)) => agreed = Some((path, normalisation)),
+            (Some((_, first)), Some(normalisation)) if first.is_same(normalisation, channels) => {}
+            (Some((first_path, first)), Some(normalisation)) => {
+                let message = format!(
+                    "{} was trained with {first}, and {} with {normalisation}",
+                    first_path.display(),
+                    path.display()
+                );
+                return Err(Error::usage(message, "say which to use: --mean and --std"));
+            }
+        }
+    }
+    Ok(agreed.map(|(_, normalisation)| normalisation.clone()))
+}
+
+fn field<T: DeserializeOwned>(path: &Path, metadata: &Metadata, key: &str) -> Result<Option<T>> {
+    let parse = |text: &String| serde_json::from_str(text).map_err(|error| odd(path, key, &error.to_string()));
+    metadata.get(key).map(parse).transpose()
+}
+
+fn odd(path: &Path, key: &str, reason: &str) -> Error {
+    let hint = "the header was altered; write the file again, or remove the entry";
+    Error::checkpoint(path, format!("its header's {key} makes no sense: {reason}"), hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::Architecture;
+
+    fn phase() -> Phase {
+        Phase {
+            kind: "train".into(),
+            epoch: 2,
+            epochs_done: 3,
+            epochs: 10,
+            stopped_early: false,
+            learning_rate: 1e-3,
+            merge_learning_rate: None,
+            schedule: "cosine".into(),
+            optimizer: "adamw".into(),
+            batch_size: 128,
+            weight_decay: 1e-4,
+            seed: 7,
+        }
+    }
+
+    fn whole() -> Provenance {
+        Provenance {
+            // A number whose decimal digits do not end.
+            normalisation: Some(Normalisation { mean: vec![0.1, 0.2, 1.0 / 3.0], std: vec![0.25] }),
+            image_size: Some([28, 32]),
+            class_names: Some(vec!["naevus".into(), "mélanome".into()]),
+            data: Some(DataRecord { name: "derma.npz".into(), sha256: "00ff".into() }),
+            training: vec![phase()],
+        }
+    }
+
+    #[test]
+    fn a_header_gives_back_what_was_written() {
+        for provenance in [whole(), Provenance::default()] {
+            let mut metadata = Metadata::new();
+            provenance.write(&mut metadata);
+            assert_eq!(Provenance::read(Path::new("x"), &metadata).unwrap(), provenance);
+        }
+        assert_eq!(Provenance::read(Path::new("x"), &Metadata::new()).unwrap(), Provenance::default());
+    }
+
+    #[test]
+    fn a_header_that_makes_no_sense_is_refused_by_its_key() {
+        let network = Architecture::named("resnet8", None, Some(4)).unwrap().build(3, 2);
+        let refusal = |key: &str, text: &str| {
+            let mut metadata = Metadata::new();
+            whole().write(&mut metadata);
+            metadata.insert(key.into(), text.into());
+            let read = Provenance::read(Path::new("x"), &metadata);
+            read.and_then(|provenance| provenance.check(Path::new("x"), &network, true)).unwrap_err().to_string()
+        };
+        for (key, text) in [
+            (NORMALISATION, "0.5"),
+            (NORMALISATION, r#"{"mean": [0.5], "std": [0]}"#),
+            (NORMALISATION, r#"{"mean": [0.5, 0.5], "std": [1]}"#),
+            (IMAGE_SIZE, "[28]"),
+            (IMAGE_SIZE, "[28, 0]"),
+            (CLASS_NAMES, r#"["one"]"#),
+            (DATA, "{}"),
+            (TRAINING, r#"[{"kind": "train"}]"#),
+        ] {
+            let refusal = refusal(key, text);
+            assert!(refusal.contains(&format!("its header's {key} makes no sense")), "{key} {text}: {refusal}");
+        }
+        whole().check(Path::new("x"), &network, true).unwrap();
+    }
+
+    #[test]
+    fn a_run_is_unfinished_until_its_last_epoch_or_its_patience_ends() {
+        assert!(phase().is_unfinished());
+        assert!(!Phase { epochs_done: 10, ..phase() }.is_unfinished());
+        assert!(!Phase { stopped_early: true, ..phase() }.is_unfinished());
+    }
+}
