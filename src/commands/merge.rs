@@ -7,7 +7,7 @@ use medmerge::data::{Dataset, Normalisation};
 use medmerge::error::{Error, Result};
 use medmerge::merge::{Learned, Sources, fold_fixed};
 use medmerge::nn::Model;
-use medmerge::output::OutputPath;
+use medmerge::output::{OutputPath, shown};
 use medmerge::train::{Place, Target, reestimate_statistics};
 
 use super::progress::spinner;
@@ -30,11 +30,11 @@ pub fn run(options: &Merge, global: &Global) -> Result<()> {
     let mut output = OutputPath::check(&options.out, options.force, checkpoint::file_size(&model.network))?;
     checkpoint::save(&mut output, &model, &metadata)?;
     spinner.finish_and_clear();
-    let result = json!({"out": options.out, "architecture": sources.architecture(), "classes": model.network.classes});
-    report(global, &result, || {
-        println!("{}: {}, {} classes", options.out.display(), sources.architecture(), model.network.classes);
-    });
-    Ok(())
+    let result =
+        json!({"out": shown(&options.out), "architecture": sources.architecture(), "classes": model.network.classes});
+    report(global, &result, |out| {
+        writeln!(out, "{}: {}, {} classes", options.out.display(), sources.architecture(), model.network.classes)
+    })
 }
 
 fn by_coefficients(options: &Merge, sources: &Sources, place: Place, global: &Global) -> Result<(Model, Metadata)> {

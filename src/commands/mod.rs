@@ -14,6 +14,7 @@ mod selftest;
 mod synth;
 mod train;
 
+use std::io::Write;
 use std::path::Path;
 
 use medmerge::data::{Augmentation, Dataset, Normalisation, check_channels};
@@ -22,6 +23,7 @@ use medmerge::nn::Network;
 use medmerge::train::{OptimizerKind, Schedule, TrainOptions};
 
 use crate::cli::{self, Cli, Global, Verb};
+use crate::terminal;
 
 pub fn run(cli: Cli) -> Result<()> {
     let Cli { verb, global } = cli;
@@ -48,19 +50,19 @@ pub fn run(cli: Cli) -> Result<()> {
     }
 }
 
-/// Prints a result for machines, or calls `print` for people.
-fn report(global: &Global, result: &serde_json::Value, print: impl FnOnce()) {
-    if global.json {
-        println!("{result:#}");
-    } else {
-        print();
-    }
+/// Prints a result for machines, or what `print` writes for people.
+fn report(
+    global: &Global,
+    result: &serde_json::Value,
+    print: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
+) -> Result<()> {
+    if global.json { terminal::print_object(result) } else { terminal::print(print) }
 }
 
 /// A line for people on stderr that is not the result.
 fn note(global: &Global, text: std::fmt::Arguments) {
     if !global.quiet {
-        eprintln!("{text}");
+        terminal::say(text);
     }
 }
 

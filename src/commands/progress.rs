@@ -12,6 +12,7 @@ use medmerge::output::OutputPath;
 use medmerge::train::{EpochRecord, Observer};
 
 use crate::cli::Global;
+use crate::terminal;
 
 /// Shows one training run, and saves its best epoch where it is told to.
 pub struct Progress {
@@ -49,7 +50,7 @@ impl Observer for Progress {
 
     fn detail(&mut self, text: &str) {
         if self.verbose {
-            self.bar.suspend(|| eprintln!("{}: {text}", self.name));
+            self.bar.suspend(|| terminal::say(format_args!("{}: {text}", self.name)));
         }
     }
 
@@ -60,10 +61,10 @@ impl Observer for Progress {
                 _ => String::new(),
             };
             self.bar.suspend(|| {
-                eprintln!(
+                terminal::say(format_args!(
                     "{}: epoch {}, loss {:.4}{val}, {:.1} s",
                     self.name, record.epoch, record.train_loss, record.seconds
-                )
+                ))
             });
         }
         if let (Some(model), Some((output, metadata))) = (best, &mut self.checkpoint) {

@@ -8,7 +8,7 @@ use medmerge::data::Dataset;
 use medmerge::error::{Error, Result};
 use medmerge::merge::training_metadata;
 use medmerge::nn::{Architecture, Model, Region, init};
-use medmerge::output::OutputPath;
+use medmerge::output::{OutputPath, shown};
 use medmerge::tensor::{DType, Device};
 use medmerge::train::{Place, ResumeFile, Subject, Target, TrainOptions, train_resumable};
 
@@ -77,17 +77,17 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
 
     let best = history.iter().filter_map(|record| record.val_macro_f1).fold(f64::NAN, f64::max);
     let result = json!({
-        "out": options.out, "architecture": architecture, "parameters": model.network.parameter_count(),
+        "out": shown(&options.out), "architecture": architecture, "parameters": model.network.parameter_count(),
         "options": train_options, "epochs": history,
     });
-    report(global, &result, || {
-        println!(
+    report(global, &result, |out| {
+        writeln!(
+            out,
             "{}: {architecture}, {} epochs, best validation macro F1 {best:.4}",
             options.out.display(),
             history.len()
-        );
-    });
-    Ok(())
+        )
+    })
 }
 
 /// Whatever changes the result of a run.
