@@ -15,6 +15,10 @@ pub enum Error {
     #[error("cannot {action} {}", path.display())]
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
 
+    /// Nobody takes what the run prints.
+    #[error("cannot write to the standard output")]
+    Stdout { source: std::io::Error },
+
     /// An option, or a combination of options, that makes no sense.
     #[error("{message}")]
     Usage { message: String, hint: String },
@@ -99,6 +103,7 @@ impl Error {
                 std::io::ErrorKind::IsADirectory => "give the path of a file, not of a folder".into(),
                 _ => "check the path and the disk".into(),
             }),
+            Error::Stdout { .. } => Some("check where it leads, and whether that disk is full".into()),
             Error::Usage { hint, .. }
             | Error::Checkpoint { hint, .. }
             | Error::Data { hint, .. }
@@ -124,7 +129,11 @@ impl Error {
     /// 2 where the user gave something wrong, 1 where the work itself failed.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::Diverged { .. } | Error::NotFinite { .. } | Error::Selftest { .. } | Error::Interrupted { .. } => 1,
+            Error::Diverged { .. }
+            | Error::NotFinite { .. }
+            | Error::Selftest { .. }
+            | Error::Interrupted { .. }
+            | Error::Stdout { .. } => 1,
             Error::Gpu(failure) => failure.exit_code(),
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::Interrupted => 1,
             _ => 2,

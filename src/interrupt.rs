@@ -1,20 +1,28 @@
 //! Ctrl-C: the first one asks a training loop to stop at the next step, or waits for a file to be whole. A second one, or one
 //! while neither happens, ends the program at once.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// Loops that look at the flag, and files being written.
 static LISTENING: AtomicUsize = AtomicUsize::new(0);
 
+/// How the program tells that it was interrupted.
+static SAY: OnceLock<fn()> = OnceLock::new();
+
 /// Ends the program as `main` does when a training loop was interrupted.
 fn end() -> ! {
-    eprintln!("error: interrupted");
+    if let Some(say) = SAY.get() {
+        say();
+    }
     std::process::exit(1)
 }
 
-/// Installs the handler; called once by the program. A library's user keeps their own.
-pub fn watch_for_interrupt() {
+/// Installs the handler; called once by the program, which tells by `say` that it was interrupted. A library's user keeps
+/// their own.
+pub fn watch_for_interrupt(say: fn()) {
+    SAY.get_or_init(|| say);
     let handler = || {
         let is_second = INTERRUPTED.swap(true, Ordering::SeqCst);
         if is_second || LISTENING.load(Ordering::SeqCst) == 0 {

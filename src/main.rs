@@ -2,34 +2,29 @@
 
 mod cli;
 mod commands;
+mod terminal;
 
-use std::error::Error as _;
 use std::process::ExitCode;
 
 use clap::Parser;
 
 fn main() -> ExitCode {
     end_with_a_closed_pipe();
-    let cli = cli::Cli::parse();
-    medmerge::interrupt::watch_for_interrupt();
+    // A command line that cannot be parsed is answered in the same form.
+    terminal::as_json(std::env::args_os().any(|argument| argument == "--json"));
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return terminal::explain(&error),
+    };
+    terminal::as_json(cli.global.json);
+    medmerge::interrupt::watch_for_interrupt(terminal::interrupted);
     match commands::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            let mut cause = error.source();
-            while let Some(error) = cause {
-                eprintln!("caused by: {error}");
-                cause = error.source();
-            }
-            if let Some(hint) = error.hint() {
-                eprintln!("hint: {hint}");
-            }
-            ExitCode::from(error.exit_code())
-        }
+        Err(error) => terminal::fail(&error),
     }
 }
 
-/// `medmerge … | head` ends when `head` does, as other programs do; Rust would turn the closed pipe into a panic.
+/// `medmerge … | head` ends when `head` does, as other programs do; Rust would turn the closed pipe into an error.
 fn end_with_a_closed_pipe() {
     #[cfg(unix)]
     // SAFETY: nothing runs yet that could handle the signal otherwise.

@@ -100,6 +100,11 @@ fn temporary(path: &Path) -> std::io::Result<tempfile::NamedTempFile> {
     builder.tempfile_in(folder(path))
 }
 
+/// A path as text, for JSON: what is not UTF-8 in it, as a file's name on Unix may be, becomes `�`.
+pub fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
+
 /// Makes a folder for several files; it must be new or empty unless `force`.
 pub fn make_folder(path: &Path, force: bool) -> Result<()> {
     if path.exists() && !path.is_dir() {

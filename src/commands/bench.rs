@@ -1,15 +1,22 @@
 //! `bench`: what merges, convolutions and steps take, beside what the machine can do.
 
-use medmerge::bench::{self, Kind, Limits, Machine, Report, Row, Settings, is_emulated, measure, report};
+use std::io::{self, Write};
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use medmerge::bench::report::{account, compare, seconds};
+use medmerge::bench::{self, Kind, Limits, Machine, Report, Row, Settings, is_emulated, measure};
 use medmerge::error::{Error, Result};
 use medmerge::gpu::{self, Description, Failure, Library};
 use medmerge::ops::conv2d::Pass;
 use medmerge::ops::conv2d::tiles::Entry;
-use medmerge::output::OutputPath;
+use medmerge::output::{OutputPath, shown};
 use medmerge::tensor::Device;
 
-use super::{devices, note, place};
+use super::{devices, note, place, report};
 use crate::cli::{Bench, BenchImages, BenchOptions, Global};
+use crate::terminal;
 
 pub fn run(verb: &Bench, global: &Global) -> Result<()> {
     let nothing = BenchImages { image_size: vec![], batch_size: None };
@@ -22,7 +29,7 @@ pub fn run(verb: &Bench, global: &Global) -> Result<()> {
     let baseline = baseline.transpose()?;
     if let Bench::Step { dry_run: true, launches, .. } = verb {
         let settings = settings(place::dry(global)?, options, images, sources, passes);
-        return account(&bench::Bench::new(kind, &settings)?, *launches, global);
+        return dry_run(&bench::Bench::new(kind, &settings)?, *launches, global);
     }
     let place = place::open(global)?;
     let emulated = is_emulated(place.device);
@@ -39,7 +46,7 @@ pub fn run(verb: &Bench, global: &Global) -> Result<()> {
     let mut result = Report {
         bench: kind.to_string(),
         version: env!("CARGO_PKG_VERSION").into(),
-        command: std::env::args().collect(),
+        command: std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect(),
         device: machine,
         emulated,
         limits: None,
@@ -56,36 +63,49 @@ pub fn run(verb: &Bench, global: &Global) -> Result<()> {
     }
     let done = measure_all(&bench, baseline.as_ref().map(|(_, earlier)| earlier), &mut result, global);
     result.complete = done.is_ok();
-    match (global.json, result.rows.is_empty()) {
-        (true, _) if result.limits.is_none() => {}
-        (true, _) => println!("{:#}", serde_json::to_value(&result).expect("plain data is JSON")),
-        (false, false) => {
-            print_rows(&result, baseline.as_ref().map(|(_, earlier)| earlier));
-            if let Bench::Step { launches: true, .. } = verb {
-                print_launches(&result.rows);
-            }
-        }
-        (false, true) => {}
-    }
+    let launches = matches!(verb, Bench::Step { launches: true, .. });
+    show(&result, baseline.as_ref().map(|(_, earlier)| earlier), launches, done.as_ref().err(), global)?;
     done
 }
 
-/// What steps come to without running them.
-fn account(bench: &bench::Bench, launches: bool, global: &Global) -> Result<()> {
-    let rows = bench.account()?;
-    if global.json {
-        println!("{:#}", serde_json::to_value(&rows).expect("plain data is JSON"));
+/// Prints what was measured, all of it or until `failure`.
+fn show(
+    result: &Report,
+    baseline: Option<&Report>,
+    launches: bool,
+    failure: Option<&Error>,
+    global: &Global,
+) -> Result<()> {
+    let is_nothing = if global.json { result.limits.is_none() } else { result.rows.is_empty() };
+    if is_nothing {
         return Ok(());
     }
-    println!("{}", report::account(&rows).to_text());
-    println!(
-        "moves: what all launches read and write, each operand once. live, arena: the most memory that a step needs"
-    );
-    println!("at a time for itself, and what it is planned in. Nothing was run.");
-    if launches {
-        print_launches(&rows);
+    let mut object = json_of(result);
+    if let Some(error) = failure {
+        object["error"] = terminal::of_error(error);
     }
-    Ok(())
+    report(global, &object, |out| {
+        print_rows(out, result, baseline)?;
+        if launches { print_launches(out, &result.rows) } else { Ok(()) }
+    })
+}
+
+fn json_of(result: &impl Serialize) -> Value {
+    serde_json::to_value(result).expect("plain data is JSON")
+}
+
+/// What steps come to without running them.
+fn dry_run(bench: &bench::Bench, launches: bool, global: &Global) -> Result<()> {
+    let rows = bench.account()?;
+    report(global, &json!({"bench": "step", "dry_run": true, "rows": json_of(&rows)}), |out| {
+        writeln!(out, "{}", account(&rows).to_text())?;
+        writeln!(
+            out,
+            "moves: what all launches read and write, each operand once. live, arena: the most memory that a step needs"
+        )?;
+        writeln!(out, "at a time for itself, and what it is planned in. Nothing was run.")?;
+        if launches { print_launches(out, &rows) } else { Ok(()) }
+    })
 }
 
 /// Where the fastest tiles are written, if they are asked for.
@@ -113,10 +133,8 @@ fn tune(bench: &bench::Bench, mut path: OutputPath, emulated: bool, global: &Glo
     }
     let entries: Vec<&Entry> = all.iter().map(|tuned| &tuned.entry).collect();
     path.write(|file| Ok(serde_json::to_writer_pretty(file, &entries)?))?;
-    match global.json {
-        true => println!("{:#}", serde_json::to_value(&entries).expect("plain data is JSON")),
-        false => println!("{}", bench::tune::table(&all).to_text()),
-    }
+    let result = json!({"bench": "conv", "out": shown(path.path()), "tiles": json_of(&entries)});
+    report(global, &result, |out| writeln!(out, "{}", bench::tune::table(&all).to_text()))?;
     note(global, format_args!("note: MEDMERGE_TILES={} makes later runs follow this table", path.path().display()));
     Ok(())
 }
@@ -147,19 +165,16 @@ fn measure_all(bench: &bench::Bench, baseline: Option<&Report>, result: &mut Rep
     let limits = bench.limits()?;
     result.limits = Some(limits);
     if !global.json {
-        print_limits(result, &limits);
+        terminal::print(|out| print_limits(out, result, &limits))?;
     }
     let rows = &mut result.rows;
     bench.run(&limits, &mut |mut row: Row| {
         if let Some(baseline) = baseline {
-            report::compare(&mut row, baseline);
+            compare(&mut row, baseline);
         }
         rows.push(row);
         let row = rows.last().expect("just put there");
-        note(
-            global,
-            format_args!("{}/{} {}: {}", rows.len(), bench.len(), row.name, report::seconds(row.seconds.median)),
-        );
+        note(global, format_args!("{}/{} {}: {}", rows.len(), bench.len(), row.name, seconds(row.seconds.median)));
     })
 }
 
@@ -185,58 +200,65 @@ fn machine(device: Device) -> Machine {
     }
 }
 
-fn print_limits(result: &Report, limits: &Limits) {
+fn print_limits(out: &mut dyn Write, result: &Report, limits: &Limits) -> io::Result<()> {
     let Machine { device, name, architecture, threads, .. } = &result.device;
     let more = architecture.clone().or(threads.map(|threads| format!("{threads} threads"))).unwrap_or_default();
-    println!("{device}: {name}, {more}");
+    writeln!(out, "{device}: {name}, {more}")?;
     if result.emulated {
-        println!("EMULATED: the times below mean nothing");
+        writeln!(out, "EMULATED: the times below mean nothing")?;
     }
-    let memory = |name: &str, rate: f64| println!("  {name:<22}{:>10.1} GB/s", rate / 1e9);
-    println!("limits, measured now:");
-    memory("read", limits.read);
-    memory("2 reads, 1 write", limits.triad);
-    memory("copy", limits.copy);
-    println!("  {:<22}{:>10.1} GFLOP/s, f32", "multiply and add", limits.multiply / 1e9);
+    writeln!(out, "limits, measured now:")?;
+    for (name, rate) in [("read", limits.read), ("2 reads, 1 write", limits.triad), ("copy", limits.copy)] {
+        writeln!(out, "  {name:<22}{:>10.1} GB/s", rate / 1e9)?;
+    }
+    writeln!(out, "  {:<22}{:>10.1} GFLOP/s, f32", "multiply and add", limits.multiply / 1e9)?;
     let Limits { multiply_bf16, multiply_f16, multiply_tf32, .. } = *limits;
     let products = [("bf16", multiply_bf16), ("f16", multiply_f16), ("tf32", multiply_tf32)];
     for (precision, rate) in products.into_iter().filter_map(|(name, rate)| Some((name, rate?))) {
-        println!("  {:<22}{:>10.1} GFLOP/s, {precision}", "matrix products", rate / 1e9);
+        writeln!(out, "  {:<22}{:>10.1} GFLOP/s, {precision}", "matrix products", rate / 1e9)?;
     }
+    Ok(())
 }
 
-fn print_launches(rows: &[Row]) {
+fn print_launches(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
     for row in rows {
         if let Some(table) = row.launches() {
-            println!("\n{}, one step:\n{}", row.name, table.to_text());
+            writeln!(out, "\n{}, one step:\n{}", row.name, table.to_text())?;
         }
     }
+    Ok(())
 }
 
-fn print_rows(result: &Report, baseline: Option<&Report>) {
-    println!("\n{}", result.table().to_text());
+fn print_rows(out: &mut dyn Write, result: &Report, baseline: Option<&Report>) -> io::Result<()> {
+    writeln!(out, "\n{}", result.table().to_text())?;
     if let Some(summary) = result.summary() {
-        println!("{}", summary.to_text());
+        writeln!(out, "{}", summary.to_text())?;
     }
-    println!("±: half the distance between the quartiles. Bytes and operations: the least, each operand once.");
-    println!("share: of the nearer limit, for the row's own mix of reads and writes.");
+    writeln!(out, "±: half the distance between the quartiles. Bytes and operations: the least, each operand once.")?;
+    writeln!(out, "share: of the nearer limit, for the row's own mix of reads and writes.")?;
     if result.rows.iter().any(|row| row.step.is_some()) {
-        println!("Of a step, operations and limit are those of its convolutions and of merging alone.");
+        writeln!(out, "Of a step, operations and limit are those of its convolutions and of merging alone.")?;
     }
     if result.rows.iter().any(|row| row.step.as_ref().is_some_and(|step| step.bytes.is_some())) {
-        println!(
+        writeln!(
+            out,
             "moves: what all launches of a step read and write. needs: the time for that at the bandwidth measured."
-        );
-        println!("live, arena: the most memory that a step needs at a time for itself, and what it is planned in;");
-        println!("memory: of the device, parameters included, while the step is replayed.");
+        )?;
+        writeln!(
+            out,
+            "live, arena: the most memory that a step needs at a time for itself, and what it is planned in;"
+        )?;
+        writeln!(out, "memory: of the device, parameters included, while the step is replayed.")?;
     }
     if result.emulated {
-        println!("EMULATED: no figure above means anything.");
+        writeln!(out, "EMULATED: no figure above means anything.")?;
     }
     if let Some(baseline) = baseline {
-        println!(
+        writeln!(
+            out,
             "× baseline: time by that of {}; faster, slower: the quartiles leave a gap.",
             baseline.command.join(" ")
-        );
+        )?;
     }
+    Ok(())
 }

@@ -11,7 +11,7 @@ use medmerge::data::{Augmentation, Normalisation};
 use medmerge::error::Result;
 use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Sources, Start, training_metadata};
 use medmerge::nn::{Architecture, Model};
-use medmerge::output::{OutputPath, make_folder};
+use medmerge::output::{OutputPath, make_folder, shown};
 use medmerge::report::{Curve, Table, curves, mean_and_spread, save};
 use medmerge::train::{
     AnchorChoice, Baseline, LearnOptions, Outcome, Place, Protocol, Subject, Target, TrainOptions, train,
@@ -51,7 +51,8 @@ pub fn run(options: &Demo, global: &Global) -> Result<()> {
     OutputPath::check(&options.out.join("table.md"), options.force, 0)?
         .write(|file| file.write_all(text.as_bytes()))?;
     let seconds = start.elapsed().as_secs_f64();
-    let result = json!({"seeds": seeds, "seconds": seconds, "out": options.out, "runs": runs(&seeds, &outcomes)});
+    let result =
+        json!({"seeds": seeds, "seconds": seconds, "out": shown(&options.out), "runs": runs(&seeds, &outcomes)});
     write(
         &options.out.join("results.json"),
         &format!(
@@ -59,12 +60,11 @@ pub fn run(options: &Demo, global: &Global) -> Result<()> {
 "
         ),
     )?;
-    report(global, &result, || {
-        println!("\nTest split, {} seeds, mean ± standard deviation:\n", seeds.len());
-        println!("{}", table.to_text());
-        println!("{seconds:.0} s in all; everything is in {}", options.out.display());
-    });
-    Ok(())
+    report(global, &result, |out| {
+        writeln!(out, "\nTest split, {} seeds, mean ± standard deviation:\n", seeds.len())?;
+        writeln!(out, "{}", table.to_text())?;
+        writeln!(out, "{seconds:.0} s in all; everything is in {}", options.out.display())
+    })
 }
 
 fn protocol(seed: u64) -> Protocol {

@@ -1,9 +1,12 @@
 //! `devices`.
 
+use std::io::{self, Write};
+
 use serde_json::{Value, json};
 
 use medmerge::error::Result;
 use medmerge::gpu::{self, Description, Failure, Found, Library};
+use medmerge::output::shown;
 
 use super::report;
 use crate::cli::Global;
@@ -31,28 +34,27 @@ pub fn run(global: &Global) -> Result<()> {
             "hint": (!has_emulator).then(|| Failure::NoEmulator.hint()),
         },
     });
-    report(global, &result, || {
-        line("cpu", format_args!("available: {cores} cores, {threads} threads, {}", instructions()));
+    report(global, &result, |out| {
+        line(out, "cpu", format_args!("available: {cores} cores, {threads} threads, {}", instructions()))?;
         match &first {
-            Ok(index) => line("cuda", format_args!("available: cuda:{index} is the first")),
-            Err(failure) => line("cuda", format_args!("not available: {failure}")),
+            Ok(index) => line(out, "cuda", format_args!("available: cuda:{index} is the first"))?,
+            Err(failure) => line(out, "cuda", format_args!("not available: {failure}"))?,
         }
-        library_lines("driver", &probe.driver);
-        library_lines("compiler", &probe.compiler);
-        probe.gpus.iter().enumerate().for_each(gpu_lines);
+        library_lines(out, "driver", &probe.driver)?;
+        library_lines(out, "compiler", &probe.compiler)?;
+        probe.gpus.iter().enumerate().try_for_each(|gpu| gpu_lines(out, gpu))?;
         if has_emulator {
-            line("emulator", format_args!("available"));
+            line(out, "emulator", format_args!("available"))?;
         } else {
-            line("emulator", format_args!("not available: {}", Failure::NoEmulator));
-            line("", format_args!("  hint: {}", Failure::NoEmulator.hint()));
+            line(out, "emulator", format_args!("not available: {}", Failure::NoEmulator))?;
+            line(out, "", format_args!("  hint: {}", Failure::NoEmulator.hint()))?;
         }
-        line("auto", format_args!("takes {auto}"));
-    });
-    Ok(())
+        line(out, "auto", format_args!("takes {auto}"))
+    })
 }
 
-fn line(name: &str, text: std::fmt::Arguments) {
-    println!("{name:<10}{text}");
+fn line(out: &mut dyn Write, name: &str, text: std::fmt::Arguments) -> io::Result<()> {
+    writeln!(out, "{name:<10}{text}")
 }
 
 fn reason<T>(result: &Result<T, Failure>) -> Option<String> {
@@ -61,29 +63,31 @@ fn reason<T>(result: &Result<T, Failure>) -> Option<String> {
 
 fn library_json(library: &Result<Library, Failure>) -> Value {
     match library {
-        Ok(library) => json!({"path": library.path, "version": library.version.to_string()}),
+        Ok(library) => json!({"path": library.path.as_deref().map(shown), "version": library.version.to_string()}),
         Err(failure @ Failure::NoCompiler { searched }) => {
+            let searched: Vec<String> = searched.iter().map(|path| shown(path)).collect();
             json!({"reason": failure.to_string(), "hint": failure.hint(), "searched": searched})
         }
         Err(failure) => json!({"reason": failure.to_string(), "hint": failure.hint()}),
     }
 }
 
-fn library_lines(name: &str, library: &Result<Library, Failure>) {
+fn library_lines(out: &mut dyn Write, name: &str, library: &Result<Library, Failure>) -> io::Result<()> {
     match library {
         Ok(Library { path, version }) => {
             let path = path.as_ref().map_or("found".into(), |path| path.display().to_string());
-            line("", format_args!("{name}: {path}, CUDA {version}"));
+            line(out, "", format_args!("{name}: {path}, CUDA {version}"))?;
         }
         Err(failure) => {
-            line("", format_args!("{name}: {failure}"));
-            line("", format_args!("  hint: {}", failure.hint()));
+            line(out, "", format_args!("{name}: {failure}"))?;
+            line(out, "", format_args!("  hint: {}", failure.hint()))?;
             if let Failure::NoCompiler { searched } = failure {
-                line("", format_args!("  looked for:"));
-                searched.iter().for_each(|place| line("", format_args!("    {}", place.display())));
+                line(out, "", format_args!("  looked for:"))?;
+                searched.iter().try_for_each(|place| line(out, "", format_args!("    {}", place.display())))?;
             }
         }
     }
+    Ok(())
 }
 
 fn gpu_json((index, gpu): (usize, &Found)) -> Value {
@@ -99,14 +103,19 @@ fn gpu_json((index, gpu): (usize, &Found)) -> Value {
     })
 }
 
-fn gpu_lines((index, gpu): (usize, &Found)) {
+fn gpu_lines(out: &mut dyn Write, (index, gpu): (usize, &Found)) -> io::Result<()> {
     let Description { name, architecture, multiprocessors, memory } = &gpu.description;
     let gib = *memory as f64 / (1u64 << 30) as f64;
-    line("", format_args!("cuda:{index}: {name}, {architecture}, {gib:.1} GiB, {multiprocessors} multiprocessors"));
+    line(
+        out,
+        "",
+        format_args!("cuda:{index}: {name}, {architecture}, {gib:.1} GiB, {multiprocessors} multiprocessors"),
+    )?;
     if let Err(failure) = &gpu.usable {
-        line("", format_args!("  not available: {failure}"));
-        line("", format_args!("  hint: {}", failure.hint()));
+        line(out, "", format_args!("  not available: {failure}"))?;
+        line(out, "", format_args!("  hint: {}", failure.hint()))?;
     }
+    Ok(())
 }
 
 /// The widest vector instructions that the ops will use.

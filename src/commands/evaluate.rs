@@ -8,7 +8,7 @@ use medmerge::checkpoint::Checkpoint;
 use medmerge::data::{Dataset, Normalisation};
 use medmerge::error::{Error, Result};
 use medmerge::metrics::{Metrics, softmax};
-use medmerge::output::OutputPath;
+use medmerge::output::{OutputPath, shown};
 use medmerge::train::{Target, scores};
 
 use super::progress::bar;
@@ -55,27 +55,33 @@ pub fn eval(options: &Eval, global: &Global) -> Result<()> {
     let labels = &data.split(options.split).labels;
     let metrics = Metrics::compute(&scores, labels, checkpoint.model.network.classes);
     let result = json!({
-        "model": options.model, "data": options.data.data, "split": options.split.to_string(),
+        "model": shown(&options.model), "data": shown(&options.data.data), "split": options.split.to_string(),
         "images": labels.len(), "metrics": metrics,
     });
-    report(global, &result, || {
-        println!(
+    report(global, &result, |out| {
+        writeln!(
+            out,
             "{} on {} ({} split, {} images)",
             options.model.display(),
             data.path.display(),
             options.split,
             labels.len()
-        );
-        println!("accuracy {:.4}   macro F1 {:.4}   AUC {:.4}\n", metrics.accuracy, metrics.macro_f1, metrics.auc);
-        println!("class   images   precision   recall       F1      AUC");
+        )?;
+        writeln!(
+            out,
+            "accuracy {:.4}   macro F1 {:.4}   AUC {:.4}\n",
+            metrics.accuracy, metrics.macro_f1, metrics.auc
+        )?;
+        writeln!(out, "class   images   precision   recall       F1      AUC")?;
         for (class, m) in metrics.per_class.iter().enumerate() {
-            println!(
+            writeln!(
+                out,
                 "{class:>5} {:>8} {:>11.4} {:>8.4} {:>8.4} {:>8.4}",
                 m.support, m.precision, m.recall, m.f1, m.auc
-            );
+            )?;
         }
-    });
-    Ok(())
+        Ok(())
+    })
 }
 
 pub fn predict(options: &Predict, global: &Global) -> Result<()> {
@@ -87,11 +93,10 @@ pub fn predict(options: &Predict, global: &Global) -> Result<()> {
     }
     output.write(|file| write_scores(file, &scores, classes))?;
     let images = scores.len() / classes;
-    report(global, &json!({"out": options.out, "images": images, "logits": options.logits}), || {
+    report(global, &json!({"out": shown(&options.out), "images": images, "logits": options.logits}), |out| {
         let kind = if options.logits { "logits" } else { "probabilities" };
-        println!("{}: {kind} of {images} images", options.out.display());
-    });
-    Ok(())
+        writeln!(out, "{}: {kind} of {images} images", options.out.display())
+    })
 }
 
 /// Rust prints the shortest digits that give the same `f32` back.

@@ -62,39 +62,52 @@ fn plan(options: &Inspect, global: &Global) -> Result<()> {
         "kind": "plan", "network": name, "fused": !global.no_fusion, "precision": precision.to_string(), "layers": network.layers.len(),
         "forward": total.forward, "backward_at_most": total.backward, "stages": stages,
     });
-    report(global, &result, || {
-        println!("{name}: {} stages of {} layers", network.stages.len(), network.layers.len());
-        println!(
+    report(global, &result, |out| {
+        writeln!(out, "{name}: {} stages of {} layers", network.stages.len(), network.layers.len())?;
+        writeln!(
+            out,
             "launches of a training step on a GPU in {precision}: {} forward, at most {} backward\n",
             total.forward, total.backward
-        );
+        )?;
         let joined: Vec<String> = rows.iter().map(|(layers, ..)| layers.join(" + ")).collect();
         let width = joined.iter().map(String::len).max().unwrap_or(0);
-        println!("stage  {:width$}  {:22} forward  backward", "layers", "does");
+        writeln!(out, "stage  {:width$}  {:22} forward  backward", "layers", "does")?;
         for (index, (layers, (_, does, launches))) in joined.iter().zip(&rows).enumerate() {
-            println!("{:>5}  {layers:width$}  {does:22} {:>7}  {:>8}", index + 1, launches.forward, launches.backward);
+            writeln!(
+                out,
+                "{:>5}  {layers:width$}  {does:22} {:>7}  {:>8}",
+                index + 1,
+                launches.forward,
+                launches.backward
+            )?;
         }
-    });
-    Ok(())
+        Ok(())
+    })
 }
 
 fn data_set(options: &Inspect, global: &Global) -> Result<()> {
     let data = Dataset::load(&options.file)?;
     let summary = data.describe();
-    report(global, &json!({"kind": "data set", "summary": summary}), || {
-        println!(
+    report(global, &json!({"kind": "data set", "summary": summary}), |out| {
+        writeln!(
+            out,
             "{}: data set, {}×{} pixels, {} channels, {} classes",
             options.file.display(),
             data.height,
             data.width,
             data.channels,
             data.classes
-        );
+        )?;
         for split in medmerge::data::SplitName::ALL {
-            println!("  {split:5} {:>7} images, per class {:?}", data.split(split).len(), data.class_counts(split));
+            writeln!(
+                out,
+                "  {split:5} {:>7} images, per class {:?}",
+                data.split(split).len(),
+                data.class_counts(split)
+            )?;
         }
-    });
-    Ok(())
+        Ok(())
+    })
 }
 
 fn network(file: TensorFile, stem: Option<Stem>, global: &Global) -> Result<()> {
@@ -110,26 +123,27 @@ fn network(file: TensorFile, stem: Option<Stem>, global: &Global) -> Result<()> 
         "problem": checkpoint.as_ref().err().map(ToString::to_string), "sha256": sha256, "metadata": metadata,
         "tensors": tensors.iter().map(|(name, shape)| json!({"name": name, "shape": shape})).collect::<Vec<_>>(),
     });
-    report(global, &result, || {
+    report(global, &result, |out| {
         match &checkpoint {
-            Ok(c) => println!(
+            Ok(c) => writeln!(
+                out,
                 "{}: {}, {} input channels, {}",
                 path.display(),
                 c.architecture,
                 c.model.network.input_channels,
                 if c.has_head { format!("{} classes", c.model.network.classes) } else { "no head".into() }
-            ),
-            Err(error) => println!("{}: not a network that medmerge can use ({error})", path.display()),
+            )?,
+            Err(error) => writeln!(out, "{}: not a network that medmerge can use ({error})", path.display())?,
         }
-        println!("{} tensors, {parameters} numbers, SHA-256 {sha256}", tensors.len());
+        writeln!(out, "{} tensors, {parameters} numbers, SHA-256 {sha256}", tensors.len())?;
         for (key, value) in &metadata {
-            println!("  {key}: {value}");
+            writeln!(out, "  {key}: {value}")?;
         }
         for (name, shape) in &tensors {
-            println!("  {name} {shape:?}");
+            writeln!(out, "  {name} {shape:?}")?;
         }
-    });
-    Ok(())
+        Ok(())
+    })
 }
 
 fn merge_weights(file: &TensorFile, global: &Global) -> Result<()> {
@@ -157,17 +171,17 @@ fn merge_weights(file: &TensorFile, global: &Global) -> Result<()> {
         .map(|(entry, of_sources)| json!({"layer": entry.name, "shape": entry.shape, "min_mean_max": of_sources}))
         .collect();
     let result = json!({"kind": "merge weights", "metadata": file.metadata, "sha256": file.sha256, "layers": layers});
-    report(global, &result, || {
-        println!("{}: merge weights for {}", file.path.display(), learned.architecture);
+    report(global, &result, |out| {
+        writeln!(out, "{}: merge weights for {}", file.path.display(), learned.architecture)?;
         for (key, value) in &file.metadata {
-            println!("  {key}: {value}");
+            writeln!(out, "  {key}: {value}")?;
         }
-        println!("\nlayer                         weights   of each source: smallest / mean / largest");
+        writeln!(out, "\nlayer                         weights   of each source: smallest / mean / largest")?;
         for (entry, of_sources) in &summary {
             let columns: Vec<String> =
                 of_sources.iter().map(|[low, mean, high]| format!("{low:6.3} /{mean:6.3} /{high:6.3}")).collect();
-            println!("{:28} {:>8}   {}", entry.name, entry.count(), columns.join("    "));
+            writeln!(out, "{:28} {:>8}   {}", entry.name, entry.count(), columns.join("    "))?;
         }
-    });
-    Ok(())
+        Ok(())
+    })
 }

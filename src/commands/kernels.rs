@@ -1,5 +1,6 @@
 //! `kernels`: compiles the GPU kernels ahead of time, and shows what each needs.
 
+use std::io::Write;
 use std::path::Path;
 
 use serde_json::json;
@@ -9,7 +10,7 @@ use medmerge::gpu::cache::Cache;
 use medmerge::gpu::compile::{self, KernelFacts, Module, Source};
 use medmerge::gpu::nvrtc::{self, Nvrtc};
 use medmerge::gpu::{self, Failure};
-use medmerge::output::{OutputPath, make_folder};
+use medmerge::output::{OutputPath, make_folder, shown};
 
 use super::{note, report};
 use crate::cli::{Global, Kernels};
@@ -43,7 +44,7 @@ pub fn run(options: &Kernels, global: &Global) -> Result<()> {
     }
     let result = json!({
         "architecture": architecture,
-        "compiler": {"path": nvrtc.path, "version": nvrtc.version.to_string()},
+        "compiler": {"path": shown(&nvrtc.path), "version": nvrtc.version.to_string()},
         "modules": all.iter().map(|(source, module)| json!({
             "file": format!("kernels/{}.cu", source.file),
             "dtype": source.dtype.to_string(),
@@ -53,8 +54,7 @@ pub fn run(options: &Kernels, global: &Global) -> Result<()> {
             "kernels": module.kernels.iter().map(|kernel| of_kernel(kernel, &architecture)).collect::<Vec<_>>(),
         })).collect::<Vec<_>>(),
     });
-    report(global, &result, || print(nvrtc, &architecture, &all));
-    Ok(())
+    report(global, &result, |out| print(out, nvrtc, &architecture, &all))
 }
 
 /// An architecture of the command line that the compiler knows, or that is too new or too old for it.
@@ -99,19 +99,21 @@ fn of_kernel(kernel: &KernelFacts, architecture: &str) -> serde_json::Value {
     facts
 }
 
-fn print(nvrtc: &Nvrtc, architecture: &str, all: &[(&Source, &Module)]) {
-    println!("{architecture}, libnvrtc {} ({})\n", nvrtc.version, nvrtc.path.display());
+fn print(out: &mut dyn Write, nvrtc: &Nvrtc, architecture: &str, all: &[(&Source, &Module)]) -> std::io::Result<()> {
+    writeln!(out, "{architecture}, libnvrtc {} ({})\n", nvrtc.version, nvrtc.path.display())?;
     let names = all.iter().flat_map(|(_, module)| &module.kernels).map(|kernel| kernel.symbol.len() + 2);
     let width = names.max().unwrap_or(0).max(24);
-    println!(
+    writeln!(
+        out,
         "{:<width$} {:>7} {:>9} {:>13} {:>12} {:>16}",
         "kernel", "threads", "registers", "spilled bytes", "shared bytes", "blocks/processor"
-    );
+    )?;
     for (source, module) in all {
         let how = if module.is_cached { "cached" } else { "compiled" };
-        println!("{}.cu, {}: {how}, {:.3} s", source.file, source.dtype, module.seconds);
+        writeln!(out, "{}.cu, {}: {how}, {:.3} s", source.file, source.dtype, module.seconds)?;
         for kernel in &module.kernels {
-            println!(
+            writeln!(
+                out,
                 "{:<width$} {:>7} {:>9} {:>13} {:>12} {:>16}",
                 format!("  {}", kernel.symbol),
                 kernel.threads,
@@ -119,7 +121,8 @@ fn print(nvrtc: &Nvrtc, architecture: &str, all: &[(&Source, &Module)]) {
                 kernel.spill_bytes,
                 kernel.shared_bytes,
                 kernel.blocks_per_processor(architecture).map_or("?".into(), |blocks| blocks.to_string())
-            );
+            )?;
         }
     }
+    Ok(())
 }

@@ -8,7 +8,7 @@ use medmerge::checkpoint;
 use medmerge::data::Dataset;
 use medmerge::error::{Error, Result};
 use medmerge::merge::Sources;
-use medmerge::output::OutputPath;
+use medmerge::output::{OutputPath, shown};
 use medmerge::report::{LayerWeights, merge_weights, save};
 use medmerge::train::{AnchorChoice, LearnOptions, Target, learn};
 
@@ -69,26 +69,26 @@ pub fn run(options: &Learn, global: &Global) -> Result<()> {
 
     let anchor = sources.get(learned.method.anchor).path.clone();
     let result = json!({
-        "out": options.out, "weights": weights_path, "anchor": anchor, "anchor_scores": learning.anchor_scores,
+        "out": shown(&options.out), "weights": shown(&weights_path), "anchor": shown(&anchor), "anchor_scores": learning.anchor_scores,
         "granularity": options.granularity, "learned": learned.numbers.shape().len(), "epochs": learning.history,
     });
-    report(global, &result, || {
-        println!("anchor: {}", anchor.display());
+    report(global, &result, |out| {
+        writeln!(out, "anchor: {}", anchor.display())?;
         if let Some(scores) = &learning.anchor_scores {
             for (source, score) in sources.iter().zip(scores) {
-                println!("  linear probe of {}: validation macro F1 {score:.4}", source.path.display());
+                writeln!(out, "  linear probe of {}: validation macro F1 {score:.4}", source.path.display())?;
             }
         }
-        println!("{} merge weights, by {}", learned.numbers.shape().len(), options.granularity);
-        println!("{}: merge weights", weights_path.display());
-        println!("{}: merged network, {}", options.out.display(), best(&learning.history));
-        println!(
+        writeln!(out, "{} merge weights, by {}", learned.numbers.shape().len(), options.granularity)?;
+        writeln!(out, "{}: merge weights", weights_path.display())?;
+        writeln!(out, "{}: merged network, {}", options.out.display(), best(&learning.history))?;
+        writeln!(
+            out,
             "next: medmerge train --from {} --data {} --out FILE",
             options.out.display(),
             options.data.data.display()
-        );
-    });
-    Ok(())
+        )
+    })
 }
 
 /// `folder/name.safetensors` to `folder/name.weights.safetensors`.

@@ -7,7 +7,7 @@ use medmerge::data::Dataset;
 use medmerge::error::{Error, Result};
 use medmerge::merge::{Fixed, Head, Learned, Sources, fold_fixed};
 use medmerge::nn::Model;
-use medmerge::output::OutputPath;
+use medmerge::output::{OutputPath, shown};
 use medmerge::train::{Place, Target, reestimate_statistics};
 
 use super::progress::spinner;
@@ -37,12 +37,11 @@ pub fn run(options: &Merge, global: &Global) -> Result<()> {
     checkpoint::save_with(&mut output, &model, has_head, &metadata)?;
     spinner.finish_and_clear();
     let classes = has_head.then_some(model.network.classes);
-    let result = json!({"out": options.out, "architecture": sources.architecture(), "classes": classes});
-    report(global, &result, || {
+    let result = json!({"out": shown(&options.out), "architecture": sources.architecture(), "classes": classes});
+    report(global, &result, |out| {
         let head = classes.map_or("no classifier".to_string(), |classes| format!("{classes} classes"));
-        println!("{}: {}, {head}", options.out.display(), sources.architecture());
-    });
-    Ok(())
+        writeln!(out, "{}: {}, {head}", options.out.display(), sources.architecture())
+    })
 }
 
 /// The merged network, whether it has a classifier, and its header.

@@ -15,6 +15,7 @@ mod selftest;
 mod synth;
 mod train;
 
+use std::io::Write;
 use std::path::Path;
 
 use medmerge::data::{Augmentation, Dataset, check_channels};
@@ -23,6 +24,7 @@ use medmerge::nn::Network;
 use medmerge::train::{EpochRecord, OptimizerKind, Schedule, TrainOptions, best_epoch};
 
 use crate::cli::{self, Cli, Global, Verb};
+use crate::terminal;
 
 pub fn run(cli: Cli) -> Result<()> {
     let Cli { verb, global } = cli;
@@ -49,19 +51,19 @@ pub fn run(cli: Cli) -> Result<()> {
     }
 }
 
-/// Prints a result for machines, or calls `print` for people.
-fn report(global: &Global, result: &serde_json::Value, print: impl FnOnce()) {
-    if global.json {
-        println!("{result:#}");
-    } else {
-        print();
-    }
+/// Prints a result for machines, or what `print` writes for people.
+fn report(
+    global: &Global,
+    result: &serde_json::Value,
+    print: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
+) -> Result<()> {
+    if global.json { terminal::print_object(result) } else { terminal::print(print) }
 }
 
 /// A line for people on stderr that is not the result.
 fn note(global: &Global, text: std::fmt::Arguments) {
     if !global.quiet {
-        eprintln!("{text}");
+        terminal::say(text);
     }
 }
 

@@ -12,6 +12,7 @@ use medmerge::output::OutputPath;
 use medmerge::train::{EpochRecord, Observer, TrainOptions};
 
 use crate::cli::Global;
+use crate::terminal;
 
 /// Shows one training run, and saves its best epoch where it is told to.
 pub struct Progress {
@@ -80,13 +81,13 @@ impl Observer for Progress {
 
     fn note(&mut self, text: &str) {
         if !self.quiet {
-            self.bar.suspend(|| eprintln!("note: {}: {text}", self.name));
+            self.bar.suspend(|| terminal::say(format_args!("note: {}: {text}", self.name)));
         }
     }
 
     fn detail(&mut self, text: &str) {
         if self.verbose {
-            self.bar.suspend(|| eprintln!("{}: {text}", self.name));
+            self.bar.suspend(|| terminal::say(format_args!("{}: {text}", self.name)));
         }
     }
 
@@ -97,10 +98,10 @@ impl Observer for Progress {
                 _ => String::new(),
             };
             self.bar.suspend(|| {
-                eprintln!(
+                terminal::say(format_args!(
                     "{}: epoch {}, loss {:.4}{val}, {:.1} s",
                     self.name, record.epoch, record.train_loss, record.seconds
-                )
+                ))
             });
         }
         self.history.push(record.clone());

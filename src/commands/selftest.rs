@@ -7,6 +7,7 @@ use medmerge::selftest::{self, OPS, Op, OpReport, Outcome};
 
 use super::place;
 use crate::cli::{Global, Selftest};
+use crate::terminal;
 
 pub fn run(options: &Selftest, global: &Global) -> Result<()> {
     let ops: Vec<&Op> = match options.ops.as_slice() {
@@ -14,22 +15,30 @@ pub fn run(options: &Selftest, global: &Global) -> Result<()> {
         names => names.iter().map(|name| Op::named(name)).collect::<Result<_>>()?,
     };
     let device = place::open(global)?.device;
-    let (mut lines, mut failed) = (Vec::new(), Vec::new());
+    let (mut objects, mut failed, mut printed) = (Vec::new(), Vec::new(), Ok(()));
     let passed = selftest::run(device, device.dtypes(), &ops, |report| {
         if report.outcome != Outcome::Passed {
             failed.push(report.op.to_string());
         }
-        if !global.json {
-            println!("{}", line(&report));
+        if !global.json && printed.is_ok() {
+            printed = terminal::print(|out| writeln!(out, "{}", line(&report)));
         }
-        lines.push(object(&report));
+        objects.push(object(&report));
     })?;
-    if global.json {
-        println!("{:#}", json!({"device": device.to_string(), "passed": passed, "ops": lines}));
-    }
     // What stopped the device says more than the ops that it did not run.
-    device.check()?;
-    if passed { Ok(()) } else { Err(Error::Selftest { device: device.to_string(), ops: failed }) }
+    let outcome = match device.check() {
+        Err(failure) => Err(Error::Gpu(failure)),
+        Ok(()) if !passed => Err(Error::Selftest { device: device.to_string(), ops: failed }),
+        Ok(()) => printed,
+    };
+    if global.json {
+        let mut result = json!({"device": device.to_string(), "passed": passed, "ops": objects});
+        if let Err(error) = &outcome {
+            result["error"] = terminal::of_error(error);
+        }
+        terminal::print_object(&result)?;
+    }
+    outcome
 }
 
 /// `conv2d                  49 cases   f32 4.2e-7   bf16 2.0e-3   f16 2.7e-4   bitwise on integers   ok`

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use medmerge::data::synthetic::{SyntheticOptions, Task, generate};
 use medmerge::error::Result;
-use medmerge::output::OutputPath;
+use medmerge::output::{OutputPath, shown};
 
 use super::progress::spinner;
 use super::report;
@@ -37,6 +37,6 @@ pub fn run(options: &Synth, global: &Global) -> Result<()> {
         generate(*task, &of_task(*task)).save(path)?;
     }
     spinner.finish_and_clear();
-    report(global, &json!({"out": paths}), || paths.iter().for_each(|path| println!("{}", path.display())));
-    Ok(())
+    let shown = paths.each_ref().map(|path| shown(path));
+    report(global, &json!({"out": shown}), |out| shown.iter().try_for_each(|path| writeln!(out, "{path}")))
 }

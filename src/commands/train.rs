@@ -8,7 +8,7 @@ use medmerge::data::Dataset;
 use medmerge::error::{Error, Result};
 use medmerge::merge::training_metadata;
 use medmerge::nn::{Architecture, Model, Region, init};
-use medmerge::output::OutputPath;
+use medmerge::output::{OutputPath, shown};
 use medmerge::tensor::{DType, Device};
 use medmerge::train::{Place, ResumeFile, Settings, Subject, Target, TrainOptions, train_resumable};
 
@@ -93,13 +93,12 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
     state.map_or(Ok(()), ResumeFile::remove)?;
 
     let result = json!({
-        "out": options.out, "architecture": architecture, "parameters": model.network.parameter_count(),
+        "out": shown(&options.out), "architecture": architecture, "parameters": model.network.parameter_count(),
         "options": train_options, "epochs": history,
     });
-    report(global, &result, || {
-        println!("{}: {architecture}, {} epochs, {}", options.out.display(), history.len(), best(&history));
-    });
-    Ok(())
+    report(global, &result, |out| {
+        writeln!(out, "{}: {architecture}, {} epochs, {}", options.out.display(), history.len(), best(&history))
+    })
 }
 
 /// Whatever changes the result of a run, by the option that sets it.

@@ -203,7 +203,7 @@ fn a_step_stays_near_its_floor() {
     let folder = Folder::new();
     let of = |more: &str| {
         let step = "bench step --dry-run --network resnet50 --image-size 224 --batch-size 32 --precision bf16";
-        let rows = folder.json(&format!("{step} --filter training {more}"));
+        let rows = &folder.json(&format!("{step} --filter training {more}"))["rows"];
         let launches = rows[0]["step"]["launches"].as_u64().unwrap();
         (launches, rows[0]["bytes"].as_f64().unwrap() / 4e12 * 1e3)
     };

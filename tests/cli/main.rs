@@ -6,6 +6,7 @@ mod devices;
 mod failures;
 mod jobs;
 mod outputs;
+mod robust;
 mod selftest;
 mod support;
 mod tiles;

@@ -1,0 +1,121 @@
+//! What the program says: its result on stdout, everything else on stderr.
+//!
+//! Where nobody can read it (a full disk, a closed terminal) nothing here panics: a result that is not written is an
+//! error of the run, and a line on stderr that is not written is lost. With `--json` a run prints one object on stdout,
+//! whether it ends well or not.
+
+use std::error::Error as _;
+use std::fmt::Arguments;
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::{Value, json};
+
+use medmerge::error::{Error, Result};
+
+/// Whether `--json` was given.
+static IS_JSON: AtomicBool = AtomicBool::new(false);
+/// Whether the object of this run has been printed.
+static IS_PRINTED: Mutex<bool> = Mutex::new(false);
+
+/// A failed run prints an object from now on, or no longer.
+pub fn as_json(is_json: bool) {
+    IS_JSON.store(is_json, Ordering::SeqCst);
+}
+
+/// A line on stderr.
+pub fn say(text: Arguments) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// Writes to stdout what `fill` makes, at once.
+pub fn print(fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+    let mut text = Vec::new();
+    let written = fill(&mut text).and_then(|()| {
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(&text)?;
+        stdout.flush()
+    });
+    written.map_err(|source| Error::Stdout { source })
+}
+
+/// Prints the object of this run.
+pub fn print_object(object: &Value) -> Result<()> {
+    let mut is_printed = IS_PRINTED.lock().expect("nothing panics while it prints");
+    *is_printed = true;
+    print(|out| writeln!(out, "{object:#}"))
+}
+
+/// What went wrong, for machines.
+pub fn of_error(error: &Error) -> Value {
+    object(&error.to_string(), &causes(error), error.hint().as_deref(), error.exit_code())
+}
+
+fn causes(error: &Error) -> Vec<String> {
+    let mut causes = Vec::new();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        causes.push(cause.to_string());
+        next = cause.source();
+    }
+    causes
+}
+
+fn object(message: &str, causes: &[String], hint: Option<&str>, exit_code: u8) -> Value {
+    json!({"message": message, "causes": causes, "hint": hint, "exit_code": exit_code})
+}
+
+/// Says what went wrong and what to do about it.
+pub fn fail(error: &Error) -> ExitCode {
+    say(format_args!("error: {error}"));
+    for cause in causes(error) {
+        say(format_args!("caused by: {cause}"));
+    }
+    if let Some(hint) = error.hint() {
+        say(format_args!("hint: {hint}"));
+    }
+    print_failure(|| of_error(error));
+    ExitCode::from(error.exit_code())
+}
+
+/// What the parser of the command line has to say: help, the version, or what is wrong.
+pub fn explain(error: &clap::Error) -> ExitCode {
+    let printed = error.print();
+    if !error.use_stderr() {
+        return match printed.and_then(|()| io::stdout().flush()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(source) => fail(&Error::Stdout { source }),
+        };
+    }
+    print_failure(|| of_parser(error));
+    ExitCode::from(2)
+}
+
+/// The parser's text begins with the message, up to an empty line, and may go on with a tip.
+fn of_parser(error: &clap::Error) -> Value {
+    let text = error.render().to_string();
+    let message: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+    let message = message.join(" ");
+    let tip = text.lines().find_map(|line| line.trim().strip_prefix("tip: "));
+    object(message.trim_start_matches("error: "), &[], Some(tip.unwrap_or("--help lists what there is")), 2)
+}
+
+/// Ctrl-C ended the program while nothing else could.
+pub fn interrupted() {
+    fail(&Error::Interrupted { kept: None });
+}
+
+/// Prints the object of a run that failed, unless the run has printed it itself, or is about to.
+fn print_failure(of_error: impl FnOnce() -> Value) {
+    if !IS_JSON.load(Ordering::SeqCst) {
+        return;
+    }
+    // Not waited for: whoever prints may be waiting for a reader that never comes.
+    let Ok(mut is_printed) = IS_PRINTED.try_lock() else { return };
+    if !*is_printed {
+        *is_printed = true;
+        let _ = print(|out| writeln!(out, "{:#}", json!({"error": of_error()})));
+    }
+}
