@@ -65,6 +65,9 @@ fn library_json(library: &Result<Library, Failure>) -> Value {
         Err(failure @ Failure::NoCompiler { searched }) => {
             json!({"reason": failure.to_string(), "hint": failure.hint(), "searched": searched})
         }
+        Err(failure @ Failure::NoDriver { tried }) => {
+            json!({"reason": failure.to_string(), "hint": failure.hint(), "tried": tried})
+        }
         Err(failure) => json!({"reason": failure.to_string(), "hint": failure.hint()}),
     }
 }
@@ -72,15 +75,19 @@ fn library_json(library: &Result<Library, Failure>) -> Value {
 fn library_lines(name: &str, library: &Result<Library, Failure>) {
     match library {
         Ok(Library { path, version }) => {
-            let path = path.as_ref().map_or("found".into(), |path| path.display().to_string());
-            line("", format_args!("{name}: {path}, CUDA {version}"));
+            line("", format_args!("{name}: {}, CUDA {version}", path.display()));
         }
         Err(failure) => {
             line("", format_args!("{name}: {failure}"));
             line("", format_args!("  hint: {}", failure.hint()));
-            if let Failure::NoCompiler { searched } = failure {
+            let places: Vec<String> = match failure {
+                Failure::NoDriver { tried } => tried.clone(),
+                Failure::NoCompiler { searched } => searched.iter().map(|place| place.display().to_string()).collect(),
+                _ => Vec::new(),
+            };
+            if !places.is_empty() {
                 line("", format_args!("  looked for:"));
-                searched.iter().for_each(|place| line("", format_args!("    {}", place.display())));
+                places.iter().for_each(|place| line("", format_args!("    {place}")));
             }
         }
     }

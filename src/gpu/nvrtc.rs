@@ -3,7 +3,7 @@
 //! cudarc can load it too, but looks only where the loader looks by default, takes what it finds there however old, and
 //! panics where it finds nothing. Most machines with a GPU have libnvrtc from pip or conda, where the loader never looks.
 
-use std::ffi::{CStr, CString, OsString, c_char, c_int};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -11,7 +11,8 @@ use std::sync::OnceLock;
 use cudarc::nvrtc::sys::{nvrtcProgram, nvrtcResult};
 use libloading::Library;
 
-use super::{Failure, cuda};
+use super::library::{Machine, Status, api, expand, file_of, libraries, reason};
+use super::{Failure, libcuda};
 
 /// Of CUDA: of the driver or of the compiler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,69 +36,32 @@ pub struct Nvrtc {
     api: Api,
 }
 
-/// The compiler's functions return an `int` here and not cudarc's enum: a newer compiler may know more errors than that.
-type Status = c_int;
 const SUCCESS: Status = nvrtcResult::NVRTC_SUCCESS as Status;
 
-macro_rules! api {
-    ($($field:ident = $symbol:ident($($argument:ty),*) -> $result:ty;)*) => {
-        struct Api {
-            $($field: unsafe extern "C" fn($($argument),*) -> $result,)*
-            /// Keeps the functions callable.
-            _library: Library,
-        }
-
-        impl Api {
-            fn load(library: Library) -> Result<Api, libloading::Error> {
-                $(
-                    // SAFETY: the signature is that of nvrtc.h, the same in CUDA 12 and 13.
-                    let $field = unsafe {
-                        *library.get::<unsafe extern "C" fn($($argument),*) -> $result>(stringify!($symbol))?
-                    };
-                )*
-                Ok(Api { $($field,)* _library: library })
-            }
-        }
-    };
-}
-
 api! {
-    version = nvrtcVersion(*mut c_int, *mut c_int) -> Status;
-    count = nvrtcGetNumSupportedArchs(*mut c_int) -> Status;
-    capabilities = nvrtcGetSupportedArchs(*mut c_int) -> Status;
-    error = nvrtcGetErrorString(Status) -> *const c_char;
-    create = nvrtcCreateProgram(*mut nvrtcProgram, *const c_char, *const c_char, c_int, *const *const c_char, *const *const c_char) -> Status;
-    destroy = nvrtcDestroyProgram(*mut nvrtcProgram) -> Status;
-    compile = nvrtcCompileProgram(nvrtcProgram, c_int, *const *const c_char) -> Status;
-    log_size = nvrtcGetProgramLogSize(nvrtcProgram, *mut usize) -> Status;
-    log = nvrtcGetProgramLog(nvrtcProgram, *mut c_char) -> Status;
-    cubin_size = nvrtcGetCUBINSize(nvrtcProgram, *mut usize) -> Status;
-    cubin = nvrtcGetCUBIN(nvrtcProgram, *mut c_char) -> Status;
+    nvrtcVersion(*mut c_int, *mut c_int) -> Status;
+    nvrtcGetNumSupportedArchs(*mut c_int) -> Status;
+    nvrtcGetSupportedArchs(*mut c_int) -> Status;
+    nvrtcGetErrorString(Status) -> *const c_char;
+    nvrtcCreateProgram(*mut nvrtcProgram, *const c_char, *const c_char, c_int, *const *const c_char, *const *const c_char) -> Status;
+    nvrtcDestroyProgram(*mut nvrtcProgram) -> Status;
+    nvrtcCompileProgram(nvrtcProgram, c_int, *const *const c_char) -> Status;
+    nvrtcGetProgramLogSize(nvrtcProgram, *mut usize) -> Status;
+    nvrtcGetProgramLog(nvrtcProgram, *mut c_char) -> Status;
+    nvrtcGetCUBINSize(nvrtcProgram, *mut usize) -> Status;
+    nvrtcGetCUBIN(nvrtcProgram, *mut c_char) -> Status;
 }
 
 /// The libnvrtc of this machine, looked for once.
 pub fn compiler() -> Result<&'static Nvrtc, Failure> {
     static FOUND: OnceLock<Result<Nvrtc, Failure>> = OnceLock::new();
-    FOUND.get_or_init(|| find(&Machine::this(), cuda::driver_version().ok())).as_ref().map_err(Failure::clone)
-}
-
-/// Where to look: the environment, and what `/` is. Tests have their own.
-struct Machine<'a> {
-    variable: &'a dyn Fn(&str) -> Option<OsString>,
-    root: &'a Path,
-    /// Asks the loader too.
-    loader: bool,
+    FOUND
+        .get_or_init(|| find(&Machine::this(), libcuda::driver().ok().map(|driver| driver.version)))
+        .as_ref()
+        .map_err(Failure::clone)
 }
 
 impl Machine<'_> {
-    fn this() -> Machine<'static> {
-        Machine { variable: &|name| std::env::var_os(name), root: Path::new("/"), loader: true }
-    }
-
-    fn path(&self, name: &str) -> Option<PathBuf> {
-        (self.variable)(name).filter(|value| !value.is_empty()).map(PathBuf::from)
-    }
-
     /// Folders that libnvrtc is installed to, `*` for anything: pip's, conda's, the CUDA toolkit's.
     fn folders(&self) -> Vec<PathBuf> {
         const PYTHON: [&str; 2] =
@@ -188,30 +152,25 @@ fn load(path: &Path) -> Result<Nvrtc, String> {
     let api = Api::load(library).map_err(reason)?;
     let (mut major, mut minor, mut count) = (0, 0, 0);
     // SAFETY: both functions write to the integers that they are given.
-    let status = unsafe { (api.version)(&mut major, &mut minor) };
+    let status = unsafe { (api.nvrtcVersion)(&mut major, &mut minor) };
     let version = Version(major.unsigned_abs(), minor.unsigned_abs());
     if status != SUCCESS || version < OLDEST {
         return Err(format!("it is of CUDA {version}; {OLDEST} or later is needed"));
     }
     // SAFETY: as above.
-    let status = unsafe { (api.count)(&mut count) };
+    let status = unsafe { (api.nvrtcGetNumSupportedArchs)(&mut count) };
     let mut capabilities = vec![0; if status == SUCCESS { count.unsigned_abs() as usize } else { 0 }];
     // SAFETY: there is room for as many as it has.
-    if capabilities.is_empty() || unsafe { (api.capabilities)(capabilities.as_mut_ptr()) } != SUCCESS {
+    if capabilities.is_empty() || unsafe { (api.nvrtcGetSupportedArchs)(capabilities.as_mut_ptr()) } != SUCCESS {
         return Err("it does not say which GPUs it compiles for".into());
     }
     let path = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => path.to_path_buf(),
-        _ => mapped("libnvrtc.so").unwrap_or_else(|| path.to_path_buf()),
+        _ => file_of(api.nvrtcVersion as *const c_void).unwrap_or_else(|| path.to_path_buf()),
     };
     preload_builtins(&path, version);
     let capabilities = capabilities.into_iter().map(|capability: c_int| capability.unsigned_abs()).collect();
     Ok(Nvrtc { path, version, capabilities, api })
-}
-
-/// The loader's own words, which the error keeps for itself.
-fn reason(error: libloading::Error) -> String {
-    std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// libnvrtc looks for its companion by name alone when it compiles, and not in its own folder.
@@ -231,46 +190,6 @@ fn preload_builtins(nvrtc: &Path, version: Version) {
         #[cfg(not(unix))]
         let _ = path;
     }
-}
-
-/// The file of a library that the loader found by its name.
-pub(super) fn mapped(start: &str) -> Option<PathBuf> {
-    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
-    let mut paths = maps.lines().filter_map(|line| Some(Path::new(&line[line.find('/')?..])));
-    let named = |path: &&Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(start));
-    paths.find(named).map(Path::to_path_buf)
-}
-
-/// Files in a folder whose name begins with `start`, the highest version first.
-fn libraries(folder: &Path, start: &str) -> Vec<PathBuf> {
-    matching(folder, start, "").into_iter().filter(|path| path.is_file()).collect()
-}
-
-/// Entries of a folder, those with the highest numbers in their names first.
-fn matching(folder: &Path, start: &str, end: &str) -> Vec<PathBuf> {
-    let numbers = |name: &str| -> Vec<u32> {
-        name.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
-    };
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    let mut names: Vec<String> = names
-        .filter(|name| name.len() >= start.len() + end.len() && name.starts_with(start) && name.ends_with(end))
-        .collect();
-    names.sort_by_cached_key(|name| (std::cmp::Reverse(numbers(name)), name.clone()));
-    names.into_iter().map(|name| folder.join(name)).collect()
-}
-
-/// The folders that a path stands for in which `*` may stand once in a component.
-fn expand(pattern: &Path) -> Vec<PathBuf> {
-    let mut found = vec![PathBuf::new()];
-    for part in pattern.components() {
-        found = match part.as_os_str().to_str().and_then(|part| part.split_once('*')) {
-            Some((start, end)) => found.iter().flat_map(|folder| matching(folder, start, end)).collect(),
-            None => found.into_iter().map(|folder| folder.join(part)).collect(),
-        };
-    }
-    found.retain(|folder| folder.is_dir());
-    found
 }
 
 /// Why there is no binary.
@@ -293,7 +212,7 @@ struct Program<'a>(&'a Api, nvrtcProgram);
 impl Drop for Program<'_> {
     fn drop(&mut self) {
         // SAFETY: the program was created and is not used any more.
-        unsafe { (self.0.destroy)(&mut self.1) };
+        unsafe { (self.0.nvrtcDestroyProgram)(&mut self.1) };
     }
 }
 
@@ -341,7 +260,7 @@ impl Nvrtc {
         let mut program = std::ptr::null_mut();
         // SAFETY: all strings end with a zero and outlive the call; there are as many names as texts.
         let status = unsafe {
-            (self.api.create)(
+            (self.api.nvrtcCreateProgram)(
                 &mut program,
                 text.as_ptr(),
                 name.as_ptr(),
@@ -354,9 +273,11 @@ impl Nvrtc {
         let program = Program(&self.api, program);
         let option_pointers = pointers(&options);
         // SAFETY: the program exists; the options end with a zero and outlive the call.
-        let compiled =
-            unsafe { (self.api.compile)(program.1, option_pointers.len() as c_int, option_pointers.as_ptr()) };
-        let log = self.bytes("nvrtcGetProgramLog", &program, self.api.log_size, self.api.log)?;
+        let compiled = unsafe {
+            (self.api.nvrtcCompileProgram)(program.1, option_pointers.len() as c_int, option_pointers.as_ptr())
+        };
+        let log =
+            self.bytes("nvrtcGetProgramLog", &program, self.api.nvrtcGetProgramLogSize, self.api.nvrtcGetProgramLog)?;
         let log = String::from_utf8_lossy(&log).trim_end_matches('\0').trim_end().to_string();
         if compiled == nvrtcResult::NVRTC_ERROR_COMPILATION as Status {
             return Err(Refusal::Source(log));
@@ -365,7 +286,7 @@ impl Nvrtc {
             Refusal::Call(call, message) if !log.is_empty() => Refusal::Call(call, format!("{message}: {log}")),
             other => other,
         })?;
-        let cubin = self.bytes("nvrtcGetCUBIN", &program, self.api.cubin_size, self.api.cubin)?;
+        let cubin = self.bytes("nvrtcGetCUBIN", &program, self.api.nvrtcGetCUBINSize, self.api.nvrtcGetCUBIN)?;
         Ok(Compiled { cubin, log })
     }
 
@@ -391,7 +312,7 @@ impl Nvrtc {
             return Ok(());
         }
         // SAFETY: the function returns a string of its own for every number.
-        let message = unsafe { CStr::from_ptr((self.api.error)(status)) };
+        let message = unsafe { CStr::from_ptr((self.api.nvrtcGetErrorString)(status)) };
         Err(Refusal::Call(call, message.to_string_lossy().into_owned()))
     }
 }
