@@ -23,6 +23,9 @@ pub enum Failure {
     #[error("MEDMERGE_NVRTC names {}, which cannot be used: {reason}", path.display())]
     BadCompiler { path: PathBuf, reason: String },
 
+    #[error("libnvrtc cannot compile: {builtins} is missing or broken beside {}", nvrtc.display())]
+    NoBuiltins { nvrtc: PathBuf, builtins: String },
+
     #[error("the NVIDIA driver supports CUDA {found}; CUDA {needed} is needed")]
     DriverTooOld { found: String, needed: String },
 
@@ -71,6 +74,7 @@ impl Failure {
             | Failure::BadDriver { .. }
             | Failure::NoCompiler { .. }
             | Failure::BadCompiler { .. }
+            | Failure::NoBuiltins { .. }
             | Failure::DriverTooOld { .. }
             | Failure::CompilerTooOld { .. }
             | Failure::CompilerTooNew { .. }
@@ -99,6 +103,11 @@ impl Failure {
             }
             Failure::BadCompiler { .. } => {
                 "name a libnvrtc.so of CUDA 12 or later, or its folder, or leave the variable out".into()
+            }
+            Failure::NoBuiltins { .. } => {
+                "install the whole package again (pip install --force-reinstall nvidia-cuda-nvrtc-cu12; for drivers of CUDA 13: \
+                 nvidia-cuda-nvrtc), or name another libnvrtc in MEDMERGE_NVRTC"
+                    .into()
             }
             Failure::DriverTooOld { .. } => "update NVIDIA's driver, or use --device cpu".into(),
             Failure::CompilerTooOld { .. } => {

@@ -101,10 +101,10 @@ impl Machine<'_> {
 }
 
 /// The first libnvrtc that can be used; one of MEDMERGE_NVRTC, or none, if that is set. What a compiler newer than the
-/// driver makes, the driver may not load: such a one is taken only if there is no other.
+/// driver makes, the driver may not load: such a one is taken only if there is no other. One that cannot compile is none.
 fn find(machine: &Machine, driver: Option<Version>) -> Result<Nvrtc, Failure> {
     if let Some(named) = machine.path("MEDMERGE_NVRTC") {
-        return load_named(&named).map_err(|reason| Failure::BadCompiler { path: named, reason });
+        return load_named(&named).map_err(|reason| Failure::BadCompiler { path: named, reason })?.whole();
     }
     let mut searched = Vec::new();
     let mut candidates = Vec::new();
@@ -118,15 +118,16 @@ fn find(machine: &Machine, driver: Option<Version>) -> Result<Nvrtc, Failure> {
         }
         searched.push(pattern);
     }
-    let mut too_new = None;
+    let (mut too_new, mut alone) = (None, None);
     for candidate in candidates {
-        match load(&candidate) {
-            Ok(found) if driver.is_none_or(|driver| found.version.0 <= driver.0) => return Ok(found),
-            Ok(found) => too_new = too_new.or(Some(found)),
+        match load(&candidate).map(Nvrtc::whole) {
+            Ok(Ok(found)) if driver.is_none_or(|driver| found.version.0 <= driver.0) => return Ok(found),
+            Ok(Ok(found)) => too_new = too_new.or(Some(found)),
+            Ok(Err(failure)) => alone = alone.or(Some(failure)),
             Err(_) => {}
         }
     }
-    too_new.ok_or(Failure::NoCompiler { searched })
+    too_new.ok_or(alone.unwrap_or(Failure::NoCompiler { searched }))
 }
 
 fn load_named(named: &Path) -> Result<Nvrtc, String> {
@@ -168,36 +169,44 @@ fn load(path: &Path) -> Result<Nvrtc, String> {
         Some(folder) if !folder.as_os_str().is_empty() => path.to_path_buf(),
         _ => file_of(api.nvrtcVersion as *const c_void).unwrap_or_else(|| path.to_path_buf()),
     };
-    preload_builtins(&path, version);
     let capabilities = capabilities.into_iter().map(|capability: c_int| capability.unsigned_abs()).collect();
     Ok(Nvrtc { path, version, capabilities, api })
 }
 
-/// libnvrtc looks for its companion by name alone when it compiles, and not in its own folder.
-fn preload_builtins(nvrtc: &Path, version: Version) {
-    let Some(folder) = nvrtc.canonicalize().ok().and_then(|path| path.parent().map(Path::to_path_buf)) else { return };
-    let exact = folder.join(format!("libnvrtc-builtins.so.{version}"));
-    for path in std::iter::once(exact).chain(libraries(&folder, "libnvrtc-builtins.so")) {
+/// The file that libnvrtc compiles nothing without.
+fn builtins(version: Version) -> String {
+    format!("libnvrtc-builtins.so.{version}")
+}
+
+/// libnvrtc looks for its companion by name alone when it compiles, and not in its own folder. Whether the companion was
+/// there.
+fn preload_builtins(nvrtc: &Path, version: Version) -> bool {
+    let Some(folder) = nvrtc.canonicalize().ok().and_then(|path| path.parent().map(Path::to_path_buf)) else {
+        return false;
+    };
+    let exact = folder.join(builtins(version));
+    for path in std::iter::once(&exact).chain(&libraries(&folder, "libnvrtc-builtins.so")) {
         #[cfg(unix)]
         {
             use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
             // SAFETY: the library runs nothing when it is loaded.
-            if let Ok(library) = unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) } {
+            if let Ok(library) = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) } {
                 std::mem::forget(library);
-                return;
+                return *path == exact;
             }
         }
         #[cfg(not(unix))]
         let _ = path;
     }
+    false
 }
 
 /// Why there is no binary.
 pub enum Refusal {
     /// The source's fault.
     Source(String),
-    /// Anything else: the call, and what the compiler says.
-    Call(&'static str, String),
+    /// Anything else.
+    Other(Failure),
 }
 
 /// What a compilation gives.
@@ -217,6 +226,21 @@ impl Drop for Program<'_> {
 }
 
 impl Nvrtc {
+    /// Itself, or what it lacks. Where its companion is not beside it, the loader may find one: to try is the one way to know.
+    fn whole(self) -> Result<Nvrtc, Failure> {
+        if preload_builtins(&self.path, self.version) {
+            return Ok(self);
+        }
+        match self.compile("nothing.cu", "", &[], &[]) {
+            Err(Refusal::Other(failure @ Failure::NoBuiltins { .. })) => {
+                // What has compiled, or tried to, may leave something behind that runs at the thread's end.
+                std::mem::forget(self);
+                Err(failure)
+            }
+            _ => Ok(self),
+        }
+    }
+
     /// Names of what it compiles for, as `--gpu-architecture` takes them.
     pub fn architectures(&self) -> Vec<String> {
         let plain = self.capabilities.iter().map(|capability| format!("sm_{capability}"));
@@ -279,15 +303,27 @@ impl Nvrtc {
         let log =
             self.bytes("nvrtcGetProgramLog", &program, self.api.nvrtcGetProgramLogSize, self.api.nvrtcGetProgramLog)?;
         let log = String::from_utf8_lossy(&log).trim_end_matches('\0').trim_end().to_string();
-        if compiled == nvrtcResult::NVRTC_ERROR_COMPILATION as Status {
-            return Err(Refusal::Source(log));
-        }
-        self.succeed("nvrtcCompileProgram", compiled).map_err(|refusal| match refusal {
-            Refusal::Call(call, message) if !log.is_empty() => Refusal::Call(call, format!("{message}: {log}")),
-            other => other,
-        })?;
+        self.finish(compiled, &log)?;
         let cubin = self.bytes("nvrtcGetCUBIN", &program, self.api.nvrtcGetCUBINSize, self.api.nvrtcGetCUBIN)?;
         Ok(Compiled { cubin, log })
+    }
+
+    /// What a compilation ended with.
+    fn finish(&self, status: Status, log: &str) -> Result<(), Refusal> {
+        const SOURCE: Status = nvrtcResult::NVRTC_ERROR_COMPILATION as Status;
+        const BUILTINS: Status = nvrtcResult::NVRTC_ERROR_BUILTIN_OPERATION_FAILURE as Status;
+        match status {
+            SOURCE => Err(Refusal::Source(log.to_string())),
+            BUILTINS => {
+                Err(Refusal::Other(Failure::NoBuiltins { nvrtc: self.path.clone(), builtins: builtins(self.version) }))
+            }
+            _ => self.succeed("nvrtcCompileProgram", status).map_err(|refusal| match refusal {
+                Refusal::Other(Failure::Driver { call, message }) if !log.is_empty() => {
+                    Refusal::Other(Failure::Driver { call, message: format!("{message}: {log}") })
+                }
+                other => other,
+            }),
+        }
     }
 
     /// Asks a program for something, after asking for its size.
@@ -313,7 +349,7 @@ impl Nvrtc {
         }
         // SAFETY: the function returns a string of its own for every number.
         let message = unsafe { CStr::from_ptr((self.api.nvrtcGetErrorString)(status)) };
-        Err(Refusal::Call(call, message.to_string_lossy().into_owned()))
+        Err(Refusal::Other(Failure::Driver { call, message: message.to_string_lossy().into_owned() }))
     }
 }
 
