@@ -52,8 +52,13 @@ fn assert_refusal(folders: &[&Path], variables: &[(&str, &str)], says: &[&str]) 
 #[test]
 fn the_drivers_library_is_taken_before_the_toolkits_stub() {
     let stubs = library("libcuda.so", STUB);
-    let found = driver(&[stubs.path(), stand_in()], &[]);
-    assert_eq!(found["path"].as_str().map(Path::new), Some(&*stand_in().join("libcuda.so.1")), "{found:#}");
+    // Not that it would be passed over: the plain name is not asked for first.
+    let links = tempfile::tempdir().unwrap();
+    symlink(stand_in().join("libcuda.so.1"), links.path().join("libcuda.so")).unwrap();
+    for before in [&stubs, &links] {
+        let found = driver(&[before.path(), stand_in()], &[]);
+        assert_eq!(found["path"].as_str().map(Path::new), Some(&*stand_in().join("libcuda.so.1")), "{found:#}");
+    }
 }
 
 /// As in images that link the stub to the driver's name in order to start without one.
