@@ -63,10 +63,13 @@ fn reason<T>(result: &Result<T, Failure>) -> Option<String> {
 
 fn library_json(library: &Result<Library, Failure>) -> Value {
     match library {
-        Ok(library) => json!({"path": library.path.as_deref().map(shown), "version": library.version.to_string()}),
+        Ok(library) => json!({"path": shown(&library.path), "version": library.version.to_string()}),
         Err(failure @ Failure::NoCompiler { searched }) => {
             let searched: Vec<String> = searched.iter().map(|path| shown(path)).collect();
             json!({"reason": failure.to_string(), "hint": failure.hint(), "searched": searched})
+        }
+        Err(failure @ Failure::NoDriver { tried }) => {
+            json!({"reason": failure.to_string(), "hint": failure.hint(), "tried": tried})
         }
         Err(failure) => json!({"reason": failure.to_string(), "hint": failure.hint()}),
     }
@@ -75,15 +78,19 @@ fn library_json(library: &Result<Library, Failure>) -> Value {
 fn library_lines(out: &mut dyn Write, name: &str, library: &Result<Library, Failure>) -> io::Result<()> {
     match library {
         Ok(Library { path, version }) => {
-            let path = path.as_ref().map_or("found".into(), |path| path.display().to_string());
-            line(out, "", format_args!("{name}: {path}, CUDA {version}"))?;
+            line(out, "", format_args!("{name}: {}, CUDA {version}", path.display()))?;
         }
         Err(failure) => {
             line(out, "", format_args!("{name}: {failure}"))?;
             line(out, "", format_args!("  hint: {}", failure.hint()))?;
-            if let Failure::NoCompiler { searched } = failure {
+            let places: Vec<String> = match failure {
+                Failure::NoDriver { tried } => tried.clone(),
+                Failure::NoCompiler { searched } => searched.iter().map(|place| shown(place)).collect(),
+                _ => Vec::new(),
+            };
+            if !places.is_empty() {
                 line(out, "", format_args!("  looked for:"))?;
-                searched.iter().try_for_each(|place| line(out, "", format_args!("    {}", place.display())))?;
+                places.iter().try_for_each(|place| line(out, "", format_args!("    {place}")))?;
             }
         }
     }

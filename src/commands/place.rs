@@ -37,7 +37,7 @@ pub fn open(global: &Global) -> Result<Place> {
         Named::Emulator => Device::Gpu(Gpu::emulator(global.seed).map_err(unavailable)?),
         Named::Auto => match first_usable() {
             Ok(gpu) => Device::Gpu(gpu),
-            Err(Failure::NoDriver | Failure::NoDevice { .. }) => Device::Cpu,
+            Err(Failure::NoDriver { .. } | Failure::NoDevice { .. }) => Device::Cpu,
             Err(failure) => {
                 note(global, format_args!("note: computing on the CPU, for {failure}"));
                 Device::Cpu

@@ -140,7 +140,7 @@ pub fn compile(nvrtc: &Nvrtc, cache: Option<&Cache>, source: &Source, architectu
         Refusal::Source(log) => {
             Failure::Compile { file: source.file.to_string(), architecture: architecture.to_string(), log }
         }
-        Refusal::Call(call, message) => Failure::Driver { call, message },
+        Refusal::Other(failure) => failure,
     })?;
     let mut kernels = facts(&compiled.log);
     kernels.iter_mut().for_each(|kernel| kernel.threads = threads(&compiled.cubin, &kernel.symbol).unwrap_or_default());

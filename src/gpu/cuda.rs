@@ -1,9 +1,7 @@
-//! NVIDIA GPUs, through cudarc's raw bindings of the driver, loaded at run time.
+//! NVIDIA GPUs, through the driver's own functions (`libcuda` finds them).
 //!
 //! cudarc's safe layer stands between a program and what is needed here: it records events for each allocation, cannot
-//! capture on the stream it starts with, and makes events that do not measure time. Of the raw functions, those called
-//! here exist under these names in every driver since CUDA 12.0 (cudarc looks each one up when it is first called), and
-//! the bindings are the newest because they know the most error codes.
+//! capture on the stream it starts with, and makes events that do not measure time.
 //!
 //! Nothing here is ever dropped: at exit the driver may be gone before the last of our destructors.
 
@@ -11,18 +9,20 @@ use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_int, c_uint, c_void};
 use std::path::PathBuf;
 use std::ptr::null_mut;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock};
 
 use cudarc::driver::sys::{
-    self, CUcontext, CUdevice, CUdevice_attribute, CUevent, CUevent_flags, CUfunction, CUgraphExec, CUmodule, CUresult,
+    CUcontext, CUdevice, CUdevice_attribute, CUevent, CUevent_flags, CUfunction, CUgraphExec, CUmodule, CUresult,
     CUstream, CUstream_flags, CUstreamCaptureMode,
 };
 
 use super::cache::Cache;
 use super::compile::{self, Source};
 use super::driver::{Address, Description, Driver, Event, GraphId, Kernel, Launch};
-use super::nvrtc::{self, Nvrtc, OLDEST, Version};
+use super::libcuda::{self, Api};
+use super::library::Status;
+use super::nvrtc::{self, Nvrtc, Version};
 use super::{Failure, KERNELS, lock};
 use crate::tensor::DType;
 
@@ -48,7 +48,7 @@ pub struct Probe {
 }
 
 pub struct Library {
-    pub path: Option<PathBuf>,
+    pub path: PathBuf,
     pub version: Version,
 }
 
@@ -78,64 +78,37 @@ impl Probe {
 pub fn probe() -> Probe {
     let compiler = nvrtc::compiler();
     let found = |index| {
-        let description = device(index).and_then(describe).ok()?;
+        let description = describe(initialise().ok()?, device(index).ok()?).ok()?;
         let usable = compiler.as_ref().map_err(Failure::clone);
         let usable = usable.and_then(|nvrtc| nvrtc.check(&description.architecture));
         Some(Found { description, usable })
     };
     let gpus = (0..device_count().unwrap_or(0)).map_while(found).collect();
-    let driver = driver_version().and_then(|version| initialise().map(|()| version));
+    let driver = initialise().and_then(|_| libcuda::driver());
     Probe {
-        driver: driver.map(|version| Library { path: nvrtc::mapped("libcuda.so"), version }),
-        compiler: compiler.map(|nvrtc| Library { path: Some(nvrtc.path.clone()), version: nvrtc.version }),
+        driver: driver.map(|libcuda| Library { path: libcuda.path.clone(), version: libcuda.version }),
+        compiler: compiler.map(|nvrtc| Library { path: nvrtc.path.clone(), version: nvrtc.version }),
         gpus,
     }
 }
 
-/// The CUDA version that the driver supports.
-pub(super) fn driver_version() -> Result<Version, Failure> {
-    static VERSION: OnceLock<Result<Version, Failure>> = OnceLock::new();
-    let ask = || {
-        // SAFETY: loading the driver's library runs its own initialisation alone. Without the library every other
-        // function of cudarc's panics.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(Failure::NoDriver);
-        }
-        let mut version = 0;
-        // SAFETY: the function writes to the integer that it is given; it may be called before `cuInit`.
-        unsafe { call!(cuDriverGetVersion(&mut version)) }.map_err(|error| error.explain(None))?;
-        let version = Version(version.unsigned_abs() / 1000, version.unsigned_abs() % 1000 / 10);
-        if version < OLDEST {
-            return Err(Failure::DriverTooOld { found: version.to_string(), needed: OLDEST.to_string() });
-        }
-        Ok(version)
-    };
-    VERSION.get_or_init(ask).clone()
-}
-
-/// Makes the driver ready, once. A machine with a driver and no GPU is fine.
-fn initialise() -> Result<(), Failure> {
-    static READY: OnceLock<Result<(), Failure>> = OnceLock::new();
-    let ready = || {
-        driver_version()?;
-        // SAFETY: the library is there.
-        match unsafe { call!(cuInit(0)) } {
-            Err(error) if error.code == CUresult::CUDA_ERROR_NO_DEVICE => Ok(()),
-            result => result.map_err(|error| error.explain(None)),
-        }
-    };
-    READY.get_or_init(ready).clone()
+/// The driver's functions, where it is ready. A machine with a driver and no GPU is fine.
+fn initialise() -> Result<&'static Api, Failure> {
+    let libcuda = libcuda::driver()?;
+    let api = &libcuda.api;
+    match libcuda.started {
+        SUCCESS | NO_DEVICE => Ok(api),
+        code => Err(Refused { api, call: "cuInit", code }.explain(None)),
+    }
 }
 
 fn device_count() -> Result<usize, Failure> {
-    initialise()?;
+    let api = initialise()?;
     let mut count: c_int = 0;
     // SAFETY: the function writes to the integer that it is given.
-    match unsafe { call!(cuDeviceGetCount(&mut count)) } {
+    match unsafe { call!(api, cuDeviceGetCount(&mut count)) } {
         // What `cuInit` says as well where there is no GPU.
-        Err(error) if matches!(error.code, CUresult::CUDA_ERROR_NO_DEVICE | CUresult::CUDA_ERROR_NOT_INITIALIZED) => {
-            Ok(0)
-        }
+        Err(Refused { code: NO_DEVICE | NOT_INITIALIZED, .. }) => Ok(0),
         result => result.map(|()| count.unsigned_abs() as usize).map_err(|error| error.explain(None)),
     }
 }
@@ -145,26 +118,26 @@ fn device(index: usize) -> Result<CUdevice, Failure> {
     if index >= count {
         return Err(Failure::NoDevice { index, count });
     }
-    let mut device = 0;
+    let (api, mut device) = (initialise()?, 0);
     // SAFETY: the function writes to the integer that it is given.
-    unsafe { call!(cuDeviceGet(&mut device, index as c_int)) }.map_err(|error| error.explain(None))?;
+    unsafe { call!(api, cuDeviceGet(&mut device, index as c_int)) }.map_err(|error| error.explain(None))?;
     Ok(device)
 }
 
-fn describe(device: CUdevice) -> Result<Description, Failure> {
+fn describe(api: &'static Api, device: CUdevice) -> Result<Description, Failure> {
     use CUdevice_attribute::*;
     let attribute = |which| {
         let mut value: c_int = 0;
         // SAFETY: the function writes to the integer that it is given.
-        unsafe { call!(cuDeviceGetAttribute(&mut value, which, device)) }.map(|()| value.unsigned_abs())
+        unsafe { call!(api, cuDeviceGetAttribute(&mut value, which, device)) }.map(|()| value.unsigned_abs())
     };
     let ask = || {
         let mut name = [0u8; 256];
         let mut memory = 0;
         // SAFETY: the functions write at most as many bytes as they are told, and one number.
         unsafe {
-            call!(cuDeviceGetName(name.as_mut_ptr().cast(), name.len() as c_int, device))?;
-            call!(cuDeviceTotalMem_v2(&mut memory, device))?;
+            call!(api, cuDeviceGetName(name.as_mut_ptr().cast(), name.len() as c_int, device))?;
+            call!(api, cuDeviceTotalMem_v2(&mut memory, device))?;
         }
         let major = attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
         let minor = attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
@@ -184,11 +157,51 @@ fn architecture(major: u32, minor: u32) -> String {
 // ---- errors ---------------------------------------------------------------------------------------------------------
 
 /// A call that the driver refused, or that brings the news of an earlier one's fault.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 struct Refused {
+    /// Knows the code's name.
+    api: &'static Api,
     call: &'static str,
-    code: CUresult,
+    code: Status,
 }
+
+const SUCCESS: Status = CUresult::CUDA_SUCCESS as Status;
+const OUT_OF_MEMORY: Status = CUresult::CUDA_ERROR_OUT_OF_MEMORY as Status;
+const NOT_INITIALIZED: Status = CUresult::CUDA_ERROR_NOT_INITIALIZED as Status;
+const NO_DEVICE: Status = CUresult::CUDA_ERROR_NO_DEVICE as Status;
+const NOT_FOUND: Status = CUresult::CUDA_ERROR_NOT_FOUND as Status;
+
+/// What a kernel can cause, and a call after it tells.
+const FAULTS: [CUresult; 13] = {
+    use CUresult::*;
+    [
+        CUDA_ERROR_ILLEGAL_ADDRESS,
+        CUDA_ERROR_MISALIGNED_ADDRESS,
+        CUDA_ERROR_INVALID_ADDRESS_SPACE,
+        CUDA_ERROR_INVALID_PC,
+        CUDA_ERROR_ILLEGAL_INSTRUCTION,
+        CUDA_ERROR_HARDWARE_STACK_ERROR,
+        CUDA_ERROR_LAUNCH_FAILED,
+        CUDA_ERROR_LAUNCH_TIMEOUT,
+        CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES,
+        CUDA_ERROR_ASSERT,
+        CUDA_ERROR_ECC_UNCORRECTABLE,
+        CUDA_ERROR_NVLINK_UNCORRECTABLE,
+        CUDA_ERROR_CONTAINED,
+    ]
+};
+
+/// The binary itself is refused.
+const OF_BINARIES: [CUresult; 5] = {
+    use CUresult::*;
+    [
+        CUDA_ERROR_INVALID_IMAGE,
+        CUDA_ERROR_NO_BINARY_FOR_GPU,
+        CUDA_ERROR_INVALID_SOURCE,
+        CUDA_ERROR_UNSUPPORTED_PTX_VERSION,
+        CUDA_ERROR_INSUFFICIENT_LOADER_VERSION,
+    ]
+};
 
 /// What ran last: a fault is noticed by a later call.
 #[derive(Clone, Copy)]
@@ -197,54 +210,25 @@ enum Last {
     Graph,
 }
 
-/// `call!(cuFunction(arguments))`: anything but success is a [`Refused`].
+/// `call!(api, cuFunction(arguments))`: anything but success is a [`Refused`].
 macro_rules! call {
-    ($function:ident($($argument:expr),*)) => {
-        match sys::$function($($argument),*) {
-            CUresult::CUDA_SUCCESS => Ok(()),
-            code => Err(Refused { call: stringify!($function), code }),
+    ($api:expr, $function:ident($($argument:expr),*)) => {
+        match ($api.$function)($($argument),*) {
+            SUCCESS => Ok(()),
+            code => Err(Refused { api: $api, call: stringify!($function), code }),
         }
     };
 }
 use call;
 
 impl Refused {
-    fn is_fault(self) -> bool {
-        use CUresult::*;
-        matches!(
-            self.code,
-            CUDA_ERROR_ILLEGAL_ADDRESS
-                | CUDA_ERROR_MISALIGNED_ADDRESS
-                | CUDA_ERROR_INVALID_ADDRESS_SPACE
-                | CUDA_ERROR_INVALID_PC
-                | CUDA_ERROR_ILLEGAL_INSTRUCTION
-                | CUDA_ERROR_HARDWARE_STACK_ERROR
-                | CUDA_ERROR_LAUNCH_FAILED
-                | CUDA_ERROR_LAUNCH_TIMEOUT
-                | CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES
-                | CUDA_ERROR_ASSERT
-                | CUDA_ERROR_ECC_UNCORRECTABLE
-                | CUDA_ERROR_NVLINK_UNCORRECTABLE
-                | CUDA_ERROR_CONTAINED
-        )
-    }
-
-    /// The binary itself is refused.
-    fn is_about_binary(self) -> bool {
-        use CUresult::*;
-        matches!(
-            self.code,
-            CUDA_ERROR_INVALID_IMAGE
-                | CUDA_ERROR_NO_BINARY_FOR_GPU
-                | CUDA_ERROR_INVALID_SOURCE
-                | CUDA_ERROR_UNSUPPORTED_PTX_VERSION
-                | CUDA_ERROR_INSUFFICIENT_LOADER_VERSION
-        )
+    fn is_among(self, codes: &[CUresult]) -> bool {
+        codes.iter().any(|code| *code as Status == self.code)
     }
 
     fn explain(self, last: Option<Last>) -> Failure {
-        let what = describe_code(self.code);
-        if !self.is_fault() {
+        let what = self.describe();
+        if !self.is_among(&FAULTS) {
             return Failure::Driver { call: self.call, message: what };
         }
         let place = match last {
@@ -256,24 +240,24 @@ impl Refused {
         };
         Failure::Fault { message: format!("the GPU reports {what}{place} (CUDA_LAUNCH_BLOCKING=1 tells more exactly)") }
     }
-}
 
-/// `CUDA_ERROR_ASSERT (device-side assert triggered)`.
-fn describe_code(code: CUresult) -> String {
-    let (mut name, mut text) = (std::ptr::null(), std::ptr::null());
-    // SAFETY: both write a pointer to a string of the driver's own, or null for what it does not know.
-    unsafe {
-        sys::cuGetErrorName(code, &mut name);
-        sys::cuGetErrorString(code, &mut text);
-    }
-    let string = |pointer: *const std::ffi::c_char| {
-        // SAFETY: as above.
-        (!pointer.is_null()).then(|| unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned())
-    };
-    match (string(name), string(text)) {
-        (Some(name), Some(text)) => format!("{name} ({text})"),
-        (Some(name), None) => name,
-        _ => format!("{code:?}"),
+    /// `CUDA_ERROR_ASSERT (device-side assert triggered)`.
+    fn describe(self) -> String {
+        let (mut name, mut text) = (std::ptr::null(), std::ptr::null());
+        // SAFETY: both write a pointer to a string of the driver's own, or null for what it does not know.
+        unsafe {
+            (self.api.cuGetErrorName)(self.code, &mut name);
+            (self.api.cuGetErrorString)(self.code, &mut text);
+        }
+        let string = |pointer: *const std::ffi::c_char| {
+            // SAFETY: as above.
+            (!pointer.is_null()).then(|| unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned())
+        };
+        match (string(name), string(text)) {
+            (Some(name), Some(text)) => format!("{name} ({text})"),
+            (Some(name), None) => name,
+            _ => format!("error {}, which the driver has no name for", self.code),
+        }
     }
 }
 
@@ -281,6 +265,7 @@ fn describe_code(code: CUresult) -> String {
 
 /// A GPU with its primary context and one stream.
 pub struct Cuda {
+    api: &'static Api,
     description: Description,
     nvrtc: &'static Nvrtc,
     driver: Version,
@@ -341,7 +326,8 @@ impl Cuda {
     /// GPU `index`, with a compiler that knows it.
     pub fn open(index: usize) -> Result<Cuda, Failure> {
         let device = device(index)?;
-        let description = describe(device)?;
+        let api = initialise()?;
+        let description = describe(api, device)?;
         let nvrtc = nvrtc::compiler()?;
         nvrtc.check(&description.architecture)?;
         let (mut context, mut stream) = (null_mut(), null_mut());
@@ -349,16 +335,17 @@ impl Cuda {
             // SAFETY: the functions write handles to where they are told. A stream that is not the default one can be
             // captured; one that does not block waits for nobody who uses the default one.
             unsafe {
-                call!(cuDevicePrimaryCtxRetain(&mut context, device))?;
-                call!(cuCtxSetCurrent(context))?;
-                call!(cuStreamCreate(&mut stream, CUstream_flags::CU_STREAM_NON_BLOCKING as c_uint))
+                call!(api, cuDevicePrimaryCtxRetain(&mut context, device))?;
+                call!(api, cuCtxSetCurrent(context))?;
+                call!(api, cuStreamCreate(&mut stream, CUstream_flags::CU_STREAM_NON_BLOCKING as c_uint))
             }
         };
         start().map_err(|error: Refused| error.explain(None))?;
         Ok(Cuda {
+            api,
             description,
             nvrtc,
-            driver: driver_version()?,
+            driver: libcuda::driver()?.version,
             cache: Cache::of_user(),
             context,
             stream,
@@ -375,7 +362,7 @@ impl Cuda {
     /// Every call begins so: which context is current is a thread's own affair, and any thread may call.
     fn enter(&self) -> Result<(), Refused> {
         // SAFETY: the context is never released.
-        unsafe { call!(cuCtxSetCurrent(self.context)) }
+        unsafe { call!(self.api, cuCtxSetCurrent(self.context)) }
     }
 
     /// For what waits or copies to the host.
@@ -392,7 +379,7 @@ impl Cuda {
 
     fn wait(&self) -> Result<(), Refused> {
         // SAFETY: the stream exists.
-        unsafe { call!(cuStreamSynchronize(self.stream)) }
+        unsafe { call!(self.api, cuStreamSynchronize(self.stream)) }
     }
 
     /// The kernel's entry point; loads its module where that has not happened yet.
@@ -412,8 +399,8 @@ impl Cuda {
         let symbol = CString::new(kernel.symbol()).expect("a name in the source");
         let mut function = null_mut();
         // SAFETY: the module is never unloaded, the name ends with a zero.
-        match unsafe { call!(cuModuleGetFunction(&mut function, module, symbol.as_ptr())) } {
-            Err(Refused { call, code: CUresult::CUDA_ERROR_NOT_FOUND }) => {
+        match unsafe { call!(self.api, cuModuleGetFunction(&mut function, module, symbol.as_ptr())) } {
+            Err(Refused { call, code: NOT_FOUND, .. }) => {
                 let message = format!("kernels/{}.cu has no kernel {}", kernel.file, kernel.symbol());
                 return Err(Failure::Driver { call, message });
             }
@@ -434,11 +421,11 @@ impl Cuda {
         let compiled = compile::compile(self.nvrtc, self.cache.as_ref(), &source, architecture)?;
         let mut module = null_mut();
         // SAFETY: the image is a whole binary, which knows its own length.
-        match unsafe { call!(cuModuleLoadData(&mut module, compiled.cubin.as_ptr().cast())) } {
-            Err(error) if error.is_about_binary() => Err(Failure::CompilerTooNew {
+        match unsafe { call!(self.api, cuModuleLoadData(&mut module, compiled.cubin.as_ptr().cast())) } {
+            Err(error) if error.is_among(&OF_BINARIES) => Err(Failure::CompilerTooNew {
                 driver: self.driver.to_string(),
                 compiler: self.nvrtc.version.to_string(),
-                message: describe_code(error.code),
+                message: error.describe(),
             }),
             result => self.explained(result).map(|()| module),
         }
@@ -450,15 +437,15 @@ impl Cuda {
             uploads.current = (uploads.current + 1) % SLOTS;
             if let Some(slot) = uploads.slots.get_mut(uploads.current) {
                 // SAFETY: the event exists. What it marks is the last copy out of this buffer.
-                unsafe { call!(cuEventSynchronize(slot.copied)) }?;
+                unsafe { call!(self.api, cuEventSynchronize(slot.copied)) }?;
                 slot.used = 0;
             }
         }
         if uploads.current == uploads.slots.len() {
             let mut copied = null_mut();
             // SAFETY: the function writes a handle to where it is told.
-            unsafe { call!(cuEventCreate(&mut copied, CUevent_flags::CU_EVENT_DISABLE_TIMING as c_uint)) }?;
-            uploads.slots.push(Slot { memory: pinned()?, used: 0, copied });
+            unsafe { call!(self.api, cuEventCreate(&mut copied, CUevent_flags::CU_EVENT_DISABLE_TIMING as c_uint)) }?;
+            uploads.slots.push(Slot { memory: pinned(self.api)?, used: 0, copied });
         }
         let slot = &mut uploads.slots[uploads.current];
         // SAFETY: from `used` on nobody reads the buffer, and there is room; the copy may not outlive what it reads,
@@ -466,8 +453,8 @@ impl Cuda {
         unsafe {
             let staged = slot.memory.add(slot.used);
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), staged, bytes.len());
-            call!(cuMemcpyHtoDAsync_v2(to.0, staged.cast::<c_void>(), bytes.len(), self.stream))?;
-            call!(cuEventRecord(slot.copied, self.stream))?;
+            call!(self.api, cuMemcpyHtoDAsync_v2(to.0, staged.cast::<c_void>(), bytes.len(), self.stream))?;
+            call!(self.api, cuEventRecord(slot.copied, self.stream))?;
         }
         slot.used = (slot.used + bytes.len()).next_multiple_of(ALIGNMENT);
         Ok(())
@@ -478,9 +465,9 @@ impl Cuda {
         // SAFETY: the stream is capturing; the graph is not used after it was destroyed, and what was made of it does
         // not need it.
         unsafe {
-            call!(cuStreamEndCapture(self.stream, &mut graph))?;
-            let result = call!(cuGraphInstantiateWithFlags(&mut ready, graph, 0));
-            call!(cuGraphDestroy(graph))?;
+            call!(self.api, cuStreamEndCapture(self.stream, &mut graph))?;
+            let result = call!(self.api, cuGraphInstantiateWithFlags(&mut ready, graph, 0));
+            call!(self.api, cuGraphDestroy(graph))?;
             result?;
         }
         Ok(ready)
@@ -488,10 +475,10 @@ impl Cuda {
 }
 
 /// [`SLOT_BYTES`] of memory that the GPU can read while the host goes on.
-fn pinned() -> Result<*mut u8, Refused> {
+fn pinned(api: &'static Api) -> Result<*mut u8, Refused> {
     let mut memory = null_mut();
     // SAFETY: the function writes a pointer to where it is told.
-    unsafe { call!(cuMemAllocHost_v2(&mut memory, SLOT_BYTES)) }?;
+    unsafe { call!(api, cuMemAllocHost_v2(&mut memory, SLOT_BYTES)) }?;
     Ok(memory.cast())
 }
 
@@ -504,11 +491,11 @@ impl Driver for Cuda {
         self.explained(self.enter())?;
         let mut address = 0;
         // SAFETY: the function writes an address to where it is told.
-        match unsafe { call!(cuMemAlloc_v2(&mut address, bytes)) } {
-            Err(error) if error.code == CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+        match unsafe { call!(self.api, cuMemAlloc_v2(&mut address, bytes)) } {
+            Err(Refused { code: OUT_OF_MEMORY, .. }) => {
                 let (mut free, mut total) = (0, 0);
                 // SAFETY: the function writes two numbers.
-                self.explained(unsafe { call!(cuMemGetInfo_v2(&mut free, &mut total)) })?;
+                self.explained(unsafe { call!(self.api, cuMemGetInfo_v2(&mut free, &mut total)) })?;
                 Err(Failure::OutOfMemory { requested: bytes, free, total })
             }
             result => self.explained(result).map(|()| Address(address)),
@@ -523,7 +510,7 @@ impl Driver for Cuda {
             let _ = self.wait();
         }
         // SAFETY: the address came from `cuMemAlloc`, and its owner gave it up.
-        let _: Result<(), Refused> = unsafe { call!(cuMemFree_v2(address.0)) };
+        let _: Result<(), Refused> = unsafe { call!(self.api, cuMemFree_v2(address.0)) };
     }
 
     fn upload(&self, to: Address, bytes: &[u8]) -> Result<(), Failure> {
@@ -540,12 +527,13 @@ impl Driver for Cuda {
         let mut downloads = lock(&self.downloads);
         let staged = match *downloads {
             Some(staged) => staged,
-            None => *downloads.insert(self.explained(pinned())?),
+            None => *downloads.insert(self.explained(pinned(self.api))?),
         };
         for (index, piece) in bytes.chunks_mut(SLOT_BYTES).enumerate() {
             let from = from.offset(index * SLOT_BYTES).0;
             // SAFETY: the pinned memory holds a piece, nobody else has it, and it is read after the copy is done.
-            let copied = unsafe { call!(cuMemcpyDtoHAsync_v2(staged.cast(), from, piece.len(), self.stream)) };
+            let copied =
+                unsafe { call!(self.api, cuMemcpyDtoHAsync_v2(staged.cast(), from, piece.len(), self.stream)) };
             self.explained(copied.and_then(|()| self.wait()))?;
             // SAFETY: as above.
             unsafe { std::ptr::copy_nonoverlapping(staged, piece.as_mut_ptr(), piece.len()) };
@@ -559,7 +547,7 @@ impl Driver for Cuda {
             return Ok(());
         }
         // SAFETY: both places belong to the caller.
-        self.explained(unsafe { call!(cuMemcpyDtoDAsync_v2(to.0, from.0, bytes, self.stream)) })
+        self.explained(unsafe { call!(self.api, cuMemcpyDtoDAsync_v2(to.0, from.0, bytes, self.stream)) })
     }
 
     fn fill(&self, to: Address, byte: u8, bytes: usize) -> Result<(), Failure> {
@@ -568,7 +556,7 @@ impl Driver for Cuda {
             return Ok(());
         }
         // SAFETY: the place belongs to the caller.
-        self.explained(unsafe { call!(cuMemsetD8Async(to.0, byte, bytes, self.stream)) })
+        self.explained(unsafe { call!(self.api, cuMemsetD8Async(to.0, byte, bytes, self.stream)) })
     }
 
     fn prepare(&self, kernel: Kernel) -> Result<(), Failure> {
@@ -599,7 +587,7 @@ impl Driver for Cuda {
         // SAFETY: the kernel has one parameter, of the size that both sides state; what it does with the addresses in it
         // is what `Gpu::launch` asks its callers to answer for.
         let launched = self.explained(unsafe {
-            call!(cuLaunchKernel(function, x, y, z, launch.threads, 1, 1, 0, self.stream, list, none))
+            call!(self.api, cuLaunchKernel(function, x, y, z, launch.threads, 1, 1, 0, self.stream, list, none))
         });
         launched.map_err(|failure| match failure {
             Failure::Driver { call, message } => {
@@ -623,12 +611,14 @@ impl Driver for Cuda {
         if slot == events.handles.len() {
             let mut event = null_mut();
             // SAFETY: the function writes a handle to where it is told. Only such an event measures time.
-            self.explained(unsafe { call!(cuEventCreate(&mut event, CUevent_flags::CU_EVENT_DEFAULT as c_uint)) })?;
+            self.explained(unsafe {
+                call!(self.api, cuEventCreate(&mut event, CUevent_flags::CU_EVENT_DEFAULT as c_uint))
+            })?;
             events.handles.push((number, event));
         }
         events.handles[slot].0 = number;
         // SAFETY: event and stream exist.
-        self.explained(unsafe { call!(cuEventRecord(events.handles[slot].1, self.stream)) })?;
+        self.explained(unsafe { call!(self.api, cuEventRecord(events.handles[slot].1, self.stream)) })?;
         events.count += 1;
         Ok(Event(number))
     }
@@ -642,9 +632,9 @@ impl Driver for Cuda {
         let (from, to) = (find(from)?, find(to)?);
         let mut milliseconds = 0.0;
         // SAFETY: both events were recorded.
-        self.explained(unsafe { call!(cuEventSynchronize(to)) })?;
+        self.explained(unsafe { call!(self.api, cuEventSynchronize(to)) })?;
         // SAFETY: as above.
-        self.explained(unsafe { elapsed(&mut milliseconds, from, to) })?;
+        self.explained(unsafe { call!(self.api, cuEventElapsedTime(&mut milliseconds, from, to)) })?;
         Ok(milliseconds)
     }
 
@@ -653,7 +643,7 @@ impl Driver for Cuda {
         // Memory may be allocated and modules loaded while the graph is recorded; neither becomes part of it.
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the stream exists and is not the default one.
-        self.explained(unsafe { call!(cuStreamBeginCapture_v2(self.stream, mode)) })?;
+        self.explained(unsafe { call!(self.api, cuStreamBeginCapture_v2(self.stream, mode)) })?;
         self.is_recording.store(true, Ordering::SeqCst);
         Ok(())
     }
@@ -675,7 +665,7 @@ impl Driver for Cuda {
         let ready = lock(&self.graphs).ready[&graph.0];
         *lock(&self.last) = Some(Last::Graph);
         // SAFETY: the graph was made and not dropped; the memory it touches is kept for it.
-        self.explained(unsafe { call!(cuGraphLaunch(ready, self.stream)) })
+        self.explained(unsafe { call!(self.api, cuGraphLaunch(ready, self.stream)) })
     }
 
     fn drop_graph(&self, graph: GraphId) {
@@ -685,27 +675,7 @@ impl Driver for Cuda {
         }
         if let Some(ready) = lock(&self.graphs).ready.remove(&graph.0) {
             // SAFETY: the graph was made, and runs no more.
-            let _: Result<(), Refused> = unsafe { call!(cuGraphExecDestroy(ready)) };
+            let _: Result<(), Refused> = unsafe { call!(self.api, cuGraphExecDestroy(ready)) };
         }
-    }
-}
-
-/// `cuEventElapsedTime` under the name that every driver has: the newest bindings know only one that CUDA 12.8 brought.
-///
-/// # Safety
-/// Both events were recorded.
-unsafe fn elapsed(milliseconds: &mut f32, from: CUevent, to: CUevent) -> Result<(), Refused> {
-    type Elapsed = unsafe extern "C" fn(*mut f32, CUevent, CUevent) -> CUresult;
-    const NAME: &str = "cuEventElapsedTime";
-    static FUNCTION: OnceLock<Option<Elapsed>> = OnceLock::new();
-    // SAFETY: the library is there; the signature is that of cuda.h.
-    let look_up = || unsafe { sys::culib().get::<Elapsed>(NAME.as_bytes()) }.ok().map(|function| *function);
-    let Some(function) = FUNCTION.get_or_init(look_up) else {
-        return Err(Refused { call: NAME, code: CUresult::CUDA_ERROR_NOT_FOUND });
-    };
-    // SAFETY: the caller's.
-    match unsafe { function(milliseconds, from, to) } {
-        CUresult::CUDA_SUCCESS => Ok(()),
-        code => Err(Refused { call: NAME, code }),
     }
 }

@@ -5,8 +5,16 @@ use std::path::PathBuf;
 /// Everything here is shown to the user with its hint; none of it is a panic.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Failure {
+    /// `tried` is what the loader says to each name.
     #[error("libcuda, the NVIDIA driver's library, was not found")]
-    NoDriver,
+    NoDriver { tried: Vec<String> },
+
+    /// A library for linking programs where there is no driver.
+    #[error("{} is not the NVIDIA driver's library but the CUDA toolkit's stub of it", path.display())]
+    DriverStub { path: PathBuf },
+
+    #[error("{}, the NVIDIA driver's library, cannot be used: {reason}", path.display())]
+    BadDriver { path: PathBuf, reason: String },
 
     #[error("libnvrtc, NVIDIA's run-time compiler, was not found")]
     NoCompiler { searched: Vec<PathBuf> },
@@ -14,6 +22,9 @@ pub enum Failure {
     /// MEDMERGE_NVRTC is set to something else than a libnvrtc.
     #[error("MEDMERGE_NVRTC names {}, which cannot be used: {reason}", path.display())]
     BadCompiler { path: PathBuf, reason: String },
+
+    #[error("libnvrtc cannot compile: {builtins} is missing or broken beside {}", nvrtc.display())]
+    NoBuiltins { nvrtc: PathBuf, builtins: String },
 
     #[error("the NVIDIA driver supports CUDA {found}; CUDA {needed} is needed")]
     DriverTooOld { found: String, needed: String },
@@ -58,9 +69,12 @@ impl Failure {
     /// 2 where what was asked for is not here, 1 where the work itself failed.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Failure::NoDriver
+            Failure::NoDriver { .. }
+            | Failure::DriverStub { .. }
+            | Failure::BadDriver { .. }
             | Failure::NoCompiler { .. }
             | Failure::BadCompiler { .. }
+            | Failure::NoBuiltins { .. }
             | Failure::DriverTooOld { .. }
             | Failure::CompilerTooOld { .. }
             | Failure::CompilerTooNew { .. }
@@ -77,7 +91,11 @@ impl Failure {
 
     pub fn hint(&self) -> String {
         match self {
-            Failure::NoDriver => "install NVIDIA's driver, or use --device cpu".into(),
+            Failure::NoDriver { .. } => "install NVIDIA's driver, or use --device cpu".into(),
+            Failure::DriverStub { .. } => {
+                "take the toolkit's folder `stubs` out of LD_LIBRARY_PATH and install NVIDIA's driver, or use --device cpu".into()
+            }
+            Failure::BadDriver { .. } => "update or reinstall NVIDIA's driver, or use --device cpu".into(),
             Failure::NoCompiler { .. } => {
                 "pip install nvidia-cuda-nvrtc-cu12 (for drivers of CUDA 13: nvidia-cuda-nvrtc), or install the CUDA toolkit, \
                  or name the file in MEDMERGE_NVRTC; `medmerge devices` lists where it was looked for"
@@ -85,6 +103,11 @@ impl Failure {
             }
             Failure::BadCompiler { .. } => {
                 "name a libnvrtc.so of CUDA 12 or later, or its folder, or leave the variable out".into()
+            }
+            Failure::NoBuiltins { .. } => {
+                "install the whole package again (pip install --force-reinstall nvidia-cuda-nvrtc-cu12; for drivers of CUDA 13: \
+                 nvidia-cuda-nvrtc), or name another libnvrtc in MEDMERGE_NVRTC"
+                    .into()
             }
             Failure::DriverTooOld { .. } => "update NVIDIA's driver, or use --device cpu".into(),
             Failure::CompilerTooOld { .. } => {

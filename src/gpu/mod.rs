@@ -14,6 +14,8 @@ mod dry;
 #[cfg(feature = "emulator")]
 pub mod emulator;
 mod failure;
+pub mod libcuda;
+pub mod library;
 pub(crate) mod limits;
 mod memory;
 pub mod nvrtc;

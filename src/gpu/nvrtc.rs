@@ -3,7 +3,7 @@
 //! cudarc can load it too, but looks only where the loader looks by default, takes what it finds there however old, and
 //! panics where it finds nothing. Most machines with a GPU have libnvrtc from pip or conda, where the loader never looks.
 
-use std::ffi::{CStr, CString, OsString, c_char, c_int};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -11,7 +11,8 @@ use std::sync::OnceLock;
 use cudarc::nvrtc::sys::{nvrtcProgram, nvrtcResult};
 use libloading::Library;
 
-use super::{Failure, cuda};
+use super::library::{Machine, Status, api, expand, file_of, libraries, reason};
+use super::{Failure, libcuda};
 
 /// Of CUDA: of the driver or of the compiler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,69 +36,32 @@ pub struct Nvrtc {
     api: Api,
 }
 
-/// The compiler's functions return an `int` here and not cudarc's enum: a newer compiler may know more errors than that.
-type Status = c_int;
 const SUCCESS: Status = nvrtcResult::NVRTC_SUCCESS as Status;
 
-macro_rules! api {
-    ($($field:ident = $symbol:ident($($argument:ty),*) -> $result:ty;)*) => {
-        struct Api {
-            $($field: unsafe extern "C" fn($($argument),*) -> $result,)*
-            /// Keeps the functions callable.
-            _library: Library,
-        }
-
-        impl Api {
-            fn load(library: Library) -> Result<Api, libloading::Error> {
-                $(
-                    // SAFETY: the signature is that of nvrtc.h, the same in CUDA 12 and 13.
-                    let $field = unsafe {
-                        *library.get::<unsafe extern "C" fn($($argument),*) -> $result>(stringify!($symbol))?
-                    };
-                )*
-                Ok(Api { $($field,)* _library: library })
-            }
-        }
-    };
-}
-
 api! {
-    version = nvrtcVersion(*mut c_int, *mut c_int) -> Status;
-    count = nvrtcGetNumSupportedArchs(*mut c_int) -> Status;
-    capabilities = nvrtcGetSupportedArchs(*mut c_int) -> Status;
-    error = nvrtcGetErrorString(Status) -> *const c_char;
-    create = nvrtcCreateProgram(*mut nvrtcProgram, *const c_char, *const c_char, c_int, *const *const c_char, *const *const c_char) -> Status;
-    destroy = nvrtcDestroyProgram(*mut nvrtcProgram) -> Status;
-    compile = nvrtcCompileProgram(nvrtcProgram, c_int, *const *const c_char) -> Status;
-    log_size = nvrtcGetProgramLogSize(nvrtcProgram, *mut usize) -> Status;
-    log = nvrtcGetProgramLog(nvrtcProgram, *mut c_char) -> Status;
-    cubin_size = nvrtcGetCUBINSize(nvrtcProgram, *mut usize) -> Status;
-    cubin = nvrtcGetCUBIN(nvrtcProgram, *mut c_char) -> Status;
+    nvrtcVersion(*mut c_int, *mut c_int) -> Status;
+    nvrtcGetNumSupportedArchs(*mut c_int) -> Status;
+    nvrtcGetSupportedArchs(*mut c_int) -> Status;
+    nvrtcGetErrorString(Status) -> *const c_char;
+    nvrtcCreateProgram(*mut nvrtcProgram, *const c_char, *const c_char, c_int, *const *const c_char, *const *const c_char) -> Status;
+    nvrtcDestroyProgram(*mut nvrtcProgram) -> Status;
+    nvrtcCompileProgram(nvrtcProgram, c_int, *const *const c_char) -> Status;
+    nvrtcGetProgramLogSize(nvrtcProgram, *mut usize) -> Status;
+    nvrtcGetProgramLog(nvrtcProgram, *mut c_char) -> Status;
+    nvrtcGetCUBINSize(nvrtcProgram, *mut usize) -> Status;
+    nvrtcGetCUBIN(nvrtcProgram, *mut c_char) -> Status;
 }
 
 /// The libnvrtc of this machine, looked for once.
 pub fn compiler() -> Result<&'static Nvrtc, Failure> {
     static FOUND: OnceLock<Result<Nvrtc, Failure>> = OnceLock::new();
-    FOUND.get_or_init(|| find(&Machine::this(), cuda::driver_version().ok())).as_ref().map_err(Failure::clone)
-}
-
-/// Where to look: the environment, and what `/` is. Tests have their own.
-struct Machine<'a> {
-    variable: &'a dyn Fn(&str) -> Option<OsString>,
-    root: &'a Path,
-    /// Asks the loader too.
-    loader: bool,
+    FOUND
+        .get_or_init(|| find(&Machine::this(), libcuda::driver().ok().map(|driver| driver.version)))
+        .as_ref()
+        .map_err(Failure::clone)
 }
 
 impl Machine<'_> {
-    fn this() -> Machine<'static> {
-        Machine { variable: &|name| std::env::var_os(name), root: Path::new("/"), loader: true }
-    }
-
-    fn path(&self, name: &str) -> Option<PathBuf> {
-        (self.variable)(name).filter(|value| !value.is_empty()).map(PathBuf::from)
-    }
-
     /// Folders that libnvrtc is installed to, `*` for anything: pip's, conda's, the CUDA toolkit's.
     fn folders(&self) -> Vec<PathBuf> {
         const PYTHON: [&str; 2] =
@@ -137,10 +101,10 @@ impl Machine<'_> {
 }
 
 /// The first libnvrtc that can be used; one of MEDMERGE_NVRTC, or none, if that is set. What a compiler newer than the
-/// driver makes, the driver may not load: such a one is taken only if there is no other.
+/// driver makes, the driver may not load: such a one is taken only if there is no other. One that cannot compile is none.
 fn find(machine: &Machine, driver: Option<Version>) -> Result<Nvrtc, Failure> {
     if let Some(named) = machine.path("MEDMERGE_NVRTC") {
-        return load_named(&named).map_err(|reason| Failure::BadCompiler { path: named, reason });
+        return load_named(&named).map_err(|reason| Failure::BadCompiler { path: named, reason })?.whole();
     }
     let mut searched = Vec::new();
     let mut candidates = Vec::new();
@@ -154,15 +118,16 @@ fn find(machine: &Machine, driver: Option<Version>) -> Result<Nvrtc, Failure> {
         }
         searched.push(pattern);
     }
-    let mut too_new = None;
+    let (mut too_new, mut alone) = (None, None);
     for candidate in candidates {
-        match load(&candidate) {
-            Ok(found) if driver.is_none_or(|driver| found.version.0 <= driver.0) => return Ok(found),
-            Ok(found) => too_new = too_new.or(Some(found)),
+        match load(&candidate).map(Nvrtc::whole) {
+            Ok(Ok(found)) if driver.is_none_or(|driver| found.version.0 <= driver.0) => return Ok(found),
+            Ok(Ok(found)) => too_new = too_new.or(Some(found)),
+            Ok(Err(failure)) => alone = alone.or(Some(failure)),
             Err(_) => {}
         }
     }
-    too_new.ok_or(Failure::NoCompiler { searched })
+    too_new.ok_or(alone.unwrap_or(Failure::NoCompiler { searched }))
 }
 
 fn load_named(named: &Path) -> Result<Nvrtc, String> {
@@ -188,97 +153,60 @@ fn load(path: &Path) -> Result<Nvrtc, String> {
     let api = Api::load(library).map_err(reason)?;
     let (mut major, mut minor, mut count) = (0, 0, 0);
     // SAFETY: both functions write to the integers that they are given.
-    let status = unsafe { (api.version)(&mut major, &mut minor) };
+    let status = unsafe { (api.nvrtcVersion)(&mut major, &mut minor) };
     let version = Version(major.unsigned_abs(), minor.unsigned_abs());
     if status != SUCCESS || version < OLDEST {
         return Err(format!("it is of CUDA {version}; {OLDEST} or later is needed"));
     }
     // SAFETY: as above.
-    let status = unsafe { (api.count)(&mut count) };
+    let status = unsafe { (api.nvrtcGetNumSupportedArchs)(&mut count) };
     let mut capabilities = vec![0; if status == SUCCESS { count.unsigned_abs() as usize } else { 0 }];
     // SAFETY: there is room for as many as it has.
-    if capabilities.is_empty() || unsafe { (api.capabilities)(capabilities.as_mut_ptr()) } != SUCCESS {
+    if capabilities.is_empty() || unsafe { (api.nvrtcGetSupportedArchs)(capabilities.as_mut_ptr()) } != SUCCESS {
         return Err("it does not say which GPUs it compiles for".into());
     }
     let path = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => path.to_path_buf(),
-        _ => mapped("libnvrtc.so").unwrap_or_else(|| path.to_path_buf()),
+        _ => file_of(api.nvrtcVersion as *const c_void).unwrap_or_else(|| path.to_path_buf()),
     };
-    preload_builtins(&path, version);
     let capabilities = capabilities.into_iter().map(|capability: c_int| capability.unsigned_abs()).collect();
     Ok(Nvrtc { path, version, capabilities, api })
 }
 
-/// The loader's own words, which the error keeps for itself.
-fn reason(error: libloading::Error) -> String {
-    std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string)
+/// The file that libnvrtc compiles nothing without.
+fn builtins(version: Version) -> String {
+    format!("libnvrtc-builtins.so.{version}")
 }
 
-/// libnvrtc looks for its companion by name alone when it compiles, and not in its own folder.
-fn preload_builtins(nvrtc: &Path, version: Version) {
-    let Some(folder) = nvrtc.canonicalize().ok().and_then(|path| path.parent().map(Path::to_path_buf)) else { return };
-    let exact = folder.join(format!("libnvrtc-builtins.so.{version}"));
-    for path in std::iter::once(exact).chain(libraries(&folder, "libnvrtc-builtins.so")) {
+/// libnvrtc looks for its companion by name alone when it compiles, and not in its own folder. Whether the companion was
+/// there.
+fn preload_builtins(nvrtc: &Path, version: Version) -> bool {
+    let Some(folder) = nvrtc.canonicalize().ok().and_then(|path| path.parent().map(Path::to_path_buf)) else {
+        return false;
+    };
+    let exact = folder.join(builtins(version));
+    for path in std::iter::once(&exact).chain(&libraries(&folder, "libnvrtc-builtins.so")) {
         #[cfg(unix)]
         {
             use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
             // SAFETY: the library runs nothing when it is loaded.
-            if let Ok(library) = unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) } {
+            if let Ok(library) = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) } {
                 std::mem::forget(library);
-                return;
+                return *path == exact;
             }
         }
         #[cfg(not(unix))]
         let _ = path;
     }
-}
-
-/// The file of a library that the loader found by its name.
-pub(super) fn mapped(start: &str) -> Option<PathBuf> {
-    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
-    let mut paths = maps.lines().filter_map(|line| Some(Path::new(&line[line.find('/')?..])));
-    let named = |path: &&Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(start));
-    paths.find(named).map(Path::to_path_buf)
-}
-
-/// Files in a folder whose name begins with `start`, the highest version first.
-fn libraries(folder: &Path, start: &str) -> Vec<PathBuf> {
-    matching(folder, start, "").into_iter().filter(|path| path.is_file()).collect()
-}
-
-/// Entries of a folder, those with the highest numbers in their names first.
-fn matching(folder: &Path, start: &str, end: &str) -> Vec<PathBuf> {
-    let numbers = |name: &str| -> Vec<u32> {
-        name.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
-    };
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    let mut names: Vec<String> = names
-        .filter(|name| name.len() >= start.len() + end.len() && name.starts_with(start) && name.ends_with(end))
-        .collect();
-    names.sort_by_cached_key(|name| (std::cmp::Reverse(numbers(name)), name.clone()));
-    names.into_iter().map(|name| folder.join(name)).collect()
-}
-
-/// The folders that a path stands for in which `*` may stand once in a component.
-fn expand(pattern: &Path) -> Vec<PathBuf> {
-    let mut found = vec![PathBuf::new()];
-    for part in pattern.components() {
-        found = match part.as_os_str().to_str().and_then(|part| part.split_once('*')) {
-            Some((start, end)) => found.iter().flat_map(|folder| matching(folder, start, end)).collect(),
-            None => found.into_iter().map(|folder| folder.join(part)).collect(),
-        };
-    }
-    found.retain(|folder| folder.is_dir());
-    found
+    false
 }
 
 /// Why there is no binary.
 pub enum Refusal {
     /// The source's fault.
     Source(String),
-    /// Anything else: the call, and what the compiler says.
-    Call(&'static str, String),
+    /// Anything else.
+    Other(Failure),
 }
 
 /// What a compilation gives.
@@ -293,11 +221,26 @@ struct Program<'a>(&'a Api, nvrtcProgram);
 impl Drop for Program<'_> {
     fn drop(&mut self) {
         // SAFETY: the program was created and is not used any more.
-        unsafe { (self.0.destroy)(&mut self.1) };
+        unsafe { (self.0.nvrtcDestroyProgram)(&mut self.1) };
     }
 }
 
 impl Nvrtc {
+    /// Itself, or what it lacks. Where its companion is not beside it, the loader may find one: to try is the one way to know.
+    fn whole(self) -> Result<Nvrtc, Failure> {
+        if preload_builtins(&self.path, self.version) {
+            return Ok(self);
+        }
+        match self.compile("nothing.cu", "", &[], &[]) {
+            Err(Refusal::Other(failure @ Failure::NoBuiltins { .. })) => {
+                // What has compiled, or tried to, may leave something behind that runs at the thread's end.
+                std::mem::forget(self);
+                Err(failure)
+            }
+            _ => Ok(self),
+        }
+    }
+
     /// Names of what it compiles for, as `--gpu-architecture` takes them.
     pub fn architectures(&self) -> Vec<String> {
         let plain = self.capabilities.iter().map(|capability| format!("sm_{capability}"));
@@ -341,7 +284,7 @@ impl Nvrtc {
         let mut program = std::ptr::null_mut();
         // SAFETY: all strings end with a zero and outlive the call; there are as many names as texts.
         let status = unsafe {
-            (self.api.create)(
+            (self.api.nvrtcCreateProgram)(
                 &mut program,
                 text.as_ptr(),
                 name.as_ptr(),
@@ -354,19 +297,33 @@ impl Nvrtc {
         let program = Program(&self.api, program);
         let option_pointers = pointers(&options);
         // SAFETY: the program exists; the options end with a zero and outlive the call.
-        let compiled =
-            unsafe { (self.api.compile)(program.1, option_pointers.len() as c_int, option_pointers.as_ptr()) };
-        let log = self.bytes("nvrtcGetProgramLog", &program, self.api.log_size, self.api.log)?;
+        let compiled = unsafe {
+            (self.api.nvrtcCompileProgram)(program.1, option_pointers.len() as c_int, option_pointers.as_ptr())
+        };
+        let log =
+            self.bytes("nvrtcGetProgramLog", &program, self.api.nvrtcGetProgramLogSize, self.api.nvrtcGetProgramLog)?;
         let log = String::from_utf8_lossy(&log).trim_end_matches('\0').trim_end().to_string();
-        if compiled == nvrtcResult::NVRTC_ERROR_COMPILATION as Status {
-            return Err(Refusal::Source(log));
-        }
-        self.succeed("nvrtcCompileProgram", compiled).map_err(|refusal| match refusal {
-            Refusal::Call(call, message) if !log.is_empty() => Refusal::Call(call, format!("{message}: {log}")),
-            other => other,
-        })?;
-        let cubin = self.bytes("nvrtcGetCUBIN", &program, self.api.cubin_size, self.api.cubin)?;
+        self.finish(compiled, &log)?;
+        let cubin = self.bytes("nvrtcGetCUBIN", &program, self.api.nvrtcGetCUBINSize, self.api.nvrtcGetCUBIN)?;
         Ok(Compiled { cubin, log })
+    }
+
+    /// What a compilation ended with.
+    fn finish(&self, status: Status, log: &str) -> Result<(), Refusal> {
+        const SOURCE: Status = nvrtcResult::NVRTC_ERROR_COMPILATION as Status;
+        const BUILTINS: Status = nvrtcResult::NVRTC_ERROR_BUILTIN_OPERATION_FAILURE as Status;
+        match status {
+            SOURCE => Err(Refusal::Source(log.to_string())),
+            BUILTINS => {
+                Err(Refusal::Other(Failure::NoBuiltins { nvrtc: self.path.clone(), builtins: builtins(self.version) }))
+            }
+            _ => self.succeed("nvrtcCompileProgram", status).map_err(|refusal| match refusal {
+                Refusal::Other(Failure::Driver { call, message }) if !log.is_empty() => {
+                    Refusal::Other(Failure::Driver { call, message: format!("{message}: {log}") })
+                }
+                other => other,
+            }),
+        }
     }
 
     /// Asks a program for something, after asking for its size.
@@ -391,8 +348,8 @@ impl Nvrtc {
             return Ok(());
         }
         // SAFETY: the function returns a string of its own for every number.
-        let message = unsafe { CStr::from_ptr((self.api.error)(status)) };
-        Err(Refusal::Call(call, message.to_string_lossy().into_owned()))
+        let message = unsafe { CStr::from_ptr((self.api.nvrtcGetErrorString)(status)) };
+        Err(Refusal::Other(Failure::Driver { call, message: message.to_string_lossy().into_owned() }))
     }
 }
 

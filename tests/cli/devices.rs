@@ -147,3 +147,45 @@ fn programs_that_start_at_once_share_a_cache() {
     assert!(cached(&last).iter().all(|(_, is_cached)| *is_cached), "{last:#}");
     assert_eq!(folder.leftovers(), Vec::<PathBuf>::new());
 }
+
+/// As when it was copied, or packed, without the library that it opens when it compiles.
+#[test]
+fn a_compiler_without_its_companion_is_refused() {
+    let folder = Folder::new();
+    let compiler = json(&run(&folder, "devices --json", &[]))["cuda"]["compiler"].clone();
+    let Some(whole) = compiler["path"].as_str().map(Path::new) else {
+        println!("not run: this machine has no libnvrtc");
+        return;
+    };
+    let builtins = format!("libnvrtc-builtins.so.{}", compiler["version"].as_str().unwrap());
+    // SAFETY: the library runs nothing when it is loaded.
+    if unsafe { libloading::Library::new(&builtins) }.is_ok() {
+        println!("not run: the loader finds {builtins} wherever libnvrtc lies");
+        return;
+    }
+    // A link would lead to the companion.
+    let alone = folder.path("alone.so");
+    std::fs::copy(whole, &alone).unwrap();
+    let says = format!("libnvrtc cannot compile: {builtins} is missing or broken beside {}", alone.display());
+    let named = [("MEDMERGE_NVRTC", alone.as_path())];
+    assert_refusal(&run(&folder, "kernels --arch sm_80", &named), &[&says, "hint: install the whole package again"]);
+    let compiler = &json(&run(&folder, "devices --json", &named))["cuda"]["compiler"];
+    assert_eq!(compiler["reason"], says);
+    // Where none is named, another one is taken.
+    let packages = "lib/python3.12/site-packages/nvidia/cu13/lib";
+    let (first, second) = (folder.path("venv").join(packages), folder.path("home/.local").join(packages));
+    [&first, &second].iter().for_each(|packages| std::fs::create_dir_all(packages).unwrap());
+    std::fs::hard_link(&alone, first.join("libnvrtc.so.13")).unwrap();
+    std::os::unix::fs::symlink(whole.canonicalize().unwrap(), second.join("libnvrtc.so.13")).unwrap();
+    let (venv, home) = (folder.path("venv"), folder.path("home"));
+    let variables = [("MEDMERGE_NVRTC", Path::new("")), ("VIRTUAL_ENV", &venv), ("HOME", &home)];
+    let compiler = &json(&run(&folder, "devices --json", &variables))["cuda"]["compiler"];
+    let path = compiler["path"].as_str().unwrap_or_else(|| panic!("{compiler:#}"));
+    assert!(!Path::new(path).starts_with(&venv), "{path}");
+    // With the companion, however broken, beside it.
+    folder.write(&builtins, "This is a text file. ".repeat(99));
+    assert_refusal(&run(&folder, "kernels --arch sm_80", &named), &[&says]);
+    std::fs::copy(whole.canonicalize().unwrap().with_file_name(&builtins), folder.path(&builtins)).unwrap();
+    let compiler = &json(&run(&folder, "devices --json", &named))["cuda"]["compiler"];
+    assert_eq!(compiler["path"].as_str().map(Path::new), Some(&*alone), "{compiler:#}");
+}

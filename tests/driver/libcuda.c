@@ -3,8 +3,8 @@
 // It shows mistakes that a GPU may hide. Work is put off as long as the driver may put it off: nothing is copied or run
 // before somebody waits for it. Calls without a current context, waiting on a stream that is being captured, binaries that
 // are none and times of events that do not measure are errors, as they are in the documentation. Of kernels it knows those
-// of kernels/convert.cu for f32. FAKE_CUDA_VERSION, FAKE_CUDA_DEVICES, FAKE_CUDA_CAPABILITY and FAKE_CUDA_LOADS_NOTHING
-// change what it is.
+// of kernels/convert.cu for f32. FAKE_CUDA_VERSION, FAKE_CUDA_DEVICES, FAKE_CUDA_CAPABILITY, FAKE_CUDA_LOADS_NOTHING and
+// FAKE_CUDA_INIT, which is what cuInit answers, change what it is.
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -85,14 +85,22 @@ static int drain_all(struct stream *stream) {
 
 static struct stream *streams[DEVICES];
 
-int cuInit(unsigned flags) { return device_count() == 0 ? NO_DEVICE : flags == 0 ? OK : INVALID_VALUE; }
+int cuInit(unsigned flags) {
+  const char *named = getenv("FAKE_CUDA_INIT");
+  return named ? atoi(named) : device_count() == 0 ? NO_DEVICE : flags == 0 ? OK : INVALID_VALUE;
+}
 int cuDriverGetVersion(int *version) {
   const char *named = getenv("FAKE_CUDA_VERSION");
   *version = named ? atoi(named) : 13000;
   return OK;
 }
+// What libnvrtc asks when it compiles: it opens `libcuda.so.1` too, and crashes where this function is missing.
+int cuGetExportTable(const void **table, const void *id) { (void)id; *table = NULL; return NOT_FOUND; }
 int cuGetErrorName(int code, const char **name) {
-  *name = code == ILLEGAL_ADDRESS ? "CUDA_ERROR_ILLEGAL_ADDRESS" : code == INVALID_IMAGE ? "CUDA_ERROR_INVALID_IMAGE" : NULL;
+  *name = code == ILLEGAL_ADDRESS ? "CUDA_ERROR_ILLEGAL_ADDRESS"
+          : code == INVALID_IMAGE ? "CUDA_ERROR_INVALID_IMAGE"
+          : code == INVALID_VALUE ? "CUDA_ERROR_INVALID_VALUE"
+                                  : NULL;
   return *name ? OK : INVALID_VALUE;
 }
 int cuGetErrorString(int code, const char **text) {

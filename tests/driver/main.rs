@@ -2,6 +2,8 @@
 //! makes here. What a GPU does with it, this cannot show; that calls come in an order and with arguments that the
 //! documentation allows, and that their errors arrive as failures with a hint, it can.
 
+mod finding;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -16,15 +18,19 @@ parameters! {
     struct Fill: 24 bytes { x: Address, count: u64, value: f32, padding: u32 }
 }
 
+/// Compiles a library that calls itself what the driver's does, and the toolkit's stub too.
+fn build(source: &Path, library: &Path) {
+    let mut compiler = Command::new(std::env::var_os("CC").unwrap_or_else(|| "cc".into()));
+    compiler.args(["-shared", "-fPIC", "-O1", "-Wl,-soname,libcuda.so.1", "-o"]).args([library, source]);
+    assert!(compiler.status().expect("a C compiler").success());
+}
+
 /// Compiles the stand-in into a folder of its own.
 fn stand_in() -> &'static Path {
     static FOLDER: OnceLock<TempDir> = OnceLock::new();
     let build = || {
         let folder = tempfile::tempdir().unwrap();
-        let mut compiler = Command::new(std::env::var_os("CC").unwrap_or_else(|| "cc".into()));
-        compiler.args(["-shared", "-fPIC", "-O1", "-Wl,-soname,libcuda.so", "tests/driver/libcuda.c", "-o"]);
-        let status = compiler.arg(folder.path().join("libcuda.so")).status().expect("a C compiler");
-        assert!(status.success());
+        build(Path::new("tests/driver/libcuda.c"), &folder.path().join("libcuda.so.1"));
         folder
     };
     FOLDER.get_or_init(build).path()
@@ -34,7 +40,7 @@ fn stand_in() -> &'static Path {
 fn gpu(index: usize) -> Handle {
     static LOADED: OnceLock<libloading::Library> = OnceLock::new();
     // SAFETY: the library has no initialisation. A library that is loaded is found again by its name.
-    LOADED.get_or_init(|| unsafe { libloading::Library::new(stand_in().join("libcuda.so")) }.unwrap());
+    LOADED.get_or_init(|| unsafe { libloading::Library::new(stand_in().join("libcuda.so.1")) }.unwrap());
     Gpu::cuda(index).unwrap_or_else(|failure| panic!("{failure}\nhint: {}", failure.hint()))
 }
 
@@ -193,11 +199,17 @@ fn a_gpu_beyond_the_last_is_refused() {
 
 /// The program with the stand-in, and variables that change it.
 fn program(arguments: &str, variables: &[(&str, &str)]) -> (Option<i32>, String, String) {
+    program_in(&[stand_in()], arguments, variables)
+}
+
+/// The program with the libraries in these folders, as the loader finds them.
+fn program_in(folders: &[&Path], arguments: &str, variables: &[(&str, &str)]) -> (Option<i32>, String, String) {
     let folder = tempfile::tempdir().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_medmerge"));
+    command.env("LD_LIBRARY_PATH", std::env::join_paths(folders).unwrap());
     command.args(arguments.split(' ')).current_dir(folder.path());
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache");
-    command.env("LD_LIBRARY_PATH", stand_in()).env("XDG_CACHE_HOME", cache).envs(variables.iter().copied());
+    command.env("XDG_CACHE_HOME", cache).envs(variables.iter().copied());
     let output = command.output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code(), text(output.stdout), text(output.stderr))
@@ -217,7 +229,7 @@ fn devices_shows_what_the_driver_reports() {
     assert_eq!((&found["auto"], &cuda["available"]), (&Value::from("cuda:0"), &Value::from(true)), "{found:#}");
     assert_eq!(cuda["driver"]["version"], "13.0");
     let path: PathBuf = serde_json::from_value(cuda["driver"]["path"].clone()).unwrap();
-    assert_eq!(path.canonicalize().unwrap(), stand_in().join("libcuda.so").canonicalize().unwrap());
+    assert_eq!(path, stand_in().join("libcuda.so.1"));
     assert_eq!(cuda["gpus"].as_array().unwrap().len(), 8);
     assert_eq!((&cuda["gpus"][7]["device"], &cuda["gpus"][7]["name"]), (&"cuda:7".into(), &"Stand-in".into()));
     assert_eq!(cuda["gpus"][0]["memory_bytes"], 64 << 20);
