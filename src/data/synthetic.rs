@@ -142,6 +142,7 @@ pub fn generate(task: Task, options: &SyntheticOptions) -> Dataset {
         width: options.size,
         channels: options.channels,
         classes: options.classes(task),
+        class_names: None,
     }
 }
 
