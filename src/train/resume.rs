@@ -137,11 +137,8 @@ fn stored_model(prefix: &str, model: &Model) -> Vec<StoredTensor> {
     let arenas = [("trunk", &model.trunk), ("head", &model.head), ("statistics", &model.statistics)];
     let mut tensors: Vec<StoredTensor> =
         arenas.into_iter().map(|(name, arena)| stored(format!("{prefix}.{name}"), arena)).collect();
-    tensors.push(StoredTensor {
-        name: format!("{prefix}.batches_tracked"),
-        shape: vec![model.batches_tracked.len()],
-        numbers: Numbers::Integers(model.batches_tracked.clone()),
-    });
+    let counters = model.batches_tracked.clone();
+    tensors.push(StoredTensor::integers_named(format!("{prefix}.batches_tracked"), vec![counters.len()], counters));
     tensors
 }
 
