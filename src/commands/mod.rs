@@ -30,8 +30,8 @@ pub fn run(cli: Cli) -> Result<()> {
         if threads == 0 || threads > 1024 {
             return Err(Error::usage(format!("--threads {threads}"), "give between 1 and 1024"));
         }
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().expect("the first use of the thread pool");
     }
+    start_threads(global.threads)?;
     match verb {
         Verb::Demo(options) => demo::run(&options, &global),
         Verb::Train(options) => train::run(&options, &global),
@@ -46,6 +46,17 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Kernels(options) => kernels::run(&options, &global),
         Verb::Devices => devices::run(&global),
     }
+}
+
+/// Starts the threads of the whole program, one a core unless told otherwise: where the system refuses one, the first use
+/// of the pool would panic.
+fn start_threads(threads: Option<usize>) -> Result<()> {
+    // rayon takes 0 for its own choice.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0));
+    pool.build_global().map_err(|error| {
+        let hint = "give fewer --threads, or allow more processes (ulimit -u) and memory (ulimit -v)";
+        Error::usage(format!("the threads cannot be started: {error}"), hint)
+    })
 }
 
 /// Prints a result for machines, or calls `print` for people.
