@@ -26,10 +26,8 @@ use crate::cli::{self, Cli, Global, Verb};
 pub fn run(cli: Cli) -> Result<()> {
     let Cli { verb, global } = cli;
     place::check(&global)?;
-    if let Some(threads) = global.threads {
-        if threads == 0 || threads > 1024 {
-            return Err(Error::usage(format!("--threads {threads}"), "give between 1 and 1024"));
-        }
+    if let Some(threads) = global.threads.filter(|threads| !(1..=1024).contains(threads)) {
+        return Err(Error::usage(format!("--threads {threads}"), "give between 1 and 1024"));
     }
     start_threads(global.threads)?;
     match verb {

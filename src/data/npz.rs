@@ -402,9 +402,7 @@ fn from_fortran(elements: &[u8], shape: &[usize], size: usize) -> Vec<u8> {
             let place = c_place(at, rest);
             for index in first..count.min(first + TILE) {
                 let (from, to) = ((at * count + index) * size, (index * length + place) * size);
-                for byte in 0..size {
-                    reordered[to + byte] = elements[from + byte];
-                }
+                reordered[to..to + size].copy_from_slice(&elements[from..from + size]);
             }
         }
     }
