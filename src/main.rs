@@ -1,5 +1,7 @@
 //! The program: parse, run, print what went wrong and what to do about it.
 
+#[cfg(unix)]
+mod allocator;
 mod cli;
 mod commands;
 mod terminal;
@@ -7,6 +9,10 @@ mod terminal;
 use std::process::ExitCode;
 
 use clap::Parser;
+
+#[cfg(unix)]
+#[global_allocator]
+static ALLOCATOR: allocator::Ending = allocator::Ending;
 
 fn main() -> ExitCode {
     end_with_a_closed_pipe();

@@ -76,7 +76,7 @@ fn doubles(file: &TensorFile, name: &str) -> Vec<f64> {
 fn labels(file: &TensorFile) -> Integers<u32> {
     match &file.tensors["labels"].numbers {
         Numbers::Integers(values) => Integers::from_vec(values.iter().map(|&v| v as u32).collect()),
-        Numbers::Floats(_) => panic!("labels are integers"),
+        _ => panic!("labels are integers"),
     }
 }
 

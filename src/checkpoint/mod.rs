@@ -53,6 +53,11 @@ impl Checkpoint {
     /// `stem` is what the caller knows; it goes before what the header says.
     pub fn from_file(file: TensorFile, stem: Option<Stem>) -> Result<Checkpoint> {
         let path = file.path.clone();
+        if file.is_merge_weights() {
+            let hint = "give it as --weights to `medmerge merge`, which makes a network of it and its sources";
+            return Err(Error::checkpoint(&path, "these are merge weights, not a network", hint));
+        }
+        file.check_understood()?;
         let shape = |name: &str| file.tensors.get(name).map(|tensor| tensor.shape.clone());
         let (of_shapes, input_channels, classes) = Architecture::infer(&shape).map_err(|reason| {
             let hint = "networks are residual networks with torchvision's names; `medmerge inspect FILE` lists what a file holds";
@@ -232,11 +237,8 @@ pub fn stored_statistics(model: &Model) -> Vec<StoredTensor> {
             let name = format!("{}.{suffix}", norm.name);
             tensors.push(StoredTensor::floats_named(name, vec![norm.channels], values.to_vec()));
         }
-        tensors.push(StoredTensor {
-            name: format!("{}.{COUNTER}", norm.name),
-            shape: Vec::new(),
-            numbers: Numbers::Integers(vec![model.batches_tracked[index]]),
-        });
+        let counter = vec![model.batches_tracked[index]];
+        tensors.push(StoredTensor::integers_named(format!("{}.{COUNTER}", norm.name), Vec::new(), counter));
     }
     tensors
 }

@@ -1,52 +1,66 @@
 //! Reading and writing safetensors files.
 //!
-//! Reading is the crate's, whose checks refuse headers that lie about offsets, overlap or leave holes. Writing is ours:
-//! the crate keeps metadata in a hash map, whose order, and with it the file's bytes, changes from run to run.
+//! Headers are the crate's to check: it refuses those that lie about offsets, overlap or leave holes. Their JSON is parsed
+//! here, since the crate refuses a file for a single type of numbers that it does not know, and such a file can be listed
+//! all the same. Writing is ours: the crate keeps metadata in a hash map, whose order, and with it the file's bytes, changes
+//! from run to run.
 
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use safetensors::{Dtype, SafeTensors};
+use safetensors::tensor::{Metadata as Layout, TensorInfo};
+use safetensors::{Dtype, SafeTensorError};
+use serde::Deserialize;
+use serde::de::IntoDeserializer;
+use serde::de::value::{Error as UnknownName, StrDeserializer};
 use sha2::{Digest, Sha256};
 
 use super::Metadata;
 use crate::error::{Error, Result};
+use crate::file_kind::{self, MAX_HEADER, Wanted};
+use crate::memory;
 use crate::output::OutputPath;
 
 // Numbers are written as they lie in memory, and the format is little-endian.
 #[cfg(target_endian = "big")]
 compile_error!("writing safetensors files on a big-endian machine is not implemented");
 
-/// The most a header may take, as everywhere for this format.
-const MAX_HEADER: u64 = 100_000_000;
-
 #[derive(Clone, Debug, PartialEq)]
 pub enum Numbers {
     Floats(Vec<f32>),
     Integers(Vec<i64>),
+    /// The bytes of a type that is listed and copied, but not computed with: float8, float4, complex, or an unknown one.
+    NotUnderstood(Vec<u8>),
 }
 
 /// A tensor as it stands in a file.
 #[derive(Clone, Debug)]
 pub struct StoredTensor {
     pub name: String,
+    /// The type's name in the file that was read, such as `BF16`; floats are written as `F32`, integers as `I64`.
+    pub dtype: String,
     pub shape: Vec<usize>,
     pub numbers: Numbers,
 }
 
 impl StoredTensor {
     pub fn floats_named(name: String, shape: Vec<usize>, values: Vec<f32>) -> StoredTensor {
-        StoredTensor { name, shape, numbers: Numbers::Floats(values) }
+        StoredTensor { name, dtype: "F32".into(), shape, numbers: Numbers::Floats(values) }
+    }
+
+    pub fn integers_named(name: String, shape: Vec<usize>, values: Vec<i64>) -> StoredTensor {
+        StoredTensor { name, dtype: "I64".into(), shape, numbers: Numbers::Integers(values) }
     }
 
     /// The numbers of a tensor that must be floating-point ones.
     pub fn floats(&self, path: &Path, name: &str) -> Result<Vec<f32>> {
+        let hint = "parameters are f32, f16, bf16 or f64; quantised networks cannot be merged";
         match &self.numbers {
             Numbers::Floats(values) => Ok(values.clone()),
-            Numbers::Integers(_) => {
-                let hint = "parameters are f32, f16, bf16 or f64; quantised networks cannot be merged";
-                Err(Error::checkpoint(path, format!("{name} holds integers"), hint))
+            Numbers::Integers(_) => Err(Error::checkpoint(path, format!("{name} holds integers"), hint)),
+            Numbers::NotUnderstood(_) => {
+                Err(Error::checkpoint(path, format!("{name} is of type {}", self.dtype.escape_debug()), hint))
             }
         }
     }
@@ -63,27 +77,41 @@ pub struct TensorFile {
 
 impl TensorFile {
     pub fn read(path: &Path) -> Result<TensorFile> {
-        let bytes = read_checked(path)?;
-        let broken = |error: safetensors::SafeTensorError| {
-            Error::checkpoint(
-                path,
-                format!("the safetensors header is broken: {error}"),
-                "download or export the file again",
-            )
-        };
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
-        let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
+        TensorFile::read_as(path, Wanted::Network)
+    }
+
+    /// [`TensorFile::read`], with errors that say what was wanted where the file is something else.
+    pub fn read_as(path: &Path, wanted: Wanted) -> Result<TensorFile> {
+        TensorFile::read_within(path, wanted, memory::available())
+    }
+
+    /// Reads a file that takes no more than `memory` bytes.
+    fn read_within(path: &Path, wanted: Wanted, memory: u64) -> Result<TensorFile> {
+        let (bytes, header) = read_checked(path, wanted, memory)?;
         let mut tensors = BTreeMap::new();
-        for (name, view) in SafeTensors::deserialize(&bytes).map_err(broken)?.iter() {
-            let numbers = decode(view.dtype(), view.data()).ok_or_else(|| {
-                let hint = "f32, f16, bf16, f64 and integers are understood";
-                Error::checkpoint(path, format!("{name} is of type {:?}", view.dtype()), hint)
+        for (name, Entry { dtype, shape, data_offsets: (from, to) }) in header.tensors {
+            let numbers = decode(known(&dtype), &bytes[header.end + from..header.end + to]).map_err(|value| {
+                let hint = "integers are read up to 9223372036854775807, the largest i64";
+                Error::checkpoint(path, format!("{name} holds {value}"), hint)
             })?;
-            let shape = view.shape().to_vec();
-            tensors.insert(name.to_string(), StoredTensor { name: name.to_string(), shape, numbers });
+            tensors.insert(name.clone(), StoredTensor { name, dtype, shape, numbers });
         }
         let sha256 = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(TensorFile { path: path.to_path_buf(), tensors, metadata, sha256 })
+        Ok(TensorFile { path: path.to_path_buf(), tensors, metadata: header.metadata.unwrap_or_default(), sha256 })
+    }
+
+    /// Whether this is what `medmerge learn` writes beside a network.
+    pub fn is_merge_weights(&self) -> bool {
+        self.metadata.get("medmerge.content").is_some_and(|content| content == "merge weights")
+    }
+
+    /// Refuses a file with numbers that cannot be computed with.
+    pub fn check_understood(&self) -> Result<()> {
+        let unknown = |tensor: &&StoredTensor| matches!(tensor.numbers, Numbers::NotUnderstood(_));
+        match self.tensors.values().find(unknown) {
+            Some(tensor) => tensor.floats(&self.path, &tensor.name).map(drop),
+            None => Ok(()),
+        }
     }
 
     /// The numbers of a tensor that must be there in this shape.
@@ -110,64 +138,163 @@ impl TensorFile {
     }
 }
 
-/// The bytes of a file that may be a safetensors file: its header's length is believed only if the file is that long.
-fn read_checked(path: &Path) -> Result<Vec<u8>> {
-    let failed = || Error::io("read", path);
-    let mut file = std::fs::File::open(path).map_err(failed())?;
-    let details = file.metadata().map_err(failed())?;
-    if details.is_dir() {
-        return Err(failed()(std::io::ErrorKind::IsADirectory.into()));
+/// The JSON at the beginning of a file.
+#[derive(Deserialize)]
+struct Header {
+    #[serde(rename = "__metadata__")]
+    metadata: Option<Metadata>,
+    #[serde(flatten)]
+    tensors: BTreeMap<String, Entry>,
+    /// Where the header ends and the numbers begin.
+    #[serde(skip)]
+    end: usize,
+}
+
+/// A tensor, as the header has it.
+#[derive(Deserialize)]
+struct Entry {
+    dtype: String,
+    shape: Vec<usize>,
+    /// Counted from the header's end.
+    data_offsets: (usize, usize),
+}
+
+impl Header {
+    /// Parses the header of a file of `length` bytes, which reaches beyond the header, and checks that its tensors fill the file.
+    fn parse(json: &[u8], length: u64) -> Result<Header, SafeTensorError> {
+        let text = str::from_utf8(json).map_err(SafeTensorError::InvalidHeader)?;
+        let mut header: Header = serde_json::from_str(text).map_err(SafeTensorError::InvalidHeaderDeserialization)?;
+        header.end = size_of::<u64>() + json.len();
+        let mut layout = Vec::new();
+        for (name, entry) in &header.tensors {
+            layout.push((name.clone(), entry.layout()?));
+        }
+        layout.sort_by_key(|(_, info)| info.data_offsets);
+        let layout = Layout::new(None, layout)?;
+        match layout.data_len() as u64 == length - header.end as u64 {
+            true => Ok(header),
+            false => Err(SafeTensorError::MetadataIncompleteBuffer),
+        }
     }
-    let mut start = Vec::new();
-    file.by_ref().take(9).read_to_end(&mut start).map_err(failed())?;
-    let Some((length, json)) = start.split_first_chunk() else {
+
+    /// Bytes that the numbers take once they are decoded.
+    fn decoded(&self) -> u64 {
+        let bytes = |entry: &Entry| {
+            let stored = (entry.data_offsets.1 - entry.data_offsets.0) as u64;
+            let numbers = entry.shape.iter().product::<usize>() as u64;
+            match known(&entry.dtype) {
+                Some(Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16) => numbers * size_of::<f32>() as u64,
+                Some(dtype) if is_integer(dtype) => numbers * size_of::<i64>() as u64,
+                _ => stored,
+            }
+        };
+        self.tensors.values().map(bytes).sum()
+    }
+}
+
+impl Entry {
+    /// What the crate checks. How many bytes a number of a type takes that it does not know, nobody knows, but no number
+    /// takes less than a bit.
+    fn layout(&self) -> Result<TensorInfo, SafeTensorError> {
+        let data_offsets = self.data_offsets;
+        if let Some(dtype) = known(&self.dtype) {
+            return Ok(TensorInfo { dtype, shape: self.shape.clone(), data_offsets });
+        }
+        let numbers = self.shape.iter().try_fold(1usize, |product, &dimension| product.checked_mul(dimension));
+        let numbers = numbers.ok_or(SafeTensorError::ValidationOverflow)?;
+        let bytes = data_offsets.1.checked_sub(data_offsets.0).ok_or(SafeTensorError::TensorInvalidInfo)?;
+        if numbers > bytes.saturating_mul(8) {
+            return Err(SafeTensorError::TensorInvalidInfo);
+        }
+        Ok(TensorInfo { dtype: Dtype::U8, shape: vec![bytes], data_offsets })
+    }
+}
+
+/// The crate's type of this name.
+fn known(dtype: &str) -> Option<Dtype> {
+    let name: StrDeserializer<UnknownName> = dtype.into_deserializer();
+    Dtype::deserialize(name).ok()
+}
+
+/// The bytes of a file that may be a safetensors file, and its header. The header's length is believed only if the file is
+/// that long, and the rest is read only if it fits into `memory`, decoded beside its bytes.
+fn read_checked(path: &Path, wanted: Wanted, memory: u64) -> Result<(Vec<u8>, Header)> {
+    let failed = || Error::io("read", path);
+    let file_kind::Opened { mut file, length, start, .. } =
+        file_kind::open(path, "read", wanted)?.expect(path, wanted)?;
+    let Some(header) = start.first_chunk() else {
         return Err(Error::checkpoint(path, "the file is shorter than 8 bytes", "download or export it again"));
     };
-    // One length of a header in 32 begins with a pickle's first byte; what follows it is JSON all the same.
-    if (length.starts_with(b"PK") || length[0] == 0x80) && json != b"{" {
-        let hint = "convert it with safetensors.torch.save_file(model.state_dict(), \"model.safetensors\")";
-        return Err(Error::checkpoint(path, "this is a PyTorch pickle or a zip archive, not a safetensors file", hint));
-    }
-    let header = u64::from_le_bytes(*length);
+    let header = u64::from_le_bytes(*header);
     if header > MAX_HEADER {
         let hint = "it is not a safetensors file, or it is broken";
         return Err(Error::checkpoint(path, format!("it claims a header of {header} bytes; 100 MB is the most"), hint));
     }
-    if header + 8 > details.len() {
-        let message = format!("it claims a header of {header} bytes and has {} in all", details.len());
+    if header + 8 > length {
+        let message = format!("it claims a header of {header} bytes and has {length} in all");
         return Err(Error::checkpoint(path, message, "the file is cut off, or not a safetensors file"));
     }
-    let mut bytes = Vec::with_capacity(details.len() as usize);
-    bytes.extend(start);
+    let mut bytes = Vec::new();
+    file.by_ref().take(header + 8).read_to_end(&mut bytes).map_err(failed())?;
+    let header = Header::parse(&bytes[8..], length).map_err(|error| {
+        let hint = "download or export the file again";
+        Error::checkpoint(path, format!("the safetensors header is broken: {error}"), hint)
+    })?;
+    let needed = length.saturating_add(header.decoded());
+    if needed > memory {
+        let (needed, free) = (needed.div_ceil(1 << 20), memory >> 20);
+        let message = format!("reading it takes {needed} MiB of memory, of which {free} MiB are free");
+        return Err(Error::checkpoint(path, message, "end other programs, allow more memory, or use a larger machine"));
+    }
+    bytes.reserve_exact(length as usize - bytes.len());
     file.read_to_end(&mut bytes).map_err(failed())?;
-    Ok(bytes)
+    if bytes.len() as u64 != length {
+        let message = format!("it had {length} bytes, and {} when they were read", bytes.len());
+        return Err(Error::checkpoint(path, message, "wait until it is written to its end"));
+    }
+    Ok((bytes, header))
 }
 
-fn decode(dtype: Dtype, bytes: &[u8]) -> Option<Numbers> {
+fn is_integer(dtype: Dtype) -> bool {
+    use Dtype::*;
+    matches!(dtype, I64 | I32 | I16 | I8 | U64 | U32 | U16 | U8 | BOOL)
+}
+
+/// The numbers of a tensor's bytes; as an error, one that no `i64` can be.
+fn decode(dtype: Option<Dtype>, bytes: &[u8]) -> Result<Numbers, u64> {
     macro_rules! each {
         ($type:ty, $convert:expr) => {
             bytes.as_chunks().0.iter().map(|&chunk| $convert(<$type>::from_le_bytes(chunk))).collect()
         };
     }
-    Some(match dtype {
-        Dtype::F32 => Numbers::Floats(each!(f32, |v| v)),
-        Dtype::F64 => Numbers::Floats(each!(f64, |v| v as f32)),
-        Dtype::F16 => Numbers::Floats(each!(half::f16, f32::from)),
-        Dtype::BF16 => Numbers::Floats(each!(half::bf16, f32::from)),
-        Dtype::I64 => Numbers::Integers(each!(i64, |v| v)),
-        Dtype::I32 => Numbers::Integers(each!(i32, i64::from)),
-        Dtype::I16 => Numbers::Integers(each!(i16, i64::from)),
-        Dtype::I8 => Numbers::Integers(each!(i8, i64::from)),
-        Dtype::U8 | Dtype::BOOL => Numbers::Integers(each!(u8, i64::from)),
-        _ => return None,
+    Ok(match dtype {
+        Some(Dtype::F32) => Numbers::Floats(each!(f32, |v| v)),
+        Some(Dtype::F64) => Numbers::Floats(each!(f64, |v| v as f32)),
+        Some(Dtype::F16) => Numbers::Floats(each!(half::f16, f32::from)),
+        Some(Dtype::BF16) => Numbers::Floats(each!(half::bf16, f32::from)),
+        Some(Dtype::I64) => Numbers::Integers(each!(i64, |v| v)),
+        Some(Dtype::I32) => Numbers::Integers(each!(i32, i64::from)),
+        Some(Dtype::I16) => Numbers::Integers(each!(i16, i64::from)),
+        Some(Dtype::I8) => Numbers::Integers(each!(i8, i64::from)),
+        Some(Dtype::U64) => Numbers::Integers({
+            let numbers: Result<Vec<i64>, u64> = each!(u64, |v| i64::try_from(v).map_err(|_| v));
+            numbers?
+        }),
+        Some(Dtype::U32) => Numbers::Integers(each!(u32, i64::from)),
+        Some(Dtype::U16) => Numbers::Integers(each!(u16, i64::from)),
+        Some(Dtype::U8 | Dtype::BOOL) => Numbers::Integers(each!(u8, i64::from)),
+        _ => Numbers::NotUnderstood(bytes.to_vec()),
     })
 }
 
 /// Writes `tensors`, integers first so that everything stays aligned, in the order given otherwise.
 pub fn write(output: &mut OutputPath, tensors: &[StoredTensor], metadata: &Metadata) -> Result<()> {
-    let (integers, floats): (Vec<_>, Vec<_>) =
-        tensors.iter().partition(|tensor| matches!(tensor.numbers, Numbers::Integers(_)));
-    let ordered = || integers.iter().chain(&floats);
+    let mut ordered: Vec<&StoredTensor> = tensors.iter().collect();
+    ordered.sort_by_key(|tensor| match tensor.numbers {
+        Numbers::Integers(_) => 0,
+        Numbers::Floats(_) => 1,
+        Numbers::NotUnderstood(_) => 2,
+    });
 
     let mut metadata = metadata.clone();
     metadata.insert("format".into(), "pt".into());
@@ -175,10 +302,11 @@ pub fn write(output: &mut OutputPath, tensors: &[StoredTensor], metadata: &Metad
     let mut header = serde_json::Map::new();
     header.insert("__metadata__".into(), serde_json::to_value(metadata).expect("strings are JSON"));
     let mut end = 0;
-    for tensor in ordered() {
+    for tensor in &ordered {
         let (dtype, size) = match &tensor.numbers {
             Numbers::Integers(values) => ("I64", values.len() * size_of::<i64>()),
             Numbers::Floats(values) => ("F32", values.len() * size_of::<f32>()),
+            Numbers::NotUnderstood(bytes) => (tensor.dtype.as_str(), bytes.len()),
         };
         let entry = serde_json::json!({"dtype": dtype, "shape": tensor.shape, "data_offsets": [end, end + size]});
         header.insert(tensor.name.clone(), entry);
@@ -190,10 +318,11 @@ pub fn write(output: &mut OutputPath, tensors: &[StoredTensor], metadata: &Metad
     output.write(|file| {
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(&header)?;
-        for tensor in ordered() {
+        for tensor in &ordered {
             match &tensor.numbers {
                 Numbers::Integers(values) => file.write_all(bytemuck::cast_slice(values))?,
                 Numbers::Floats(values) => file.write_all(bytemuck::cast_slice(values))?,
+                Numbers::NotUnderstood(bytes) => file.write_all(bytes)?,
             }
         }
         Ok(())
@@ -218,5 +347,100 @@ mod tests {
             assert_eq!(file.metadata["text"].len(), length);
             assert_eq!(file.floats("x", &[1]).unwrap(), [1.5]);
         }
+    }
+
+    /// A file of one tensor `x`.
+    fn file_of(dtype: &str, shape: &[usize], data: &[u8]) -> tempfile::TempPath {
+        let entry = serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": [0, data.len()]});
+        let header = serde_json::json!({ "x": entry }).to_string();
+        let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
+        std::fs::write(&path, [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()).unwrap();
+        path
+    }
+
+    #[test]
+    fn integers_of_every_width_are_read() {
+        let seven: &[(&str, &[u8])] = &[
+            ("U8", &[7]),
+            ("I8", &[7]),
+            ("U16", &[7, 0]),
+            ("I16", &[7, 0]),
+            ("U32", &[7, 0, 0, 0]),
+            ("I32", &[7, 0, 0, 0]),
+            ("U64", &[7, 0, 0, 0, 0, 0, 0, 0]),
+            ("I64", &[7, 0, 0, 0, 0, 0, 0, 0]),
+        ];
+        for (dtype, bytes) in seven {
+            let file = TensorFile::read(&file_of(dtype, &[], bytes)).unwrap();
+            assert_eq!(file.integer("x").unwrap(), 7, "{dtype}");
+            assert_eq!(file.tensors["x"].dtype, *dtype);
+        }
+        let largest =
+            |dtype, bytes: &[u8]| TensorFile::read(&file_of(dtype, &[], bytes)).unwrap().integer("x").unwrap();
+        assert_eq!(largest("U16", &[0xff; 2]), 65_535);
+        assert_eq!(largest("U32", &[0xff; 4]), 4_294_967_295);
+        assert_eq!(largest("U64", &i64::MAX.to_le_bytes()), i64::MAX);
+    }
+
+    #[test]
+    fn an_integer_beyond_i64_is_an_error_that_names_its_tensor() {
+        let error = TensorFile::read(&file_of("U64", &[1], &(1u64 << 63).to_le_bytes())).unwrap_err();
+        assert!(error.to_string().ends_with("x holds 9223372036854775808"), "{error}");
+    }
+
+    /// Types that the crate knows, and ones that it does not.
+    #[test]
+    fn a_type_that_is_not_understood_is_kept_as_it_stands() {
+        let eight_bits = ["F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F8_E4M3B11FNUZ", "F8_E3M4"];
+        let others = [("F4", 16), ("F6_E2M3", 4), ("C64", 1), ("C128", 1), ("U1", 64), ("NEW TYPE", 3)];
+        let folder = tempfile::tempdir().unwrap();
+        for (dtype, count) in eight_bits.map(|dtype| (dtype, 8)).into_iter().chain(others) {
+            let data: Vec<u8> = (0..if count == 4 {
+                3
+            } else if dtype == "C128" {
+                16
+            } else {
+                8
+            })
+                .collect();
+            let file = TensorFile::read(&file_of(dtype, &[count, 1], &data)).unwrap();
+            let tensor = &file.tensors["x"];
+            assert_eq!((tensor.dtype.as_str(), tensor.shape.as_slice()), (dtype, &[count, 1][..]));
+            assert_eq!(tensor.numbers, Numbers::NotUnderstood(data));
+            for error in [file.check_understood().unwrap_err(), file.floats("x", &[count, 1]).unwrap_err()] {
+                assert!(error.to_string().ends_with(&format!("x is of type {dtype}")), "{error}");
+            }
+            // Behind floats, so that these stay aligned.
+            let floats = StoredTensor::floats_named("f".into(), vec![1], vec![0.5]);
+            let mut output = OutputPath::check(&folder.path().join(dtype), false, 0).unwrap();
+            write(&mut output, &[tensor.clone(), floats], &Metadata::new()).unwrap();
+            let copy = TensorFile::read(output.path()).unwrap();
+            assert_eq!((&copy.tensors["x"].dtype, &copy.tensors["x"].numbers), (&tensor.dtype, &tensor.numbers));
+            assert_eq!(copy.floats("f", &[1]).unwrap(), [0.5]);
+        }
+    }
+
+    #[test]
+    fn an_unknown_type_does_not_excuse_a_header_that_lies() {
+        for (shape, bytes) in [(vec![65], 8), (vec![1 << 40, 1 << 40, 0], 0), (vec![usize::MAX], 8)] {
+            let error = TensorFile::read(&file_of("F8_E3M4", &shape, &vec![0; bytes])).unwrap_err();
+            assert!(error.to_string().contains("the safetensors header is broken"), "{shape:?}: {error}");
+        }
+        assert!(TensorFile::read(&file_of("U1", &[64], &[0; 8])).is_ok());
+    }
+
+    #[test]
+    fn a_file_larger_than_memory_is_refused_before_it_is_read() {
+        // Two bytes a number in the file, and four decoded.
+        let path = file_of("F16", &[100], &[0; 200]);
+        let needed = std::fs::metadata(&path).unwrap().len() + 400;
+        assert!(TensorFile::read_within(&path, Wanted::Network, needed).is_ok());
+        let error = TensorFile::read_within(&path, Wanted::Network, needed - 1).unwrap_err();
+        assert!(error.to_string().contains("reading it takes 1 MiB of memory, of which 0 MiB are free"), "{error}");
+        // Integers become eight bytes each.
+        let path = file_of("U8", &[100], &[0; 100]);
+        let needed = std::fs::metadata(&path).unwrap().len() + 800;
+        assert!(TensorFile::read_within(&path, Wanted::Network, needed).is_ok());
+        assert!(TensorFile::read_within(&path, Wanted::Network, needed - 1).is_err());
     }
 }

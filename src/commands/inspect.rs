@@ -6,6 +6,7 @@ use medmerge::bench::shapes;
 use medmerge::checkpoint::{Checkpoint, TensorFile};
 use medmerge::data::Dataset;
 use medmerge::error::{Error, Result};
+use medmerge::file_kind::{self, Wanted};
 use medmerge::merge::Learned;
 use medmerge::nn::{Architecture, Launches, Stem};
 
@@ -16,15 +17,11 @@ pub fn run(options: &Inspect, global: &Global) -> Result<()> {
     if options.plan {
         return plan(options, global);
     }
-    let mut start = [0; 2];
-    let read = || Error::io("read", &options.file);
-    std::io::Read::read(&mut std::fs::File::open(&options.file).map_err(read())?, &mut start).map_err(read())?;
-    let named_npz = options.file.extension().is_some_and(|extension| extension == "npz");
-    if named_npz || (&start == b"PK" && options.file.extension().is_none()) {
+    if file_kind::open(&options.file, "read", Wanted::Anything)?.kind == Some(file_kind::NPZ) {
         return data_set(options, global);
     }
-    let file = TensorFile::read(&options.file)?;
-    if file.metadata.get("medmerge.content").is_some_and(|content| content == "merge weights") {
+    let file = TensorFile::read_as(&options.file, Wanted::Anything)?;
+    if file.is_merge_weights() {
         return merge_weights(&file, global);
     }
     network(file, options.stem.stem, global)
@@ -98,6 +95,9 @@ fn data_set(options: &Inspect, global: &Global) -> Result<()> {
             data.channels,
             data.classes
         )?;
+        if let Some(names) = &data.class_names {
+            writeln!(out, "  classes {}", names.join(", "))?;
+        }
         for split in medmerge::data::SplitName::ALL {
             writeln!(
                 out,
@@ -111,17 +111,20 @@ fn data_set(options: &Inspect, global: &Global) -> Result<()> {
 }
 
 fn network(file: TensorFile, stem: Option<Stem>, global: &Global) -> Result<()> {
-    let tensors: Vec<(String, Vec<usize>)> =
-        file.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shape.clone())).collect();
+    let tensors: Vec<(String, String, Vec<usize>)> =
+        file.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.dtype.clone(), tensor.shape.clone())).collect();
     let (path, metadata, sha256) = (file.path.clone(), file.metadata.clone(), file.sha256.clone());
     // A file of something else is listed all the same.
     let checkpoint = Checkpoint::from_file(file, stem);
+    let problem = checkpoint.as_ref().err().map(reason);
     let architecture = checkpoint.as_ref().ok().map(|c| c.architecture.clone());
-    let parameters: usize = tensors.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+    let parameters: usize = tensors.iter().map(|(.., shape)| shape.iter().product::<usize>()).sum();
     let result = json!({
         "kind": "checkpoint", "architecture": architecture, "classes": checkpoint.as_ref().ok().map(|c| c.model.network.classes),
-        "problem": checkpoint.as_ref().err().map(ToString::to_string), "sha256": sha256, "metadata": metadata,
-        "tensors": tensors.iter().map(|(name, shape)| json!({"name": name, "shape": shape})).collect::<Vec<_>>(),
+        "problem": problem, "sha256": sha256, "metadata": metadata, "tensors": tensors
+            .iter()
+            .map(|(name, dtype, shape)| json!({"name": name, "dtype": dtype, "shape": shape}))
+            .collect::<Vec<_>>(),
     });
     report(global, &result, |out| {
         match &checkpoint {
@@ -133,17 +136,27 @@ fn network(file: TensorFile, stem: Option<Stem>, global: &Global) -> Result<()> 
                 c.model.network.input_channels,
                 if c.has_head { format!("{} classes", c.model.network.classes) } else { "no head".into() }
             )?,
-            Err(error) => writeln!(out, "{}: not a network that medmerge can use ({error})", path.display())?,
+            Err(error) => {
+                writeln!(out, "{}: not a network that medmerge can use ({})", path.display(), reason(error))?;
+            }
         }
         writeln!(out, "{} tensors, {parameters} numbers, SHA-256 {sha256}", tensors.len())?;
         for (key, value) in &metadata {
             writeln!(out, "  {key}: {value}")?;
         }
-        for (name, shape) in &tensors {
-            writeln!(out, "  {name} {shape:?}")?;
+        for (name, dtype, shape) in &tensors {
+            writeln!(out, "  {name} {} {shape:?}", dtype.escape_debug())?;
         }
         Ok(())
     })
+}
+
+/// What an error about a file says, without the file's path.
+fn reason(error: &Error) -> String {
+    match error {
+        Error::Checkpoint { message, .. } => message.clone(),
+        error => error.to_string(),
+    }
 }
 
 fn merge_weights(file: &TensorFile, global: &Global) -> Result<()> {

@@ -29,12 +29,10 @@ use crate::terminal;
 pub fn run(cli: Cli) -> Result<()> {
     let Cli { verb, global } = cli;
     place::check(&global)?;
-    if let Some(threads) = global.threads {
-        if threads == 0 || threads > 1024 {
-            return Err(Error::usage(format!("--threads {threads}"), "give between 1 and 1024"));
-        }
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().expect("the first use of the thread pool");
+    if let Some(threads) = global.threads.filter(|threads| !(1..=1024).contains(threads)) {
+        return Err(Error::usage(format!("--threads {threads}"), "give between 1 and 1024"));
     }
+    start_threads(global.threads)?;
     match verb {
         Verb::Demo(options) => demo::run(&options, &global),
         Verb::Train(options) => train::run(&options, &global),
@@ -49,6 +47,17 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Kernels(options) => kernels::run(&options, &global),
         Verb::Devices => devices::run(&global),
     }
+}
+
+/// Starts the threads of the whole program, one a core unless told otherwise: where the system refuses one, the first use
+/// of the pool would panic.
+fn start_threads(threads: Option<usize>) -> Result<()> {
+    // rayon takes 0 for its own choice.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0));
+    pool.build_global().map_err(|error| {
+        let hint = "give fewer --threads, or allow more processes (ulimit -u) and memory (ulimit -v)";
+        Error::usage(format!("the threads cannot be started: {error}"), hint)
+    })
 }
 
 /// Prints a result for machines, or what `print` writes for people.

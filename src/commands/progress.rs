@@ -123,7 +123,11 @@ pub fn bar(name: &str, global: &Global) -> ProgressBar {
     let style =
         ProgressStyle::with_template("{prefix:28} {bar:30} {pos:>5}/{len} {msg} {eta:>4}").expect("a valid template");
     let bar = ProgressBar::with_draw_target(None, target).with_style(style).with_prefix(name.to_string());
-    bar.enable_steady_tick(Duration::from_millis(500));
+    // The clock is a thread, and the bar would panic where it cannot start one; without it, steps alone move the bar.
+    let thread_starts = || std::thread::Builder::new().spawn(|| ()).is_ok_and(|thread| thread.join().is_ok());
+    if !bar.is_hidden() && thread_starts() {
+        bar.enable_steady_tick(Duration::from_millis(500));
+    }
     bar
 }
 

@@ -1,15 +1,19 @@
 //! Data sets of labelled images, in the format of MedMNIST.
 //!
 //! A file is a `.npz` with `{train,val,test}_{images,labels}`: images of N×H×W or N×H×W×C bytes (C = 1 or 3), labels of
-//! N or N×1 integers. Whatever is wrong with a file, damaged pixels excepted, is found before its pixels are
+//! N or N×1 integers; beside them there may be `class_names`, a text for each class. Whatever is wrong with a file, damaged pixels excepted, is found before its pixels are
 //! decompressed, so that a command fails in its first second. This module knows nothing of networks; `loader` turns
 //! images into numbers.
 
-use std::{fmt, fs, path::Path, path::PathBuf, str::FromStr};
+use std::{collections::BTreeSet, fmt, path::Path, path::PathBuf, str::FromStr};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::file_kind::listing;
+use crate::memory;
+use npz::Element as _;
 
 pub mod augment;
 pub mod loader;
@@ -23,6 +27,9 @@ pub use loader::{Batch, Loader, LoaderOptions, RawBatch, check_channels};
 pub const MAX_SIZE: usize = 1024;
 
 const MAX_LABEL: u32 = 65_535;
+
+/// The optional array of the classes' names.
+const CLASS_NAMES: &str = "class_names";
 
 const FORMAT: &str = "a data set holds {train,val,test}_images and {train,val,test}_labels, as MedMNIST has them";
 
@@ -92,55 +99,22 @@ pub struct Dataset {
     pub channels: usize,
     /// One more than the largest label of the three splits.
     pub classes: usize,
+    /// One for each class, where the file has them.
     pub class_names: Option<Vec<String>>,
 }
 
 impl Dataset {
     pub fn load(path: &Path) -> Result<Dataset> {
-        Dataset::load_within(path, available_memory())
+        Dataset::load_within(path, memory::available())
     }
 
     /// Loads a data set that takes no more than `memory` bytes.
     fn load_within(path: &Path, memory: u64) -> Result<Dataset> {
         let mut archive = npz::Archive::open(path)?;
-        let mut entry = |name: String| match archive.entry(&name)? {
-            Some(entry) => Ok(entry),
-            None => {
-                let message = format!("there is no {name}, but {}", listing(archive.names(), "nothing"));
-                Err(Error::data(path, message, FORMAT))
-            }
-        };
-        let mut entries = Vec::new();
-        for split in SplitName::ALL {
-            entries.push((entry(format!("{split}_images"))?, entry(format!("{split}_labels"))?));
-        }
-
-        let [height, width, channels] = image_shape(path, &entries[0].0)?;
-        for (images, labels) in &entries {
-            if image_shape(path, images)? != [height, width, channels] {
-                let message = format!(
-                    "{} has the shape {:?}, {} the shape {:?}",
-                    entries[0].0.name, entries[0].0.shape, images.name, images.shape
-                );
-                return Err(Error::data(path, message, "all splits need images of one shape"));
-            }
-            check_labels(path, images, labels)?;
-        }
-        if entries[0].0.shape[0] == 0 {
-            return Err(Error::data(path, "the train split is empty", "put at least one image of each class into it"));
-        }
-
-        // Labels exist twice for a moment, as the file's integers and as ours.
-        let needed: u128 = entries
-            .iter()
-            .flat_map(|(images, labels)| [images.bytes, labels.bytes, 4 * labels.shape[0] as u64])
-            .map(u128::from)
-            .sum();
-        if needed > memory.into() {
-            let message =
-                format!("the images take {} MiB of memory, of which {} MiB are free", needed >> 20, memory >> 20);
-            return Err(Error::data(path, message, "use a smaller image size of the data set, or a larger machine"));
-        }
+        let entries = find_entries(path, &mut archive)?;
+        let [height, width, channels] = check_entries(path, &entries)?;
+        let class_names = archive.entry(CLASS_NAMES)?;
+        check_memory(path, &entries, class_names.as_ref(), memory)?;
 
         let mut dataset = Dataset {
             path: path.to_path_buf(),
@@ -159,6 +133,8 @@ impl Dataset {
         let largest = SplitName::ALL.into_iter().filter_map(|split| dataset.split(split).labels.iter().max()).max();
         dataset.classes = largest.map_or(0, |&label| label as usize + 1);
         dataset.check_classes()?;
+        dataset.class_names =
+            class_names.map(|entry| read_class_names(path, &mut archive, &entry, dataset.classes)).transpose()?;
         for (split, (images, _)) in SplitName::ALL.into_iter().zip(&entries) {
             dataset.split_mut(split).images = archive.read(images)?;
         }
@@ -182,11 +158,32 @@ impl Dataset {
             let shape = vec![split.len(), 1];
             arrays.extend([images, npz::Array { name: labels_name, descr, shape, elements: labels.into() }]);
         }
+        let names = self.class_names.as_deref().unwrap_or_default();
+        let longest = names.iter().map(|name| name.chars().count()).max().unwrap_or(0).max(1);
+        let descr = format!("<U{longest}");
+        if self.class_names.is_some() {
+            let elements = names.iter().flat_map(|name| utf32(name, longest)).collect::<Vec<u8>>().into();
+            arrays.push(npz::Array { name: CLASS_NAMES.into(), descr: &descr, shape: vec![names.len()], elements });
+        }
         npz::write(path, &arrays)
     }
 
+    /// Identity of the content, in hexadecimal: of the images' shape and of each split's images and labels, however a file
+    /// stores them. Names of classes do not count.
     pub fn sha256(&self) -> String {
-        String::new()
+        let mut hash = Sha256::new();
+        let number = |number: usize, hash: &mut Sha256| hash.update((number as u64).to_le_bytes());
+        for side in [self.height, self.width, self.channels] {
+            number(side, &mut hash);
+        }
+        for split in SplitName::ALL.map(|name| self.split(name)) {
+            number(split.len(), &mut hash);
+            hash.update(&split.images);
+            for label in &split.labels {
+                hash.update(label.to_le_bytes());
+            }
+        }
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     pub fn split(&self, name: SplitName) -> &Split {
@@ -221,7 +218,7 @@ impl Dataset {
             counts.iter().enumerate().filter(|(_, count)| **count == 0).map(|(class, _)| class.to_string()).collect();
         if !unseen.is_empty() {
             let noun = if unseen.len() == 1 { "class" } else { "classes" };
-            let message = format!("no training image of {noun} {}", listing(unseen, ""));
+            let message = format!("no training image of {noun} {}", listing(unseen));
             return Err(Error::data(&self.path, message, "labels count from 0 without gaps; give each class an image"));
         }
         if counts.len() < 2 {
@@ -248,6 +245,7 @@ impl Dataset {
             width: self.width,
             channels: self.channels,
             classes: self.classes,
+            class_names: self.class_names.clone(),
             train: split(SplitName::Train),
             val: split(SplitName::Val),
             test: split(SplitName::Test),
@@ -262,6 +260,8 @@ pub struct Summary {
     pub width: usize,
     pub channels: usize,
     pub classes: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub class_names: Option<Vec<String>>,
     pub train: SplitSummary,
     pub val: SplitSummary,
     pub test: SplitSummary,
@@ -330,12 +330,46 @@ impl Normalisation {
     }
 }
 
+/// The images and the labels of each split.
+type Entries = Vec<(npz::Entry, npz::Entry)>;
+
+fn find_entries(path: &Path, archive: &mut npz::Archive) -> Result<Entries> {
+    let mut entry = |name: String| match archive.entry(&name)? {
+        Some(entry) => Ok(entry),
+        None => {
+            let others = archive.names();
+            let others = if others.is_empty() { "nothing".into() } else { listing(others) };
+            Err(Error::data(path, format!("there is no {name}, but {others}"), FORMAT))
+        }
+    };
+    let of_split = |split| Ok((entry(format!("{split}_images"))?, entry(format!("{split}_labels"))?));
+    SplitName::ALL.into_iter().map(of_split).collect()
+}
+
+/// Height, width and channels of all images; there have to be some to train with, and a label for each.
+fn check_entries(path: &Path, entries: &Entries) -> Result<[usize; 3]> {
+    let first = &entries[0].0;
+    let shape = image_shape(path, first)?;
+    for (images, labels) in entries {
+        if image_shape(path, images)? != shape {
+            let message =
+                format!("{} has the shape {:?}, {} the shape {:?}", first.name, first.shape, images.name, images.shape);
+            return Err(Error::data(path, message, "all splits need images of one shape"));
+        }
+        check_labels(path, images, labels)?;
+    }
+    if first.shape[0] == 0 {
+        return Err(Error::data(path, "the train split is empty", "put at least one image of each class into it"));
+    }
+    Ok(shape)
+}
+
 /// Height, width and channels.
 fn image_shape(path: &Path, images: &npz::Entry) -> Result<[usize; 3]> {
     let refuse = |reason: &str, hint: &str| {
         Err(Error::data(path, format!("{} has the shape {:?}: {reason}", images.name, images.shape), hint))
     };
-    if images.integer.bytes != 1 || images.integer.signed {
+    if images.element.bytes != 1 || images.element.signed {
         return refuse("its elements are not unsigned bytes", "store images as uint8, from 0 to 255");
     }
     let shape = match images.shape[..] {
@@ -386,30 +420,68 @@ fn read_labels(path: &Path, archive: &mut npz::Archive, entry: &npz::Entry) -> R
             Err(Error::data(path, message, format!("labels are classes from 0 to {MAX_LABEL}")))
         }
     };
-    entry.integer.values(&bytes).enumerate().map(label).collect()
+    entry.element.values(&bytes).enumerate().map(label).collect()
 }
 
-/// The first few of `items`, for a message.
-fn listing(items: Vec<String>, none: &str) -> String {
-    const SHOWN: usize = 12;
-    let rest = items.len().saturating_sub(SHOWN);
-    match items.len() {
-        0 => none.to_string(),
-        _ if rest > 0 => format!("{} and {rest} more", items[..SHOWN].join(", ")),
-        _ => items.join(", "),
+/// Refuses arrays that do not fit into `memory`.
+fn check_memory(
+    path: &Path,
+    entries: &Entries,
+    class_names: Option<&npz::Entry<npz::Text>>,
+    memory: u64,
+) -> Result<()> {
+    // Labels exist twice for a moment, as the file's integers and as ours, and so do names.
+    let kept: u128 = entries
+        .iter()
+        .flat_map(|(images, labels)| [images.bytes, labels.bytes, 4 * labels.shape[0] as u64])
+        .chain(class_names.iter().flat_map(|names| [names.bytes, names.bytes]))
+        .map(u128::from)
+        .sum();
+    // Images in another order are brought to ours one split after the other.
+    let second_copy = entries.iter().map(|(images, _)| images.second_copy()).max().unwrap_or(0);
+    let needed = kept + u128::from(second_copy);
+    if needed > memory.into() {
+        let message = format!("the images take {} MiB of memory, of which {} MiB are free", needed >> 20, memory >> 20);
+        return Err(Error::data(path, message, "use a smaller image size of the data set, or a larger machine"));
+    }
+    Ok(())
+}
+
+fn read_class_names(
+    path: &Path,
+    archive: &mut npz::Archive,
+    entry: &npz::Entry<npz::Text>,
+    classes: usize,
+) -> Result<Vec<String>> {
+    let refuse = |message: String, hint: &str| Err(Error::data(path, message, hint));
+    if entry.shape != [classes] {
+        let message = format!("{CLASS_NAMES} has the shape {:?}, and there are {classes} classes", entry.shape);
+        return refuse(message, "give one name for each class, in the order of the labels, or leave the names out");
+    }
+    let bytes = archive.read(entry)?;
+    let mut names = Vec::new();
+    for (index, name) in entry.element.values(&bytes).enumerate() {
+        match name {
+            Some(name) if !name.chars().any(char::is_control) => names.push(name),
+            _ => return refuse(format!("{CLASS_NAMES} has no line of text at index {index}"), npz::Text::HINT),
+        }
+    }
+    let mut seen = BTreeSet::new();
+    match names.iter().find(|name| !seen.insert(*name)) {
+        Some(name) => refuse(format!("{CLASS_NAMES} has '{name}' twice"), "give each class a name of its own"),
+        None => Ok(names),
     }
 }
 
-/// Bytes that can be taken without swapping; where the system does not tell, the memory of a workstation.
-fn available_memory() -> u64 {
-    const ASSUMED: u64 = 32 << 30;
-    let Ok(report) = fs::read_to_string("/proc/meminfo") else { return ASSUMED };
-    let line = report.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).map_or(ASSUMED, |kib| kib << 10)
+/// As numpy stores a text in an array of texts of `length` characters.
+fn utf32(text: &str, length: usize) -> impl Iterator<Item = u8> {
+    text.chars().map(u32::from).chain(std::iter::repeat(0)).take(length).flat_map(u32::to_le_bytes)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use zip::CompressionMethod;
 
     use super::{npz::Array, *};
@@ -526,13 +598,122 @@ mod tests {
         assert!(Dataset::load(&write(&single)).unwrap_err().to_string().contains("label 0"));
     }
 
-    #[test]
-    fn fortran_order_is_refused() {
-        let literal = "{'descr': '|u1', 'fortran_order': True, 'shape': (3, 2, 2), }";
-        let entry = npz::tests::npy(literal, &[0; 12]);
+    /// [`arrays`] as a file of members that lack `.npy`, in Fortran order.
+    fn fortran(arrays: &[Array]) -> tempfile::TempPath {
+        let transposed = |array: &Array| -> Vec<u8> {
+            let &[count, height, width] = array.shape.as_slice() else { return array.elements.to_vec() };
+            let place = |at: usize| (at % count * height + at / count % height) * width + at / count / height;
+            (0..array.elements.len()).map(|at| array.elements[place(at)]).collect()
+        };
+        let entry = |array: &Array| {
+            let shape: Vec<String> = array.shape.iter().map(usize::to_string).collect();
+            let shape = shape.join(", ");
+            let literal = format!("{{'descr': '{}', 'fortran_order': True, 'shape': ({shape}), }}", array.descr);
+            npz::tests::npy(&literal, &transposed(array))
+        };
+        let entries: Vec<(&str, Vec<u8>)> = arrays.iter().map(|array| (array.name.as_str(), entry(array))).collect();
         let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
-        fs::write(&path, npz::tests::zip_of(&[("train_images.npy", entry)], CompressionMethod::Deflated)).unwrap();
-        assert!(Dataset::load(&path).unwrap_err().to_string().contains("Fortran order"));
+        fs::write(&path, npz::tests::zip_of(&entries, CompressionMethod::Deflated)).unwrap();
+        path
+    }
+
+    #[test]
+    fn a_file_in_fortran_order_and_without_npy_holds_the_same_data_set() {
+        let (plain, other) = (write(&arrays()), fortran(&arrays()));
+        let dataset = Dataset { path: plain.to_path_buf(), ..Dataset::load(&other).unwrap() };
+        assert_eq!(dataset, Dataset::load(&plain).unwrap());
+    }
+
+    #[test]
+    fn the_second_copy_of_a_file_in_fortran_order_counts_as_memory() {
+        // As for the same file in C order, and one split's 12 pixels twice.
+        let path = fortran(&arrays());
+        assert!(Dataset::load_within(&path, 102).is_ok());
+        assert!(Dataset::load_within(&path, 101).unwrap_err().to_string().contains("memory"));
+    }
+
+    /// [`arrays`] with these names of classes.
+    fn named<'a>(descr: &'a str, shape: &[usize], elements: &[u8]) -> Vec<Array<'a>> {
+        let mut arrays: Vec<Array<'a>> = arrays();
+        arrays.push(Array {
+            name: "class_names".into(),
+            descr,
+            shape: shape.to_vec(),
+            elements: elements.to_vec().into(),
+        });
+        arrays
+    }
+
+    #[test]
+    fn class_names_are_read_and_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = |dataset: &Dataset| dataset.class_names.clone().unwrap();
+        let dataset = Dataset::load(&write(&named("|S4", &[2], b"mole\xc3\xa4\0\0"))).unwrap();
+        assert_eq!(names(&dataset), ["mole", "ä"]);
+        let path = folder.path().join("named.npz");
+        dataset.save(&path).unwrap();
+        let again = Dataset::load(&path).unwrap();
+        assert_eq!(names(&again), names(&dataset));
+        assert_eq!(again.describe().class_names, again.class_names);
+        let mut archive = npz::Archive::open(&path).unwrap();
+        let entry = archive.entry::<npz::Text>("class_names").unwrap().unwrap();
+        assert_eq!(entry.element, npz::Text::Utf32 { bytes: 16, big_endian: false });
+    }
+
+    #[test]
+    fn without_class_names_none_are_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("plain.npz");
+        let dataset = Dataset::load(&write(&arrays())).unwrap();
+        assert_eq!(dataset.class_names, None);
+        dataset.save(&path).unwrap();
+        assert_eq!(npz::Archive::open(&path).unwrap().names().len(), 6);
+    }
+
+    #[test]
+    fn class_names_that_do_not_fit_are_refused() {
+        for (descr, shape, elements, part) in [
+            ("|S1", &[3][..], &b"abc"[..], "class_names has the shape [3], and there are 2 classes"),
+            ("|S1", &[1], b"a", "there are 2 classes"),
+            ("|S1", &[2, 1], b"ab", "class_names has the shape [2, 1]"),
+            ("|S1", &[2], b"aa", "class_names has 'a' twice"),
+            ("|S2", &[2], b"ab\xffc", "class_names has no line of text at index 1"),
+            ("|S2", &[2], b"a\nbb", "class_names has no line of text at index 0"),
+            ("|u1", &[2], b"ab", "class_names has elements of type '|u1', not text"),
+            ("|O", &[2], b"ab", "class_names has elements of type '|O', not text"),
+        ] {
+            let error = Dataset::load(&write(&named(descr, shape, elements))).unwrap_err();
+            assert!(matches!(error, Error::Data { .. }) && error.to_string().contains(part), "{part}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_identity_of_a_data_set_is_that_of_its_content() {
+        let loaded = |arrays: &[Array]| Dataset::load(&write(arrays)).unwrap();
+        let same = loaded(&arrays()).sha256();
+        // Written down so that it stays the same from version to version.
+        assert_eq!(same, "0a591092653f45d2a40873742a4390e8820899b034b9a616f5efaa4079171203");
+        // Other types of labels, another order of members, another order of elements, stored and not compressed, names.
+        let mut wide = arrays();
+        (wide[1].descr, wide[1].elements) = ("<i8", [0i64, 1, 1].map(i64::to_le_bytes).concat().into());
+        wide.reverse();
+        assert_eq!(loaded(&wide).sha256(), same);
+        assert_eq!(Dataset::load(&fortran(&arrays())).unwrap().sha256(), same);
+        assert_eq!(loaded(&named("|S1", &[2], b"ab")).sha256(), same);
+        // One pixel, one label, where a split ends, and how wide the images are.
+        let other = |change: &dyn Fn(&mut Dataset)| {
+            let mut dataset = loaded(&arrays());
+            change(&mut dataset);
+            dataset.sha256()
+        };
+        let others = [
+            other(&|dataset| dataset.test.images[11] ^= 1),
+            other(&|dataset| dataset.val.labels[0] = 1),
+            other(&|dataset| dataset.truncate_train(2)),
+            other(&|dataset| (dataset.height, dataset.width) = (1, 4)),
+            other(&|dataset| std::mem::swap(&mut dataset.train.images[0], &mut dataset.val.images[1])),
+        ];
+        assert!(others.iter().all(|other| *other != same), "{others:?}");
     }
 
     #[test]
@@ -553,9 +734,11 @@ mod tests {
                 labels: (0..classes as u32).collect(),
             };
             let (height, width, val, test) = (2, 3, split.clone(), Split::default());
-            let saved = Dataset { path: path.clone(), train: split, val, test, height, width, channels, classes };
-            saved.save(&path).unwrap();
-            assert_eq!(Dataset::load(&path).unwrap(), saved);
+            let class_names = None;
+            let path = path.clone();
+            let saved = Dataset { path, train: split, val, test, height, width, channels, classes, class_names };
+            saved.save(&saved.path).unwrap();
+            assert_eq!(Dataset::load(&saved.path).unwrap(), saved);
         }
         let nowhere = Dataset::load(&path).unwrap().save(&folder.path().join("no/set.npz")).unwrap_err();
         assert!(nowhere.hint().unwrap().contains("folder"));

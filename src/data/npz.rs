@@ -2,7 +2,8 @@
 //!
 //! A file comes from anywhere, so nothing it declares is believed before it is checked: an array's header has to agree
 //! with the size that the archive declares for it, that size has to be within what deflate can expand the stored bytes
-//! to, and a read ends at the declared size. This module knows arrays of integers; what they mean is not its concern.
+//! to, and a read ends at the declared size. This module knows arrays of integers and of text; what they mean is not its
+//! concern.
 
 use std::{
     borrow::Cow,
@@ -14,6 +15,7 @@ use std::{
 use zip::{CompressionMethod, DateTime, ZipArchive, ZipWriter, result::ZipError, write::SimpleFileOptions};
 
 use crate::error::{Error, Result};
+use crate::file_kind::{self, Wanted};
 use crate::output::OutputPath;
 
 const MAGIC: &[u8] = b"\x93NUMPY";
@@ -28,6 +30,19 @@ const MAX_HEADER: usize = 10_000;
 const DAMAGED: &str = "the file is damaged; download or write it again";
 const REWRITE: &str = "write the file with numpy.savez_compressed";
 
+/// What an array's elements may be.
+pub trait Element: Copy {
+    /// What they are, and what to do about others.
+    const NAME: &str;
+    const HINT: &str;
+
+    /// None for every type that is not of this kind.
+    fn parse(descr: &str) -> Option<Self>;
+
+    /// Of one element, in bytes.
+    fn size(self) -> usize;
+}
+
 /// What an integer array's elements are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Integer {
@@ -36,8 +51,11 @@ pub struct Integer {
     pub big_endian: bool,
 }
 
-impl Integer {
-    /// None for everything that is not an integer or a bool.
+impl Element for Integer {
+    const NAME: &str = "integers";
+    const HINT: &str = "store images as uint8 (0 to 255) and labels as integers";
+
+    /// Integers and bools.
     fn parse(descr: &str) -> Option<Integer> {
         let (order, rest) = descr.split_at_checked(1)?;
         let (kind, bytes) = rest.split_at_checked(1)?;
@@ -58,6 +76,12 @@ impl Integer {
         Some(Integer { bytes, signed: kind == "i", big_endian })
     }
 
+    fn size(self) -> usize {
+        self.bytes
+    }
+}
+
+impl Integer {
     /// The values of an array's bytes, widened to hold any of the types.
     pub fn values(self, bytes: &[u8]) -> impl Iterator<Item = i128> {
         bytes.chunks_exact(self.bytes).map(move |element| {
@@ -73,6 +97,58 @@ impl Integer {
             } else {
                 i128::from(value)
             }
+        })
+    }
+}
+
+/// What a text array's elements are: as long as the longest one, the others filled up with zeros.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Text {
+    /// numpy's `str`: four bytes a character.
+    Utf32 { bytes: usize, big_endian: bool },
+    /// numpy's `bytes`, read as UTF-8.
+    Utf8 { bytes: usize },
+}
+
+impl Element for Text {
+    const NAME: &str = "text";
+    const HINT: &str = "store them as an array of str: numpy.array([\"benign\", \"malignant\"])";
+
+    fn parse(descr: &str) -> Option<Text> {
+        let (order, rest) = descr.split_at_checked(1)?;
+        let (kind, length) = rest.split_at_checked(1)?;
+        let length: usize = length.parse().ok().filter(|&length| length > 0)?;
+        match (order, kind) {
+            ("<" | ">", "U") => Some(Text::Utf32 { bytes: length.checked_mul(4)?, big_endian: order == ">" }),
+            ("|", "S") => Some(Text::Utf8 { bytes: length }),
+            _ => None,
+        }
+    }
+
+    fn size(self) -> usize {
+        match self {
+            Text::Utf32 { bytes, .. } | Text::Utf8 { bytes } => bytes,
+        }
+    }
+}
+
+impl Text {
+    /// The texts of an array's bytes; None for one that is no text.
+    pub fn values(self, bytes: &[u8]) -> impl Iterator<Item = Option<String>> {
+        bytes.chunks_exact(self.size()).map(move |element| {
+            let text = match self {
+                Text::Utf8 { .. } => str::from_utf8(element).ok()?.to_string(),
+                Text::Utf32 { big_endian, .. } => {
+                    let code = if big_endian { u32::from_be_bytes } else { u32::from_le_bytes };
+                    element
+                        .as_chunks()
+                        .0
+                        .iter()
+                        .map(|&bytes| char::from_u32(code(bytes)))
+                        .collect::<Option<String>>()?
+                }
+            };
+            Some(text.trim_end_matches('\0').to_string())
         })
     }
 }
@@ -190,14 +266,27 @@ impl<'a> Literal<'a> {
 
 /// An array whose header has been read and found to agree with the archive.
 #[derive(Debug, Clone)]
-pub struct Entry {
+pub struct Entry<E = Integer> {
     pub name: String,
-    pub integer: Integer,
+    pub element: E,
     pub shape: Vec<usize>,
+    fortran_order: bool,
     index: usize,
     /// Where the elements begin, and how many bytes they take.
     start: u64,
     pub bytes: u64,
+}
+
+impl<E> Entry<E> {
+    /// Whether the elements are stored in another order than C's, in which they are read.
+    fn is_reordered(&self) -> bool {
+        self.fortran_order && self.shape.iter().filter(|&&dimension| dimension != 1).count() > 1
+    }
+
+    /// What reading takes for a moment beside the elements, in bytes.
+    pub fn second_copy(&self) -> u64 {
+        if self.is_reordered() { self.bytes } else { 0 }
+    }
 }
 
 pub struct Archive {
@@ -209,39 +298,33 @@ pub struct Archive {
 
 impl Archive {
     pub fn open(path: &Path) -> Result<Archive> {
-        let mut file = File::open(path).map_err(Error::io("open", path))?;
-        let metadata = file.metadata().map_err(Error::io("open", path))?;
-        if metadata.is_dir() {
-            return Err(Error::io("open", path)(io::ErrorKind::IsADirectory.into()));
-        }
-        let mut magic = Vec::new();
-        (&mut file).take(6).read_to_end(&mut magic).map_err(Error::io("read", path))?;
-        if magic.is_empty() {
+        let wanted = Wanted::DataSet;
+        let file_kind::Opened { file, length, start, .. } =
+            file_kind::open(path, "open", wanted)?.expect(path, wanted)?;
+        if length == 0 {
             return Err(Error::data(path, "the file is empty", DAMAGED));
         }
-        if magic == MAGIC {
-            return Err(Error::data(path, "a single .npy array, not a .npz archive", REWRITE));
-        }
-        if !magic.starts_with(b"PK") {
+        if !start.starts_with(b"PK") {
             return Err(Error::data(path, "not a .npz archive", "give a data set in the format of MedMNIST"));
         }
         match ZipArchive::new(BufReader::new(file)) {
-            Ok(zip) => Ok(Archive { path: path.to_path_buf(), length: metadata.len(), zip }),
+            Ok(zip) => Ok(Archive { path: path.to_path_buf(), length, zip }),
             Err(error) => Err(zip_error(path, "the archive", error)),
         }
     }
 
-    /// The arrays' names, in the file's order and safe to print.
+    /// The arrays' names, in the file's order.
     pub fn names(&self) -> Vec<String> {
-        let printable = |raw| String::from_utf8_lossy(raw).escape_debug().to_string();
-        self.zip.file_names_raw().map(printable).map(|name| name.trim_end_matches(".npy").to_string()).collect()
+        let text = |raw| String::from_utf8_lossy(raw).trim_end_matches(".npy").to_string();
+        self.zip.file_names_raw().map(text).collect()
     }
 
-    /// Reads and checks the header of the array `name`, whose elements have to be integers in C order; None if the
-    /// archive does not have it.
-    pub fn entry(&mut self, name: &str) -> Result<Option<Entry>> {
+    /// Reads and checks the header of the array `name`; None if the archive does not have it. As for numpy, the member may
+    /// lack the `.npy`.
+    pub fn entry<E: Element>(&mut self, name: &str) -> Result<Option<Entry<E>>> {
         let path = self.path.clone();
-        let Some(index) = self.zip.index_for_name(&format!("{name}.npy")) else { return Ok(None) };
+        let member = |name: &str| self.zip.index_for_name(name);
+        let Some(index) = member(&format!("{name}.npy")).or_else(|| member(name)) else { return Ok(None) };
         let mut file = self.zip.by_index(index).map_err(|error| zip_error(&path, name, error))?;
         if !matches!(file.compression(), CompressionMethod::Stored | CompressionMethod::Deflated) {
             return Err(Error::data(path, format!("{name} is compressed by {}", file.compression()), REWRITE));
@@ -258,27 +341,18 @@ impl Archive {
                 Error::data(&path, format!("{name} is not a numpy array: {reason}"), REWRITE)
             }
         })?;
-        let Some(integer) = Integer::parse(&header.descr) else {
-            return Err(Error::data(
-                path,
-                format!("{name} has elements of type '{}', not integers", header.descr.escape_debug()),
-                "store images as uint8 (0 to 255) and labels as integers",
-            ));
+        let Some(element) = E::parse(&header.descr) else {
+            let message = format!("{name} has elements of type '{}', not {}", header.descr.escape_debug(), E::NAME);
+            return Err(Error::data(path, message, E::HINT));
         };
-        if header.fortran_order {
-            return Err(Error::data(
-                path,
-                format!("{name} is in Fortran order"),
-                "pass it through numpy.ascontiguousarray before saving",
-            ));
-        }
         let elements = header
             .shape
             .iter()
-            .try_fold(integer.bytes as u64, |product, &dimension| product.checked_mul(dimension as u64));
+            .try_fold(element.size() as u64, |product, &dimension| product.checked_mul(dimension as u64));
         match elements {
             Some(bytes) if bytes.checked_add(start) == Some(declared) => {
-                Ok(Some(Entry { name: name.to_string(), integer, shape: header.shape, index, start, bytes }))
+                let Header { shape, fortran_order, .. } = header;
+                Ok(Some(Entry { name: name.to_string(), element, shape, fortran_order, index, start, bytes }))
             }
             _ => {
                 let message = format!("{name} of shape {:?} does not take the {declared} bytes declared", header.shape);
@@ -287,8 +361,9 @@ impl Archive {
         }
     }
 
-    /// The elements of an entry of this archive. The caller has decided that `entry.bytes` fit into memory.
-    pub fn read(&mut self, entry: &Entry) -> Result<Vec<u8>> {
+    /// The elements of an entry of this archive, in C order. The caller has decided that `entry.bytes` and its
+    /// [`Entry::second_copy`] fit into memory.
+    pub fn read<E: Element>(&mut self, entry: &Entry<E>) -> Result<Vec<u8>> {
         let (path, name) = (&self.path, entry.name.as_str());
         let mut file = self.zip.by_index(entry.index).map_err(|error| zip_error(path, name, error))?;
         let mut read = || -> io::Result<Vec<u8>> {
@@ -305,8 +380,45 @@ impl Archive {
                 _ => Err(io::Error::new(io::ErrorKind::InvalidData, "more data than declared")),
             }
         };
-        read().map_err(|error| read_error(path, name, error))
+        let elements = read().map_err(|error| read_error(path, name, error))?;
+        if entry.is_reordered() {
+            Ok(from_fortran(&elements, &entry.shape, entry.element.size()))
+        } else {
+            Ok(elements)
+        }
     }
+}
+
+/// Brings elements of `size` bytes from Fortran order, in which the first index runs fastest, to C order, in which the last
+/// one does.
+fn from_fortran(elements: &[u8], shape: &[usize], size: usize) -> Vec<u8> {
+    /// First indices that are brought together: as many elements as are read from one cache line.
+    const TILE: usize = 64;
+    let (&count, rest) = shape.split_first().expect("an array of one dimension or more");
+    let length: usize = rest.iter().product();
+    let mut reordered = vec![0; elements.len()];
+    for first in (0..count).step_by(TILE) {
+        for at in 0..length {
+            let place = c_place(at, rest);
+            for index in first..count.min(first + TILE) {
+                let (from, to) = ((at * count + index) * size, (index * length + place) * size);
+                reordered[to..to + size].copy_from_slice(&elements[from..from + size]);
+            }
+        }
+    }
+    reordered
+}
+
+/// Where the element that is number `at` in Fortran order stands in C order.
+fn c_place(mut at: usize, shape: &[usize]) -> usize {
+    let mut stride: usize = shape.iter().product();
+    let mut place = 0;
+    for dimension in shape {
+        stride /= dimension;
+        place += at % dimension * stride;
+        at /= dimension;
+    }
+    place
 }
 
 enum HeaderError {
@@ -370,7 +482,7 @@ fn read_error(path: &Path, what: &str, error: io::Error) -> Error {
 pub struct Array<'a> {
     pub name: String,
     /// numpy's name of the element type, such as `|u1`.
-    pub descr: &'static str,
+    pub descr: &'a str,
     pub shape: Vec<usize>,
     pub elements: Cow<'a, [u8]>,
 }
@@ -439,7 +551,7 @@ pub(super) mod tests {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(bytes).unwrap();
         let mut archive = Archive::open(file.path())?;
-        let entry = archive.entry("a")?.expect("an array called a");
+        let entry = archive.entry::<Integer>("a")?.expect("an array called a");
         archive.read(&entry)
     }
 
@@ -532,6 +644,62 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn texts_of_either_kind_are_read() {
+        let values = |descr, bytes: &[u8]| Text::parse(descr).unwrap().values(bytes).collect::<Vec<_>>();
+        let text = |text: &str| Some(text.to_string());
+        assert_eq!(values("|S3", b"ab\0\xc3\xa9\0"), [text("ab"), text("é")]);
+        assert_eq!(values("<U2", b"a\0\0\0\0\0\0\0\xe9\0\0\0b\0\0\0"), [text("a"), text("éb")]);
+        assert_eq!(values(">U1", b"\0\0\0a"), [text("a")]);
+        assert_eq!(values("|S1", b"\xff"), [None]);
+        assert_eq!(values("<U1", &0xd800u32.to_le_bytes()), [None]);
+        for descr in ["|U3", "<S3", "<U0", "|S0", "<U", "<U-1", "|u1", "|O", "", "<U9223372036854775807"] {
+            assert_eq!(Text::parse(descr), None, "{descr}");
+        }
+    }
+
+    #[test]
+    fn a_member_may_lack_its_extension() {
+        let entry = npy(&bytes_literal(3), &[1, 2, 3]);
+        let other = npy(&bytes_literal(1), &[9]);
+        let mut file = tempfile::Builder::new().suffix(".NPZ").tempfile().unwrap();
+        file.write_all(&zip_of(&[("a", entry.clone())], CompressionMethod::Deflated)).unwrap();
+        let mut archive = Archive::open(file.path()).unwrap();
+        let found = archive.entry::<Integer>("a").unwrap().unwrap();
+        assert_eq!(archive.read(&found).unwrap(), [1, 2, 3]);
+        assert_eq!(archive.names(), ["a"]);
+        let both = zip_of(&[("a", other), ("a.npy", entry)], CompressionMethod::Stored);
+        assert_eq!(read_a(&both).unwrap(), [1, 2, 3]);
+    }
+
+    #[test]
+    fn arrays_in_fortran_order_are_brought_to_c_order() {
+        // More than one tile, of two-byte elements that tell their indices.
+        let (count, height, width, channels) = (130, 3, 2, 2);
+        let value = |n: usize, h: usize, w: usize, c: usize| (((n * height + h) * width + w) * channels + c) as u16;
+        let mut elements = Vec::new();
+        for c in 0..channels {
+            for w in 0..width {
+                for h in 0..height {
+                    elements.extend((0..count).flat_map(|n| value(n, h, w, c).to_le_bytes()));
+                }
+            }
+        }
+        let literal = |shape: &str| format!("{{'descr': '<u2', 'fortran_order': True, 'shape': {shape}, }}");
+        let whole = zip_of(&[("a.npy", npy(&literal("(130, 3, 2, 2)"), &elements))], CompressionMethod::Deflated);
+        let expected: Vec<u8> = (0..(count * height * width * channels) as u16).flat_map(u16::to_le_bytes).collect();
+        assert_eq!(read_a(&whole).unwrap(), expected);
+        for shape in ["(4,)", "(4, 1)", "(1, 4)", "(1, 1, 4)"] {
+            let flat = zip_of(&[("a.npy", npy(&literal(shape), b"abcdefgh"))], CompressionMethod::Stored);
+            assert_eq!(read_a(&flat).unwrap(), b"abcdefgh", "{shape}");
+        }
+        for shape in ["(0, 4)", "(4, 0)", "()"] {
+            let bytes = if shape == "()" { &b"ab"[..] } else { b"" };
+            let empty = zip_of(&[("a.npy", npy(&literal(shape), bytes))], CompressionMethod::Stored);
+            assert_eq!(read_a(&empty).unwrap(), bytes, "{shape}");
+        }
+    }
+
+    #[test]
     fn what_is_written_is_read() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.npz");
@@ -549,7 +717,8 @@ pub(super) mod tests {
         let whole = zip_of(&[("a.npy", npy(&bytes_literal(3), &[1, 2, 3]))], CompressionMethod::Deflated);
         assert_eq!(read_a(&whole).unwrap(), [1, 2, 3]);
         assert!(refusal(&[]).contains("empty"));
-        assert!(refusal(b"index,label").contains("not a .npz"));
+        assert!(refusal(b"index,label").contains("a text file, not a data set"));
+        assert!(refusal(b"\x01\x02\x03").contains("not a .npz"));
         assert!(refusal(&npy(&bytes_literal(3), &[1, 2, 3])).contains("single .npy"));
         for length in [10, whole.len() / 2, whole.len() - 1] {
             assert!(refusal(&whole[..length]).contains("cut off"), "{length}");

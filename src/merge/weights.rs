@@ -10,6 +10,7 @@ use super::plan::{Entry, Method, Plan};
 use super::{Sources, Start};
 use crate::checkpoint::{self, Checkpoint, Metadata, Provenance, StoredTensor, TensorFile};
 use crate::error::{Error, Result};
+use crate::file_kind::Wanted;
 use crate::nn::{Architecture, Model, Region};
 use crate::output::OutputPath;
 use crate::tensor::{DType, Device, Tensor};
@@ -109,7 +110,7 @@ impl Learned {
     }
 
     pub fn load(path: &Path) -> Result<Learned> {
-        Learned::from_file(&TensorFile::read(path)?)
+        Learned::from_file(&TensorFile::read_as(path, Wanted::MergeWeights)?)
     }
 
     pub fn from_file(file: &TensorFile) -> Result<Learned> {

@@ -161,6 +161,7 @@ fn content_hash(tensors: &[StoredTensor], metadata: &Metadata) -> String {
         match &tensor.numbers {
             Numbers::Integers(values) => hash.update(bytemuck::cast_slice::<i64, u8>(values)),
             Numbers::Floats(values) => hash.update(bytemuck::cast_slice::<f32, u8>(values)),
+            Numbers::NotUnderstood(bytes) => hash.update(bytes),
         }
     }
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
@@ -202,11 +203,8 @@ fn stored_model(prefix: &str, model: &Model) -> Vec<StoredTensor> {
     let arenas = [("trunk", &model.trunk), ("head", &model.head), ("statistics", &model.statistics)];
     let mut tensors: Vec<StoredTensor> =
         arenas.into_iter().map(|(name, arena)| stored(format!("{prefix}.{name}"), arena)).collect();
-    tensors.push(StoredTensor {
-        name: format!("{prefix}.batches_tracked"),
-        shape: vec![model.batches_tracked.len()],
-        numbers: Numbers::Integers(model.batches_tracked.clone()),
-    });
+    let counters = model.batches_tracked.clone();
+    tensors.push(StoredTensor::integers_named(format!("{prefix}.batches_tracked"), vec![counters.len()], counters));
     tensors
 }
 

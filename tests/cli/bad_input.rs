@@ -166,22 +166,24 @@ fn files_that_are_no_checkpoints() {
         ),
     );
     folder.write("f8", one(r#""conv1.weight":{"dtype":"F8_E4M3","shape":[4],"data_offsets":[0,4]}"#, &[0; 4]));
+    folder.write("new-f8", one(r#""conv1.weight":{"dtype":"F8_E3M4","shape":[4],"data_offsets":[0,4]}"#, &[0; 4]));
+    folder.write("u64", one(r#""n":{"dtype":"U64","shape":[],"data_offsets":[0,8]}"#, &[0xff; 8]));
     folder.write(
         "other-network",
         one(r#""features.0.weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}"#, &[0; 4]),
     );
 
     const BROKEN: &[&str] = &["the safetensors header is broken"];
-    const FOREIGN: &[&str] = &["a PyTorch pickle or a zip archive", "safetensors.torch.save_file"];
+    const FOREIGN: &[&str] = &["this is a PyTorch file, not a network", "safetensors.torch.save_file"];
     let files: &[(&str, &[&str])] = &[
         ("missing.safetensors", &["cannot read missing.safetensors", "check the spelling"]),
         ("nowhere/missing.safetensors", &["the folder nowhere does not exist"]),
         ("data", &["cannot read data", "not of a folder"]),
-        ("text", &["it claims a header of"]),
+        ("text", &["this is a text file, not a network", "a network is a .safetensors file"]),
         ("empty", &["shorter than 8 bytes"]),
         ("model.pth", FOREIGN),
         ("pickle.pth", FOREIGN),
-        ("data/texture.npz", FOREIGN),
+        ("data/texture.npz", &["this is a data set (.npz), not a network", "give it as --data"]),
         ("cut", BROKEN),
         ("cut-header", &["it claims a header of", "the file is cut off"]),
         ("longer", BROKEN),
@@ -199,6 +201,8 @@ fn files_that_are_no_checkpoints() {
         ("overlap", BROKEN),
         ("hole", BROKEN),
         ("f8", &["conv1.weight is of type F8_E4M3"]),
+        ("new-f8", &["conv1.weight is of type F8_E3M4"]),
+        ("u64", &["n holds 18446744073709551615"]),
         ("other-network", &["no network that medmerge knows", "it has no tensor 'conv1.weight'"]),
     ];
     let mut cases = Vec::new();
@@ -427,11 +431,14 @@ fn data_sets_that_cannot_be_used() {
         ("cut.npz".into(), DAMAGED),
         ("cut-early.npz".into(), DAMAGED),
         ("empty.npz".into(), &["the file is empty"]),
-        ("text.npz".into(), &["not a .npz archive"]),
+        ("text.npz".into(), &["this is a text file, not a data set"]),
         ("single.npy".into(), &["a single .npy array"]),
         ("damaged.npz".into(), DAMAGED),
-        ("other.zip".into(), &["there is no train_images, but readme.txt"]),
-        ("model.safetensors".into(), &["not a .npz archive"]),
+        ("other.zip".into(), &["this is a zip archive (of readme.txt), not a data set"]),
+        (
+            "model.safetensors".into(),
+            &["this is a safetensors file, as networks are, not a data set", "give it as --model"],
+        ),
     ];
     files.extend(names.iter().zip(&missing).map(|(name, says)| (format!("without-{name}.npz"), &says[..])));
     let mut cases = Vec::new();
@@ -521,9 +528,17 @@ fn companions_that_do_not_fit() {
         ),
         case("a third source", merge("texture shape other", WEIGHTS), &["for 2 sources, not for 3", "in this order"]),
         case("network as weights", with_weights("shape.safetensors"), &["it is no file of merge weights"]),
-        case("data as weights", with_weights("data/shape.npz"), &["zip archive"]),
-        case("weights as network", "eval --model merged.weights.safetensors --data data/target.npz", &["no network"]),
-        case("weights as source", merge("texture merged.weights", "--coefficients 1,0"), &["no network"]),
+        case("data as weights", with_weights("data/shape.npz"), &["a data set (.npz), not a file of merge weights"]),
+        case(
+            "weights as network",
+            "eval --model merged.weights.safetensors --data data/target.npz",
+            &["these are merge weights, not a network", "--weights"],
+        ),
+        case(
+            "weights as source",
+            merge("texture merged.weights", "--coefficients 1,0"),
+            &["these are merge weights, not a network"],
+        ),
         case("weights: many channels", with_weights("many-channels"), &["input_channels"]),
         case("weights: no channels", with_weights("no-channels"), &["input_channels"]),
         case("weights: far anchor", with_weights("far-anchor"), &["anchor makes no sense"]),
@@ -566,6 +581,165 @@ fn companions_that_do_not_fit() {
         ),
     ];
     assert_refused(&folder, cases);
+}
+
+/// What the files of [`files_are_named_for_what_they_are`] hold, and what they are called.
+fn foreign_files(folder: &Folder) -> Vec<(&'static str, &'static str)> {
+    let files: &[(&str, &[u8], &str)] = &[
+        ("x.npy", b"\x93NUMPY\x01\0", "a single .npy array"),
+        ("x.jpg", b"\xff\xd8\xff\xe0\0\x10JFIF", "a JPEG image"),
+        ("png", b"\x89PNG\r\n\x1a\n\0\0", "a PNG image"),
+        ("x.dcm", &[&[0; 128][..], b"DICM\x02"].concat(), "a DICOM image"),
+        ("x.pth", b"PK\x03\x04 as torch.save writes it", "a PyTorch file"),
+        ("x.th", b"\x80\x02}q\0.", "a PyTorch file"),
+        ("x.pt", b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.", "a PyTorch file"),
+        ("x.pkl", b"\x80\x04\x95", "a Python pickle"),
+        ("x.h5", b"\x89HDF\r\n\x1a\n\0", "an HDF5 file, as Keras writes them"),
+        ("x.onnx", b"\x08\x08\x12\x07pytorch\x1a\x05", "an ONNX model"),
+        ("x.gz", b"\x1f\x8b\x08\0\0\0\0\0\x02\x03", "a gzip file"),
+        ("x.tar", &[&[0; 257][..], b"ustar\0"].concat(), "a tar archive"),
+        ("x.csv", b"index,label\n0,1\n", "a table (CSV)"),
+        ("x.txt", b"a few words", "a text file"),
+        ("x.html", b"<!DOCTYPE html><html>", "a web page"),
+        ("pointer.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        (
+            "model.safetensors.index.json",
+            br#"{"weight_map": {"a": "model-00002-of-2.safetensors", "b": "model-00001-of-2.safetensors"}}"#,
+            "an index of shards (model-00001-of-2.safetensors, model-00002-of-2.safetensors)",
+        ),
+    ];
+    for (name, content, _) in files {
+        folder.write(name, content);
+    }
+    let mut archive = zip::ZipWriter::new(std::fs::File::create(folder.path("x.zip")).unwrap());
+    archive.start_file("readme.txt", zip::write::SimpleFileOptions::default()).unwrap();
+    archive.finish().unwrap();
+    let pipe = std::process::Command::new("mkfifo").arg(folder.path("pipe.npz")).status().unwrap();
+    assert!(pipe.success());
+    drop(std::os::unix::net::UnixListener::bind(folder.path("socket")).unwrap());
+    let special = [
+        ("x.zip", "a zip archive (of readme.txt)"),
+        ("pipe.npz", "a pipe (FIFO)"),
+        ("socket", "a socket"),
+        ("/dev/zero", "a device"),
+    ];
+    files.iter().map(|&(name, _, called)| (name, called)).chain(special).collect()
+}
+
+#[test]
+fn files_are_named_for_what_they_are() {
+    let folder = Folder::with_sources();
+    let files = foreign_files(&folder);
+    let mut cases = Vec::new();
+    for (file, called) in &files {
+        let says: &[&str] = vec![*called].leak();
+        let not: &dyn Fn(&'static str) -> &'static [&'static str] = &|what| vec![*called, what].leak();
+        cases.push(case(file, format!("eval --model {file} --data data/texture.npz"), not(", not a network")));
+        cases.push(case(file, format!("eval --model texture.safetensors --data {file}"), not(", not a data set")));
+        cases.push(case(
+            file,
+            format!("merge --models texture.safetensors shape.safetensors --weights {file} --out o"),
+            not(", not a file of merge weights"),
+        ));
+        cases.push(case(file, format!("inspect {file}"), says));
+    }
+    assert_refused(&folder, &cases);
+}
+
+#[test]
+fn what_a_file_is_called_does_not_matter() {
+    let folder = Folder::with_sources();
+    std::fs::copy(folder.path("data/texture.npz"), folder.path("X.NPZ")).unwrap();
+    std::fs::copy(folder.path("data/texture.npz"), folder.path("data.safetensors")).unwrap();
+    std::fs::copy(folder.path("texture.safetensors"), folder.path("network.npz")).unwrap();
+    let expected = folder.json("eval --model texture.safetensors --data data/texture.npz");
+    for data in ["X.NPZ", "data.safetensors"] {
+        assert_eq!(folder.json(&format!("inspect {data}"))["kind"], "data set", "{data}");
+        let metrics = folder.json(&format!("eval --model network.npz --data {data}"));
+        assert_eq!(metrics["metrics"], expected["metrics"], "{data}");
+    }
+    assert_eq!(folder.json("inspect network.npz")["kind"], "checkpoint");
+}
+
+#[test]
+fn inspect_lists_tensors_of_any_type() {
+    let folder = Folder::new();
+    let types = ["F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F8_E3M4", "F4", "C64", "U16", "BOOL"];
+    let entries: Vec<String> = types
+        .iter()
+        .enumerate()
+        .map(|(at, dtype)| {
+            let shape = match *dtype {
+                "F4" => 16,
+                "C64" => 1,
+                "U16" => 4,
+                _ => 8,
+            };
+            let (from, to) = (at * 8, at * 8 + 8);
+            format!(r#""t{at}":{{"dtype":"{dtype}","shape":[1,{shape}],"data_offsets":[{from},{to}]}}"#)
+        })
+        .collect();
+    folder.write("types", safetensors(format!("{{{}}}", entries.join(",")), &vec![1; 8 * types.len()]));
+    let listed = folder.json("inspect types");
+    let text = folder.done("inspect types");
+    for (at, dtype) in types.iter().enumerate() {
+        let tensor = &listed["tensors"][at];
+        assert_eq!((&tensor["name"], &tensor["dtype"]), (&format!("t{at}").into(), &(*dtype).into()), "{listed}");
+        assert_eq!(tensor["shape"][0], 1, "{listed}");
+        assert!(text.contains(&format!("  t{at} {dtype} [1, ")), "{text}");
+    }
+    assert!(listed["problem"].as_str().unwrap().starts_with("t0 is of type F8_E4M3"), "{listed}");
+    let first = text.lines().next().unwrap();
+    assert_eq!(first, "types: not a network that medmerge can use (t0 is of type F8_E4M3)");
+}
+
+/// A copy of a network whose counters of batches are integers of another type.
+fn with_counters(folder: &Folder, to: &str, dtype: &str, bytes: &[u8]) {
+    let file = medmerge::checkpoint::TensorFile::read(&folder.path("texture.safetensors")).unwrap();
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for (name, tensor) in file.tensors {
+        let from = data.len();
+        let dtype = match &tensor.numbers {
+            Numbers::Floats(values) => {
+                data.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+                "F32"
+            }
+            _ => {
+                data.extend(bytes);
+                dtype
+            }
+        };
+        let entry = serde_json::json!({"dtype": dtype, "shape": tensor.shape, "data_offsets": [from, data.len()]});
+        header.insert(name, entry);
+    }
+    folder.write(to, safetensors(serde_json::Value::from(header).to_string(), &data));
+}
+
+#[test]
+fn counters_of_batches_may_be_integers_of_any_type() {
+    let folder = Folder::with_sources();
+    let expected = folder.json("eval --model texture.safetensors --data data/texture.npz");
+    for (dtype, width) in [("U8", 1), ("I8", 1), ("U16", 2), ("I16", 2), ("U32", 4), ("I32", 4), ("U64", 8), ("I64", 8)]
+    {
+        let mut bytes = vec![0; width];
+        bytes[0] = 2;
+        with_counters(&folder, dtype, dtype, &bytes);
+        let metrics = folder.json(&format!("eval --model {dtype} --data data/texture.npz"));
+        assert_eq!(metrics["metrics"], expected["metrics"], "{dtype}");
+    }
+    with_counters(&folder, "beyond", "U64", &[0xff; 8]);
+    with_counters(&folder, "float8", "F8_E4M3FNUZ", &[0]);
+    assert_refused(
+        &folder,
+        &[
+            case("beyond", "eval --model beyond --data data/texture.npz", &["bn1.num_batches_tracked holds 184467"]),
+            case(
+                "float8",
+                "eval --model float8 --data data/texture.npz",
+                &["bn1.num_batches_tracked is of type F8_E4M3FNUZ"],
+            ),
+        ],
+    );
 }
 
 /// Every layer pads its input, so that no image is too small for these networks.

@@ -5,6 +5,7 @@ mod bench;
 mod devices;
 mod failures;
 mod jobs;
+mod memory;
 mod outputs;
 mod robust;
 mod selftest;

@@ -24,9 +24,14 @@ const SECONDS: &str = "120";
 
 /// A command that runs `program` with little memory and time.
 pub fn limited(program: &Path) -> Command {
+    limited_to(program, MEMORY)
+}
+
+/// [`limited`] with another limit on memory, in KiB.
+pub fn limited_to(program: &Path, memory: &str) -> Command {
     let mut command = Command::new("sh");
     command
-        .args(["-c", &format!("ulimit -v {MEMORY}; ulimit -t {SECONDS}; exec \"$@\""), "sh"])
+        .args(["-c", &format!("ulimit -v {memory}; ulimit -t {SECONDS}; exec \"$@\""), "sh"])
         .arg(program)
         .stdin(Stdio::null());
     command
@@ -138,6 +143,13 @@ impl Folder {
         let mut command = limited(&program());
         command.current_dir(self.dir.path()).args(arguments.split_whitespace());
         command
+    }
+
+    /// [`Folder::run`] with `memory` KiB of addresses.
+    pub fn run_within(&self, memory: u64, arguments: &str) -> Run {
+        let mut command = limited_to(&program(), &memory.to_string());
+        command.current_dir(self.dir.path()).args(arguments.split_whitespace());
+        Run::from(output_within(command, TOO_LONG))
     }
 
     pub fn run(&self, arguments: &str) -> Run {
@@ -292,7 +304,7 @@ pub fn floats(folder: &Folder, name: &str) -> BTreeMap<String, Vec<f32>> {
     let file = TensorFile::read(&folder.path(name)).unwrap();
     let floats = |(name, tensor): (String, StoredTensor)| match tensor.numbers {
         Numbers::Floats(values) => Some((name, values)),
-        Numbers::Integers(_) => None,
+        _ => None,
     };
     file.tensors.into_iter().filter_map(floats).collect()
 }

@@ -476,6 +476,7 @@ pub fn dataset() -> Dataset {
         width: 8,
         channels: 1,
         classes: CLASSES,
+        class_names: None,
         train: split(22, 5),
         val: split(9, 6),
         test: split(9, 7),

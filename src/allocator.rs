@@ -1,0 +1,111 @@
+//! The end of a program that gets no more memory: one line, a hint and exit code 1. Rust would abort by a signal, which
+//! looks like a mistake in the program.
+//!
+//! Where there is no memory, nothing may be allocated: the lines are put together on the stack and written by the system
+//! call itself.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::io::{Cursor, Write};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// The system's allocator, which ends the program where it has nothing left to give.
+pub struct Ending;
+
+/// The thread that ends the program; 0 as long as there is none.
+static ENDED_BY: AtomicUsize = AtomicUsize::new(0);
+
+const HINT: &[u8] =
+    b"hint: use smaller batches (--batch-size), images or networks, end other programs, or raise the limit (ulimit -v)\n";
+
+// SAFETY: each method is the system's own, but for those that return null, and these do not return.
+unsafe impl GlobalAlloc for Ending {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promises are those that the system's allocator asks for.
+        given(unsafe { System.alloc(layout) }, layout.size())
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as above.
+        given(unsafe { System.alloc_zeroed(layout) }, layout.size())
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: as above.
+        given(unsafe { System.realloc(pointer, layout, size) }, size)
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+fn given(pointer: *mut u8, size: usize) -> *mut u8 {
+    if pointer.is_null() {
+        end(size)
+    }
+    pointer
+}
+
+/// What is to be done before the program ends without its destructors, such as removing temporary files. It runs at most
+/// once, on the thread that got no memory, and must neither allocate nor wait for a lock: that thread may hold it.
+fn on_exhausted() {}
+
+#[cold]
+fn end(size: usize) -> ! {
+    // SAFETY: has no preconditions.
+    let this = unsafe { libc::pthread_self() } as usize;
+    match ENDED_BY.compare_exchange(0, this, Ordering::SeqCst, Ordering::SeqCst) {
+        Ok(_) => {
+            let mut line = [0; 80];
+            write_all(message(size, &mut line));
+            write_all(HINT);
+            on_exhausted();
+            exit()
+        }
+        // What the end itself asks for is not to be had either.
+        Err(thread) if thread == this => exit(),
+        // Another thread got nothing as well: the first one ends the program for both.
+        Err(_) => loop {
+            // SAFETY: waits for a signal, whose handler may return.
+            unsafe { libc::pause() };
+        },
+    }
+}
+
+/// The line of an error about `size` bytes, in `line`.
+fn message(size: usize, line: &mut [u8; 80]) -> &[u8] {
+    let mut cursor = Cursor::new(&mut line[..]);
+    // 80 bytes hold the largest number.
+    let _ = writeln!(cursor, "error: out of memory: {size} more bytes were asked for");
+    let length = cursor.position() as usize;
+    &line[..length]
+}
+
+/// Writes to stderr, past Rust's own lock of it; where nobody reads, nothing can be done.
+fn write_all(mut text: &[u8]) {
+    while !text.is_empty() {
+        // SAFETY: the pointer and the length are those of a slice.
+        let written = unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len()) };
+        match usize::try_from(written) {
+            Ok(written) if written > 0 => text = &text[written.min(text.len())..],
+            _ => return,
+        }
+    }
+}
+
+fn exit() -> ! {
+    // SAFETY: ends the process; destructors, which might allocate, do not run.
+    unsafe { libc::_exit(1) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_has_room_for_the_largest_number() {
+        let line = message(usize::MAX, &mut [0; 80]).to_owned();
+        assert_eq!(line, b"error: out of memory: 18446744073709551615 more bytes were asked for\n");
+    }
+}

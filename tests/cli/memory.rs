@@ -1,0 +1,80 @@
+//! Work that needs more memory than there is: one line and an exit code, and neither a signal nor a panic.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use crate::support::{Folder, Run};
+
+/// Checks that a run ended well, or as one does that says what is wrong.
+#[track_caller]
+fn assert_ended(run: &Run, what: &str) {
+    let errors = run.stderr.lines().filter(|line| line.starts_with("error: ")).count();
+    match run.code {
+        Some(0) => assert_eq!(errors, 0, "{what}:\n{}", run.stderr),
+        Some(1 | 2) => {
+            assert_eq!(errors, 1, "{what}:\n{}", run.stderr);
+            assert!(run.stderr.contains("hint: "), "{what}:\n{}", run.stderr);
+        }
+        code => panic!("{what}: exit code {code:?}\n{}", run.stderr),
+    }
+    assert!(!run.stderr.contains("panicked"), "{what}:\n{}", run.stderr);
+}
+
+#[test]
+fn a_job_that_gets_no_more_memory_ends_in_one_line() {
+    let folder = Folder::with_sources();
+    let train =
+        "train --data data/texture.npz --architecture resnet50 --batch-size 32 --epochs 1 --threads 2 --out out";
+    let run = folder.run_within(400_000, train);
+    assert_ended(&run, train);
+    assert_eq!(run.code, Some(1), "{}", run.stderr);
+    assert!(run.stderr.contains("error: out of memory: ") && run.stderr.contains("more bytes"), "{}", run.stderr);
+    assert!(!folder.path("out").exists());
+}
+
+#[test]
+fn whatever_the_limit_a_job_ends_well_or_in_one_line() {
+    let folder = Folder::with_sources();
+    // With less, the program itself finds no room, and the system says so in its own way.
+    let starts = |limit: &u64| folder.run_within(*limit, "--version").code == Some(0);
+    let least = (10_000..200_000).step_by(1000).find(starts).expect("a limit under which the program starts");
+    let mut codes = Vec::new();
+    for more in [0, 2, 4, 6, 7, 8, 9, 10, 11, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 40, 60, 80, 120, 2000] {
+        let limit = least + 1000 * more;
+        let eval = "eval --model texture.safetensors --data data/texture.npz --threads 3";
+        let run = folder.run_within(limit, eval);
+        assert_ended(&run, &format!("{limit} KiB"));
+        codes.push(run.code);
+    }
+    assert!(codes[0] != Some(0) && codes.last() == Some(&Some(0)), "{codes:?}");
+}
+
+#[test]
+fn threads_that_cannot_be_started_are_an_error() {
+    let folder = Folder::with_sources();
+    let run = folder.run_within(500_000, "eval --model texture.safetensors --data data/texture.npz --threads 1000");
+    assert_ended(&run, "1000 threads");
+    assert_eq!(run.code, Some(2), "{}", run.stderr);
+    assert!(run.stderr.contains("error: the threads cannot be started"), "{}", run.stderr);
+}
+
+#[test]
+fn a_network_larger_than_memory_is_refused_before_it_is_read() {
+    let folder = Folder::with_sources();
+    let header = r#"{"x":{"dtype":"F16","shape":[1000000000],"data_offsets":[0,2000000000]}}"#;
+    // A file of zeros that takes no place.
+    let file = File::create(folder.path("large.safetensors")).unwrap();
+    file.write_all_at(&(header.len() as u64).to_le_bytes(), 0).unwrap();
+    file.write_all_at(header.as_bytes(), 8).unwrap();
+    file.set_len(8 + header.len() as u64 + 2_000_000_000).unwrap();
+    for verb in ["eval --data data/texture.npz --model large.safetensors", "inspect large.safetensors"] {
+        let run = folder.run_within(3_000_000, verb);
+        assert_ended(&run, verb);
+        assert_eq!(run.code, Some(2), "{}", run.stderr);
+        assert!(
+            run.stderr.contains("large.safetensors: reading it takes 5723 MiB of memory, of which"),
+            "{}",
+            run.stderr
+        );
+    }
+}
