@@ -7,7 +7,7 @@ use medmerge::data::{Dataset, Normalisation};
 use medmerge::error::{Error, Result};
 use medmerge::merge::{Learned, Sources, fold_fixed};
 use medmerge::nn::Model;
-use medmerge::output::{OutputPath, shown};
+use medmerge::output::{Named, OutputPath, check_apart, shown};
 use medmerge::train::{Place, Target, reestimate_statistics};
 
 use super::progress::spinner;
@@ -15,7 +15,8 @@ use super::{check_fit, note, report};
 use crate::cli::{Global, Merge};
 
 pub fn run(options: &Merge, global: &Global) -> Result<()> {
-    OutputPath::check(&options.out, options.force, 0)?;
+    check_apart(&inputs(options), &[("--out", &options.out)])?;
+    let _claim = OutputPath::check(&options.out, options.force, 0)?;
     let spinner = spinner("merging", global);
     let place = super::place::open(global)?;
     let learned = options.weights.as_deref().map(Learned::load).transpose()?;
@@ -35,6 +36,13 @@ pub fn run(options: &Merge, global: &Global) -> Result<()> {
     report(global, &result, |out| {
         writeln!(out, "{}: {}, {} classes", options.out.display(), sources.architecture(), model.network.classes)
     })
+}
+
+/// What it reads.
+fn inputs(options: &Merge) -> Vec<Named<'_>> {
+    let models = options.models.iter().map(|path| ("--models", path.as_path()));
+    let others = [("--weights", &options.weights), ("--data", &options.data)];
+    models.chain(others.into_iter().filter_map(|(name, path)| Some((name, path.as_deref()?)))).collect()
 }
 
 fn by_coefficients(options: &Merge, sources: &Sources, place: Place, global: &Global) -> Result<(Model, Metadata)> {
