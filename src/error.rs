@@ -100,6 +100,9 @@ impl Error {
                 std::io::ErrorKind::StorageFull => {
                     "free some space or write to another disk; nothing was left behind".into()
                 }
+                std::io::ErrorKind::FileTooLarge => {
+                    "files may not grow so large here: ulimit -f shows the limit; nothing was left behind".into()
+                }
                 std::io::ErrorKind::IsADirectory => "give the path of a file, not of a folder".into(),
                 _ => "check the path and the disk".into(),
             }),

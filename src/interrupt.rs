@@ -4,6 +4,8 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use crate::output::remove_unfinished;
+
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// Loops that look at the flag, and files being written.
 static LISTENING: AtomicUsize = AtomicUsize::new(0);
@@ -16,6 +18,7 @@ fn end() -> ! {
     if let Some(say) = SAY.get() {
         say();
     }
+    remove_unfinished();
     std::process::exit(1)
 }
 

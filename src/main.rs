@@ -15,7 +15,7 @@ use clap::Parser;
 static ALLOCATOR: allocator::Ending = allocator::Ending;
 
 fn main() -> ExitCode {
-    end_with_a_closed_pipe();
+    set_signals();
     // A command line that cannot be parsed is answered in the same form.
     terminal::as_json(std::env::args_os().any(|argument| argument == "--json"));
     let cli = match cli::Cli::try_parse() {
@@ -30,11 +30,13 @@ fn main() -> ExitCode {
     }
 }
 
-/// `medmerge … | head` ends when `head` does, as other programs do; Rust would turn the closed pipe into an error.
-fn end_with_a_closed_pipe() {
+/// `medmerge … | head` ends when `head` does, as other programs do; Rust would turn the closed pipe into an error. A file
+/// that grows beyond the shell's limit is an error like others; the signal would end the program without a word.
+fn set_signals() {
     #[cfg(unix)]
-    // SAFETY: nothing runs yet that could handle the signal otherwise.
+    // SAFETY: nothing runs yet that could handle the signals otherwise.
     unsafe {
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
     }
 }

@@ -8,7 +8,7 @@ use medmerge::checkpoint::Checkpoint;
 use medmerge::data::{Dataset, Normalisation};
 use medmerge::error::{Error, Result};
 use medmerge::metrics::{Metrics, softmax};
-use medmerge::output::{OutputPath, shown};
+use medmerge::output::{OutputPath, check_apart, shown};
 use medmerge::train::{Target, scores};
 
 use super::progress::bar;
@@ -85,6 +85,8 @@ pub fn eval(options: &Eval, global: &Global) -> Result<()> {
 }
 
 pub fn predict(options: &Predict, global: &Global) -> Result<()> {
+    let (model, data) = (&options.eval.model, &options.eval.data.data);
+    check_apart(&[("--model", model), ("--data", data)], &[("--out", &options.out)])?;
     let mut output = OutputPath::check(&options.out, options.force, 0)?;
     let (mut scores, checkpoint, _) = split_scores(&options.eval, global)?;
     let classes = checkpoint.model.network.classes;

@@ -6,9 +6,9 @@ use serde_json::json;
 
 use medmerge::checkpoint;
 use medmerge::data::Dataset;
-use medmerge::error::{Error, Result};
+use medmerge::error::Result;
 use medmerge::merge::Sources;
-use medmerge::output::{OutputPath, shown};
+use medmerge::output::{Named, OutputPath, check_apart, shown};
 use medmerge::report::{LayerWeights, merge_weights, save};
 use medmerge::train::{AnchorChoice, LearnOptions, Target, learn};
 
@@ -19,13 +19,14 @@ use crate::cli::{Global, Learn};
 pub fn run(options: &Learn, global: &Global) -> Result<()> {
     let probe = train_options(&options.schedule, options.merge_learning_rate, global)?;
     let weights_path = options.weights.clone().unwrap_or_else(|| beside(&options.out));
-    let is_picture = |path: &PathBuf| options.picture.as_ref() == Some(path);
-    if weights_path == options.out || is_picture(&options.out) || is_picture(&weights_path) {
-        return Err(Error::usage("two of --out, --weights and --picture name the same file", "give different paths"));
-    }
-    for path in [&options.out, &weights_path].into_iter().chain(&options.picture) {
-        OutputPath::check(path, options.force, 0)?;
-    }
+    let inputs = options.models.iter().map(|path| ("--models", path.as_path()));
+    let inputs: Vec<Named> = inputs.chain([("--data", options.data.data.as_path())]).collect();
+    let outputs: [Named; 2] = [("--out", &options.out), ("--weights", &weights_path)];
+    let outputs = outputs.into_iter().chain(options.picture.iter().map(|path| ("--picture", path.as_path())));
+    let outputs: Vec<Named> = outputs.collect();
+    check_apart(&inputs, &outputs)?;
+    let check = |(_, path): &Named| OutputPath::check(path, options.force, 0);
+    let _claims = outputs.iter().map(check).collect::<Result<Vec<_>>>()?;
     let place = super::place::open(global)?;
     let sources = networks::load_sources(&options.models, options.stem.stem, global)?;
     let anchor = match options.anchor.as_str() {

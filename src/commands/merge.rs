@@ -7,7 +7,7 @@ use medmerge::data::Dataset;
 use medmerge::error::{Error, Result};
 use medmerge::merge::{Fixed, Head, Learned, Sources, fold_fixed};
 use medmerge::nn::Model;
-use medmerge::output::{OutputPath, shown};
+use medmerge::output::{Named, OutputPath, check_apart, shown};
 use medmerge::train::{Place, Target, reestimate_statistics};
 
 use super::progress::spinner;
@@ -19,7 +19,8 @@ pub fn run(options: &Merge, global: &Global) -> Result<()> {
         let hint = "leave --mean and --std out: the file of merge weights says with which they were learned";
         return Err(Error::usage("--mean and --std have no effect with --weights", hint));
     }
-    OutputPath::check(&options.out, options.force, 0)?;
+    check_apart(&inputs(options), &[("--out", &options.out)])?;
+    let _claim = OutputPath::check(&options.out, options.force, 0)?;
     let spinner = spinner("merging", global);
     let place = super::place::open(global)?;
     let learned = options.weights.as_deref().map(Learned::load).transpose()?;
@@ -42,6 +43,13 @@ pub fn run(options: &Merge, global: &Global) -> Result<()> {
         let head = classes.map_or("no classifier".to_string(), |classes| format!("{classes} classes"));
         writeln!(out, "{}: {}, {head}", options.out.display(), sources.architecture())
     })
+}
+
+/// What it reads.
+fn inputs(options: &Merge) -> Vec<Named<'_>> {
+    let models = options.models.iter().map(|path| ("--models", path.as_path()));
+    let others = [("--weights", &options.weights), ("--data", &options.data)];
+    models.chain(others.into_iter().filter_map(|(name, path)| Some((name, path.as_deref()?)))).collect()
 }
 
 /// The merged network, whether it has a classifier, and its header.

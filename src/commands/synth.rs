@@ -1,5 +1,7 @@
 //! `synth`.
 
+use std::path::PathBuf;
+
 use serde_json::json;
 
 use medmerge::data::synthetic::{SyntheticOptions, Task, generate};
@@ -29,9 +31,8 @@ pub fn run(options: &Synth, global: &Global) -> Result<()> {
     }
     std::fs::create_dir_all(&options.out).map_err(medmerge::error::Error::io("create", &options.out))?;
     let paths = FILES.map(|(_, name)| options.out.join(name));
-    for path in &paths {
-        OutputPath::check(path, options.force, 0)?;
-    }
+    let check = |path: &PathBuf| OutputPath::check(path, options.force, 0);
+    let _claims = paths.iter().map(check).collect::<Result<Vec<_>>>()?;
     let spinner = spinner("drawing images", global);
     for ((task, _), path) in FILES.iter().zip(&paths) {
         generate(*task, &of_task(*task)).save(path)?;

@@ -8,7 +8,7 @@ use medmerge::data::Dataset;
 use medmerge::error::{Error, Result};
 use medmerge::merge::training_metadata;
 use medmerge::nn::{Architecture, Model, Region, init};
-use medmerge::output::{OutputPath, shown};
+use medmerge::output::{Named, OutputPath, check_apart, shown};
 use medmerge::tensor::{DType, Device};
 use medmerge::train::{Place, ResumeFile, Settings, Subject, Target, TrainOptions, train_resumable};
 
@@ -26,7 +26,10 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
     let state_path = options.out.with_extension("resume.safetensors");
     // What an interrupted run wrote, its continuation may overwrite.
     let force = options.force || (options.resume && state_path.exists());
-    OutputPath::check(&options.out, force, 0)?;
+    let state: Option<Named> = options.resume.then_some(("the state of --resume", &state_path));
+    let outputs: Vec<Named> = [("--out", options.out.as_path())].into_iter().chain(state).collect();
+    check_apart(&inputs(options), &outputs)?;
+    let _claim = OutputPath::check(&options.out, force, 0)?;
     let place = super::place::open(global)?;
     let from = match &options.from {
         Some(path) => Some(networks::load(path, options.stem, global)?),
@@ -99,6 +102,12 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
     report(global, &result, |out| {
         writeln!(out, "{}: {architecture}, {} epochs, {}", options.out.display(), history.len(), best(&history))
     })
+}
+
+/// What it reads.
+fn inputs(options: &Train) -> Vec<Named<'_>> {
+    let from = options.from.iter().map(|path| ("--from", path.as_path()));
+    from.chain([("--data", options.data.data.as_path())]).collect()
 }
 
 /// Whatever changes the result of a run, by the option that sets it.

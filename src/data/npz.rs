@@ -300,7 +300,7 @@ impl Archive {
     pub fn open(path: &Path) -> Result<Archive> {
         let wanted = Wanted::DataSet;
         let file_kind::Opened { file, length, start, .. } =
-            file_kind::open(path, "open", wanted)?.expect(path, wanted)?;
+            file_kind::open(path, "read", wanted)?.expect(path, wanted)?;
         if length == 0 {
             return Err(Error::data(path, "the file is empty", DAMAGED));
         }

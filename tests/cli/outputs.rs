@@ -193,3 +193,140 @@ fn a_closed_pipe_is_no_panic() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
 }
+
+#[test]
+fn a_path_that_names_a_folder_is_refused_before_any_work() {
+    let folder = Folder::with_sources();
+    let mut cases = Vec::new();
+    for command in [TRAIN, MERGE, PREDICT, &format!("{LEARN} --out"), &format!("{LEARN} --out x --weights")] {
+        for path in ["new/", "data/", "new/.", "data/..", ".", ".."] {
+            cases.push(case("a folder", format!("{command} {path} --force"), &["names a folder"]));
+        }
+    }
+    assert_refused(&folder, &cases);
+}
+
+/// Under its own name, by a link, and under a name that the program makes up.
+#[test]
+fn what_a_command_reads_it_does_not_overwrite_even_if_forced() {
+    let folder = Folder::with_sources();
+    folder.done(&format!("{LEARN} --out merged.safetensors"));
+    std::fs::hard_link(folder.path("texture.safetensors"), folder.path("hard")).unwrap();
+    std::os::unix::fs::symlink("texture.safetensors", folder.path("soft")).unwrap();
+    std::fs::copy(folder.path("texture.safetensors"), folder.path("x.weights.safetensors")).unwrap();
+    std::fs::copy(folder.path("texture.safetensors"), folder.path("x.resume.safetensors")).unwrap();
+    let same = "name the same file";
+    let mut cases = Vec::new();
+    for path in ["texture.safetensors", "./data/../texture.safetensors", "hard", "soft"] {
+        for (command, input) in [
+            ("train --from texture.safetensors --data data/texture.npz --epochs 1 --out", "--from and --out"),
+            (&format!("{LEARN} --out"), "--models and --out"),
+            (&format!("{LEARN} --out x --weights"), "--models and --weights"),
+            (&format!("{LEARN} --out x --picture"), "--models and --picture"),
+            (MERGE, "--models and --out"),
+            (PREDICT, "--model and --out"),
+        ] {
+            cases.push((format!("{command} {path} --force"), input));
+        }
+    }
+    for (command, input) in [
+        (format!("{TRAIN} data/texture.npz"), "--data and --out"),
+        (format!("{LEARN} --out data/target.npz"), "--data and --out"),
+        (format!("{PREDICT} data/texture.npz"), "--data and --out"),
+        (format!("{MERGE} data/target.npz --data data/target.npz"), "--data and --out"),
+        (
+            "merge --models texture.safetensors shape.safetensors --weights merged.weights.safetensors \
+             --out merged.weights.safetensors"
+                .into(),
+            "--weights and --out",
+        ),
+        (
+            "learn --models x.weights.safetensors shape.safetensors --data data/target.npz --out x.safetensors".into(),
+            "--models and --weights",
+        ),
+        (
+            "train --from x.resume.safetensors --data data/texture.npz --resume --out x.safetensors".into(),
+            "--from and the state of --resume",
+        ),
+        (format!("{LEARN} --out new --weights ./new"), "--out and --weights"),
+        (format!("{LEARN} --out new --picture data/../new"), "--out and --picture"),
+    ] {
+        cases.push((format!("{command} --force"), input));
+    }
+    let says: Vec<[&str; 2]> = cases.iter().map(|(_, input)| [*input, same]).collect();
+    let cases: Vec<_> = cases.iter().zip(&says).map(|((command, input), says)| case(input, command, says)).collect();
+    assert_refused(&folder, &cases);
+}
+
+const LONG: &str = "train --from texture.safetensors --data data/texture.npz --epochs 1000000 -v --out out";
+
+#[test]
+fn the_second_of_two_runs_with_one_output_is_refused() {
+    let folder = Folder::with_sources();
+    std::os::unix::fs::symlink(".", folder.path("here")).unwrap();
+    let first = folder.start_until(LONG, "epoch 2,");
+    for path in ["out", "./out", "here/out"] {
+        for command in [TRAIN, MERGE, PREDICT, &format!("{LEARN} --out"), &format!("{LEARN} --out x --picture")] {
+            let run = folder.run(&format!("{command} {path} --force"));
+            assert_eq!(refusal_problems(&run), Vec::<String>::new(), "{command} {path}\n{}", run.stderr);
+            assert!(run.stderr.contains("another run is writing"), "{command} {path}\n{}", run.stderr);
+        }
+    }
+    // Another file is free.
+    folder.done(&format!("{PREDICT} other"));
+    first.interrupt();
+    assert_eq!(folder.leftovers(), Vec::<PathBuf>::new());
+    folder.done(&format!("{PREDICT} out --force"));
+    assert_eq!(folder.leftovers(), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn what_a_killed_run_leaves_is_in_nobodys_way() {
+    let folder = Folder::with_sources();
+    let lock = folder.path(".out.medmerge-lock");
+    let mut killed = folder.command(LONG).stderr(std::process::Stdio::null()).spawn().unwrap();
+    while !lock.exists() {
+        assert!(killed.try_wait().unwrap().is_none(), "it ended without a lock");
+        std::thread::yield_now();
+    }
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    assert!(lock.exists());
+    folder.done(&format!("{PREDICT} out --force"));
+    assert!(!lock.exists());
+}
+
+/// While images are drawn nothing waits for the next step: the program ends at once.
+#[test]
+fn an_interrupt_removes_locks_and_temporary_files() {
+    let folder = Folder::new();
+    let synth = "synth --out images --image-size 64 --source-train 200000";
+    let mut child = folder.command(synth).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    while !folder.path("images/.target.npz.medmerge-lock").exists() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended without a lock");
+        std::thread::yield_now();
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let run = Run::from(child.wait_with_output().unwrap());
+    assert!(run.code == Some(1) && run.stderr.contains("error: interrupted"), "{}", run.stderr);
+    assert_eq!(std::fs::read_dir(folder.path("images")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_file_beyond_the_shells_limit_is_an_error_that_leaves_nothing() {
+    let folder = Folder::with_sources();
+    let before = folder.snapshot();
+    let learn = format!("{LEARN} --out");
+    for command in [TRAIN, MERGE, PREDICT, &learn, SYNTH] {
+        let arguments = format!("{command} x");
+        let mut limited = Command::new("sh");
+        limited.args(["-c", "ulimit -f 1; exec \"$@\"", "sh"]).arg(program()).current_dir(folder.path(""));
+        let run = Run::from(limited.args(arguments.split_whitespace()).output().unwrap());
+        assert_eq!(refusal_problems(&run), Vec::<String>::new(), "{command}\n{}", run.stderr);
+        assert!(run.stderr.contains("cannot write") && run.stderr.contains("ulimit -f"), "{command}\n{}", run.stderr);
+        if command == SYNTH {
+            std::fs::remove_dir(folder.path("x")).unwrap();
+        }
+        assert_eq!(folder.snapshot(), before, "{command}");
+    }
+}

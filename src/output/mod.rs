@@ -1,27 +1,42 @@
-//! Files appear complete or not at all, and never over another one unless told so.
+//! Files appear complete or not at all, never over another one unless told so, and by one run at a time.
 
+mod apart;
+mod claim;
+mod unfinished;
+
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+pub use apart::{Named, check_apart};
+pub use unfinished::remove_unfinished;
+
 use crate::error::{Error, Result};
 use crate::interrupt::Shield;
+use claim::Claim;
+use unfinished::Unfinished;
 
 /// A place where a file may be written, found good before the work that fills it starts.
 #[derive(Clone, Debug)]
 pub struct OutputPath {
     path: PathBuf,
     force: bool,
+    /// As long as this lives, no other run writes here.
+    _claim: Claim,
 }
 
 impl OutputPath {
-    /// Checks that nothing is overwritten unless `force`, that the folder exists and can be written to, and that its disk
-    /// has `bytes` free.
+    /// Checks that the path names a file, which no other run is writing, that nothing is overwritten unless `force`, that
+    /// the folder exists and can be written to, and that its disk has `bytes` free.
     pub fn check(path: &Path, force: bool, bytes: u64) -> Result<OutputPath> {
+        check_names_a_file(path)?;
         let path = &destination(path)?;
         if path.is_dir() {
             let source = std::io::Error::from(std::io::ErrorKind::IsADirectory);
             return Err(Error::Io { action: "write", path: path.to_path_buf(), source });
         }
+        // Before anything is looked at, so that a run that ends meanwhile is noticed by one of the two.
+        let claim = claim(path)?;
         if path.exists() && !force {
             return Err(Error::Exists { path: path.to_path_buf() });
         }
@@ -35,7 +50,7 @@ impl OutputPath {
                 "free some space, or write to another disk",
             ));
         }
-        Ok(OutputPath { path: path.to_path_buf(), force })
+        Ok(OutputPath { path: path.to_path_buf(), force, _claim: claim })
     }
 
     pub fn path(&self) -> &Path {
@@ -47,7 +62,7 @@ impl OutputPath {
     pub fn write(&mut self, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
         let _shield = Shield::new();
         let failed = || Error::io("write", &self.path);
-        let mut file = temporary(&self.path).map_err(failed())?;
+        let Temporary { mut file, _unfinished } = temporary(&self.path).map_err(failed())?;
         let mut writer = std::io::BufWriter::with_capacity(1 << 20, file.as_file_mut());
         fill(&mut writer).and_then(|()| writer.flush()).map_err(failed())?;
         drop(writer);
@@ -64,6 +79,29 @@ impl OutputPath {
         self.force = true;
         Ok(())
     }
+}
+
+/// `folder/`, `folder/.` and `..` name folders, whether there are any or not.
+fn check_names_a_file(path: &Path) -> Result<()> {
+    let text = path.as_os_str().as_encoded_bytes();
+    let is_separator = |byte: &u8| std::path::is_separator(char::from(*byte));
+    match text.rsplit(is_separator).next().unwrap_or_default() {
+        b"" | b"." | b".." => {
+            let message = format!("'{}' names a folder", path.display());
+            Err(Error::usage(message, "give the path of a file in it"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn claim(path: &Path) -> Result<Claim> {
+    Claim::on(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::WouldBlock => {
+            let message = format!("another run is writing {}", path.display());
+            Error::usage(message, "wait until it has ended, or give another path")
+        }
+        _ => Error::io("write", path)(error),
+    })
 }
 
 /// Where a link leads, so that the file there is replaced and not the link. What is there must be an ordinary file: a
@@ -90,14 +128,22 @@ fn folder(path: &Path) -> &Path {
     }
 }
 
+/// A file that is removed with this, or when the program ends.
+struct Temporary {
+    file: tempfile::NamedTempFile<File>,
+    _unfinished: Unfinished,
+}
+
 /// A temporary file in the folder of `path`. Such files are readable by their owner alone unless told otherwise; this one
 /// becomes an ordinary file, under the umask.
-fn temporary(path: &Path) -> std::io::Result<tempfile::NamedTempFile> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".medmerge-");
-    #[cfg(unix)]
-    builder.permissions(<std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o666));
-    builder.tempfile_in(folder(path))
+fn temporary(path: &Path) -> std::io::Result<Temporary> {
+    let mut unfinished = None;
+    let create = |path: &Path| {
+        unfinished = Some(Unfinished::new(path));
+        File::options().read(true).write(true).create_new(true).open(path)
+    };
+    let file = tempfile::Builder::new().prefix(".medmerge-").make_in(folder(path), create)?;
+    Ok(Temporary { file, _unfinished: unfinished.expect("made before the file") })
 }
 
 /// A path as text, for JSON: what is not UTF-8 in it, as a file's name on Unix may be, becomes `�`.
@@ -136,6 +182,7 @@ mod tests {
             Err(std::io::ErrorKind::StorageFull.into())
         });
         assert!(failure.unwrap_err().hint().unwrap().contains("free some space"));
+        drop(output);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
@@ -151,6 +198,36 @@ mod tests {
         let mut forced = OutputPath::check(&path, true, 0).unwrap();
         forced.write(|file| file.write_all(b"ours")).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"ours");
+    }
+
+    #[test]
+    fn a_path_that_names_a_folder_is_refused_whether_it_exists_or_not() {
+        let folder = tempfile::tempdir().unwrap();
+        for path in ["new/", "new/.", "new/..", ".", "..", "./", ""] {
+            let named = if path.is_empty() {
+                PathBuf::new()
+            } else {
+                PathBuf::from(format!("{}/{path}", folder.path().display()))
+            };
+            let error = OutputPath::check(&named, true, 0).unwrap_err();
+            assert!(error.to_string().ends_with("names a folder"), "{path}: {error}");
+        }
+        OutputPath::check(&folder.path().join("..."), true, 0).unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn one_process_may_check_and_write_a_file_through_several_hands() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("result");
+        let early = OutputPath::check(&path, false, 0).unwrap();
+        let mut output = OutputPath::check(&path, false, 0).unwrap();
+        let mut clone = early.clone();
+        drop(early);
+        output.write(|file| file.write_all(b"ours")).unwrap();
+        assert!(matches!(clone.write(|file| file.write_all(b"theirs")), Err(Error::Exists { .. })));
+        drop((output, clone));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]
