@@ -89,9 +89,9 @@ pub enum Verb {
 
 #[derive(Args)]
 pub struct Demo {
-    /// One seed instead of three: under a minute
+    /// The longer comparison: larger data sets, three seeds, more epochs; some ten times as long
     #[arg(long)]
-    pub quick: bool,
+    pub full: bool,
     /// Folder for everything it makes
     #[arg(long, default_value = "demo")]
     pub out: PathBuf,

@@ -10,7 +10,9 @@ use medmerge::merge::training_metadata;
 use medmerge::nn::{Architecture, Model, Region, init};
 use medmerge::output::{Named, OutputPath, check_apart, shown};
 use medmerge::tensor::{DType, Device};
-use medmerge::train::{Place, ResumeFile, Settings, Subject, Target, TrainOptions, train_resumable};
+use medmerge::train::{
+    FINE_TUNE, LINEAR_PROBE, Place, ResumeFile, Settings, Subject, TRAIN, Target, TrainOptions, train_resumable,
+};
 
 use super::progress::{Progress, Saving};
 use super::{best, check_fit, networks, note, report, train_options};
@@ -68,9 +70,9 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
 
     let metadata = training_metadata(&architecture, global.seed, from.as_ref());
     let kind = match (&from, options.head_only) {
-        (None, _) => "train",
-        (Some(_), true) => "linear probe",
-        (Some(_), false) => "fine-tune",
+        (None, _) => TRAIN,
+        (Some(_), true) => LINEAR_PROBE,
+        (Some(_), false) => FINE_TUNE,
     };
     let before = from.as_ref().map_or(&[][..], |from| &from.provenance.training);
     let mut provenance = Provenance::of(&data, &normalisation, before, train_options.phase(kind, &[]));

@@ -3,14 +3,16 @@
 //! Every method trains for `probe.epochs + fine_tuning.epochs` epochs on the same training images in the same order, and
 //! keeps its best epoch by macro F1 on the validation split. A method with two phases spends `probe.epochs` on the first.
 
+use std::cell::OnceCell;
 use std::time::Instant;
 
 use serde::Serialize;
 
 use super::{
-    AnchorChoice, EpochRecord, LearnOptions, Observer, Subject, Target, TrainOptions, choose_anchor, evaluate, learn,
-    probe, reestimate_statistics, train,
+    AnchorChoice, EpochRecord, FINE_TUNE, LINEAR_PROBE, LearnOptions, Learning, Observer, Subject, TRAIN, Target,
+    TrainOptions, choose_anchor, evaluate, learn, probe, reestimate_statistics, train,
 };
+use crate::checkpoint::Phase;
 use crate::data::SplitName;
 use crate::error::Result;
 use crate::merge::{BatchNormPolicy, Learned, Sources, fold_fixed};
@@ -65,8 +67,10 @@ impl Baseline {
 #[derive(Clone, Debug)]
 pub struct Protocol {
     /// The merge's options, whose `probe` is the first phase of every method that has one.
-    pub learn: LearnOptions,
-    pub fine_tuning: TrainOptions,
+    learn: LearnOptions,
+    fine_tuning: TrainOptions,
+    /// The anchor that probes chose, and the seconds that it took: the same for every merge.
+    chosen: OnceCell<(usize, f64)>,
 }
 
 /// What a method came to.
@@ -76,12 +80,51 @@ pub struct Outcome {
     /// On the test split.
     pub metrics: Metrics,
     pub history: Vec<EpochRecord>,
+    /// What a header says of the training, one phase after the other.
+    pub phases: Vec<Phase>,
+    pub seed: u64,
     pub seconds: f64,
     /// Merge weights, where some were learned.
     pub learned: Option<Learned>,
 }
 
 impl Protocol {
+    pub fn new(learn: LearnOptions, fine_tuning: TrainOptions) -> Protocol {
+        Protocol { learn, fine_tuning, chosen: OnceCell::new() }
+    }
+
+    /// Roughly how long a method takes, in passes forward and backward over the training images. A linear probe goes
+    /// backward through the head alone; learning merge weights passes once more over the images to re-estimate statistics.
+    pub fn passes(&self, baseline: Baseline, sources: usize) -> f64 {
+        const FORWARD: f64 = 1.0 / 3.0;
+        let [first, second, all] = [self.learn.probe.epochs, self.fine_tuning.epochs, self.epochs()].map(|n| n as f64);
+        let is_auto = self.learn.anchor == AnchorChoice::Auto;
+        let choosing = if is_auto { sources as f64 * first * FORWARD } else { 0.0 };
+        match baseline {
+            Baseline::Scratch | Baseline::FineTune(_) => all,
+            Baseline::LinearProbe(_) => all * FORWARD,
+            Baseline::ProbeThenFineTune(_) | Baseline::Average => first * FORWARD + second,
+            Baseline::MedmergeProbe => choosing + all * (1.0 + FORWARD),
+            // Which has chosen the anchor, where all methods run.
+            Baseline::Medmerge => first * (1.0 + FORWARD) + second,
+        }
+    }
+
+    /// The anchor, and the seconds that it took to choose it.
+    fn anchor(&self, sources: &Sources, target: Target) -> Result<(AnchorChoice, f64)> {
+        if self.learn.anchor != AnchorChoice::Auto {
+            return Ok((self.learn.anchor.clone(), 0.0));
+        }
+        if self.chosen.get().is_none() {
+            let start = Instant::now();
+            // By a first phase of the usual length, whichever probe follows.
+            let (anchor, _) = choose_anchor(sources, target, &self.learn.probe, &mut super::Silent)?;
+            let _ = self.chosen.set((anchor, start.elapsed().as_secs_f64()));
+        }
+        let &(anchor, seconds) = self.chosen.get().expect("chosen above");
+        Ok((AnchorChoice::Named(anchor), seconds))
+    }
+
     fn epochs(&self) -> usize {
         self.learn.probe.epochs + self.fine_tuning.epochs
     }
@@ -103,24 +146,24 @@ impl Protocol {
         target: Target,
         observer: &mut dyn Observer,
     ) -> Result<Outcome> {
+        let is_merge = matches!(baseline, Baseline::MedmergeProbe | Baseline::Medmerge);
+        let (anchor, seconds_before) = if is_merge { self.anchor(sources, target)? } else { (AnchorChoice::Auto, 0.0) };
         let start = Instant::now();
         let mut learned = None;
-        let (model, history) = match baseline {
+        let trained = match baseline {
             Baseline::Scratch => {
-                let mut model = Model::initialized(sources.network(target.data.classes), self.fine_tuning.seed);
-                let history = train(&mut model, &mut Subject::Everything, target, &self.everything(), observer)?;
-                (model, history)
+                let model = Model::initialized(sources.network(target.data.classes), self.fine_tuning.seed);
+                everything(model, TRAIN, &self.everything(), target, observer)?
             }
-            Baseline::LinearProbe(source) => probe(sources, source, target, &self.probe_alone(), observer)?,
+            Baseline::LinearProbe(source) => of_probe(sources, source, target, &self.probe_alone(), observer)?,
             Baseline::FineTune(source) => {
                 let mut model = sources.transfer(source, &sources.network(target.data.classes));
                 init::initialize(&mut model, Region::Head, self.fine_tuning.seed);
-                let history = train(&mut model, &mut Subject::Everything, target, &self.everything(), observer)?;
-                (model, history)
+                everything(model, FINE_TUNE, &self.everything(), target, observer)?
             }
             Baseline::ProbeThenFineTune(source) => {
-                let (model, history) = probe(sources, source, target, &self.learn.probe, observer)?;
-                self.fine_tune(model, history, target, observer)?
+                let first = of_probe(sources, source, target, &self.learn.probe, observer)?;
+                self.fine_tune(first, target, observer)?
             }
             Baseline::Average => {
                 let share = 1.0 / sources.len() as f64;
@@ -131,45 +174,67 @@ impl Protocol {
                 reestimate_statistics(&mut model, target, self.learn.probe.batch_size)?;
                 init::initialize(&mut model, Region::Head, self.learn.probe.seed);
                 let history = train(&mut model, &mut Subject::Head, target, &self.learn.probe, observer)?;
-                self.fine_tune(model, history, target, observer)?
+                let phases = vec![self.learn.probe.phase(LINEAR_PROBE, &history)];
+                self.fine_tune(Trained { model, history, phases }, target, observer)?
             }
             Baseline::MedmergeProbe | Baseline::Medmerge => {
                 let is_probe_only = baseline == Baseline::MedmergeProbe;
-                let mut options = self.learn.clone();
-                if options.anchor == AnchorChoice::Auto {
-                    // By a first phase of the usual length, whichever probe follows.
-                    let (anchor, _) = choose_anchor(sources, target, &self.learn.probe, &mut super::Silent)?;
-                    options.anchor = AnchorChoice::Named(anchor);
-                }
+                let mut options = LearnOptions { anchor, ..self.learn.clone() };
                 if is_probe_only {
                     options.probe = self.probe_alone();
                 }
-                let learning = learn(sources, target, &options, &mut super::Silent, observer)?;
-                let model = learning.learned.fold(&sources.trunks());
-                learned = Some(learning.learned);
-                if is_probe_only {
-                    (model, learning.history)
-                } else {
-                    self.fine_tune(model, learning.history, target, observer)?
-                }
+                let Learning { learned: of_merge, history, .. } =
+                    learn(sources, target, &options, &mut super::Silent, observer)?;
+                let (model, phases) = (of_merge.fold(&sources.trunks()), of_merge.provenance.training.clone());
+                learned = Some(of_merge);
+                let first = Trained { model, history, phases };
+                if is_probe_only { first } else { self.fine_tune(first, target, observer)? }
             }
         };
-        let seconds = start.elapsed().as_secs_f64();
+        let Trained { model, history, phases } = trained;
+        let seconds = seconds_before + start.elapsed().as_secs_f64();
         let metrics = evaluate(&model, target, SplitName::Test, self.fine_tuning.batch_size)?;
-        Ok(Outcome { baseline, model, metrics, history, seconds, learned })
+        Ok(Outcome { baseline, model, metrics, history, phases, seed: self.fine_tuning.seed, seconds, learned })
     }
 
     /// The second phase, its epochs counted on from the first's.
-    fn fine_tune(
-        &self,
-        mut model: Model,
-        mut history: Vec<EpochRecord>,
-        target: Target,
-        observer: &mut dyn Observer,
-    ) -> Result<(Model, Vec<EpochRecord>)> {
+    fn fine_tune(&self, first: Trained, target: Target, observer: &mut dyn Observer) -> Result<Trained> {
+        let Trained { model, mut history, mut phases } = first;
         let before = history.len();
-        let second = train(&mut model, &mut Subject::Everything, target, &self.fine_tuning, observer)?;
-        history.extend(second.into_iter().map(|record| EpochRecord { epoch: record.epoch + before, ..record }));
-        Ok((model, history))
+        let second = everything(model, FINE_TUNE, &self.fine_tuning, target, observer)?;
+        history.extend(second.history.into_iter().map(|record| EpochRecord { epoch: record.epoch + before, ..record }));
+        phases.extend(second.phases);
+        Ok(Trained { model: second.model, history, phases })
     }
+}
+
+/// What one phase or two came to.
+struct Trained {
+    model: Model,
+    history: Vec<EpochRecord>,
+    phases: Vec<Phase>,
+}
+
+fn everything(
+    mut model: Model,
+    kind: &str,
+    options: &TrainOptions,
+    target: Target,
+    observer: &mut dyn Observer,
+) -> Result<Trained> {
+    let history = train(&mut model, &mut Subject::Everything, target, options, observer)?;
+    let phases = vec![options.phase(kind, &history)];
+    Ok(Trained { model, history, phases })
+}
+
+fn of_probe(
+    sources: &Sources,
+    index: usize,
+    target: Target,
+    options: &TrainOptions,
+    observer: &mut dyn Observer,
+) -> Result<Trained> {
+    let (model, history) = probe(sources, index, target, options, observer)?;
+    let phases = vec![options.phase(LINEAR_PROBE, &history)];
+    Ok(Trained { model, history, phases })
 }

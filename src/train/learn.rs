@@ -1,6 +1,6 @@
 //! Learning merge weights: choose the anchor by linear probes, then learn the weights and the head together.
 
-use super::{EpochRecord, MergeState, Observer, Subject, Target, TrainOptions, best_epoch, train};
+use super::{EpochRecord, MERGE_WEIGHTS, MergeState, Observer, Subject, Target, TrainOptions, best_epoch, train};
 use crate::checkpoint::Provenance;
 use crate::error::{Error, Result};
 use crate::merge::{BatchNormPolicy, Constraint, Granularity, Learned, Method, Plan, Sources, Start};
@@ -123,7 +123,7 @@ pub fn learn(
             target.data,
             target.normalisation,
             &[],
-            options.probe.phase("merge weights", &history),
+            options.probe.phase(MERGE_WEIGHTS, &history),
         ),
     };
     Ok(Learning { learned, history, anchor_scores })

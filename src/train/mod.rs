@@ -46,6 +46,12 @@ use crate::nn::{Mode, Model, Network};
 use crate::ops::softmax_cross_entropy::CrossEntropy;
 use crate::tensor::{Device, Tensor};
 
+/// What a header calls the phases of training; see [`Phase`].
+pub const TRAIN: &str = "train";
+pub const FINE_TUNE: &str = "fine-tune";
+pub const LINEAR_PROBE: &str = "linear probe";
+pub const MERGE_WEIGHTS: &str = "merge weights";
+
 /// A data set, how its images become numbers, and where.
 #[derive(Clone, Copy)]
 pub struct Target<'a> {
@@ -173,7 +179,7 @@ impl TrainOptions {
             stopped_early: history.len() < self.epochs
                 && self.patience.is_some_and(|patience| has_lost_patience(history, patience)),
             learning_rate: self.learning_rate,
-            merge_learning_rate: (kind == "merge weights").then_some(self.merge_learning_rate),
+            merge_learning_rate: (kind == MERGE_WEIGHTS).then_some(self.merge_learning_rate),
             schedule: serde_name(&self.schedule),
             optimizer: serde_name(&self.optimizer),
             batch_size: self.batch_size,

@@ -33,7 +33,7 @@ fn what_exists_is_kept_unless_forced() {
     }
     let mut cases: Vec<_> =
         commands.iter().map(|(command, file)| case(file, command, &["already exists", "--force"])).collect();
-    cases.push(case("demo", "demo --quick --out old", &["old already exists", "--force"]));
+    cases.push(case("demo", "demo --out old", &["old already exists", "--force"]));
     assert_refused(&folder, &cases);
 
     for (command, file) in &commands {
@@ -41,7 +41,7 @@ fn what_exists_is_kept_unless_forced() {
         assert_ne!(folder.bytes(file), b"theirs", "{file}");
     }
     // The whole demonstration takes too long for here; that it starts shows that it was let in.
-    let run = folder.start_until("demo --quick --out old --force", "seed 0").interrupt();
+    let run = folder.start_until("demo --out old --force", "seed 0").interrupt();
     assert_eq!(run.code, Some(1), "{}", run.stderr);
     assert_eq!(folder.leftovers(), Vec::<PathBuf>::new());
 }
