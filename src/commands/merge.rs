@@ -47,8 +47,9 @@ fn inputs(options: &Merge) -> Vec<Named<'_>> {
 
 fn by_coefficients(options: &Merge, sources: &Sources, place: Place, global: &Global) -> Result<(Model, Metadata)> {
     let coefficients = options.coefficients.as_deref().unwrap_or_default();
-    if let Some(odd) = coefficients.iter().find(|coefficient| !coefficient.is_finite()) {
-        return Err(Error::usage(format!("a coefficient of {odd}"), "give finite numbers: --coefficients 0.5,0.5"));
+    if let Some(odd) = coefficients.iter().find(|&&coefficient| !(coefficient as f32).is_finite()) {
+        let hint = "give numbers that f32 can hold, up to 3.4e38: --coefficients 0.5,0.5";
+        return Err(Error::usage(format!("a coefficient of {odd:e}"), hint));
     }
     if coefficients.len() != sources.len() {
         let message = format!("{} coefficients for {} sources", coefficients.len(), sources.len());

@@ -4,6 +4,7 @@ mod bench;
 mod demo;
 mod devices;
 mod evaluate;
+mod flags;
 mod inspect;
 mod kernels;
 mod learn;
@@ -17,6 +18,8 @@ mod train;
 use std::io::Write;
 use std::path::Path;
 
+use clap::ArgMatches;
+
 use medmerge::data::{Augmentation, Dataset, Normalisation, check_channels};
 use medmerge::error::{Error, Result};
 use medmerge::nn::Network;
@@ -25,8 +28,10 @@ use medmerge::train::{OptimizerKind, Schedule, TrainOptions};
 use crate::cli::{self, Cli, Global, Verb};
 use crate::terminal;
 
-pub fn run(cli: Cli) -> Result<()> {
+/// Does what the command line, `matches`, asks for.
+pub fn run(cli: Cli, matches: &ArgMatches) -> Result<()> {
     let Cli { verb, global } = cli;
+    flags::check(&verb, &global, matches)?;
     place::check(&global)?;
     if let Some(threads) = global.threads {
         if threads == 0 || threads > 1024 {

@@ -12,7 +12,7 @@ use medmerge::output::{Named, OutputPath, check_apart, shown};
 use medmerge::tensor::{DType, Device};
 use medmerge::train::{Place, ResumeFile, Subject, Target, TrainOptions, train_resumable};
 
-use super::progress::Progress;
+use super::progress::{EpochLog, Progress};
 use super::{check_fit, load_data, note, report, train_options};
 use crate::cli::{Global, Train};
 
@@ -27,9 +27,12 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
     // What an interrupted run wrote, its continuation may overwrite.
     let force = options.force || (options.resume && state_path.exists());
     let state: Option<Named> = options.resume.then_some(("the state of --resume", &state_path));
-    let outputs: Vec<Named> = [("--out", options.out.as_path())].into_iter().chain(state).collect();
+    let log_path = EpochLog::beside(&options.out);
+    let outputs: [Named; 2] = [("--out", &options.out), ("the log beside --out", &log_path)];
+    let outputs: Vec<Named> = outputs.into_iter().chain(state).collect();
     check_apart(&inputs(options), &outputs)?;
     let _claim = OutputPath::check(&options.out, force, 0)?;
+    let log = EpochLog::shared(OutputPath::check(&log_path, force, 0)?);
     let place = super::place::open(global)?;
     let from = options.from.as_deref().map(Checkpoint::load).transpose()?;
     let (data, normalisation) = load_data(&options.data)?;
@@ -60,7 +63,7 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
     };
 
     let metadata = training_metadata(&architecture, global.seed, from.as_ref());
-    let mut progress = Progress::new("training", global).saving_to(output, metadata.clone());
+    let mut progress = Progress::new("training", global).saving_to(output, metadata.clone()).logging_to(&log);
     let mut subject = if options.head_only { Subject::Head } else { Subject::Everything };
     let target = Target { data: &data, normalisation: &normalisation, place };
     let mut state = match options.resume {
@@ -80,7 +83,7 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
 
     let best = history.iter().filter_map(|record| record.val_macro_f1).fold(f64::NAN, f64::max);
     let result = json!({
-        "out": shown(&options.out), "architecture": architecture, "parameters": model.network.parameter_count(),
+        "out": shown(&options.out), "log": shown(&log_path), "architecture": architecture, "parameters": model.network.parameter_count(),
         "options": train_options, "epochs": history,
     });
     report(global, &result, |out| {

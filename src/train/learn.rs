@@ -67,7 +67,8 @@ pub fn choose_anchor(
         return Err(Error::usage("--anchor auto compares sources on the validation split, which is empty", hint));
     }
     let mut scores = Vec::new();
-    for index in 0..sources.len() {
+    for (index, source) in sources.records().iter().enumerate() {
+        observer.phase(&format!("linear probe of {}", source.name));
         let (model, _) = probe(sources, index, target, options, observer)?;
         scores.push(evaluate(&model, target, SplitName::Val, options.batch_size)?.macro_f1);
     }

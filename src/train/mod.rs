@@ -153,6 +153,12 @@ pub struct EpochRecord {
 
 /// What happens during training, for whoever shows or saves it.
 pub trait Observer {
+    /// Another run begins, of several in a row.
+    fn phase(&mut self, _name: &str) {}
+
+    /// The epochs that an earlier process has done.
+    fn resumed(&mut self, _history: &[EpochRecord]) {}
+
     fn step(&mut self, _step: usize, _steps: usize, _loss: f32) {}
 
     /// Something about the run that is worth a line for whoever wants details.
@@ -225,6 +231,7 @@ pub fn train_resumable(
         && let Some(before) = file.load(model, &mut optimizers)?
     {
         (done, history, best, control) = (before.steps, before.history, before.best, before.control);
+        observer.resumed(&history);
     }
     // Its own buffers: a transferred trunk is still the source's.
     *model = target.place.host(&model.copy());
