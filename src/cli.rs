@@ -1,5 +1,6 @@
 //! The command line, as `clap` structs and nothing else.
 
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -222,10 +223,20 @@ pub struct Learn {
     #[arg(long, default_value = "auto")]
     pub anchor: String,
     /// What shares one merge weight: model, layer, filter or kernel
-    #[arg(long, value_parser = parse::<Granularity>, default_value = "filter")]
+    ///
+    /// model: the whole network
+    /// layer: a convolution, with the batch norm behind it
+    /// filter: the C·R·S weights of one output channel
+    /// kernel: the R·S weights between one input and one output channel
+    #[arg(long, verbatim_doc_comment, value_parser = parse::<Granularity>, default_value = "filter")]
     pub granularity: Granularity,
-    /// affine, clamp, simplex or free
-    #[arg(long, value_parser = parse::<Constraint>, default_value = "affine")]
+    /// What keeps the weights α together, for M sources with anchor a: affine, clamp, simplex or free
+    ///
+    /// affine: α_m = w_m for each source but the anchor, α_a = 1 − Σ w_m
+    /// clamp: the same, with each w_m kept in [0, 1] after every step
+    /// simplex: α = softmax(l), one number l_m for each source
+    /// free: one number α_m for each source, whatever their sum
+    #[arg(long, verbatim_doc_comment, value_parser = parse::<Constraint>, default_value = "affine")]
     pub constraint: Constraint,
     /// Weight that every source but the anchor starts with: a number, or uniform
     #[arg(long, value_parser = parse::<Start>, default_value = "0", allow_negative_numbers = true)]
@@ -264,7 +275,7 @@ pub struct Merge {
     #[arg(long, value_name = "FILE", required_unless_present = "coefficients")]
     pub weights: Option<PathBuf>,
     /// One fixed coefficient per source, such as 0.3,0.7
-    #[arg(long, value_delimiter = ',', conflicts_with = "weights", allow_negative_numbers = true)]
+    #[arg(long, value_delimiter = ',', conflicts_with = "weights")]
     pub coefficients: Option<Vec<f64>>,
     /// With --coefficients: the source whose head and running statistics are kept
     #[arg(long, default_value = "0", conflicts_with = "weights")]
@@ -467,6 +478,29 @@ pub enum ClassWeights {
     None,
     /// Each class weighs as if all had the same number of images
     Balanced,
+}
+
+/// The arguments of the program, in which a list of numbers that begins below zero is joined to its option: the parser
+/// takes `-0.5,1.5` for an option of its own, and told to take everything for numbers, it would take `--out` too.
+pub fn arguments(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = Vec::new();
+    for argument in given {
+        match arguments.last_mut() {
+            Some(option) if NUMBERS.iter().any(|name| option == name) && is_below_zero(&argument) => {
+                option.push("=");
+                option.push(&argument);
+            }
+            _ => arguments.push(argument),
+        }
+    }
+    arguments
+}
+
+/// Options that take a list of numbers.
+const NUMBERS: [&str; 3] = ["--coefficients", "--mean", "--std"];
+
+fn is_below_zero(argument: &OsStr) -> bool {
+    matches!(argument.as_encoded_bytes(), [b'-', b'0'..=b'9' | b'.', ..])
 }
 
 /// Reads a named value; the nearest known name goes into the message.

@@ -8,7 +8,7 @@ mod terminal;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{ArgMatches, CommandFactory, FromArgMatches};
 
 #[cfg(unix)]
 #[global_allocator]
@@ -18,16 +18,23 @@ fn main() -> ExitCode {
     set_signals();
     // A command line that cannot be parsed is answered in the same form.
     terminal::as_json(std::env::args_os().any(|argument| argument == "--json"));
-    let cli = match cli::Cli::try_parse() {
-        Ok(cli) => cli,
+    let (cli, matches) = match parse() {
+        Ok(parsed) => parsed,
         Err(error) => return terminal::explain(&error),
     };
     terminal::as_json(cli.global.json);
     medmerge::interrupt::watch_for_interrupt(terminal::interrupted);
-    match commands::run(cli) {
+    match commands::run(cli, &matches) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => terminal::fail(&error),
     }
+}
+
+/// The command line, and which of its options were given.
+fn parse() -> Result<(cli::Cli, ArgMatches), clap::Error> {
+    let matches = cli::Cli::command().try_get_matches_from(cli::arguments(std::env::args_os()))?;
+    let cli = cli::Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut cli::Cli::command()))?;
+    Ok((cli, matches))
 }
 
 /// `medmerge … | head` ends when `head` does, as other programs do; Rust would turn the closed pipe into an error. A file

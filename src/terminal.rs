@@ -7,6 +7,7 @@
 use std::error::Error as _;
 use std::fmt::Arguments;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,6 +29,13 @@ pub fn as_json(is_json: bool) {
 /// A line on stderr.
 pub fn say(text: Arguments) {
     let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// A path as a word of a command that a shell reads.
+pub fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    // Only a zero byte cannot be quoted, and no path has one.
+    shlex::try_quote(&text).map_or(text.clone(), |quoted| quoted.into_owned())
 }
 
 /// Writes to stdout what `fill` makes, at once.

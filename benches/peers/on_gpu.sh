@@ -68,7 +68,8 @@ pair() {
   shift 4
   local options=("$@" --device "$device" --network "$networks" ${rounds:+--rounds "$rounds"})
   stage "$name-medmerge" "$limit" "$out/$name-medmerge.json" "$medmerge" bench "${options[@]}" --json
-  if ! [ -s "$out/$name-medmerge.json" ]; then
+  # A run that failed before its first row prints what went wrong.
+  if ! grep -q '"rows"' "$out/$name-medmerge.json"; then
     rm -f "$out/$name-medmerge.json"
     note "$name-pytorch: left out, medmerge has no report"
     return

@@ -36,6 +36,10 @@ pub fn run(verb: &Bench, global: &Global) -> Result<()> {
     if let Some((path, earlier)) = &baseline {
         earlier.check_device(path, emulated)?;
     }
+    if place.device == Device::Cpu && matches!(verb, Bench::Step { launches: true, .. }) {
+        let hint = "give --device cuda, or --dry-run, which needs no GPU";
+        return Err(Error::usage("--launches lists a GPU's kernels, and there are none on the CPU", hint));
+    }
     let settings = settings(place, options, images, sources, passes);
     let to_tune = tune_file(verb, place.device)?;
     let bench = bench::Bench::new(kind, &settings)?;
@@ -135,7 +139,8 @@ fn tune(bench: &bench::Bench, mut path: OutputPath, emulated: bool, global: &Glo
     path.write(|file| Ok(serde_json::to_writer_pretty(file, &entries)?))?;
     let result = json!({"bench": "conv", "out": shown(path.path()), "tiles": json_of(&entries)});
     report(global, &result, |out| writeln!(out, "{}", bench::tune::table(&all).to_text()))?;
-    note(global, format_args!("note: MEDMERGE_TILES={} makes later runs follow this table", path.path().display()));
+    let file = terminal::quoted(path.path());
+    note(global, format_args!("note: MEDMERGE_TILES={file} makes later runs follow this table"));
     Ok(())
 }
 

@@ -42,11 +42,11 @@ fn split_scores(options: &Eval, global: &Global) -> Result<(Vec<f32>, Checkpoint
     let place = super::place::open(global)?;
     let (checkpoint, data, normalisation) = load(options, global)?;
     let target = Target { data: &data, normalisation: &normalisation, place };
-    let bar = bar(&format!("{} split", options.split), global);
-    bar.set_length(data.split(options.split).len() as u64);
-    let watch = |done| bar.set_position(done as u64);
+    let (name, images) = (format!("{} split", options.split), data.split(options.split).len() as u64);
+    let bar = bar(&name, "image", global);
+    let watch = |done| bar.show(&name, done as u64, images, "");
     let scores = scores(&checkpoint.model, target, options.split, options.batch_size, watch)?;
-    bar.finish_and_clear();
+    bar.finish();
     Ok((scores, checkpoint, data))
 }
 

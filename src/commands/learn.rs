@@ -9,19 +9,22 @@ use medmerge::data::Dataset;
 use medmerge::error::Result;
 use medmerge::merge::Sources;
 use medmerge::output::{Named, OutputPath, check_apart, shown};
-use medmerge::report::{LayerWeights, merge_weights, save};
+use medmerge::report::{LayerWeights, SourceWeights, merge_weights, save};
 use medmerge::train::{AnchorChoice, LearnOptions, Target, learn};
 
-use super::progress::Progress;
+use super::progress::{EpochLog, Progress};
 use super::{best, check_fit, networks, report, train_options};
 use crate::cli::{Global, Learn};
+use crate::terminal;
 
 pub fn run(options: &Learn, global: &Global) -> Result<()> {
     let probe = train_options(&options.schedule, options.merge_learning_rate, global)?;
     let weights_path = options.weights.clone().unwrap_or_else(|| beside(&options.out));
     let inputs = options.models.iter().map(|path| ("--models", path.as_path()));
     let inputs: Vec<Named> = inputs.chain([("--data", options.data.data.as_path())]).collect();
-    let outputs: [Named; 2] = [("--out", &options.out), ("--weights", &weights_path)];
+    let log_path = EpochLog::beside(&options.out);
+    let outputs: [Named; 3] =
+        [("--out", &options.out), ("--weights", &weights_path), ("the log beside --out", &log_path)];
     let outputs = outputs.into_iter().chain(options.picture.iter().map(|path| ("--picture", path.as_path())));
     let outputs: Vec<Named> = outputs.collect();
     check_apart(&inputs, &outputs)?;
@@ -53,8 +56,9 @@ pub fn run(options: &Learn, global: &Global) -> Result<()> {
         probe,
     };
     let target = Target { data: &data, normalisation: &normalisation, place };
-    let mut anchor_progress = Progress::new("choosing the anchor", global);
-    let mut progress = Progress::new("learning merge weights", global);
+    let log = EpochLog::shared(OutputPath::check(&log_path, options.force, 0)?);
+    let mut anchor_progress = Progress::new("choosing the anchor", global).logging_to(&log);
+    let mut progress = Progress::new("learning merge weights", global).logging_to(&log);
     let learning = learn(&sources, target, &learn_options, &mut anchor_progress, &mut progress)?;
     anchor_progress.finish();
     progress.finish();
@@ -70,7 +74,7 @@ pub fn run(options: &Learn, global: &Global) -> Result<()> {
 
     let anchor = sources.get(learned.method.anchor).path.clone();
     let result = json!({
-        "out": shown(&options.out), "weights": shown(&weights_path), "anchor": shown(&anchor), "anchor_scores": learning.anchor_scores,
+        "out": shown(&options.out), "log": shown(&log_path), "weights": shown(&weights_path), "anchor": shown(&anchor), "anchor_scores": learning.anchor_scores,
         "granularity": options.granularity, "learned": learned.numbers.shape().len(), "epochs": learning.history,
     });
     report(global, &result, |out| {
@@ -86,8 +90,8 @@ pub fn run(options: &Learn, global: &Global) -> Result<()> {
         writeln!(
             out,
             "next: medmerge train --from {} --data {} --out FILE",
-            options.out.display(),
-            options.data.data.display()
+            terminal::quoted(&options.out),
+            terminal::quoted(&options.data.data)
         )
     })
 }
@@ -97,19 +101,23 @@ fn beside(out: &std::path::Path) -> PathBuf {
     out.with_extension("weights.safetensors")
 }
 
-/// The α of the first source that is not the anchor, layer by layer.
+/// The α of every source, layer by layer.
 pub fn picture(learned: &medmerge::merge::Learned, sources: &Sources) -> String {
     let plan = learned.plan();
-    let shown = (0..sources.len()).find(|&source| source != learned.method.anchor).expect("two sources at least");
-    let layers: Vec<LayerWeights> = plan
-        .entries
-        .iter()
-        .map(|entry| LayerWeights {
-            name: entry.name.clone(),
-            weights: plan.alphas_of(entry, &learned.numbers)[shown].clone(),
-        })
-        .collect();
-    let name = |source: usize| learned.sources[source].name.clone();
-    let title = format!("Learned merge weights of {} (anchor: {})", name(shown), name(learned.method.anchor));
-    merge_weights(&title, "merge weight", &layers)
+    let of_entries: Vec<_> = plan.entries.iter().map(|entry| plan.alphas_of(entry, &learned.numbers)).collect();
+    let of_source = |source: usize| SourceWeights {
+        name: format!(
+            "{}{}",
+            learned.sources[source].name,
+            if source == learned.method.anchor { " (anchor)" } else { "" }
+        ),
+        layers: plan
+            .entries
+            .iter()
+            .zip(&of_entries)
+            .map(|(entry, alphas)| LayerWeights { name: entry.name.clone(), weights: alphas[source].clone() })
+            .collect(),
+    };
+    let all: Vec<SourceWeights> = (0..sources.len()).map(of_source).collect();
+    merge_weights("Learned merge weights", "merge weight", &all)
 }

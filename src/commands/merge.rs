@@ -60,8 +60,9 @@ fn by_coefficients(
     global: &Global,
 ) -> Result<(Model, bool, Metadata)> {
     let coefficients = options.coefficients.as_deref().unwrap_or_default();
-    if let Some(odd) = coefficients.iter().find(|coefficient| !coefficient.is_finite()) {
-        return Err(Error::usage(format!("a coefficient of {odd}"), "give finite numbers: --coefficients 0.5,0.5"));
+    if let Some(odd) = coefficients.iter().find(|&&coefficient| !(coefficient as f32).is_finite()) {
+        let hint = "give numbers that f32 can hold, up to 3.4e38: --coefficients 0.5,0.5";
+        return Err(Error::usage(format!("a coefficient of {odd:e}"), hint));
     }
     if coefficients.len() != sources.len() {
         let message = format!("{} coefficients for {} sources", coefficients.len(), sources.len());

@@ -4,6 +4,7 @@ mod bench;
 mod demo;
 mod devices;
 mod evaluate;
+mod flags;
 mod inspect;
 mod kernels;
 mod learn;
@@ -18,6 +19,8 @@ mod train;
 use std::io::Write;
 use std::path::Path;
 
+use clap::ArgMatches;
+
 use medmerge::data::{Augmentation, Dataset, check_channels};
 use medmerge::error::{Error, Result};
 use medmerge::nn::Network;
@@ -26,8 +29,10 @@ use medmerge::train::{EpochRecord, OptimizerKind, Schedule, TrainOptions, best_e
 use crate::cli::{self, Cli, Global, Verb};
 use crate::terminal;
 
-pub fn run(cli: Cli) -> Result<()> {
+/// Does what the command line, `matches`, asks for.
+pub fn run(cli: Cli, matches: &ArgMatches) -> Result<()> {
     let Cli { verb, global } = cli;
+    flags::check(&verb, &global, matches)?;
     place::check(&global)?;
     if let Some(threads) = global.threads.filter(|threads| !(1..=1024).contains(threads)) {
         return Err(Error::usage(format!("--threads {threads}"), "give between 1 and 1024"));

@@ -1,9 +1,13 @@
-//! Progress on stderr: a bar while it runs, a line per epoch when asked for, checkpoints as they improve.
+//! Progress on stderr: a bar on a terminal, elsewhere a line now and then; a line per epoch when asked for. Beside the
+//! result: checkpoints as they improve, and a log of the epochs.
 
-use std::path::PathBuf;
-use std::time::Duration;
+use std::cell::RefCell;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use medmerge::checkpoint::{self, Metadata, Phase, Provenance};
 use medmerge::error::Result;
@@ -14,15 +18,17 @@ use medmerge::train::{EpochRecord, Observer, TrainOptions};
 use crate::cli::Global;
 use crate::terminal;
 
-/// Shows one training run, and saves its best epoch where it is told to.
+/// Shows one training run, saves its best epoch and logs all where it is told to.
 pub struct Progress {
+    /// What is being done now.
     name: String,
-    bar: ProgressBar,
+    bar: Bar,
     verbose: bool,
     quiet: bool,
     history: Vec<EpochRecord>,
     saving: Option<Saving>,
     kept: Option<PathBuf>,
+    log: Option<Rc<RefCell<EpochLog>>>,
 }
 
 /// Where the best epoch so far is written, and what its header says.
@@ -46,8 +52,9 @@ impl Saving {
 impl Progress {
     pub fn new(name: impl Into<String>, global: &Global) -> Progress {
         let name = name.into();
+        let bar = bar(&name, "step", global);
         let (verbose, quiet) = (global.verbose, global.quiet);
-        Progress { bar: bar(&name, global), name, verbose, quiet, history: Vec::new(), saving: None, kept: None }
+        Progress { bar, name, verbose, quiet, history: Vec::new(), saving: None, kept: None, log: None }
     }
 
     /// Writes every best epoch so far.
@@ -56,38 +63,45 @@ impl Progress {
         self
     }
 
+    /// Adds every epoch to `log`.
+    pub fn logging_to(mut self, log: &Rc<RefCell<EpochLog>>) -> Progress {
+        self.log = Some(Rc::clone(log));
+        self
+    }
+
     pub fn finish(self) -> Option<Saving> {
-        self.bar.finish_and_clear();
+        self.bar.finish();
         self.saving
     }
 }
 
 impl Observer for Progress {
-    fn step(&mut self, step: usize, steps: usize, loss: f32) {
-        self.bar.set_length(steps as u64);
-        self.bar.set_position(step as u64);
-        self.bar.set_message(format!("loss {loss:.3}"));
-    }
-
     fn phase(&mut self, name: &str) {
         self.name = name.to_string();
-        self.bar.set_prefix(name.to_string());
+        self.bar.rename(name);
         self.history.clear();
     }
 
     fn resumed(&mut self, history: &[EpochRecord]) {
+        if let Some(log) = &self.log {
+            history.iter().for_each(|record| log.borrow_mut().add(&self.name, record));
+        }
         self.history = history.to_vec();
+    }
+
+    fn step(&mut self, step: usize, steps: usize, loss: f32) {
+        self.bar.show(&self.name, step as u64, steps as u64, &format!("loss {loss:.3}"));
     }
 
     fn note(&mut self, text: &str) {
         if !self.quiet {
-            self.bar.suspend(|| terminal::say(format_args!("note: {}: {text}", self.name)));
+            self.bar.say(format_args!("note: {}: {text}", self.name));
         }
     }
 
     fn detail(&mut self, text: &str) {
         if self.verbose {
-            self.bar.suspend(|| terminal::say(format_args!("{}: {text}", self.name)));
+            self.bar.say(format_args!("{}: {text}", self.name));
         }
     }
 
@@ -97,17 +111,20 @@ impl Observer for Progress {
                 (Some(accuracy), Some(f1)) => format!(", validation accuracy {accuracy:.4}, macro F1 {f1:.4}"),
                 _ => String::new(),
             };
-            self.bar.suspend(|| {
-                terminal::say(format_args!(
-                    "{}: epoch {}, loss {:.4}{val}, {:.1} s",
-                    self.name, record.epoch, record.train_loss, record.seconds
-                ))
-            });
+            self.bar.say(format_args!(
+                "{}: epoch {}, loss {:.4}{val}, {:.1} s",
+                self.name, record.epoch, record.train_loss, record.seconds
+            ));
         }
         self.history.push(record.clone());
         if let (Some(model), Some(saving)) = (best, &mut self.saving) {
             saving.save(model, &self.history)?;
             self.kept = Some(saving.output.path().to_path_buf());
+        }
+        if let Some(log) = &self.log {
+            let mut log = log.borrow_mut();
+            log.add(&self.name, record);
+            log.save()?;
         }
         Ok(())
     }
@@ -117,12 +134,124 @@ impl Observer for Progress {
     }
 }
 
-/// A bar that appears on a terminal, unless told to be quiet.
-pub fn bar(name: &str, global: &Global) -> ProgressBar {
-    let target = if global.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+/// A row per epoch beside a result, whole after each epoch, so that an interrupted run leaves it too.
+pub struct EpochLog {
+    output: OutputPath,
+    text: String,
+}
+
+impl EpochLog {
+    /// `folder/name.safetensors` to `folder/name.log.csv`.
+    pub fn beside(out: &Path) -> PathBuf {
+        out.with_extension("log.csv")
+    }
+
+    /// For the one or several [`Progress`] of a command.
+    pub fn shared(output: OutputPath) -> Rc<RefCell<EpochLog>> {
+        let text = "phase,epoch,train_loss,val_accuracy,val_macro_f1,seconds\n".to_string();
+        Rc::new(RefCell::new(EpochLog { output, text }))
+    }
+
+    fn add(&mut self, phase: &str, record: &EpochRecord) {
+        let EpochRecord { epoch, train_loss, val_accuracy, val_macro_f1, seconds } = record;
+        let or_nothing = |value: &Option<f64>| value.map_or(String::new(), |value| value.to_string());
+        let (accuracy, f1) = (or_nothing(val_accuracy), or_nothing(val_macro_f1));
+        self.text.push_str(&format!("{},{epoch},{train_loss},{accuracy},{f1},{seconds:.3}\n", field(phase)));
+    }
+
+    fn save(&mut self) -> Result<()> {
+        self.output.write(|file| file.write_all(self.text.as_bytes()))
+    }
+}
+
+/// A text as a field of a CSV file: names of files may hold anything.
+fn field(text: &str) -> String {
+    if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.to_string() }
+}
+
+/// How far a job of known length is.
+pub struct Bar {
+    bar: ProgressBar,
+    /// What is counted.
+    unit: &'static str,
+    /// Where stderr is no terminal, and is not to be quiet.
+    ticker: Option<RefCell<Ticker>>,
+}
+
+impl Bar {
+    pub fn show(&self, name: &str, position: u64, length: u64, message: &str) {
+        self.bar.set_length(length);
+        self.bar.set_position(position);
+        self.bar.set_message(message.to_string());
+        let left = self.ticker.as_ref().and_then(|ticker| ticker.borrow_mut().tick(Instant::now(), position, length));
+        if let Some(left) = left {
+            let message = if message.is_empty() { String::new() } else { format!(", {message}") };
+            let left = left.map_or(String::new(), |left| format!(", {} left", HumanDuration(left)));
+            terminal::say(format_args!("{name}: {} {position} of {length}{message}{left}", self.unit));
+        }
+    }
+
+    pub fn rename(&self, name: &str) {
+        self.bar.set_prefix(name.to_string());
+    }
+
+    /// A line, above the bar where there is one.
+    pub fn say(&self, text: std::fmt::Arguments) {
+        self.bar.suspend(|| terminal::say(text));
+    }
+
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// When a line about a job is due: at its first step, then about every ten seconds.
+#[derive(Default)]
+struct Ticker {
+    /// When the job was first seen, and where.
+    start: Option<(Instant, u64)>,
+    last: u64,
+    next: Option<Instant>,
+}
+
+impl Ticker {
+    const PERIOD: Duration = Duration::from_secs(10);
+
+    /// Whether a line is due now, and the time that is left if that can be told. A position that is not
+    /// beyond the last one is another job's.
+    fn tick(&mut self, now: Instant, position: u64, length: u64) -> Option<Option<Duration>> {
+        if position <= self.last {
+            *self = Ticker::default();
+        }
+        self.last = position;
+        if self.next.is_some_and(|next| now < next) {
+            return None;
+        }
+        self.next = Some(now + Ticker::PERIOD);
+        let (start, first) = *self.start.get_or_insert((now, position));
+        let done = position - first;
+        let left = length.saturating_sub(position);
+        Some((done > 0).then(|| (now - start).mul_f64(left as f64 / done as f64)))
+    }
+}
+
+/// A bar that appears on a terminal, or lines elsewhere, unless told to be quiet.
+pub fn bar(name: &str, unit: &'static str, global: &Global) -> Bar {
     let style =
         ProgressStyle::with_template("{prefix:28} {bar:30} {pos:>5}/{len} {msg} {eta:>4}").expect("a valid template");
-    let bar = ProgressBar::with_draw_target(None, target).with_style(style).with_prefix(name.to_string());
+    let has_lines = !global.quiet && !std::io::stderr().is_terminal();
+    Bar { bar: drawn(name, global).with_style(style), unit, ticker: has_lines.then(RefCell::default) }
+}
+
+/// A sign of life for work whose length is not known beforehand.
+pub fn spinner(name: &str, global: &Global) -> ProgressBar {
+    let style = ProgressStyle::with_template("{prefix:28} {spinner} {elapsed}").expect("a valid template");
+    drawn(name, global).with_style(style)
+}
+
+fn drawn(name: &str, global: &Global) -> ProgressBar {
+    let target = if global.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+    let bar = ProgressBar::with_draw_target(None, target).with_prefix(name.to_string());
     // The clock is a thread, and the bar would panic where it cannot start one; without it, steps alone move the bar.
     let thread_starts = || std::thread::Builder::new().spawn(|| ()).is_ok_and(|thread| thread.join().is_ok());
     if !bar.is_hidden() && thread_starts() {
@@ -131,8 +260,48 @@ pub fn bar(name: &str, global: &Global) -> ProgressBar {
     bar
 }
 
-/// A sign of life for work whose length is not known beforehand.
-pub fn spinner(name: &str, global: &Global) -> ProgressBar {
-    let style = ProgressStyle::with_template("{prefix:28} {spinner} {elapsed}").expect("a valid template");
-    bar(name, global).with_style(style)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_due_at_the_first_step_and_then_every_ten_seconds() {
+        let start = Instant::now();
+        let after = |seconds: u64| start + Duration::from_secs(seconds);
+        let mut ticker = Ticker::default();
+        assert_eq!(ticker.tick(start, 1, 101), Some(None));
+        let due: Vec<u64> = (1..=40).filter(|&second| ticker.tick(after(second), 1 + second, 101).is_some()).collect();
+        assert_eq!(due, [10, 20, 30, 40]);
+        // A step that takes long delays the line, and no lines are caught up with.
+        assert_eq!(ticker.tick(after(95), 51, 101), Some(Some(Duration::from_secs(95))));
+        assert_eq!(ticker.tick(after(96), 52, 101), None);
+    }
+
+    #[test]
+    fn the_time_left_is_by_the_steps_since_the_first() {
+        let start = Instant::now();
+        let mut ticker = Ticker::default();
+        // A resumed run begins where another one stopped.
+        assert_eq!(ticker.tick(start, 500, 1000), Some(None));
+        let left = ticker.tick(start + Duration::from_secs(20), 600, 1000).unwrap();
+        assert_eq!(left, Some(Duration::from_secs(80)));
+        let left = ticker.tick(start + Duration::from_secs(100), 1000, 1000).unwrap();
+        assert_eq!(left, Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn the_next_job_has_a_first_line_of_its_own() {
+        let start = Instant::now();
+        let mut ticker = Ticker::default();
+        assert!(ticker.tick(start, 1, 2).is_some());
+        assert_eq!(ticker.tick(start, 2, 2), None);
+        assert_eq!(ticker.tick(start, 1, 1), Some(None));
+        assert_eq!(ticker.tick(start, 1, 1), Some(None), "jobs of a single step");
+    }
+
+    #[test]
+    fn a_name_of_any_kind_is_one_field() {
+        assert_eq!(field("linear probe of a.safetensors"), "linear probe of a.safetensors");
+        assert_eq!(field("a,\"b\"\n"), "\"a,\"\"b\"\"\n\"");
+    }
 }

@@ -14,7 +14,7 @@ use medmerge::train::{
     FINE_TUNE, LINEAR_PROBE, Place, ResumeFile, Settings, Subject, TRAIN, Target, TrainOptions, train_resumable,
 };
 
-use super::progress::{Progress, Saving};
+use super::progress::{EpochLog, Progress, Saving};
 use super::{best, check_fit, networks, note, report, train_options};
 use crate::cli::{Global, Train};
 
@@ -29,9 +29,12 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
     // What an interrupted run wrote, its continuation may overwrite.
     let force = options.force || (options.resume && state_path.exists());
     let state: Option<Named> = options.resume.then_some(("the state of --resume", &state_path));
-    let outputs: Vec<Named> = [("--out", options.out.as_path())].into_iter().chain(state).collect();
+    let log_path = EpochLog::beside(&options.out);
+    let outputs: [Named; 2] = [("--out", &options.out), ("the log beside --out", &log_path)];
+    let outputs: Vec<Named> = outputs.into_iter().chain(state).collect();
     check_apart(&inputs(options), &outputs)?;
     let _claim = OutputPath::check(&options.out, force, 0)?;
+    let log = EpochLog::shared(OutputPath::check(&log_path, force, 0)?);
     let place = super::place::open(global)?;
     let from = match &options.from {
         Some(path) => Some(networks::load(path, options.stem, global)?),
@@ -77,7 +80,7 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
     let before = from.as_ref().map_or(&[][..], |from| &from.provenance.training);
     let mut provenance = Provenance::of(&data, &normalisation, before, train_options.phase(kind, &[]));
     let saving = Saving { output, metadata, provenance: provenance.clone(), options: train_options.clone() };
-    let mut progress = Progress::new("training", global).saving_to(saving);
+    let mut progress = Progress::new("training", global).saving_to(saving).logging_to(&log);
     let mut subject = if options.head_only { Subject::Head } else { Subject::Everything };
     let target = Target { data: &data, normalisation: &normalisation, place };
     let mut state = match options.resume {
@@ -98,7 +101,7 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
     state.map_or(Ok(()), ResumeFile::remove)?;
 
     let result = json!({
-        "out": shown(&options.out), "architecture": architecture, "parameters": model.network.parameter_count(),
+        "out": shown(&options.out), "log": shown(&log_path), "architecture": architecture, "parameters": model.network.parameter_count(),
         "options": train_options, "epochs": history,
     });
     report(global, &result, |out| {

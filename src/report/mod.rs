@@ -7,7 +7,7 @@ mod canvas;
 mod plots;
 mod table;
 
-pub use plots::{Curve, LayerWeights, curves, merge_weights};
+pub use plots::{Curve, LayerWeights, SourceWeights, curves, merge_weights};
 pub use table::{Table, mean_and_spread};
 
 use crate::error::Result;

@@ -50,7 +50,8 @@ pub fn curves(title: &str, x_label: &str, y_label: &str, curves: &[Curve]) -> St
     };
     sheet(WIDTH, HEIGHT, |canvas| {
         let frame = Frame { top: 54.0, bottom: HEIGHT - 62.0, right: WIDTH - MARGIN - legend };
-        let (left, y_axis) = frame.draw(canvas, title, y_label, y_axis);
+        let (left, y_axis) = frame.draw(canvas, y_label, y_axis);
+        draw_title(canvas, title, left);
         let x_axis = x_axis.on(left, frame.right);
         for (value, label) in x_axis.ticks(((frame.right - left) / 80.0) as usize, whole) {
             let x = x_axis.at(value);
@@ -157,59 +158,116 @@ pub struct LayerWeights {
     pub weights: Vec<f32>,
 }
 
-/// The distribution of each layer's merge weights as SVG: a column per layer, in which a dot is a weight (of many, a
-/// sample spread evenly over their ranks, the extremes included), the light bar reaches from the 10th to the 90th
-/// percentile, the dark bar over the quartiles, and the line is the median. 900 × 560 pixels, wider if there are more
-/// layers than fit.
-pub fn merge_weights(title: &str, y_label: &str, layers: &[LayerWeights]) -> String {
-    let sorted: Vec<Vec<f64>> = layers.iter().map(|layer| finite_in_order(&layer.weights)).collect();
-    let left_out = layers.iter().zip(&sorted).map(|(layer, kept)| layer.weights.len() - kept.len()).sum::<usize>();
-    let ends = sorted.iter().flat_map(|weights| [weights.first(), weights.last()]).flatten().copied();
+/// The merge weights of one source, for the same layers as every other one's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SourceWeights {
+    pub name: String,
+    pub layers: Vec<LayerWeights>,
+}
+
+/// The distribution of each layer's merge weights as SVG: a row per source, and in it a column per layer, in which a dot
+/// is a weight (of many, a sample spread evenly over their ranks, the extremes included), the light bar reaches from the
+/// 10th to the 90th percentile, the dark bar over the quartiles, and the line is the median. 900 × 560 pixels, wider if
+/// there are more layers than fit, and higher if there are more sources.
+pub fn merge_weights(title: &str, y_label: &str, sources: &[SourceWeights]) -> String {
+    let sorted: Vec<Vec<Vec<f64>>> = sources
+        .iter()
+        .map(|source| source.layers.iter().map(|layer| finite_in_order(&layer.weights)).collect())
+        .collect();
+    let given: usize = sources.iter().flat_map(|source| &source.layers).map(|layer| layer.weights.len()).sum();
+    let left_out = given - sorted.iter().flatten().map(Vec::len).sum::<usize>();
+    let ends = sorted.iter().flatten().flat_map(|weights| [weights.first(), weights.last()]).flatten().copied();
     let y_axis = Axis::over(ends.chain([0.0, 1.0]), 0.05);
 
-    let name_size = 11.0;
-    let names: Vec<String> = layers.iter().map(|layer| fitted(&layer.name, name_size, 150.0)).collect();
-    let widest = names.iter().map(|name| text_width(name, name_size)).fold(0.0, f64::max);
+    let layers = sources.first().map_or(&[][..], |source| &source.layers);
+    let names = LayerNames::of(layers);
     let width = WIDTH.max(110.0 + 13.0 * layers.len() as f64);
-    let upwards = widest + 10.0 > (width - 110.0) / layers.len() as f64;
-    let below = if upwards { widest + 26.0 } else { 44.0 };
-    sheet(width, HEIGHT, |canvas| {
-        let frame = Frame { top: 76.0, bottom: HEIGHT - below, right: width - MARGIN };
-        let (left, y_axis) = frame.draw(canvas, title, y_label, y_axis);
-        let pitch = (frame.right - left) / layers.len().max(1) as f64;
-        let center = |index: usize| left + (index as f64 + 0.5) * pitch;
-        for (index, pair) in layers.windows(2).enumerate() {
-            if stage(&pair[0].name) != stage(&pair[1].name) {
-                let x = left + (index + 1) as f64 * pitch;
-                canvas.path(&[(x, frame.top), (x, frame.bottom - 1.0)], Pen::solid(GRID, 1.0));
-            }
+    let upwards = names.widest + 10.0 > (width - 110.0) / layers.len() as f64;
+    let below = if upwards { names.widest + 26.0 } else { 44.0 };
+    let row = ((HEIGHT - ROWS_TOP - below) / sources.len().max(1) as f64).max(LEAST_ROW);
+    let height = ROWS_TOP + row * sources.len().max(1) as f64 + below;
+    sheet(width, height, |canvas| {
+        let bottom = |index: usize| ROWS_TOP + row * (index + 1) as f64;
+        let mut left = MARGIN;
+        for (index, (source, weights)) in sources.iter().zip(&sorted).enumerate() {
+            let frame = Frame { top: bottom(index) - row + ROW_NAME, bottom: bottom(index), right: width - MARGIN };
+            left = draw_source(canvas, &frame, y_label, y_axis, source, weights);
         }
-        for value in [0.0, 1.0] {
-            canvas.path(&[(left, y_axis.at(value)), (frame.right, y_axis.at(value))], Pen::solid(FAINT_INK, 1.2));
-        }
-        let dots = (6000 / layers.len().max(1)).clamp(40, 200);
-        for (index, weights) in sorted.iter().enumerate() {
-            let column = Column { index, x: center(index), width: (0.84 * pitch).min(90.0), dots };
-            draw_distribution(canvas, column, weights, y_axis);
-            let lettering = Lettering {
-                upwards,
-                anchor: if upwards { HPos::Right } else { HPos::Center },
-                ..Lettering::new(name_size, HPos::Center)
-            };
-            canvas.text(&names[index], (center(index), frame.bottom + if upwards { 8.0 } else { 18.0 }), lettering);
-        }
-        if sorted.iter().any(|weights| weights.len() > 1) {
+        draw_title(canvas, title, left);
+        names.draw(canvas, (left, width - MARGIN), bottom(sources.len().max(1) - 1), upwards);
+        if sorted.iter().flatten().any(|weights| weights.len() > 1) {
             draw_key(canvas, left, 54.0);
         }
         if left_out > 0 {
             let note = format!("not finite, not drawn: {left_out} of the weights");
             let lettering = Lettering { color: VERMILLION, ..Lettering::new(TICK_SIZE, HPos::Right) };
-            canvas.text(&note, (frame.right, 54.0), lettering);
+            canvas.text(&note, (width - MARGIN, 54.0), lettering);
         }
-        if sorted.iter().all(Vec::is_empty) {
-            no_data(canvas, ((left + frame.right) / 2.0, y_axis.at(0.5)));
+        if sorted.iter().flatten().all(Vec::is_empty) {
+            no_data(canvas, ((left + width - MARGIN) / 2.0, ROWS_TOP + row / 2.0));
         }
     })
+}
+
+/// Where the rows of sources begin, what each has at least, and of that for its name.
+const ROWS_TOP: f64 = 66.0;
+const LEAST_ROW: f64 = 220.0;
+const ROW_NAME: f64 = 26.0;
+
+/// Draws the columns of one source, and returns where they begin.
+fn draw_source(
+    canvas: &mut Canvas,
+    frame: &Frame,
+    y_label: &str,
+    y_axis: Axis,
+    source: &SourceWeights,
+    sorted: &[Vec<f64>],
+) -> f64 {
+    let (left, y_axis) = frame.draw(canvas, y_label, y_axis);
+    let name = fitted(&source.name, LABEL_SIZE, frame.right - left);
+    canvas.text(&name, (left, frame.top - 11.0), Lettering::new(LABEL_SIZE, HPos::Left));
+    let pitch = (frame.right - left) / source.layers.len().max(1) as f64;
+    for (index, pair) in source.layers.windows(2).enumerate() {
+        if stage(&pair[0].name) != stage(&pair[1].name) {
+            let x = left + (index + 1) as f64 * pitch;
+            canvas.path(&[(x, frame.top), (x, frame.bottom - 1.0)], Pen::solid(GRID, 1.0));
+        }
+    }
+    for value in [0.0, 1.0] {
+        canvas.path(&[(left, y_axis.at(value)), (frame.right, y_axis.at(value))], Pen::solid(FAINT_INK, 1.2));
+    }
+    let dots = (6000 / source.layers.len().max(1)).clamp(40, 200);
+    for (index, weights) in sorted.iter().enumerate() {
+        let x = left + (index as f64 + 0.5) * pitch;
+        draw_distribution(canvas, Column { index, x, width: (0.84 * pitch).min(90.0), dots }, weights, y_axis);
+    }
+    left
+}
+
+/// What stands below the columns.
+struct LayerNames {
+    fitted: Vec<String>,
+    widest: f64,
+}
+
+impl LayerNames {
+    const SIZE: f64 = 11.0;
+
+    fn of(layers: &[LayerWeights]) -> LayerNames {
+        let fitted: Vec<String> = layers.iter().map(|layer| fitted(&layer.name, LayerNames::SIZE, 150.0)).collect();
+        let widest = fitted.iter().map(|name| text_width(name, LayerNames::SIZE)).fold(0.0, f64::max);
+        LayerNames { fitted, widest }
+    }
+
+    fn draw(&self, canvas: &mut Canvas, (left, right): (f64, f64), bottom: f64, upwards: bool) {
+        let pitch = (right - left) / self.fitted.len().max(1) as f64;
+        let anchor = if upwards { HPos::Right } else { HPos::Center };
+        let lettering = Lettering { upwards, ..Lettering::new(LayerNames::SIZE, anchor) };
+        for (index, name) in self.fitted.iter().enumerate() {
+            let x = left + (index as f64 + 0.5) * pitch;
+            canvas.text(name, (x, bottom + if upwards { 8.0 } else { 18.0 }), lettering);
+        }
+    }
 }
 
 /// Where a layer's weights are drawn, and as how many dots at most.
@@ -297,8 +355,8 @@ struct Frame {
 }
 
 impl Frame {
-    /// Draws title, y axis, grid and border; the left side, and the axis on its pixels.
-    fn draw(&self, canvas: &mut Canvas, title: &str, y_label: &str, axis: Axis) -> (f64, Axis) {
+    /// Draws y axis, grid and border; the left side, and the axis on its pixels.
+    fn draw(&self, canvas: &mut Canvas, y_label: &str, axis: Axis) -> (f64, Axis) {
         let axis = axis.on(self.bottom, self.top);
         let ticks = axis.ticks(((self.bottom - self.top) / 50.0) as usize, false);
         let widest = ticks.iter().map(|(_, label)| text_width(label, TICK_SIZE)).fold(0.0, f64::max);
@@ -310,13 +368,16 @@ impl Frame {
             canvas.text(&label, (left - 9.0, y), Lettering::new(TICK_SIZE, HPos::Right));
         }
         canvas.path(&[(left, self.top), (left, self.bottom), (self.right, self.bottom)], Pen::solid(INK, 1.0));
-        let lettering = Lettering { bold: true, ..Lettering::new(TITLE_SIZE, HPos::Left) };
-        canvas.text(&fitted(title, TITLE_SIZE, WIDTH - MARGIN - left), (left, 27.0), lettering);
         let lettering = Lettering { upwards: true, ..Lettering::new(LABEL_SIZE, HPos::Center) };
         let y_label = fitted(y_label, LABEL_SIZE, self.bottom - self.top);
         canvas.text(&y_label, (MARGIN, (self.top + self.bottom) / 2.0), lettering);
         (left, axis)
     }
+}
+
+fn draw_title(canvas: &mut Canvas, title: &str, left: f64) {
+    let lettering = Lettering { bold: true, ..Lettering::new(TITLE_SIZE, HPos::Left) };
+    canvas.text(&fitted(title, TITLE_SIZE, WIDTH - MARGIN - left), (left, 27.0), lettering);
 }
 
 fn no_data(canvas: &mut Canvas, at: Point) {
@@ -334,6 +395,11 @@ mod tests {
 
     fn layer(name: &str, weights: &[f32]) -> LayerWeights {
         LayerWeights { name: name.into(), weights: weights.to_vec() }
+    }
+
+    /// The chart of a single source.
+    fn one_source(title: &str, y_label: &str, layers: &[LayerWeights]) -> String {
+        merge_weights(title, y_label, &[SourceWeights { name: "source".into(), layers: layers.to_vec() }])
     }
 
     fn count(svg: &str, shape: &str) -> usize {
@@ -378,7 +444,7 @@ mod tests {
         let name = "<a> & \"b\"\u{1}\0 'c'";
         let charts = [
             curves(name, name, name, &[curve(name, &[(0.0, 0.0)])]),
-            merge_weights(name, name, &[layer(name, &[0.5]), layer("other", &[0.1, 0.2])]),
+            one_source(name, name, &[layer(name, &[0.5]), layer("other", &[0.1, 0.2])]),
         ];
         for svg in charts {
             assert_well_formed(&svg);
@@ -393,25 +459,47 @@ mod tests {
                 let weights: Vec<f32> = (0..weight_count).map(|index| (index as f32 * 0.7).sin()).collect();
                 let layers: Vec<_> =
                     (0..layer_count).map(|index| layer(&format!("layer{index}.conv"), &weights)).collect();
-                let svg = merge_weights("Weights", "α", &layers);
+                let svg = one_source("Weights", "α", &layers);
                 assert_well_formed(&svg);
-                assert_eq!(svg, merge_weights("Weights", "α", &layers), "the same bytes every time");
+                assert_eq!(svg, one_source("Weights", "α", &layers), "the same bytes every time");
                 assert!(dots(&svg) <= 200 * layer_count);
                 assert_eq!(svg.contains("no data"), layer_count * weight_count == 0);
             }
         }
-        assert_eq!(dots(&merge_weights("", "", &[layer("model", &[0.3])])), 1);
-        assert_eq!(dots(&merge_weights("", "", &[layer("conv", &[0.3; 64])])), 64);
-        assert_eq!(dots(&merge_weights("", "", &[layer("conv", &[0.3; 64_000])])), 200);
+        assert_eq!(dots(&one_source("", "", &[layer("model", &[0.3])])), 1);
+        assert_eq!(dots(&one_source("", "", &[layer("conv", &[0.3; 64])])), 64);
+        assert_eq!(dots(&one_source("", "", &[layer("conv", &[0.3; 64_000])])), 200);
+    }
+
+    #[test]
+    fn every_source_has_a_row_with_its_name() {
+        for count in [1, 2, 3, 8] {
+            let source = |index: usize| SourceWeights {
+                name: format!("source <{index}>"),
+                layers: (0..20).map(|layer_index| layer(&format!("layer{layer_index}"), &[0.2, 0.3])).collect(),
+            };
+            let sources: Vec<SourceWeights> = (0..count).map(source).collect();
+            let svg = merge_weights("Weights", "α", &sources);
+            assert_well_formed(&svg);
+            assert_eq!(dots(&svg), count * 20 * 2);
+            for index in 0..count {
+                assert_eq!(svg.matches(&format!("source &lt;{index}&gt;")).count(), 1);
+            }
+            // The names of layers stand below the last row alone.
+            assert_eq!(svg.matches("layer13").count(), 1);
+            let height = if count < 3 { HEIGHT } else { ROWS_TOP + count as f64 * LEAST_ROW };
+            let drawn: f64 = svg.split("height=\"").nth(1).unwrap().split('"').next().unwrap().parse().unwrap();
+            assert!(drawn >= height && drawn < height + 150.0, "{drawn} for {count}");
+        }
     }
 
     #[test]
     fn weights_that_are_not_numbers_are_counted() {
-        let svg = merge_weights("", "", &[layer("conv", &[f32::NAN, 0.5, f32::INFINITY, 0.7])]);
+        let svg = one_source("", "", &[layer("conv", &[f32::NAN, 0.5, f32::INFINITY, 0.7])]);
         assert_well_formed(&svg);
         assert_eq!(dots(&svg), 2);
         assert!(svg.contains("not drawn: 2 of the weights"));
-        assert!(!merge_weights("", "", &[layer("conv", &[0.5])]).contains("not drawn"));
+        assert!(!one_source("", "", &[layer("conv", &[0.5])]).contains("not drawn"));
     }
 
     #[test]

@@ -225,13 +225,13 @@ pub struct EpochRecord {
 
 /// What happens during training, for whoever shows or saves it.
 pub trait Observer {
-    fn step(&mut self, _step: usize, _steps: usize, _loss: f32) {}
-
-    /// What is run from here on is called so.
+    /// Another run begins, of several in a row.
     fn phase(&mut self, _name: &str) {}
 
-    /// Epochs that an earlier process had run.
+    /// The epochs that an earlier process has done.
     fn resumed(&mut self, _history: &[EpochRecord]) {}
+
+    fn step(&mut self, _step: usize, _steps: usize, _loss: f32) {}
 
     /// Something about the run that is worth a line for everybody.
     fn note(&mut self, _text: &str) {}

@@ -32,6 +32,8 @@ fn divergence_in_the_first_epoch_leaves_no_file() {
         let models = "--models texture.safetensors shape.safetensors --data data/target.npz --anchor 0";
         let says = &["the loss became", "no checkpoint was written"];
         assert_failed(&folder.run(&format!("learn {models} {how}")), says);
+        // Merge weights take longer to diverge; what is written then is the log of the epochs before.
+        let _ = std::fs::remove_file(folder.path("out.log.csv"));
     }
     assert_eq!(folder.snapshot(), before);
 }
@@ -112,13 +114,23 @@ fn resume(epochs: usize, interrupts: [usize; 2], on: &str) {
         assert_eq!(last.code, Some(0), "{}", last.stderr);
         assert!(last.stderr.contains("continuing from") && !last.stderr.contains("epoch 1,"), "{}", last.stderr);
         assert_eq!(folder.bytes("whole"), folder.bytes("parts"), "{optimizer}");
+        let [whole, in_parts] =
+            ["whole", "parts"].map(|name| without_seconds(&folder.text(&format!("{name}.log.csv"))));
+        assert!(whole == in_parts && whole.len() == 1 + epochs, "{in_parts:#?}");
         assert!(!folder.path("parts.resume.safetensors").exists());
-        std::fs::remove_file(folder.path("parts")).unwrap();
+        for name in ["parts", "parts.log.csv"] {
+            std::fs::remove_file(folder.path(name)).unwrap();
+        }
     }
 }
 
+/// The rows of a log of epochs, but for what each took.
+fn without_seconds(log: &str) -> Vec<String> {
+    log.lines().map(|line| line.rsplit_once(',').unwrap().0.to_string()).collect()
+}
+
 #[test]
-fn an_interrupt_of_learning_leaves_no_file() {
+fn an_interrupt_of_learning_leaves_the_log_of_its_epochs_alone() {
     let folder = Folder::with_sources();
     let before = folder.snapshot();
     let models = "--models texture.safetensors shape.safetensors --data data/target.npz";
@@ -127,6 +139,11 @@ fn an_interrupt_of_learning_leaves_no_file() {
         let learn = format!("learn {models} --anchor {anchor} --epochs 1000000 -v --out out --picture picture.svg");
         let run = folder.start_until(&learn, "epoch 2,").interrupt();
         assert_failed(&run, &["error: interrupted"]);
+        let log = folder.text("out.log.csv");
+        let phase = if anchor == "auto" { "linear probe of texture.safetensors" } else { "learning merge weights" };
+        assert!(log.lines().nth(1).unwrap().starts_with(&format!("{phase},1,")), "{log}");
+        assert!(log.lines().count() > 2 && log.ends_with('\n'), "{log}");
+        std::fs::remove_file(folder.path("out.log.csv")).unwrap();
         assert_eq!(folder.snapshot(), before);
     }
 }

@@ -132,23 +132,26 @@ fn fixed_coefficients() {
     assert_eq!(reestimated["conv1.weight"], average["conv1.weight"]);
 }
 
-/// What each command writes, one after another, in a folder of its own.
-fn files_of_a_job(global: &str) -> Vec<(&'static str, Vec<u8>)> {
+/// What each command writes, one after another, in a folder of its own. Each takes the options in `all`, those that compute
+/// also those in `place`, and those that draw random numbers `seed`.
+fn files_of_a_job(all: &str, place: &str, seed: &str) -> Vec<(&'static str, Vec<u8>)> {
     let folder = Folder::new();
     let width = "--architecture resnet8 --width 8";
     folder.done(&format!(
-        "synth --out data --image-size 20 --source-train 70 --target-train 70 --val 20 --test 40 {global}"
+        "synth --out data --image-size 20 --source-train 70 --target-train 70 --val 20 --test 40 {all} {seed}"
     ));
     for name in ["texture", "shape"] {
         let train = format!("train --data data/{name}.npz {width} --epochs 1 --batch-size 32 --flip --shift 2");
-        folder.done(&format!("{train} --out {name}.safetensors {global}"));
+        folder.done(&format!("{train} --out {name}.safetensors {all} {place} {seed}"));
     }
     folder.done(&format!(
         "learn {TWO} --data data/target.npz --epochs 1 --batch-size 32 --granularity kernel \
-         --out merged.safetensors {global}"
+         --out merged.safetensors {all} {place} {seed}"
     ));
-    folder.done(&format!("merge {TWO} --coefficients 0.3,0.7 --data data/target.npz --out fixed.safetensors {global}"));
-    folder.done(&format!("predict --model merged.safetensors --data data/target.npz --out scores.csv {global}"));
+    folder.done(&format!(
+        "merge {TWO} --coefficients 0.3,0.7 --data data/target.npz --out fixed.safetensors {all} {place}"
+    ));
+    folder.done(&format!("predict --model merged.safetensors --data data/target.npz --out scores.csv {all} {place}"));
     let names = [
         "data/target.npz",
         "texture.safetensors",
@@ -163,13 +166,19 @@ fn files_of_a_job(global: &str) -> Vec<(&'static str, Vec<u8>)> {
 
 #[test]
 fn the_same_command_gives_the_same_bytes_with_any_number_of_threads() {
-    let once = files_of_a_job("");
-    for global in ["", "--threads 1", "--threads 2", "--threads 3", "--device cpu --precision f32 --quiet"] {
-        for ((name, bytes), (_, again)) in once.iter().zip(files_of_a_job(global)) {
-            assert!(*bytes == again, "{name} differs with '{global}'");
+    let once = files_of_a_job("", "", "");
+    for (all, place) in [
+        ("", ""),
+        ("--threads 1", ""),
+        ("--threads 2", ""),
+        ("--threads 3", ""),
+        ("--quiet", "--device cpu --precision f32"),
+    ] {
+        for ((name, bytes), (_, again)) in once.iter().zip(files_of_a_job(all, place, "")) {
+            assert!(*bytes == again, "{name} differs with '{all} {place}'");
         }
     }
-    for ((name, bytes), (_, other)) in once.iter().zip(files_of_a_job("--seed 1")) {
+    for ((name, bytes), (_, other)) in once.iter().zip(files_of_a_job("", "", "--seed 1")) {
         assert!(*bytes != other, "{name} does not depend on the seed");
     }
 }
@@ -316,7 +325,9 @@ mod emulator {
     /// Learns, folds, fine-tunes and evaluates with the flags `on`; every file is named after `name`.
     fn job(folder: &Folder, name: &str, on: &str) -> Value {
         folder.done(&format!("learn {TWO} {TARGET} --epochs 1 --anchor 0 --start 0.3 --out {name}-merged {on}"));
-        folder.done(&format!("merge {TWO} --weights {name}-merged.weights.safetensors --out {name}-again {on}"));
+        // Folding is f32 whatever the precision of activations.
+        let device = on.split(" --precision").next().unwrap();
+        folder.done(&format!("merge {TWO} --weights {name}-merged.weights.safetensors --out {name}-again {device}"));
         assert!(folder.bytes(&format!("{name}-again")) == folder.bytes(&format!("{name}-merged")), "{on}");
         folder.done(&format!("train --from {name}-merged {TARGET} --epochs 1 --out {name}-tuned {on}"));
         folder.done(&format!("predict --model {name}-tuned --data data/target.npz --logits --out {name}.csv {on}"));
