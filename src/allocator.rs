@@ -8,6 +8,8 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::{Cursor, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::terminal;
+
 /// The system's allocator, which ends the program where it has nothing left to give.
 pub struct Ending;
 
@@ -47,9 +49,15 @@ fn given(pointer: *mut u8, size: usize) -> *mut u8 {
     pointer
 }
 
+/// What `--json` prints then.
+const OBJECT: &[u8] = br#"{"error": {"message": "out of memory", "causes": [], "hint": "use smaller batches (--batch-size), images or networks, end other programs, or raise the limit (ulimit -v)", "exit_code": 1}}
+"#;
+
 /// What is to be done before the program ends without its destructors, such as removing temporary files. It runs at most
 /// once, on the thread that got no memory, and must neither allocate nor wait for a lock: that thread may hold it.
-fn on_exhausted() {}
+fn on_exhausted() {
+    medmerge::output::remove_unfinished();
+}
 
 #[cold]
 fn end(size: usize) -> ! {
@@ -58,8 +66,11 @@ fn end(size: usize) -> ! {
     match ENDED_BY.compare_exchange(0, this, Ordering::SeqCst, Ordering::SeqCst) {
         Ok(_) => {
             let mut line = [0; 80];
-            write_all(message(size, &mut line));
-            write_all(HINT);
+            write_all(libc::STDERR_FILENO, message(size, &mut line));
+            write_all(libc::STDERR_FILENO, HINT);
+            if terminal::takes_an_object() {
+                write_all(libc::STDOUT_FILENO, OBJECT);
+            }
             on_exhausted();
             exit()
         }
@@ -82,11 +93,11 @@ fn message(size: usize, line: &mut [u8; 80]) -> &[u8] {
     &line[..length]
 }
 
-/// Writes to stderr, past Rust's own lock of it; where nobody reads, nothing can be done.
-fn write_all(mut text: &[u8]) {
+/// Writes to a file descriptor, past Rust's own lock of it; where nobody reads, nothing can be done.
+fn write_all(to: libc::c_int, mut text: &[u8]) {
     while !text.is_empty() {
         // SAFETY: the pointer and the length are those of a slice.
-        let written = unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len()) };
+        let written = unsafe { libc::write(to, text.as_ptr().cast(), text.len()) };
         match usize::try_from(written) {
             Ok(written) if written > 0 => text = &text[written.min(text.len())..],
             _ => return,

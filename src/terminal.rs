@@ -26,6 +26,11 @@ pub fn as_json(is_json: bool) {
     IS_JSON.store(is_json, Ordering::SeqCst);
 }
 
+/// Whether this run prints an object and has not done so yet. Waits for nobody.
+pub fn takes_an_object() -> bool {
+    IS_JSON.load(Ordering::SeqCst) && IS_PRINTED.try_lock().is_ok_and(|is_printed| !*is_printed)
+}
+
 /// A line on stderr.
 pub fn say(text: Arguments) {
     let _ = writeln!(io::stderr(), "{text}");

@@ -73,10 +73,12 @@ pub fn eval(options: &Eval, global: &Global) -> Result<()> {
             metrics.accuracy, metrics.macro_f1, metrics.auc
         )?;
         writeln!(out, "class   images   precision   recall       F1      AUC")?;
+        let names = data.class_names.as_ref().or(checkpoint.provenance.class_names.as_ref());
         for (class, m) in metrics.per_class.iter().enumerate() {
+            let name = names.map_or(String::new(), |names| format!("   {}", names[class]));
             writeln!(
                 out,
-                "{class:>5} {:>8} {:>11.4} {:>8.4} {:>8.4} {:>8.4}",
+                "{class:>5} {:>8} {:>11.4} {:>8.4} {:>8.4} {:>8.4}{name}",
                 m.support, m.precision, m.recall, m.f1, m.auc
             )?;
         }

@@ -1,9 +1,12 @@
 //! `inspect`.
 
+use std::io::{self, Write};
+use std::path::Path;
+
 use serde_json::json;
 
 use medmerge::bench::shapes;
-use medmerge::checkpoint::{Checkpoint, TensorFile};
+use medmerge::checkpoint::{Checkpoint, Phase, TensorFile};
 use medmerge::data::Dataset;
 use medmerge::error::{Error, Result};
 use medmerge::file_kind::{self, Wanted};
@@ -121,21 +124,14 @@ fn network(file: TensorFile, stem: Option<Stem>, global: &Global) -> Result<()> 
     let parameters: usize = tensors.iter().map(|(.., shape)| shape.iter().product::<usize>()).sum();
     let result = json!({
         "kind": "checkpoint", "architecture": architecture, "classes": checkpoint.as_ref().ok().map(|c| c.model.network.classes),
-        "problem": problem, "sha256": sha256, "metadata": metadata, "tensors": tensors
+        "stem_is_assumed": checkpoint.as_ref().ok().map(|c| c.stem_is_assumed), "problem": problem, "sha256": sha256, "metadata": metadata, "tensors": tensors
             .iter()
             .map(|(name, dtype, shape)| json!({"name": name, "dtype": dtype, "shape": shape}))
             .collect::<Vec<_>>(),
     });
     report(global, &result, |out| {
         match &checkpoint {
-            Ok(c) => writeln!(
-                out,
-                "{}: {}, {} input channels, {}",
-                path.display(),
-                c.architecture,
-                c.model.network.input_channels,
-                if c.has_head { format!("{} classes", c.model.network.classes) } else { "no head".into() }
-            )?,
+            Ok(c) => summary(out, &path, c)?,
             Err(error) => {
                 writeln!(out, "{}: not a network that medmerge can use ({})", path.display(), reason(error))?;
             }
@@ -149,6 +145,33 @@ fn network(file: TensorFile, stem: Option<Stem>, global: &Global) -> Result<()> 
         }
         Ok(())
     })
+}
+
+/// A network in a few lines: what it is, how it was trained, and what its file leaves open.
+fn summary(out: &mut dyn Write, path: &Path, c: &Checkpoint) -> io::Result<()> {
+    let head = if c.has_head { format!("{} classes", c.model.network.classes) } else { "no head".into() };
+    let channels = c.model.network.input_channels;
+    writeln!(out, "{}: {}, {channels} input channels, {head}", path.display(), c.architecture)?;
+    if c.stem_is_assumed {
+        let stem = c.architecture.stem;
+        writeln!(
+            out,
+            "  the file does not say its stem: {stem} is taken, and --stem names another of the same window"
+        )?;
+    }
+    for phase in &c.provenance.training {
+        let Phase { kind, epoch, epochs_done, epochs, learning_rate, .. } = phase;
+        let state = match (phase.stopped_early, phase.is_unfinished()) {
+            (true, _) => ", stopped early",
+            (false, true) => ", unfinished",
+            (false, false) => "",
+        };
+        writeln!(
+            out,
+            "  {kind}: {epochs_done} of {epochs} epochs{state}, kept epoch {epoch}, learning rate {learning_rate}"
+        )?;
+    }
+    Ok(())
 }
 
 /// What an error about a file says, without the file's path.

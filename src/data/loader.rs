@@ -111,6 +111,11 @@ impl<'a> Loader<'a> {
         self.images_per_epoch().div_ceil(self.options.batch_size)
     }
 
+    /// Images of the largest batch of an epoch.
+    pub fn largest_batch(&self) -> usize {
+        self.options.batch_size.min(self.images_per_epoch())
+    }
+
     /// Images of the smallest batch of an epoch.
     pub fn smallest_batch(&self) -> usize {
         match self.images_per_epoch() % self.options.batch_size {
@@ -284,7 +289,9 @@ mod tests {
             let split = split(count);
             let lengths: Vec<usize> =
                 epoch(&split, options.clone(), 0).iter().map(|batch| batch.labels.len()).collect();
-            let smallest = Loader::new(&split, 5, 6, 1, options).smallest_batch();
+            let loader = Loader::new(&split, 5, 6, 1, options);
+            let (largest, smallest) = (loader.largest_batch(), loader.smallest_batch());
+            assert_eq!(largest, lengths.iter().copied().max().unwrap_or(0), "{count} in batches of {batch_size}");
             assert_eq!(smallest, lengths.iter().copied().min().unwrap_or(0), "{count} in batches of {batch_size}");
             lengths
         };

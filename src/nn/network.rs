@@ -293,6 +293,27 @@ impl Network {
         norms.map(|norm| sizes[norm.inputs[0].0].iter().product()).min()
     }
 
+    /// Numbers that each stage makes of one image; `None` if the images are too small. What comes behind global pooling
+    /// does not count.
+    pub fn activations(&self, height: usize, width: usize) -> Option<Vec<usize>> {
+        let sizes = self.sizes(height, width)?;
+        let mut channels = vec![self.input_channels];
+        for layer in &self.layers {
+            let of_input = |&Node(node): &Node| channels[node];
+            channels.push(match &layer.operation {
+                Operation::Conv2d { weight, .. } => self.parameters[*weight].shape.dims()[0],
+                Operation::Concat => layer.inputs.iter().map(of_input).sum(),
+                Operation::GlobalAveragePool | Operation::Linear { .. } => 0,
+                _ => of_input(&layer.inputs[0]),
+            });
+        }
+        let of_stage = |stage: &Stage| {
+            let Node(output) = stage.output;
+            sizes[output].iter().product::<usize>() * channels[output]
+        };
+        Some(self.stages.iter().map(of_stage).collect())
+    }
+
     /// Each convolution on a batch of images of shape N×H×W×C, in the order they run: its name and its sizes. `None` if the
     /// images are too small.
     pub fn convolutions(&self, images: Shape) -> Option<Vec<(&str, Geometry)>> {

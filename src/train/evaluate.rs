@@ -18,6 +18,7 @@ pub fn scores(
 ) -> Result<Vec<f32>> {
     let model = target.place.host(model);
     let loader = target.in_order(split, model.network.input_channels, batch_size);
+    target.check_memory(&model.network, loader.largest_batch(), false, 0)?;
     let mut scores = Vec::new();
     let mut done = 0;
     for (x, images) in target.place.batches(&loader, 0) {
@@ -51,6 +52,7 @@ pub fn reestimate_statistics(model: &mut Model, target: Target, batch_size: usiz
     model.reset_statistics();
     let network = model.network.clone();
     let loader = target.in_order(SplitName::Train, network.input_channels, batch_size);
+    target.check_memory(&network, loader.largest_batch(), false, 0)?;
     for (x, images) in target.place.batches(&loader, 0) {
         // A last image on its own, where the smallest layer has one number for it, has no variance.
         if images == 1 && loader.batches_per_epoch() > 1 && target.is_degenerate(&network, 1) && batch_size > 1 {

@@ -84,6 +84,29 @@ impl<'a> Target<'a> {
         Err(Error::usage(message, "use a larger --batch-size, or larger images"))
     }
 
+    /// Refuses a batch whose activations do not fit into the machine's memory, where they lie there: all of a step's are
+    /// kept until its backward, elsewhere a stage needs its input and its output. `parameters` are numbers that are made
+    /// besides. It is the least that is needed; a batch that passes may still be too large.
+    fn check_memory(&self, network: &Network, images: usize, is_step: bool, parameters: usize) -> Result<()> {
+        let Some(stages) = network.activations(self.data.height, self.data.width) else { return Ok(()) };
+        if self.place.device != Device::Cpu {
+            return Ok(());
+        }
+        let kept = if is_step { stages.iter().sum() } else { stages.iter().copied().max().unwrap_or(0) };
+        let needed = size_of::<f32>() as u128 * (kept as u128 * images as u128 + parameters as u128);
+        let free = crate::memory::available();
+        if needed <= free.into() {
+            return Ok(());
+        }
+        let (height, width) = (self.data.height, self.data.width);
+        let message = format!(
+            "{images} images of {height}×{width} at a time take {} MiB of memory at least, of which {} MiB are free",
+            needed >> 20,
+            free >> 20
+        );
+        Err(Error::usage(message, "use a smaller --batch-size, smaller images or a smaller network"))
+    }
+
     fn loader(
         &self,
         split: SplitName,
@@ -292,9 +315,13 @@ pub fn train_resumable(
     let channels = model.network.input_channels;
     let loader =
         target.loader(SplitName::Train, channels, options.batch_size, true, options.augmentation, options.seed);
-    if subject.mode() == Mode::Training {
+    let is_training = subject.mode() == Mode::Training;
+    if is_training {
         target.check_batch(&model.network, loader.smallest_batch())?;
     }
+    // The gradient, one moment at least, and the best epoch; or the blend and its gradient.
+    let made = if is_training { if is_merge { 2 } else { 3 } } else { 0 };
+    target.check_memory(&model.network, loader.largest_batch(), is_training, made * model.network.trunk_len)?;
     if options.patience.is_some() && target.data.val.is_empty() {
         observer.note("--patience has no effect, because the validation split is empty");
     }

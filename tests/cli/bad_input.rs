@@ -229,6 +229,11 @@ fn networks_that_cannot_be_used() {
     let filters = "layer2.0.conv1.weight";
     broken("nan", filters, |_, numbers| last(numbers, f32::NAN));
     broken("inf", "layer3.0.bn2.running_var", |_, numbers| last(numbers, f32::INFINITY));
+    broken("negative", "layer1.0.bn1.running_var", |_, numbers| last(numbers, -0.5));
+    broken("nan-variance", "bn1.running_var", |_, numbers| last(numbers, f32::NAN));
+    broken("no-class", "fc.weight", |shape, numbers| {
+        (*shape, *numbers) = (vec![0, shape[1]], Numbers::Floats(Vec::new()));
+    });
     broken("nan-head", "fc.bias", |_, numbers| last(numbers, f32::NAN));
     broken("integers", filters, |shape, numbers| *numbers = Numbers::Integers(vec![1; shape.iter().product()]));
     broken("transposed", "layer2.0.downsample.0.weight", |shape, _| shape.swap(0, 1));
@@ -251,6 +256,9 @@ fn networks_that_cannot_be_used() {
     let files: &[(&str, &[&str])] = &[
         ("nan", &["layer2.0.conv1.weight holds NaN or infinity", "diverged"]),
         ("inf", &["layer3.0.bn2", "holds NaN or infinity"]),
+        ("negative", &["layer1.0.bn1.running_var is -0.5 in channel 3, and no variance is negative"]),
+        ("nan-variance", &["bn1.running_var holds NaN or infinity, in channel 3"]),
+        ("no-class", &["fc.weight tells 0 classes apart"]),
         ("nan-head", &["fc.bias holds NaN or infinity"]),
         ("integers", &["layer2.0.conv1.weight holds integers"]),
         ("transposed", &["layer2.0.downsample.0.weight has shape [4, 8, 1, 1] where [8, 4, 1, 1] belongs"]),
@@ -472,6 +480,7 @@ fn companions_that_do_not_fit() {
         format!(r#"{{"bottleneck": false, "blocks": {blocks}, "widths": {widths}, "stem": "3x3"}}"#)
     };
     header("many-channels", "input_channels", "18446744073709551615");
+    header("three-channels", "input_channels", "3");
     header("no-channels", "input_channels", "0");
     header("far-anchor", "anchor", "7");
     header("odd-start", "start", "halfway");
@@ -485,6 +494,14 @@ fn companions_that_do_not_fit() {
         let Numbers::Floats(values) = &mut tensor.numbers else { panic!("floats") };
         values[0] = f32::NAN;
     });
+    for (to, value) in [("negative-statistics", -1.0), ("nan-statistics", f32::NAN)] {
+        folder.rewrite("merged.weights.safetensors", to, |file| {
+            let tensor = file.tensors.get_mut("layer2.0.bn1.running_var").unwrap();
+            let Numbers::Floats(values) = &mut tensor.numbers else { panic!("floats") };
+            values[1] = value;
+        });
+    }
+    folder.source("colour", "texture", "--architecture resnet8 --width 4 --input-channels 3");
     let sources = |names: &str| {
         let paths: Vec<String> = names.split(' ').map(|name| format!("{name}.safetensors")).collect();
         format!("--models {}", paths.join(" "))
@@ -540,6 +557,15 @@ fn companions_that_do_not_fit() {
             &["these are merge weights, not a network"],
         ),
         case("weights: many channels", with_weights("many-channels"), &["input_channels"]),
+        case("weights: three channels", with_weights("three-channels"), &["3 input channels", "with 1"]),
+        case("weights: negative variance", with_weights("negative-statistics"), &["running_var is -1 in channel 1"]),
+        case("weights: NaN in a variance", with_weights("nan-statistics"), &["running_var holds NaN or infinity"]),
+        case(
+            "a source for colour",
+            learn("texture colour"),
+            &["texture.safetensors sees grey images (1 channel), colour.safetensors colour images (3 channels)"],
+        ),
+        case("anchor 7 of two", format!("{} --anchor 7", learn("texture shape")), &["'7' of 2 sources", "from 0 to 1"]),
         case("weights: no channels", with_weights("no-channels"), &["input_channels"]),
         case("weights: far anchor", with_weights("far-anchor"), &["anchor makes no sense"]),
         case("weights: start", with_weights("odd-start"), &["halfway"]),

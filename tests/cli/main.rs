@@ -4,6 +4,8 @@ mod bad_input;
 mod bench;
 mod devices;
 mod failures;
+mod figures;
+mod headers;
 mod jobs;
 mod memory;
 mod outputs;

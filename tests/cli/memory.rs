@@ -22,14 +22,23 @@ fn assert_ended(run: &Run, what: &str) {
 
 #[test]
 fn a_job_that_gets_no_more_memory_ends_in_one_line() {
-    let folder = Folder::with_sources();
-    let train =
-        "train --data data/texture.npz --architecture resnet50 --batch-size 32 --epochs 1 --threads 2 --out out";
-    let run = folder.run_within(400_000, train);
-    assert_ended(&run, train);
-    assert_eq!(run.code, Some(1), "{}", run.stderr);
-    assert!(run.stderr.contains("error: out of memory: ") && run.stderr.contains("more bytes"), "{}", run.stderr);
-    assert!(!folder.path("out").exists());
+    let folder = Folder::new();
+    // Images of 800 MB.
+    let synth = "synth --out big --image-size 64 --test 200000 --threads 2";
+    for as_json in ["", "--json"] {
+        let run = folder.run_within(400_000, &format!("{synth} {as_json}"));
+        assert_ended(&run, synth);
+        assert_eq!(run.code, Some(1), "{}", run.stderr);
+        assert!(run.stderr.contains("error: out of memory: ") && run.stderr.contains("more bytes"), "{}", run.stderr);
+        match as_json {
+            "" => assert_eq!(run.stdout, ""),
+            _ => {
+                let result: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+                assert!(result["error"]["message"].as_str().unwrap().starts_with("out of memory"), "{result}");
+            }
+        }
+    }
+    assert_eq!(folder.leftovers(), Vec::<std::path::PathBuf>::new());
 }
 
 #[test]
@@ -77,4 +86,19 @@ fn a_network_larger_than_memory_is_refused_before_it_is_read() {
             run.stderr
         );
     }
+}
+
+/// The least that a step needs is known before it runs.
+#[test]
+fn a_batch_larger_than_memory_is_refused_before_the_first_step() {
+    let folder = Folder::new();
+    folder.done("synth --out data --image-size 64 --source-train 200 --target-train 16 --val 4 --test 200");
+    let train = "train --data data/shape.npz --architecture resnet18 --stem 3x3 --epochs 1 --threads 2 --out out";
+    // Of the outputs of the stages alone, 200 images take 3.5 GB.
+    let run = folder.run_within(3_000_000, &format!("{train} --batch-size 200"));
+    assert_ended(&run, train);
+    assert_eq!(run.code, Some(2), "{}", run.stderr);
+    assert!(run.stderr.contains("200 images of 64×64 at a time take "), "{}", run.stderr);
+    assert!(run.stderr.contains("MiB of memory at least, of which "), "{}", run.stderr);
+    assert!(run.stderr.contains("a smaller --batch-size") && !run.stderr.contains("step 1"), "{}", run.stderr);
 }
