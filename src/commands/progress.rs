@@ -87,6 +87,7 @@ impl Observer for Progress {
             history.iter().for_each(|record| log.borrow_mut().add(&self.name, record));
         }
         self.history = history.to_vec();
+        self.note(&format!("continuing from the state after epoch {}", history.len()));
     }
 
     fn step(&mut self, step: usize, steps: usize, loss: f32) {

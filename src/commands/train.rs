@@ -90,9 +90,6 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
         )?),
         false => None,
     };
-    if state.as_ref().is_some_and(ResumeFile::exists) {
-        note(global, format_args!("continuing from {}", state_path.display()));
-    }
     let history = train_resumable(&mut model, &mut subject, target, &train_options, &mut progress, state.as_mut())?;
     let Saving { mut output, mut metadata, .. } = progress.finish().expect("given above");
     *provenance.training.last_mut().expect("made above") = train_options.phase(kind, &history);

@@ -87,8 +87,10 @@ fn scores_that_are_no_numbers_are_no_result() {
     let folder = Folder::with_sources();
     // Finite, every one of them, until they are added up.
     folder.rewrite("texture.safetensors", "huge", |file| {
-        let Numbers::Floats(values) = &mut file.tensors.get_mut("fc.weight").unwrap().numbers else { panic!("floats") };
-        values.fill(3e38);
+        for name in ["fc.weight", "fc.bias"] {
+            let Numbers::Floats(values) = &mut file.tensors.get_mut(name).unwrap().numbers else { panic!("floats") };
+            values.fill(3e38);
+        }
     });
     let before = folder.snapshot();
     let says = &["the score of class 0 for image ", "of the test split is ", "hint: "];
@@ -120,7 +122,8 @@ fn one_value_per_channel_has_no_variance() {
     assert_refused(&folder, &[case("batch of one", format!("train --data one/shape.npz {how} --batch-size 1"), says)]);
     // A last image on its own is left out of both passes.
     folder.done(&format!("train --data one/shape.npz {how} --batch-size 4"));
-    folder.done(&format!("train --data data/shape.npz --seed 1 {} --batch-size 4", how.replace("net", "two")));
+    folder
+        .done(&format!("train --data data/shape.npz --seed 1 {} --batch-size 4", how.replace("net.safe", "two.safe")));
     let merge = "merge --models net.safetensors two.safetensors --coefficients 0.5,0.5";
     folder.done(&format!("{merge} --data one/target.npz --out merged"));
     // Where the smallest layer has several pixels, one image is enough.

@@ -242,7 +242,7 @@ fn a_run_that_stops_early_says_so_and_is_finished() {
     assert_eq!((&last["epochs_done"], &last["stopped_early"], &last["epoch"]), (&3.into(), &true.into(), &1.into()));
     assert!(!done(&folder, "eval --model out --data data/texture.npz").stderr.contains("unfinished"));
 
-    folder.data("noval", "--val 0 --force");
+    folder.done("synth --out noval --image-size 16 --source-train 16 --target-train 16 --val 0 --test 4");
     let run = done(
         &folder,
         &format!("train --from texture.safetensors --data noval/texture.npz {SHORT} --patience 1 --out o"),
