@@ -59,14 +59,32 @@ fn on_exhausted() {
     medmerge::output::remove_unfinished();
 }
 
+/// A thread whose start finds no memory panics inside Rust's own code, before it does anything of ours: that is the same
+/// end. Any other panic stays what it is.
+pub fn end_where_a_thread_gets_no_stack() {
+    let otherwise = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let is_stack = |text: &&str| text.starts_with("failed to allocate an alternative stack");
+        match panic.payload_as_str().filter(is_stack) {
+            Some(_) => end_with(b"error: out of memory: a thread got no stack\n"),
+            None => otherwise(panic),
+        }
+    }));
+}
+
 #[cold]
 fn end(size: usize) -> ! {
+    let mut line = [0; 80];
+    end_with(message(size, &mut line))
+}
+
+#[cold]
+fn end_with(line: &[u8]) -> ! {
     // SAFETY: has no preconditions.
     let this = unsafe { libc::pthread_self() } as usize;
     match ENDED_BY.compare_exchange(0, this, Ordering::SeqCst, Ordering::SeqCst) {
         Ok(_) => {
-            let mut line = [0; 80];
-            write_all(libc::STDERR_FILENO, message(size, &mut line));
+            write_all(libc::STDERR_FILENO, line);
             write_all(libc::STDERR_FILENO, HINT);
             if terminal::takes_an_object() {
                 write_all(libc::STDOUT_FILENO, OBJECT);

@@ -16,6 +16,7 @@ static ALLOCATOR: allocator::Ending = allocator::Ending;
 
 fn main() -> ExitCode {
     set_signals();
+    allocator::end_where_a_thread_gets_no_stack();
     // A command line that cannot be parsed is answered in the same form.
     terminal::as_json(std::env::args_os().any(|argument| argument == "--json"));
     let (cli, matches) = match parse() {
