@@ -28,6 +28,8 @@ pub struct Checkpoint {
     pub has_head: bool,
     /// Whether the file leaves its stem open, and the usual one was taken.
     pub stem_is_assumed: bool,
+    /// What the header says of the stem.
+    pub stem_in_header: Option<Stem>,
     pub metadata: Metadata,
     pub provenance: Provenance,
     /// Of the whole file, in hexadecimal.
@@ -64,7 +66,8 @@ impl Checkpoint {
             Error::checkpoint(&path, format!("this is no network that medmerge knows: {reason}"), hint)
         })?;
         let of_header = architecture_in_header(&file, &of_shapes)?;
-        let known = stem.or(of_header.map(|architecture| architecture.stem));
+        let stem_in_header = of_header.map(|architecture| architecture.stem);
+        let known = stem.or(stem_in_header);
         let stem_is_assumed = known.is_none() && of_shapes.stem.is_ambiguous();
         let architecture = with_stem(&path, of_shapes, known)?;
         let network = architecture.build(input_channels, classes.unwrap_or(1));
@@ -101,6 +104,7 @@ impl Checkpoint {
             architecture,
             has_head: classes.is_some(),
             stem_is_assumed,
+            stem_in_header,
             metadata: file.metadata,
             provenance,
             sha256: file.sha256,

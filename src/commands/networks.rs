@@ -31,6 +31,10 @@ fn tell(path: &Path, checkpoint: &Checkpoint, global: &Global) {
         let stem = checkpoint.architecture.stem;
         note(global, format_args!("note: {path} does not say its stem; {stem} is taken (--stem names another)"));
     }
+    let stem = checkpoint.architecture.stem;
+    if let Some(in_header) = checkpoint.stem_in_header.filter(|in_header| *in_header != stem) {
+        note(global, format_args!("note: {path} says its stem is {in_header}; here it is {stem}"));
+    }
     if let Some(phase) = checkpoint.provenance.last_phase().filter(|phase| phase.is_unfinished()) {
         let (done, epochs) = (phase.epochs_done, phase.epochs);
         note(global, format_args!("note: {path} is of an unfinished run: {done} of {epochs} epochs"));

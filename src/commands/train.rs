@@ -1,5 +1,7 @@
 //! `train`.
 
+use std::sync::Arc;
+
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -7,7 +9,7 @@ use medmerge::checkpoint::{self, Checkpoint, Provenance};
 use medmerge::data::Dataset;
 use medmerge::error::{Error, Result};
 use medmerge::merge::training_metadata;
-use medmerge::nn::{Architecture, Model, Region, init};
+use medmerge::nn::{Architecture, Model, Network, Region, init};
 use medmerge::output::{Named, OutputPath, check_apart, shown};
 use medmerge::tensor::{DType, Device};
 use medmerge::train::{
@@ -54,21 +56,7 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
     let output = OutputPath::check(&options.out, force, checkpoint::file_size(&network))?;
     let mut model = match &from {
         None => Model::initialized(network, global.seed),
-        Some(from) => {
-            let keeps_head = from.has_head && from.model.network.classes == data.classes && !options.new_head;
-            if keeps_head {
-                files.iter().try_for_each(|(path, from)| networks::check_class_names(path, from, &data))?;
-                from.model.clone()
-            } else {
-                note(global, format_args!("the head is new: {} classes", data.classes));
-                let mut model = Model::zeros(network, DType::F32, Device::Cpu);
-                model.trunk = from.model.trunk.clone();
-                model.statistics = from.model.statistics.clone();
-                model.batches_tracked = from.model.batches_tracked.clone();
-                init::initialize(&mut model, Region::Head, global.seed);
-                model
-            }
-        }
+        Some(from) => transferred(from, network, &data, options, global)?,
     };
 
     let metadata = training_metadata(&architecture, global.seed, from.as_ref());
@@ -84,10 +72,11 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
     let mut subject = if options.head_only { Subject::Head } else { Subject::Everything };
     let target = Target { data: &data, normalisation: &normalisation, place };
     let mut state = match options.resume {
-        true => Some(ResumeFile::new(
-            &state_path,
-            settings(options, global, place, &train_options, &architecture, &model, from.as_ref(), &provenance),
-        )?),
+        true => {
+            let network = network_hash(&architecture, &model);
+            let settings = settings(options, global, place, &train_options, network, from.as_ref(), &provenance);
+            Some(ResumeFile::new(&state_path, settings)?)
+        }
         false => None,
     };
     let history = train_resumable(&mut model, &mut subject, target, &train_options, &mut progress, state.as_mut())?;
@@ -112,26 +101,51 @@ fn inputs(options: &Train) -> Vec<Named<'_>> {
     from.chain([("--data", options.data.data.as_path())]).collect()
 }
 
+/// A network to start from, with its own head where that fits the classes and no other is asked for.
+fn transferred(
+    from: &Checkpoint,
+    network: Arc<Network>,
+    data: &Dataset,
+    options: &Train,
+    global: &Global,
+) -> Result<Model> {
+    if from.has_head && from.model.network.classes == data.classes && !options.new_head {
+        let path = options.from.as_deref().expect("there is one");
+        networks::check_class_names(path, &from.provenance, data)?;
+        return Ok(from.model.clone());
+    }
+    note(global, format_args!("the head is new: {} classes", data.classes));
+    let mut model = Model::zeros(network, DType::F32, Device::Cpu);
+    model.trunk = from.model.trunk.clone();
+    model.statistics = from.model.statistics.clone();
+    model.batches_tracked = from.model.batches_tracked.clone();
+    init::initialize(&mut model, Region::Head, global.seed);
+    Ok(model)
+}
+
+/// SHA-256 of an architecture and of how its parameters lie in memory.
+fn network_hash(architecture: &Architecture, model: &Model) -> String {
+    let layout: Vec<_> = model.network.parameters.iter().map(|p| (&p.name, p.shape.dims(), p.offset)).collect();
+    let text = json!([architecture, layout]).to_string();
+    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Whatever changes the result of a run, by the option that sets it.
 fn settings(
     options: &Train,
     global: &Global,
     place: Place,
     train_options: &TrainOptions,
-    architecture: &Architecture,
-    model: &Model,
+    network: String,
     from: Option<&Checkpoint>,
     provenance: &Provenance,
 ) -> Settings {
-    let layout: Vec<_> = model.network.parameters.iter().map(|p| (&p.name, p.shape.dims(), p.offset)).collect();
-    let layout = Sha256::digest(json!(layout).to_string()).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let settings = json!({
-        "the network": layout,
+        "the network": network,
         "the content of --data": provenance.data.as_ref().map(|data| &data.sha256),
         "the content of --from": from.map(|from| &from.sha256),
         "--new-head": options.new_head,
         "--head-only": options.head_only,
-        "--stem": architecture.stem,
         "--mean": provenance.normalisation.as_ref().map(|normalisation| &normalisation.mean),
         "--std": provenance.normalisation.as_ref().map(|normalisation| &normalisation.std),
         "--epochs": train_options.epochs,

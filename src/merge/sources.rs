@@ -53,6 +53,7 @@ impl Sources {
                     architecture,
                     has_head: true,
                     stem_is_assumed: false,
+                    stem_in_header: None,
                     metadata: Default::default(),
                     provenance: Default::default(),
                     sha256: String::new(),

@@ -272,6 +272,9 @@ fn a_stem_that_a_file_leaves_open_is_told_and_can_be_named() {
         assert!(!all.contains(&logits), "{stem} computes what another does");
         all.push(logits);
     }
+    let (otherwise, said) = logits("texture.safetensors", "--stem 3x3-stride2");
+    assert_eq!(otherwise, all[2]);
+    assert!(said.contains("texture.safetensors says its stem is 3x3; here it is 3x3-stride2"), "{said}");
     let text = folder.done("inspect foreign.safetensors");
     assert!(text.contains("stem 3x3") && text.contains("--stem"), "{text}");
     assert_eq!(folder.json("inspect foreign.safetensors")["stem_is_assumed"], true);
