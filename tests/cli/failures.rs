@@ -51,18 +51,14 @@ fn divergence_later_leaves_the_last_good_checkpoint() {
     assert_eq!(folder.leftovers(), Vec::<PathBuf>::new());
 }
 
-/// A data set whose epochs take long enough to be interrupted.
-fn with_long_epochs() -> Folder {
-    let folder = Folder::with_sources();
-    folder.done("synth --out long --image-size 32 --source-train 3000 --target-train 3000 --val 16 --test 16");
-    folder
-}
-
 #[test]
 fn an_interrupt_before_the_first_epoch_ends_leaves_no_file() {
-    let folder = with_long_epochs();
+    let folder = Folder::with_sources();
+    folder.done("synth --out long --image-size 32 --source-train 3000 --target-train 3000 --val 16 --test 16");
+    folder.source("deep", "texture", "--architecture resnet50");
     let before = folder.snapshot();
-    let train = "train --from texture.safetensors --new-head --data long/texture.npz --batch-size 8 --out out";
+    // An epoch of three thousand steps of fifty layers lies between the line and what may not happen.
+    let train = "train --from deep.safetensors --new-head --data long/texture.npz --batch-size 1 --out out";
     let run = folder.start_until(train, "the head is new").interrupt();
     assert_failed(&run, &["error: interrupted"]);
     assert!(!run.stderr.contains("hint"), "{}", run.stderr);
@@ -83,22 +79,27 @@ fn an_interrupt_later_leaves_the_last_good_checkpoint() {
 /// Killed as many times as it takes to end, a run comes to the same bytes as one that was left alone.
 #[test]
 fn a_resumed_run_equals_an_uninterrupted_one() {
-    resume(40, [2, 9], "--device cpu");
+    resume(&Folder::with_sources(), "--batch-size 8 --device cpu");
 }
 
 /// The scale of the loss is part of the state.
 #[cfg(feature = "emulator")]
 #[test]
 fn a_resumed_run_equals_an_uninterrupted_one_on_the_emulator() {
-    resume(12, [2, 5], "--device emulator --precision f16");
+    let folder = Folder::with_sources();
+    // Two steps in an epoch.
+    folder.done("synth --out data --force --image-size 16 --source-train 16 --target-train 16 --val 4 --test 4");
+    resume(&folder, "--batch-size 8 --device emulator --precision f16");
 }
 
-fn resume(epochs: usize, interrupts: [usize; 2], on: &str) {
-    let folder = Folder::with_sources();
+/// Interrupted at an epoch's line, a run gets to the line after the next at most: so the second time is behind the first,
+/// and the end behind both.
+fn resume(folder: &Folder, how: &str) {
+    let (epochs, interrupts) = (6, [1, 3]);
     for optimizer in ["sgd", "adamw"] {
         let train = format!(
             "train --from texture.safetensors --data data/texture.npz --epochs {epochs} --optimizer {optimizer} \
-             --batch-size 8 --flip --shift 1 {on} -v --out"
+             --flip --shift 1 {how} -v --out"
         );
         folder.done(&format!("{train} whole --force"));
         let parts = format!("{train} parts --resume");
