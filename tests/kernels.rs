@@ -1,6 +1,9 @@
 //! The GPU kernels, compiled by NVRTC for every architecture that is supported, without a GPU; and the cache of what it
 //! makes.
 
+#[path = "common/binaries.rs"]
+mod binaries;
+
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -20,6 +23,13 @@ fn compiler() -> &'static Nvrtc {
     })
 }
 
+/// All kernels, compiled by whoever comes first.
+fn compiled(architecture: &str) -> Vec<Module> {
+    let _turn = binaries::turn(architecture);
+    compile::compile_all(compiler(), Some(&Cache::at(&binaries::folder())), &compile::sources(), architecture)
+        .unwrap_or_else(|failure| panic!("{failure}\nhint: {}", failure.hint()))
+}
+
 /// The names in `KERNEL(name, Parameters, THREADS)`.
 fn entry_points(text: &str) -> impl Iterator<Item = &str> {
     text.lines().filter_map(|line| Some(line.strip_prefix("KERNEL(")?.split(',').next()?.trim()))
@@ -36,13 +46,9 @@ fn every_kernel_compiles_everywhere_and_fits_its_registers() {
     let without_f32 = |file: &&&str| sources.iter().all(|source| source.file != **file || source.dtype != DType::F32);
     let for_tensor_cores = ["conv2d_tensor", "conv2d_tensor_products", "limits_tensor"];
     assert_eq!(files.iter().filter(without_f32).copied().collect::<Vec<_>>(), for_tensor_cores);
-    // To compile all takes minutes of processor time; what nobody changed since is not compiled again.
-    let cache = Cache::at(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache/medmerge"));
     let mut problems = Vec::new();
     for architecture in ARCHITECTURES {
-        let modules = compile::compile_all(nvrtc, Some(&cache), &sources, architecture)
-            .unwrap_or_else(|failure| panic!("{failure}\nhint: {}", failure.hint()));
-        for (source, module) in sources.iter().zip(&modules) {
+        for (source, module) in sources.iter().zip(&compiled(architecture)) {
             let mut expected: Vec<String> =
                 entry_points(source.text).map(|name| format!("{name}_{}", source.dtype)).collect();
             expected.sort();
@@ -74,8 +80,7 @@ fn needs_on_hopper_are_those_on_record() {
         eprintln!("not compared: {RECORD} is of another compiler than libnvrtc {}", nvrtc.version);
         return;
     }
-    let cache = Cache::at(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache/medmerge"));
-    let modules = compile::compile_all(nvrtc, Some(&cache), &compile::sources(), "sm_90a").unwrap();
+    let modules = compiled("sm_90a");
     let mut found = head(&nvrtc.version.to_string());
     found.push_str("\nkernel,threads,registers,shared bytes,blocks per processor\n");
     for kernel in modules.iter().flat_map(|module| &module.kernels) {
@@ -87,6 +92,21 @@ fn needs_on_hopper_are_those_on_record() {
     let beside = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels-sm_90a.csv");
     std::fs::write(&beside, &found).unwrap();
     assert!(found == record, "differs from {RECORD}; what is now is in {}", beside.display());
+}
+
+/// What the tests above and `tests/sass.py` look at is what the compiler makes of today's sources. One file shows it for all:
+/// they are stored alike, under names that a test of `compile` checks.
+#[test]
+fn a_shared_binary_is_what_the_compiler_makes_now() {
+    let sources = compile::sources();
+    let source = sources.iter().find(|source| source.file == "convert" && source.dtype == DType::BF16).unwrap();
+    let cache = Cache::at(&binaries::folder());
+    let now = compile::compile(compiler(), None, source, "sm_90a").unwrap();
+    for is_surely_cached in [false, true] {
+        let shared = compile::compile(compiler(), Some(&cache), source, "sm_90a").unwrap();
+        assert!(shared.is_cached || !is_surely_cached);
+        assert_eq!((&shared.cubin, &shared.kernels), (&now.cubin, &now.kernels));
+    }
 }
 
 #[test]

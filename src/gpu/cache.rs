@@ -28,7 +28,7 @@ impl Key {
         self.0.update(part.as_bytes());
     }
 
-    fn hex(&self) -> String {
+    pub(super) fn hex(&self) -> String {
         self.0.clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }

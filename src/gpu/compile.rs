@@ -132,7 +132,7 @@ pub fn compile(nvrtc: &Nvrtc, cache: Option<&Cache>, source: &Source, architectu
     let options = options(source.dtype, architecture);
     let name = format!("kernels/{}.cu", source.file);
     let entry = format!("{}_{}-{architecture}", source.file, source.dtype);
-    let key = key(nvrtc, &name, source.text, &headers, &options);
+    let key = key(&nvrtc.version.to_string(), &name, source.text, &headers, &options);
     if let Some((kernels, cubin)) = cache.and_then(|cache| decode(&cache.read(&entry, &key)?)) {
         return Ok(Module { cubin, kernels, seconds: start.elapsed().as_secs_f64(), is_cached: true });
     }
@@ -162,9 +162,9 @@ fn options(dtype: DType, architecture: &str) -> Vec<String> {
     ]
 }
 
-fn key(nvrtc: &Nvrtc, name: &str, text: &str, headers: &[(&str, &str)], options: &[String]) -> Key {
+fn key(compiler: &str, name: &str, text: &str, headers: &[(&str, &str)], options: &[String]) -> Key {
     let mut key = Key::new("medmerge kernels 2");
-    key.add(&nvrtc.version.to_string());
+    key.add(compiler);
     key.add(name);
     key.add(text);
     for (name, text) in headers {
@@ -283,6 +283,32 @@ ptxas info    : Used 10 registers, 376 bytes cmem[0]";
         assert_eq!(blocks(1024, 32, 0), 2);
         assert_eq!(blocks(32, 16, 0), 32);
         assert_eq!(KernelFacts::default().blocks_per_processor("sm_7"), None);
+    }
+
+    /// Whatever the compiler is told, and which compiler it is: a binary in the cache is never of something else.
+    #[test]
+    fn an_entry_depends_on_all_that_the_compiler_is_given() {
+        let options = options(DType::BF16, "sm_90a");
+        let headers = [("a.cuh", "A"), ("b.cuh", "B")];
+        let other = |name, text| [("a.cuh", "A"), (name, text)];
+        let mut other_options = vec![super::options(DType::F16, "sm_90a"), super::options(DType::BF16, "sm_80")];
+        other_options.extend((0..options.len()).map(|left_out| {
+            let mut fewer = options.clone();
+            fewer.remove(left_out);
+            fewer
+        }));
+        let mut keys = vec![
+            key("13.0", "x.cu", "X", &headers, &options),
+            key("13.1", "x.cu", "X", &headers, &options),
+            key("13.0", "y.cu", "X", &headers, &options),
+            key("13.0", "x.cu", "Y", &headers, &options),
+            key("13.0", "x.cu", "X", &headers[..1], &options),
+            key("13.0", "x.cu", "X", &other("b.cuh", "C"), &options),
+            key("13.0", "x.cu", "X", &other("c.cuh", "B"), &options),
+        ];
+        keys.extend(other_options.iter().map(|options| key("13.0", "x.cu", "X", &headers, options)));
+        let names: std::collections::BTreeSet<_> = keys.iter().map(Key::hex).collect();
+        assert_eq!(names.len(), keys.len());
     }
 
     #[test]

@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
-use std::sync::OnceLock;
 
 use serde_json::Value;
 
+use crate::binaries;
 use crate::support::{Folder, Run, refusal_problems};
 
 /// Runs with variables set, and the cache of kernels in the folder.
@@ -15,21 +15,17 @@ fn run(folder: &Folder, arguments: &str, variables: &[(&str, &Path)]) -> Run {
     Run::from(command.output().unwrap())
 }
 
-/// Fills the folder's cache with all kernels but those of `convert.cu`: to compile all takes a minute of processor time,
-/// which is spent once for all tests.
+/// Fills the folder's cache with all kernels but those of `convert.cu`.
 fn almost_fill_cache(folder: &Folder) {
-    static FILLED: OnceLock<PathBuf> = OnceLock::new();
-    let full = FILLED.get_or_init(|| {
-        let shared = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache");
-        let filled = run(&Folder::new(), "kernels --arch sm_80", &[("XDG_CACHE_HOME", &shared)]);
-        assert_eq!(filled.code, Some(0), "{}", filled.stderr);
-        shared.join("medmerge")
-    });
+    let turn = binaries::turn("sm_80");
+    let filled = run(&Folder::new(), "kernels --arch sm_80", &[("XDG_CACHE_HOME", &binaries::home())]);
+    assert_eq!(filled.code, Some(0), "{}", filled.stderr);
+    drop(turn);
     let mine = folder.path("cache/medmerge");
     std::fs::create_dir_all(&mine).unwrap();
-    for entry in std::fs::read_dir(full).unwrap().map(Result::unwrap) {
+    for entry in std::fs::read_dir(binaries::folder()).unwrap().map(Result::unwrap) {
         let name = entry.file_name().into_string().unwrap();
-        if !name.starts_with("convert_") && !name.starts_with('.') {
+        if !name.starts_with("convert_") && !name.starts_with('.') && name.contains("-sm_80-") {
             std::fs::copy(entry.path(), mine.join(name)).unwrap();
         }
     }

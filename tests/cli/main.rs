@@ -2,6 +2,8 @@
 
 mod bad_input;
 mod bench;
+#[path = "../common/binaries.rs"]
+mod binaries;
 mod devices;
 mod failures;
 mod figures;
