@@ -35,6 +35,7 @@ pub mod data;
 pub mod error;
 pub mod file_kind;
 pub mod gpu;
+pub mod hex;
 pub mod interrupt;
 pub mod memory;
 pub mod merge;

@@ -19,6 +19,7 @@ use sha2::{Digest, Sha256};
 use super::Metadata;
 use crate::error::{Error, Result};
 use crate::file_kind::{self, MAX_HEADER, Wanted};
+use crate::hex::hex;
 use crate::memory;
 use crate::output::OutputPath;
 
@@ -96,7 +97,7 @@ impl TensorFile {
             })?;
             tensors.insert(name.clone(), StoredTensor { name, dtype, shape, numbers });
         }
-        let sha256 = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256 = hex(Sha256::digest(&bytes));
         Ok(TensorFile { path: path.to_path_buf(), tensors, metadata: header.metadata.unwrap_or_default(), sha256 })
     }
 

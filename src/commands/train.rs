@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use medmerge::checkpoint::{self, Checkpoint, Provenance};
 use medmerge::data::Dataset;
 use medmerge::error::{Error, Result};
+use medmerge::hex::hex;
 use medmerge::merge::training_metadata;
 use medmerge::nn::{Architecture, Model, Network, Region, init};
 use medmerge::output::{Named, OutputPath, check_apart, shown};
@@ -127,7 +128,7 @@ fn transferred(
 fn network_hash(architecture: &Architecture, model: &Model) -> String {
     let layout: Vec<_> = model.network.parameters.iter().map(|p| (&p.name, p.shape.dims(), p.offset)).collect();
     let text = json!([architecture, layout]).to_string();
-    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(Sha256::digest(text))
 }
 
 /// Whatever changes the result of a run, by the option that sets it.

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::file_kind::listing;
+use crate::hex::hex;
 use crate::memory;
 use npz::Element as _;
 
@@ -183,7 +184,7 @@ impl Dataset {
                 hash.update(label.to_le_bytes());
             }
         }
-        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(hash.finalize())
     }
 
     pub fn split(&self, name: SplitName) -> &Split {

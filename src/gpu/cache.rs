@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use crate::hex::hex;
 use crate::interrupt::Shield;
 
 /// What an entry depends on.
@@ -29,7 +30,7 @@ impl Key {
     }
 
     pub(super) fn hex(&self) -> String {
-        self.0.clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(self.0.clone().finalize())
     }
 }
 

@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::folder;
 use super::unfinished::Unfinished;
+use crate::hex::hex;
 
 /// The locks that this process holds.
 static HELD: Mutex<Vec<Held>> = Mutex::new(Vec::new());
@@ -83,7 +84,7 @@ fn beside(path: &Path) -> io::Result<PathBuf> {
     } else {
         // A name has 255 bytes at most.
         let digest = Sha256::digest(name.as_encoded_bytes());
-        hidden.push(digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+        hidden.push(hex(digest));
     }
     hidden.push(".medmerge-lock");
     Ok(folder(path).canonicalize()?.join(hidden))

@@ -14,6 +14,7 @@ use super::step::Optimizers;
 use super::{Best, EpochRecord};
 use crate::checkpoint::{Metadata, Numbers, StoredTensor, TensorFile, first_few, write};
 use crate::error::{Error, Result};
+use crate::hex::hex;
 use crate::nn::Model;
 use crate::ops::control::Values;
 use crate::output::OutputPath;
@@ -76,8 +77,7 @@ impl ResumeFile {
         }
         if let Some(control) = control {
             // As bits, for the same reason as below.
-            let bytes = bytemuck::bytes_of(&control).iter().map(|byte| format!("{byte:02x}"));
-            metadata.insert("control".into(), bytes.collect());
+            metadata.insert("control".into(), hex(bytemuck::bytes_of(&control)));
         }
         if let Some(best) = best {
             tensors.extend(stored_model("best", &best.model));
@@ -164,7 +164,7 @@ fn content_hash(tensors: &[StoredTensor], metadata: &Metadata) -> String {
             Numbers::NotUnderstood(bytes) => hash.update(bytes),
         }
     }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(hash.finalize())
 }
 
 /// What was set otherwise, in words.
