@@ -267,12 +267,13 @@ pub struct Learn {
 }
 
 #[derive(Args)]
+#[command(group = clap::ArgGroup::new("how").required(true).args(["weights", "coefficients"]))]
 pub struct Merge {
     /// The sources, two or more, in the order in which the weights were learned
     #[arg(long, num_args = 1.., required = true, value_name = "CKPT")]
     pub models: Vec<PathBuf>,
     /// Merge weights that `learn` wrote
-    #[arg(long, value_name = "FILE", required_unless_present = "coefficients")]
+    #[arg(long, value_name = "FILE")]
     pub weights: Option<PathBuf>,
     /// One fixed coefficient per source, such as 0.3,0.7
     #[arg(long, value_delimiter = ',', conflicts_with = "weights")]

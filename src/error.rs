@@ -98,10 +98,10 @@ impl Error {
                 },
                 std::io::ErrorKind::PermissionDenied => "check the permissions of the file and its folder".into(),
                 std::io::ErrorKind::StorageFull => {
-                    "free some space or write to another disk; nothing was left behind".into()
+                    "free some space or write to another disk; the file was not written".into()
                 }
                 std::io::ErrorKind::FileTooLarge => {
-                    "files may not grow so large here: ulimit -f shows the limit; nothing was left behind".into()
+                    "files may not grow so large here: ulimit -f shows the limit; the file was not written".into()
                 }
                 std::io::ErrorKind::IsADirectory => "give the path of a file, not of a folder".into(),
                 _ => "check the path and the disk".into(),

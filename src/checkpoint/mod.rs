@@ -119,10 +119,18 @@ fn architecture_in_header(file: &TensorFile, of_shapes: &Architecture) -> Result
     let refuse = |reason: String| {
         Err(Error::checkpoint(&file.path, format!("its header's medmerge.architecture {reason}"), hint))
     };
-    match serde_json::from_str::<Architecture>(text) {
-        Err(error) => refuse(format!("makes no sense: {error}")),
+    match serde_json::from_str::<Architecture>(text).map_err(|error| error.to_string()).and_then(|named| {
+        named.check(1)?;
+        Ok(named)
+    }) {
+        Err(reason) => refuse(format!("makes no sense: {reason}")),
+        Ok(named) if named.stem.window() != of_shapes.stem.window() => {
+            let window = of_shapes.stem.window();
+            refuse(format!("tells a stem of {}, and conv1.weight is {window}×{window}", named.stem))
+        }
         Ok(named) if (Architecture { stem: of_shapes.stem, ..named.clone() }) != *of_shapes => {
-            refuse(format!("is {named}, and its tensors are those of {of_shapes}"))
+            let ours = serde_json::to_string(of_shapes).expect("plain data is JSON");
+            refuse(format!("is {text}, and its tensors are those of {ours}"))
         }
         Ok(named) => Ok(Some(named)),
     }

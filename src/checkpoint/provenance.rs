@@ -63,6 +63,12 @@ pub struct Phase {
     pub optimizer: String,
     pub batch_size: usize,
     pub weight_decay: f64,
+    pub label_smoothing: f64,
+    /// Whether each class weighed as if all had as many images.
+    pub balances_classes: bool,
+    /// Training images were mirrored, and moved by up to so many pixels.
+    pub flip: bool,
+    pub shift: usize,
     pub seed: u64,
 }
 
@@ -199,6 +205,10 @@ mod tests {
             optimizer: "adamw".into(),
             batch_size: 128,
             weight_decay: 1e-4,
+            label_smoothing: 0.1,
+            balances_classes: true,
+            flip: false,
+            shift: 2,
             seed: 7,
         }
     }

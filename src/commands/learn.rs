@@ -23,13 +23,13 @@ pub fn run(options: &Learn, global: &Global) -> Result<()> {
     let inputs = options.models.iter().map(|path| ("--models", path.as_path()));
     let inputs: Vec<Named> = inputs.chain([("--data", options.data.data.as_path())]).collect();
     let log_path = EpochLog::beside(&options.out);
-    let outputs: [Named; 3] =
-        [("--out", &options.out), ("--weights", &weights_path), ("the log beside --out", &log_path)];
+    let outputs: [Named; 2] = [("--out", &options.out), ("--weights", &weights_path)];
     let outputs = outputs.into_iter().chain(options.picture.iter().map(|path| ("--picture", path.as_path())));
     let outputs: Vec<Named> = outputs.collect();
-    check_apart(&inputs, &outputs)?;
+    check_apart(&inputs, &[&outputs[..], &[("the log beside --out", &log_path)]].concat())?;
     let check = |(_, path): &Named| OutputPath::check(path, options.force, 0);
     let _claims = outputs.iter().map(check).collect::<Result<Vec<_>>>()?;
+    let log = EpochLog::shared(EpochLog::output(&options.out, options.force)?);
     let place = super::place::open(global)?;
     let sources = networks::load_sources(&options.models, options.stem.stem, global)?;
     let anchor = match options.anchor.as_str() {
@@ -56,7 +56,6 @@ pub fn run(options: &Learn, global: &Global) -> Result<()> {
         probe,
     };
     let target = Target { data: &data, normalisation: &normalisation, place };
-    let log = EpochLog::shared(OutputPath::check(&log_path, options.force, 0)?);
     let mut anchor_progress = Progress::new("choosing the anchor", global).logging_to(&log);
     let mut progress = Progress::new("learning merge weights", global).logging_to(&log);
     let learning = learn(&sources, target, &learn_options, &mut anchor_progress, &mut progress)?;

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use medmerge::checkpoint::{self, Metadata};
+use medmerge::checkpoint::{self, Metadata, Provenance};
 use medmerge::data::Dataset;
 use medmerge::error::{Error, Result};
 use medmerge::merge::{Fixed, Head, Learned, Sources, fold_fixed};
@@ -88,7 +88,8 @@ fn by_coefficients(
             check_fit(data, &model.network, None)?;
             networks::tell_image_size(&files, data, global);
             reestimate_statistics(&mut model, Target { data, normalisation: &normalisation, place }, 128)?;
-            provenance.normalisation = Some(normalisation);
+            let Provenance { normalisation, image_size, data, .. } = Provenance::of_data(data, &normalisation);
+            provenance = Provenance { normalisation, image_size, data, ..provenance };
         }
         None => {
             // Nothing here depends on it, but whoever uses the network will.

@@ -59,6 +59,14 @@ pub fn normalisation(
         std: asked.std.clone().unwrap_or(default.std),
     };
     normalisation.check(channels)?;
+    let is_asked = asked.mean.is_some() && asked.std.is_some();
+    for (path, _) in files.iter().filter(|(_, provenance)| !is_asked && provenance.normalisation.is_none()) {
+        let path = path.display();
+        note(
+            global,
+            format_args!("note: {path} does not say how its images were normalised; {normalisation} is taken"),
+        );
+    }
     for (path, provenance) in files {
         if let Some(trained) = provenance.normalisation.as_ref().filter(|n| !n.is_same(&normalisation, channels)) {
             note(global, format_args!("note: {} was trained with {trained}; here {normalisation}", path.display()));

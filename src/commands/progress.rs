@@ -141,16 +141,24 @@ pub struct EpochLog {
     text: String,
 }
 
+const HEADER: &str = "phase,epoch,train_loss,val_accuracy,val_macro_f1,seconds\n";
+
 impl EpochLog {
     /// `folder/name.safetensors` to `folder/name.log.csv`.
     pub fn beside(out: &Path) -> PathBuf {
         out.with_extension("log.csv")
     }
 
+    /// Where the log of a run goes. One that stands there alone is of a run that was interrupted before it had a result.
+    pub fn output(out: &Path, force: bool) -> Result<OutputPath> {
+        let path = EpochLog::beside(out);
+        let is_ours = || std::fs::read(&path).is_ok_and(|bytes| bytes.starts_with(HEADER.as_bytes()));
+        OutputPath::check(&path, force || (!out.exists() && is_ours()), 0)
+    }
+
     /// For the one or several [`Progress`] of a command.
     pub fn shared(output: OutputPath) -> Rc<RefCell<EpochLog>> {
-        let text = "phase,epoch,train_loss,val_accuracy,val_macro_f1,seconds\n".to_string();
-        Rc::new(RefCell::new(EpochLog { output, text }))
+        Rc::new(RefCell::new(EpochLog { output, text: HEADER.to_string() }))
     }
 
     fn add(&mut self, phase: &str, record: &EpochRecord) {

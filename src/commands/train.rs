@@ -1,11 +1,12 @@
 //! `train`.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use medmerge::checkpoint::{self, Checkpoint, Provenance};
+use medmerge::checkpoint::{self, Checkpoint, Phase, Provenance, TensorFile};
 use medmerge::data::Dataset;
 use medmerge::error::{Error, Result};
 use medmerge::hex::hex;
@@ -30,14 +31,14 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
     }
     let state_path = options.out.with_extension("resume.safetensors");
     // What an interrupted run wrote, its continuation may overwrite.
-    let force = options.force || (options.resume && state_path.exists());
+    let force = options.force || (options.resume && state_path.exists() && !is_finished(&options.out));
     let state: Option<Named> = options.resume.then_some(("the state of --resume", &state_path));
     let log_path = EpochLog::beside(&options.out);
     let outputs: [Named; 2] = [("--out", &options.out), ("the log beside --out", &log_path)];
     let outputs: Vec<Named> = outputs.into_iter().chain(state).collect();
     check_apart(&inputs(options), &outputs)?;
     let _claim = OutputPath::check(&options.out, force, 0)?;
-    let log = EpochLog::shared(OutputPath::check(&log_path, force, 0)?);
+    let log = EpochLog::shared(EpochLog::output(&options.out, force)?);
     let place = super::place::open(global)?;
     let from = match &options.from {
         Some(path) => Some(networks::load(path, options.stem, global)?),
@@ -94,6 +95,14 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
     report(global, &result, |out| {
         writeln!(out, "{}: {architecture}, {} epochs, {}", options.out.display(), history.len(), best(&history))
     })
+}
+
+/// Whether there is a network of which no interrupted run will say that it is its own.
+fn is_finished(out: &Path) -> bool {
+    out.exists()
+        && TensorFile::read(out)
+            .and_then(|file| Provenance::read(out, &file.metadata))
+            .map_or(true, |provenance| !provenance.last_phase().is_some_and(Phase::is_unfinished))
 }
 
 /// What it reads.

@@ -25,12 +25,19 @@ pub struct OutputPath {
     _claim: Claim,
 }
 
+/// Bytes of a file's name, on nearly every file system.
+const LONGEST_NAME: usize = 255;
+
 impl OutputPath {
     /// Checks that the path names a file, which no other run is writing, that nothing is overwritten unless `force`, that
     /// the folder exists and can be written to, and that its disk has `bytes` free.
     pub fn check(path: &Path, force: bool, bytes: u64) -> Result<OutputPath> {
         check_names_a_file(path)?;
         let path = &destination(path)?;
+        if path.file_name().is_some_and(|name| name.len() > LONGEST_NAME) {
+            let message = format!("{} is too long a name", path.display());
+            return Err(Error::usage(message, format!("a file's name has {LONGEST_NAME} bytes at most")));
+        }
         if path.is_dir() {
             let source = std::io::Error::from(std::io::ErrorKind::IsADirectory);
             return Err(Error::Io { action: "write", path: path.to_path_buf(), source });

@@ -104,7 +104,8 @@ impl<'a> Target<'a> {
             needed >> 20,
             free >> 20
         );
-        Err(Error::usage(message, "use a smaller --batch-size, smaller images or a smaller network"))
+        let hint = "use a smaller --batch-size, smaller images or a smaller network, or raise the limit (ulimit -v)";
+        Err(Error::usage(message, hint))
     }
 
     fn loader(
@@ -166,6 +167,12 @@ impl TrainOptions {
     /// Refuses what cannot work before anything is read or computed.
     pub fn check(&self) -> Result<()> {
         let refuse = |message: String, hint: &str| Err(Error::usage(message, hint));
+        if self.epochs == 0 {
+            return refuse("0 epochs".into(), "give at least 1");
+        }
+        if self.patience == Some(0) {
+            return refuse("a patience of 0 epochs".into(), "give at least 1, or leave it out");
+        }
         if self.batch_size == 0 {
             return refuse("a batch size of 0".into(), "give at least 1; 128 is usual");
         }
@@ -207,6 +214,10 @@ impl TrainOptions {
             optimizer: serde_name(&self.optimizer),
             batch_size: self.batch_size,
             weight_decay: self.weight_decay,
+            label_smoothing: self.label_smoothing,
+            balances_classes: self.balance_classes,
+            flip: self.augmentation.is_some_and(|augmentation| augmentation.flip),
+            shift: self.augmentation.map_or(0, |augmentation| augmentation.shift),
             seed: self.seed,
         }
     }
@@ -419,17 +430,9 @@ pub fn train_resumable(
             file.save(model, recorder.optimizers(), recorder.control(), best.as_ref(), &history, done)?;
         }
     }
-    match best {
-        Some(best) => {
-            *model = best.model;
-            subject.restore(best.numbers);
-        }
-        // No epoch was asked for.
-        None => {
-            if let Some(outcome) = subject.outcome(model, target, options.batch_size)? {
-                *model = outcome;
-            }
-        }
+    if let Some(best) = best {
+        *model = best.model;
+        subject.restore(best.numbers);
     }
     *model = model.to_device(Device::Cpu);
     subject.move_back(trunks);

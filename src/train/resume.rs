@@ -96,8 +96,11 @@ impl ResumeFile {
         if !self.exists() {
             return Ok(None);
         }
-        let file = TensorFile::read(self.output.path())?;
         let hint = "delete it to start from the beginning";
+        let file = TensorFile::read(self.output.path()).map_err(|error| match error {
+            Error::Checkpoint { path, message, .. } => Error::checkpoint(path, message, hint),
+            other => other,
+        })?;
         let refuse = |message: &str| Error::checkpoint(self.output.path(), message, hint);
         let text = |key: &str| file.metadata.get(key).ok_or_else(|| refuse("it is no state of a training run"));
         let number = |key: &str| text(key)?.parse::<u64>().map_err(|_| refuse("it is no state of a training run"));

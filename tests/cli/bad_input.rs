@@ -47,6 +47,9 @@ fn numbers_that_make_no_sense() {
     assert_refused(
         &folder,
         &[
+            case("no epoch", format!("{TRAIN} --epochs 0"), &["0 epochs"]),
+            case("no epoch to learn", format!("{LEARN} --epochs 0"), &["0 epochs"]),
+            case("patience of 0", format!("{TRAIN} --patience 0"), &["a patience of 0 epochs"]),
             case("batch size of 0", format!("{TRAIN} --batch-size 0"), &["a batch size of 0"]),
             case("batch size of 0 in eval", format!("{EVAL} --batch-size 0"), &["a batch size of 0"]),
             case("batch size below 0", format!("{TRAIN} --batch-size=-1"), &["--batch-size"]),
@@ -531,7 +534,7 @@ fn companions_that_do_not_fit() {
             &["a coefficient of NaN", "--coefficients 0.5,0.5"],
         ),
         case("words", merge("texture shape", "--coefficients half,half"), &["--coefficients"]),
-        case("neither", merge("texture shape", ""), &["--weights <FILE>"]),
+        case("neither", merge("texture shape", ""), &["--weights <FILE>", "--coefficients"]),
         case("both", merge("texture shape", &format!("{WEIGHTS} --coefficients 1,0")), &["cannot be used with"]),
         case(
             "another source",

@@ -186,6 +186,12 @@ fn a_state_that_was_altered_is_not_continued() {
         let steps = file.metadata["steps"].parse::<usize>().unwrap() + 1;
         file.metadata.insert("steps".into(), steps.to_string());
     });
+    // A network that has come in the meantime is not the interrupted run's.
+    let interrupted = folder.bytes("out");
+    folder.write(state, &whole);
+    folder.write("out", folder.bytes("shape.safetensors"));
+    assert_refused(&folder, &[case("another network", train, &["out already exists", "--force"])]);
+    folder.write("out", interrupted);
     // Options that were changed are named, with what they were.
     folder.write(state, &whole);
     let changed = train.replace("--batch-size 8", "--batch-size 4 --flip --learning-rate 0.5");

@@ -265,6 +265,8 @@ fn a_stem_that_a_file_leaves_open_is_told_and_can_be_named() {
     assert_eq!(ours, assumed);
     assert!(!said_of_ours.contains("stem"), "{said_of_ours}");
     assert!(said.contains("foreign.safetensors does not say its stem; 3x3 is taken"), "{said}");
+    let normalised = "foreign.safetensors does not say how its images were normalised; --mean 0.5 --std 0.5 is taken";
+    assert!(said.contains(normalised), "{said}");
     let mut all = vec![assumed];
     for stem in ["3x3-pool", "3x3-stride2", "3x3-stride2-pool"] {
         let (logits, said) = logits("foreign.safetensors", &format!("--stem {stem}"));
@@ -292,10 +294,16 @@ fn a_stem_that_a_file_leaves_open_is_told_and_can_be_named() {
     // Sources that do not say it, with weights that do.
     let says = &["its stem is 3x3-stride2, and that of texture.safetensors is 3x3", "--stem"];
     let wrong_window = &["a stem of 7x7 was asked for, and conv1.weight is 3×3"];
-    folder.rewrite("texture.safetensors", "contradicts", |file| {
-        let architecture = r#"{"bottleneck":false,"blocks":[1,1,2],"widths":[4,8,16],"stem":"3x3"}"#;
-        file.metadata.insert("medmerge.architecture".into(), architecture.into());
-    });
+    for (to, blocks, widths, stem) in [
+        ("contradicts", "[1,1,2]", "[4,8,16]", "3x3"),
+        ("no-widths", "[1,1,1]", "[]", "3x3"),
+        ("large-stem", "[1,1,1]", "[4,8,16]", "7x7"),
+    ] {
+        folder.rewrite("texture.safetensors", to, |file| {
+            let architecture = format!(r#"{{"bottleneck":false,"blocks":{blocks},"widths":{widths},"stem":"{stem}"}}"#);
+            file.metadata.insert("medmerge.architecture".into(), architecture);
+        });
+    }
     assert_refused(
         &folder,
         &[
@@ -308,7 +316,17 @@ fn a_stem_that_a_file_leaves_open_is_told_and_can_be_named() {
             case(
                 "contradiction",
                 "eval --model contradicts --data data/texture.npz",
-                &["its header's medmerge.architecture is", "and its tensors are those of resnet8"],
+                &["its header's medmerge.architecture is", "[1,1,2]", "and its tensors are those of", "[1,1,1]"],
+            ),
+            case(
+                "no widths",
+                "eval --model no-widths --data data/texture.npz",
+                &["its header's medmerge.architecture makes no sense: 3 stages with 0 widths"],
+            ),
+            case(
+                "another window",
+                "eval --model large-stem --data data/texture.npz",
+                &["its header's medmerge.architecture tells a stem of 7x7, and conv1.weight is 3×3"],
             ),
         ],
     );
