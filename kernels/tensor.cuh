@@ -24,29 +24,40 @@ DEVICE float half_of(unsigned pair, unsigned half) {
   return to_float(numbers[sizeof(element) == 2 ? half : 0]);
 }
 
-// The numbers that A (16 × DEPTH) and B (DEPTH × 8) have at (row, k) and (k, column), in the lanes' fragments.
+// Fragments for a product DEPTH deep, a float per number, PACKED of them from a register.
 template <unsigned DEPTH>
-DEVICE float a_at(const emulator::Offers<Fragments>& of, unsigned row, unsigned k) {
-  if (DEPTH == 16) return half_of(of[row % 8 * 4 + k % 8 / 2].a[row / 8 + k / 8 * 2], k % 2);
-  return float_of(of[row % 8 * 4 + k % 4].a[row / 8 + k / 4 * 2]);
-}
+struct Unpacked {
+  static constexpr unsigned PACKED = DEPTH / 8;
+  float a[4 * PACKED], b[2 * PACKED];
+};
 
 template <unsigned DEPTH>
-DEVICE float b_at(const emulator::Offers<Fragments>& of, unsigned k, unsigned column) {
-  if (DEPTH == 16) return half_of(of[column * 4 + k % 8 / 2].b[k / 8], k % 2);
-  return float_of(of[column * 4 + k % 4].b[k / 4]);
+DEVICE Unpacked<DEPTH> unpacked(const Fragments& of) {
+  constexpr unsigned PACKED = Unpacked<DEPTH>::PACKED;
+  const auto number = [](unsigned bits, unsigned i) { return PACKED == 2 ? half_of(bits, i) : float_of(bits); };
+  Unpacked<DEPTH> numbers;
+  for (unsigned i = 0; i < 4 * PACKED; ++i) numbers.a[i] = number(of.a[i / PACKED], i % PACKED);
+  for (unsigned i = 0; i < 2 * PACKED; ++i) numbers.b[i] = number(of.b[i / PACKED], i % PACKED);
+  return numbers;
 }
 
+// Each lane unpacks what it offers: sixteen lanes read a number of A, and eight one of B.
 template <unsigned DEPTH>
 DEVICE void multiply_add(float (&d)[4], const Fragments& own) {
-  const emulator::Offers<Fragments> of = emulator::exchange(own, __FILE__, __LINE__);
-  const unsigned lane = threadIdx.x % WARP;
-  for (unsigned i = 0; i < 4; ++i) {
-    const unsigned row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-    float sum = 0;
-    for (unsigned k = 0; k < DEPTH; ++k) sum += a_at<DEPTH>(of, row, k) * b_at<DEPTH>(of, k, column);
-    d[i] += sum;
+  constexpr unsigned PACKED = Unpacked<DEPTH>::PACKED;
+  const emulator::Offers<Unpacked<DEPTH>> of = emulator::exchange(unpacked<DEPTH>(own), __FILE__, __LINE__);
+  const unsigned lane = threadIdx.x % WARP, row = lane / 4, column = lane % 4 * 2;
+  float sums[4] = {};
+  for (unsigned k = 0; k < DEPTH; ++k) {
+    // Of the registers of A, those for these k; rows 8 on are in the second of each two.
+    const unsigned owner = k % (4 * PACKED) / PACKED, part = k / (4 * PACKED), i = k % PACKED;
+    const Unpacked<DEPTH>& a = of[row * 4 + owner];
+    for (unsigned j = 0; j < 4; ++j) {
+      const float b = of[(column + j % 2) * 4 + owner].b[part * PACKED + i];
+      sums[j] += a.a[(j / 2 + part * 2) * PACKED + i] * b;
+    }
   }
+  for (unsigned j = 0; j < 4; ++j) d[j] += sums[j];
 }
 
 #endif

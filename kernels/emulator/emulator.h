@@ -27,7 +27,7 @@ constexpr uint16_t MANY = 0xFFFF, WHOLE_WARP = 0x8000;
 enum Collective : unsigned { SYNC, SHUFFLE, SHUFFLE_XOR, SHUFFLE_DOWN, SHUFFLE_UP, BALLOT, ANY, ALL };
 
 // What a lane hands to all lanes of its warp: the operands of a matrix instruction.
-constexpr unsigned OFFER = 32;
+constexpr unsigned OFFER = 48;
 
 // A copy to shared memory that has been asked for and not waited for.
 struct Copy {
@@ -153,16 +153,12 @@ static inline T collective(Collective kind, unsigned mask, T value, unsigned arg
 template <class T>
 struct Offers {
   const unsigned char* bytes;
-  T operator[](unsigned lane) const {
-    T offer;
-    std::memcpy(&offer, bytes + lane * OFFER, sizeof(T));
-    return offer;
-  }
+  const T& operator[](unsigned lane) const { return *reinterpret_cast<const T*>(bytes + lane * OFFER); }
 };
 
 template <class T>
 static inline Offers<T> exchange(const T& offer, const char* file, unsigned line) {
-  static_assert(sizeof(T) <= OFFER, "a lane offers at most this much");
+  static_assert(sizeof(T) <= OFFER && alignof(T) <= 16, "a lane offers at most this much, from an address that suits it");
   unsigned char bytes[OFFER] = {};
   std::memcpy(bytes, &offer, sizeof(T));
   const Context* now = context();

@@ -22,11 +22,12 @@ fn check(op: &str, device: Device, dtype: DType) {
 }
 
 /// A test per op and dtype, on the CPU and on the emulator. Ops behind `single` have no activations, or some that are
-/// always `f32`.
+/// always `f32`; those behind `tensor_cores` are `stored` ones for which tf32 is not `f32`.
 macro_rules! ops {
-    (stored { $($stored:ident)* } single { $($single:ident)* }) => {
+    (stored { $($stored:ident)* } single { $($single:ident)* } tensor_cores { $($matrix:ident)* }) => {
         const STORED: &[&str] = &[$(stringify!($stored)),*];
         const SINGLE: &[&str] = &[$(stringify!($single)),*];
+        const TENSOR_CORES: &[&str] = &[$(stringify!($matrix)),*];
 
         mod cpu {
             use super::*;
@@ -48,6 +49,7 @@ macro_rules! ops {
                 $(#[test] fn $single() { check(stringify!($single), emulator(), DType::F32); })*
             }
 
+            mod tf32 { use super::*; $(#[test] fn $matrix() { check(stringify!($matrix), emulator(), DType::TF32); })* }
             mod bf16 { use super::*; $(#[test] fn $stored() { check(stringify!($stored), emulator(), DType::BF16); })* }
             mod f16 { use super::*; $(#[test] fn $stored() { check(stringify!($stored), emulator(), DType::F16); })* }
         }
@@ -57,13 +59,15 @@ macro_rules! ops {
 ops! {
     stored { convert conv2d batch_norm pool pointwise concat merge }
     single { linear constraint softmax_cross_entropy optimizer }
+    tensor_cores { conv2d }
 }
 
 #[test]
 fn every_op_of_the_table_is_tested() {
     for op in OPS {
-        let is_stored = (op.passes)().iter().any(|pass| pass.differs_in(DType::BF16));
-        assert!(if is_stored { STORED } else { SINGLE }.contains(&op.name), "{}", op.name);
+        let differs_in = |dtype| (op.passes)().iter().any(|pass| pass.differs_in(dtype));
+        assert!(if differs_in(DType::BF16) { STORED } else { SINGLE }.contains(&op.name), "{}", op.name);
+        assert_eq!(differs_in(DType::TF32), TENSOR_CORES.contains(&op.name), "{}", op.name);
     }
     assert_eq!(OPS.len(), STORED.len() + SINGLE.len());
 }

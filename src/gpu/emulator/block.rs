@@ -9,8 +9,9 @@
 
 use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, c_char, c_void};
+use std::mem::{MaybeUninit, take};
 
-use corosensei::stack::DefaultStack;
+use corosensei::stack::{DefaultStack, Stack, StackPointer};
 use corosensei::{Coroutine, CoroutineResult, Yielder};
 
 use super::trap::{self, Fault};
@@ -20,6 +21,7 @@ const WARP: usize = 32;
 /// Bytes of shared memory that can be declared without asking a GPU for more.
 const SHARED: usize = 48 << 10;
 const STACK: usize = 128 << 10;
+const PAGE: usize = 4096;
 
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
@@ -42,13 +44,13 @@ pub struct Context {
     copies_asked: u32,
     copies_group: u32,
     /// Copies to shared memory that are under way, of five words each; the kernels' own business.
-    copies: [[u64; 6]; COPIES],
+    copies: [MaybeUninit<[u64; 6]>; COPIES],
 }
 
 /// `emulator::COPIES`.
 const COPIES: usize = 64;
 /// `emulator::OFFER`.
-const OFFER: usize = 32;
+const OFFER: usize = 48;
 
 #[repr(C)]
 struct Runtime {
@@ -123,7 +125,47 @@ pub struct Broken {
     pub address: Option<u64>,
 }
 
-type Worker = Coroutine<(), (), (), DefaultStack>;
+type Worker = Coroutine<(), (), (), Shifted>;
+
+/// A stack that begins a little below its pages' end, each elsewhere: all would share a few lines of the cache otherwise.
+struct Shifted {
+    pages: DefaultStack,
+    by: usize,
+}
+
+impl Shifted {
+    /// The `number`-th.
+    fn new(number: usize) -> Shifted {
+        let pages = DefaultStack::new(STACK + PAGE).expect("memory for a small stack");
+        // Several lines of 64 bytes, and coprime to those in a page.
+        Shifted { pages, by: number * 5 * 64 % PAGE }
+    }
+}
+
+// SAFETY: the pages' own stack, less some bytes at its upper end; they are a multiple of what stacks are aligned to.
+unsafe impl Stack for Shifted {
+    fn base(&self) -> StackPointer {
+        StackPointer::new(self.pages.base().get() - self.by).expect("an address within the pages")
+    }
+
+    fn limit(&self) -> StackPointer {
+        self.pages.limit()
+    }
+}
+
+/// What a lane hands to its warp; aligned for what kernels put there.
+#[repr(align(16))]
+#[derive(Clone, Copy)]
+struct Offer([u8; OFFER]);
+
+/// Memory that the blocks on one thread of the host hand on: what a launch would spend clearing it is more than most
+/// kernels take. Whoever declares an array clears its own part.
+#[derive(Default)]
+struct Handed {
+    contexts: Vec<Context>,
+    shared: Vec<u128>,
+    shadow: Vec<Shadow>,
+}
 
 /// An array in shared memory: where it is declared, and where it and its shadow lie.
 struct Declared {
@@ -142,8 +184,8 @@ pub struct Block {
     /// What a collective gave each thread.
     results: Vec<u64>,
     /// What each thread offers to its warp, and what the warp's last exchange made known.
-    offers: Vec<[u8; OFFER]>,
-    exchanged: Vec<[u8; OFFER]>,
+    offers: Vec<Offer>,
+    exchanged: Vec<Offer>,
     /// Threads in the order in which they begin, and how many have begun.
     order: Vec<u32>,
     begun: usize,
@@ -166,23 +208,25 @@ thread_local! {
     static CURRENT: Cell<*mut Block> = const { Cell::new(std::ptr::null_mut()) };
     /// Always the context of the thread that runs: what kernels read `threadIdx` from.
     static SLOT: Cell<*const Context> = const { Cell::new(std::ptr::null()) };
-    static STACKS: RefCell<Vec<DefaultStack>> = const { RefCell::new(Vec::new()) };
+    static HANDED: Cell<Handed> = Cell::default();
+    static STACKS: RefCell<Vec<Shifted>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Block {
     /// Runs the blocks of one launch, one after the other.
     pub fn new(entry: &'static Entry, parameters: *const c_void, grid: [u32; 3]) -> Block {
         let threads = *entry.threads as usize;
+        let Handed { contexts, shared, shadow } = HANDED.take();
         Block {
             entry,
             parameters,
             grid,
             index: [0; 3],
-            contexts: Vec::new(),
+            contexts,
             states: vec![State::NotBegun; threads],
             results: vec![0; threads],
-            offers: vec![[0; OFFER]; threads],
-            exchanged: vec![[0; OFFER]; threads],
+            offers: vec![Offer([0; OFFER]); threads],
+            exchanged: vec![Offer([0; OFFER]); threads],
             order: (0..threads as u32).collect(),
             begun: 0,
             workers: Vec::new(),
@@ -190,9 +234,9 @@ impl Block {
             worker_of: vec![0; threads],
             current: 0,
             worker: 0,
-            shared: Vec::new(),
+            shared,
             shared_used: 0,
-            shadow: Vec::new(),
+            shadow,
             shadow_used: 0,
             declared: Vec::new(),
             fault: None,
@@ -215,7 +259,7 @@ impl Block {
             runtime: &RUNTIME,
             copies_asked: 0,
             copies_group: 0,
-            copies: [[0; 6]; COPIES],
+            copies: [const { MaybeUninit::uninit() }; COPIES],
         }));
         self.states.fill(State::NotBegun);
         (self.begun, self.shared_used, self.shadow_used) = (0, 0, 0);
@@ -262,11 +306,10 @@ impl Block {
     /// # Safety
     /// As [`Block::schedule`].
     unsafe fn hire(block: *mut Block) -> usize {
-        let stack = STACKS.with_borrow_mut(Vec::pop);
-        let stack = stack.unwrap_or_else(|| DefaultStack::new(STACK).expect("memory for a small stack"));
         // SAFETY: as the caller promises.
         let (workers, yielders) = unsafe { (&mut (*block).workers, &mut (*block).yielders) };
         let number = workers.len();
+        let stack = STACKS.with_borrow_mut(Vec::pop).unwrap_or_else(|| Shifted::new(number));
         let worker = Coroutine::with_stack(stack, move |yielder: &Yielder<(), ()>, ()| {
             // SAFETY: the block outlives its coroutines, and nobody holds a reference to it while one runs.
             unsafe {
@@ -302,10 +345,10 @@ impl Block {
     /// # Safety
     /// As [`Block::schedule`].
     unsafe fn resume(block: *mut Block, number: usize) -> Result<(), Broken> {
-        // SAFETY: as the caller promises; the worker is taken out while it runs.
-        let mut worker = unsafe {
+        // SAFETY: as the caller promises; while the worker runs, nobody touches the list that it lies in.
+        let worker = unsafe {
             (*block).worker = number;
-            (&mut (*block).workers)[number].take().expect("a coroutine that has not ended")
+            (&mut (*block).workers)[number].as_mut().expect("a coroutine that has not ended")
         };
         let mut ended = false;
         let fault = trap::watched(worker.trap_handler(), || {
@@ -314,9 +357,8 @@ impl Block {
         // SAFETY: the coroutine waits or has ended.
         let block = unsafe { &mut *block };
         if ended {
-            STACKS.with_borrow_mut(|stacks| stacks.push(worker.into_stack()));
-        } else {
-            block.workers[number] = Some(worker);
+            let stack = block.workers[number].take().map(Worker::into_stack);
+            STACKS.with_borrow_mut(|stacks| stacks.extend(stack));
         }
         let (what, address) = match (fault, block.fault.take()) {
             (Some(Fault::Address(address)), _) => (String::new(), Some(address)),
@@ -468,6 +510,7 @@ impl Block {
     ///
     /// # Safety
     /// Called on the coroutine of the current thread.
+    #[inline(always)]
     unsafe fn wait(block: *mut Block, state: State) {
         // SAFETY: as in `hire`; no reference into the block is held while the coroutine waits.
         unsafe {
@@ -516,6 +559,13 @@ impl Block {
     }
 }
 
+impl Drop for Block {
+    fn drop(&mut self) {
+        let (contexts, shared, shadow) = (take(&mut self.contexts), take(&mut self.shared), take(&mut self.shadow));
+        HANDED.set(Handed { contexts, shared, shadow });
+    }
+}
+
 fn text(string: *const c_char) -> String {
     // SAFETY: all strings here are literals of the kernels' sources.
     unsafe { CStr::from_ptr(string) }.to_string_lossy().into_owned()
@@ -549,9 +599,9 @@ unsafe extern "C" fn exchange(context: *const Context, offer: *const u8, file: *
     // SAFETY: as in `barrier`; an offer has `OFFER` bytes.
     unsafe {
         let (block, thread) = (CURRENT.get(), (*context).thread.x as usize);
-        (&mut (*block).offers)[thread].copy_from_slice(std::slice::from_raw_parts(offer, OFFER));
+        (&mut (*block).offers)[thread].0.copy_from_slice(std::slice::from_raw_parts(offer, OFFER));
         collective(context, kind::EXCHANGE, u32::MAX, 0, 0, file, line);
-        (&(*block).exchanged)[thread / WARP * WARP].as_ptr()
+        (&(*block).exchanged)[thread / WARP * WARP].0.as_ptr()
     }
 }
 
