@@ -80,18 +80,31 @@ fn needs_on_hopper_are_those_on_record() {
         eprintln!("not compared: {RECORD} is of another compiler than libnvrtc {}", nvrtc.version);
         return;
     }
-    let modules = compiled("sm_90a");
     let mut found = head(&nvrtc.version.to_string());
     found.push_str("\nkernel,threads,registers,shared bytes,blocks per processor\n");
-    for kernel in modules.iter().flat_map(|module| &module.kernels) {
-        let blocks = kernel.blocks_per_processor("sm_90a").unwrap();
-        let KernelFacts { symbol, threads, registers, shared_bytes, .. } = kernel;
-        assert!(*threads > 0 && blocks > 0, "{kernel:?}");
-        found.push_str(&format!("{symbol},{threads},{registers},{shared_bytes},{blocks}\n"));
+    for (source, module) in compile::sources().iter().zip(compiled("sm_90a")) {
+        let mut rows = rows(&module);
+        if !record.contains(&rows) {
+            // The compiler does not always choose the same registers: one of a hundred kernels had 149 once where it has
+            // 139 otherwise, from the same source by the same file of libnvrtc. What differs twice is a change.
+            rows = self::rows(&compile::compile(nvrtc, None, source, "sm_90a").unwrap());
+        }
+        found.push_str(&rows);
     }
     let beside = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels-sm_90a.csv");
     std::fs::write(&beside, &found).unwrap();
     assert!(found == record, "differs from {RECORD}; what is now is in {}", beside.display());
+}
+
+/// What each kernel of a module needs, as it stands on record.
+fn rows(module: &Module) -> String {
+    let row = |kernel: &KernelFacts| {
+        let blocks = kernel.blocks_per_processor("sm_90a").unwrap();
+        let KernelFacts { symbol, threads, registers, shared_bytes, .. } = kernel;
+        assert!(*threads > 0 && blocks > 0, "{kernel:?}");
+        format!("{symbol},{threads},{registers},{shared_bytes},{blocks}\n")
+    };
+    module.kernels.iter().map(row).collect()
 }
 
 /// What the tests above and `tests/sass.py` look at is what the compiler makes of today's sources. One file shows it for all:
