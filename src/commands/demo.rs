@@ -54,9 +54,9 @@ const QUICK: Size = Size {
     target_images: 400,
     validation_images: 128,
     test_images: 500,
-    source_epochs: 5,
+    source_epochs: 4,
     probe_epochs: 3,
-    fine_tuning_epochs: 7,
+    fine_tuning_epochs: 6,
 };
 
 const FULL: Size = Size {
