@@ -327,15 +327,4 @@ mod tests {
         let [quick, full] = [QUICK, FULL].map(|size| Work::new(&size).all * (size.width * size.pixels.pow(2)) as f64);
         assert!(quick < 0.07 * full, "{quick:.0} and {full:.0}");
     }
-
-    #[test]
-    fn what_is_planned_is_what_is_done() {
-        let mut work = Work::new(&QUICK);
-        let protocol = protocol(&QUICK, 0);
-        (0..SOURCES.len()).for_each(|_| drop(work.finish(QUICK.of_source())));
-        for baseline in Baseline::all(SOURCES.len()) {
-            work.finish(QUICK.of_method(&protocol, baseline));
-        }
-        assert!((work.done - work.all).abs() < 1e-6 * work.all);
-    }
 }

@@ -70,7 +70,17 @@ fn by_coefficients(
     }
     let anchor = sources.find(&options.anchor)?;
     let files: Vec<_> = sources.iter().map(|s| (s.path.as_path(), &s.checkpoint.provenance)).collect();
-    let data = options.data.as_deref().map(Dataset::load).transpose()?;
+    let is_asked = options.normalise.mean.is_some() || options.normalise.std.is_some();
+    let normalisation = || networks::normalisation(&options.normalise, &files, sources.input_channels(), global);
+    let for_statistics = match &options.data {
+        Some(path) => {
+            let (data, normalisation) = (Dataset::load(path)?, normalisation()?);
+            check_fit(&data, &sources.get(anchor).checkpoint.model.network, None)?;
+            networks::tell_image_size(&files, &data, global);
+            Some((data, normalisation))
+        }
+        None => None,
+    };
     let Fixed { mut model, head, mut metadata, mut provenance } =
         fold_fixed(sources, coefficients, anchor, options.batch_norm, place.device)?;
     match &head {
@@ -81,22 +91,16 @@ fn by_coefficients(
             note(global, format_args!("note: the merged network has no classifier, because {anchor} has none"));
         }
     }
-    let is_asked = options.normalise.mean.is_some() || options.normalise.std.is_some();
-    match &data {
-        Some(data) => {
-            let normalisation = networks::normalisation(&options.normalise, &files, sources.input_channels(), global)?;
-            check_fit(data, &model.network, None)?;
-            networks::tell_image_size(&files, data, global);
-            reestimate_statistics(&mut model, Target { data, normalisation: &normalisation, place }, 128)?;
-            let Provenance { normalisation, image_size, data, .. } = Provenance::of_data(data, &normalisation);
+    match &for_statistics {
+        Some((data, normalisation)) => {
+            reestimate_statistics(&mut model, Target { data, normalisation, place }, 128)?;
+            let Provenance { normalisation, image_size, data, .. } = Provenance::of_data(data, normalisation);
             provenance = Provenance { normalisation, image_size, data, ..provenance };
         }
         None => {
             // Nothing here depends on it, but whoever uses the network will.
             provenance.normalisation = match (is_asked, sources.normalisation()) {
-                (true, _) => {
-                    Some(networks::normalisation(&options.normalise, &files, sources.input_channels(), global)?)
-                }
+                (true, _) => Some(normalisation()?),
                 (false, Ok(normalisation)) => normalisation,
                 (false, Err(error)) => {
                     note(global, format_args!("note: the header says no --mean and --std, for {error}"));

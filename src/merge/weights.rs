@@ -202,7 +202,11 @@ impl Learned {
                 "its header is that of {here} with {} input channels, and the sources are {there} with {}",
                 channels[0], channels[1]
             );
-            return Err(Error::checkpoint(path, message, "the header was altered; learn the merge weights again"));
+            return Err(Error::checkpoint(
+                path,
+                message,
+                "leave --stem out; without it, the header was altered: learn the merge weights again",
+            ));
         }
         Ok(())
     }
