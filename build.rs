@@ -54,6 +54,8 @@ mod emulator {
                 "-fno-exceptions",
                 "-fno-rtti",
                 "-fstack-clash-protection",
+                // Every access to shared memory asks for the thread that makes it: in a program, that is no call.
+                "-ftls-model=initial-exec",
                 "-Wno-unknown-pragmas",
                 "-Wno-unused-function",
             ] {

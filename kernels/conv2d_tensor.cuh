@@ -371,20 +371,27 @@ DEVICE unsigned place_across(unsigned lane, unsigned matrix, unsigned span, unsi
   return Side::place(line, row / PACK) + row % PACK;
 }
 
-// What the matrix instructions take of a piece that begins at (`span`, `depth`).
-template <class Side, bool ROWS_FIRST>
-DEVICE void load_piece(unsigned (&r)[4], SharedArray<element> tile, unsigned span, unsigned depth) {
+// What the matrix instructions take of COUNT pieces beside each other, the first of which begins at (`span`, `depth`).
+template <class Side, bool ROWS_FIRST, unsigned COUNT>
+DEVICE void load_pieces(unsigned (&r)[COUNT][4], SharedArray<element> tile, unsigned span, unsigned depth) {
   const unsigned lane = threadIdx.x % WARP;
   if constexpr (TF32 && !Side::ALONG) {
 #pragma unroll
-    for (unsigned m = 0; m < 4; ++m)
-      r[m] = bits_of(to_float(tile[place_across<Side, ROWS_FIRST>(lane, m, span, depth)]));
+    for (unsigned i = 0; i < COUNT; ++i)
+#pragma unroll
+      for (unsigned m = 0; m < 4; ++m)
+        r[i][m] = bits_of(to_float(tile[place_across<Side, ROWS_FIRST>(lane, m, span + i * 16, depth)]));
   } else {
-    load_matrices<!Side::ALONG>(r, tile, place_of_line<Side, ROWS_FIRST>(lane, span, depth));
+    unsigned lines[COUNT];
+#pragma unroll
+    for (unsigned i = 0; i < COUNT; ++i) lines[i] = place_of_line<Side, ROWS_FIRST>(lane, span + i * 16, depth);
+    load_matrices<!Side::ALONG>(r, tile, lines);
   }
   if constexpr (TF32) {
 #pragma unroll
-    for (unsigned m = 0; m < 4; ++m) r[m] = to_tf32(float_of(r[m]));
+    for (unsigned i = 0; i < COUNT; ++i)
+#pragma unroll
+      for (unsigned m = 0; m < 4; ++m) r[i][m] = to_tf32(float_of(r[i][m]));
   }
 }
 
@@ -403,17 +410,14 @@ template <class T, class RowSide, class ColumnSide>
 DEVICE void multiply_tiles(Sums<T>& sums, SharedArray<element> rows, SharedArray<element> columns) {
 #pragma unroll
   for (unsigned depth = 0; depth < DEPTH; depth += PIECE_DEPTH) {
-    unsigned a[T::PIECE_ROWS][4], b[PIECE_COLUMNS / 2][4];
+    unsigned a[T::PIECE_ROWS][4], pairs[PIECE_COLUMNS / 2][4], b[PIECE_COLUMNS][2];
+    load_pieces<RowSide, true>(a, rows, warp_row<T>(), depth);
+    load_pieces<ColumnSide, false>(pairs, columns, warp_column<T>(), depth);
 #pragma unroll
-    for (unsigned i = 0; i < T::PIECE_ROWS; ++i) load_piece<RowSide, true>(a[i], rows, warp_row<T>() + i * 16, depth);
+    for (unsigned j = 0; j < PIECE_COLUMNS; ++j)
 #pragma unroll
-    for (unsigned j = 0; j < PIECE_COLUMNS / 2; ++j)
-      load_piece<ColumnSide, false>(b[j], columns, warp_column<T>() + j * 16, depth);
-#pragma unroll
-    for (unsigned i = 0; i < T::PIECE_ROWS; ++i)
-#pragma unroll
-      for (unsigned j = 0; j < PIECE_COLUMNS; ++j)
-        multiply_piece(sums.v[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+      for (unsigned half = 0; half < 2; ++half) b[j][half] = pairs[j / 2][j % 2 * 2 + half];
+    multiply_pieces(sums.v, a, b);
   }
 }
 

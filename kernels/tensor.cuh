@@ -24,40 +24,56 @@ DEVICE float half_of(unsigned pair, unsigned half) {
   return to_float(numbers[sizeof(element) == 2 ? half : 0]);
 }
 
-// Fragments for a product DEPTH deep, a float per number, PACKED of them from a register.
-template <unsigned DEPTH>
+// What a lane holds of ROWS pieces of A and COLUMNS of B for products DEPTH deep, a float per number, PACKED of them from a
+// register.
+template <unsigned DEPTH, unsigned ROWS, unsigned COLUMNS>
 struct Unpacked {
   static constexpr unsigned PACKED = DEPTH / 8;
-  float a[4 * PACKED], b[2 * PACKED];
+  float a[ROWS][4 * PACKED], b[COLUMNS][2 * PACKED];
 };
 
-template <unsigned DEPTH>
-DEVICE Unpacked<DEPTH> unpacked(const Fragments& of) {
-  constexpr unsigned PACKED = Unpacked<DEPTH>::PACKED;
+// ROWS × COLUMNS products at once. Lanes exchange all that they hold, unpacked, before any of them multiplies: to switch from
+// lane to lane takes longer than a product.
+template <unsigned DEPTH, unsigned ROWS, unsigned COLUMNS>
+DEVICE void multiply_add(float (&d)[ROWS][COLUMNS][4], const unsigned (&own_a)[ROWS][4], const unsigned (&own_b)[COLUMNS][2]) {
+  using All = Unpacked<DEPTH, ROWS, COLUMNS>;
+  constexpr unsigned PACKED = All::PACKED;
   const auto number = [](unsigned bits, unsigned i) { return PACKED == 2 ? half_of(bits, i) : float_of(bits); };
-  Unpacked<DEPTH> numbers;
-  for (unsigned i = 0; i < 4 * PACKED; ++i) numbers.a[i] = number(of.a[i / PACKED], i % PACKED);
-  for (unsigned i = 0; i < 2 * PACKED; ++i) numbers.b[i] = number(of.b[i / PACKED], i % PACKED);
-  return numbers;
-}
-
-// Each lane unpacks what it offers: sixteen lanes read a number of A, and eight one of B.
-template <unsigned DEPTH>
-DEVICE void multiply_add(float (&d)[4], const Fragments& own) {
-  constexpr unsigned PACKED = Unpacked<DEPTH>::PACKED;
-  const emulator::Offers<Unpacked<DEPTH>> of = emulator::exchange(unpacked<DEPTH>(own), __FILE__, __LINE__);
+  All own;
+  for (unsigned m = 0; m < ROWS; ++m)
+    for (unsigned i = 0; i < 4 * PACKED; ++i) own.a[m][i] = number(own_a[m][i / PACKED], i % PACKED);
+  for (unsigned n = 0; n < COLUMNS; ++n)
+    for (unsigned i = 0; i < 2 * PACKED; ++i) own.b[n][i] = number(own_b[n][i / PACKED], i % PACKED);
+  const emulator::Offers<All> of = emulator::exchange(own, __FILE__, __LINE__);
   const unsigned lane = threadIdx.x % WARP, row = lane / 4, column = lane % 4 * 2;
-  float sums[4] = {};
+  // Two columns of each piece of B.
+  float b[DEPTH][COLUMNS][2];
   for (unsigned k = 0; k < DEPTH; ++k) {
-    // Of the registers of A, those for these k; rows 8 on are in the second of each two.
-    const unsigned owner = k % (4 * PACKED) / PACKED, part = k / (4 * PACKED), i = k % PACKED;
-    const Unpacked<DEPTH>& a = of[row * 4 + owner];
-    for (unsigned j = 0; j < 4; ++j) {
-      const float b = of[(column + j % 2) * 4 + owner].b[part * PACKED + i];
-      sums[j] += a.a[(j / 2 + part * 2) * PACKED + i] * b;
+    const unsigned owner = k % (4 * PACKED) / PACKED, i = k / (4 * PACKED) * PACKED + k % PACKED;
+    for (unsigned n = 0; n < COLUMNS; ++n)
+      for (unsigned j = 0; j < 2; ++j) b[k][n][j] = of[(column + j) * 4 + owner].b[n][i];
+  }
+  for (unsigned m = 0; m < ROWS; ++m) {
+    for (unsigned half = 0; half < 2; ++half) {
+      float sums[COLUMNS][2] = {};
+      for (unsigned k = 0; k < DEPTH; ++k) {
+        // Of the registers of A, those for these k; rows 8 on are in the second of each two.
+        const unsigned owner = k % (4 * PACKED) / PACKED, part = k / (4 * PACKED);
+        const float a = of[row * 4 + owner].a[m][(half + part * 2) * PACKED + k % PACKED];
+        for (unsigned n = 0; n < COLUMNS; ++n)
+          for (unsigned j = 0; j < 2; ++j) sums[n][j] += a * b[k][n][j];
+      }
+      for (unsigned n = 0; n < COLUMNS; ++n)
+        for (unsigned j = 0; j < 2; ++j) d[m][n][half * 2 + j] += sums[n][j];
     }
   }
-  for (unsigned j = 0; j < 4; ++j) d[j] += sums[j];
+}
+
+template <unsigned DEPTH>
+DEVICE void multiply_add(float (&d)[4], const Fragments& f) {
+  float sums[1][1][4] = {{{d[0], d[1], d[2], d[3]}}};
+  multiply_add<DEPTH, 1, 1>(sums, {{f.a[0], f.a[1], f.a[2], f.a[3]}}, {{f.b[0], f.b[1]}});
+  for (unsigned j = 0; j < 4; ++j) d[j] = sums[0][0][j];
 }
 
 #endif
@@ -103,40 +119,60 @@ DEVICE void mma_1688(float (&d)[4], const Fragments& f) {
 #endif
 }
 
-// D = A·B + D for 16 rows, 8 columns and 32 bytes of summands, A and B as activations are stored.
-DEVICE void multiply_piece(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-  const Fragments f = {{a[0], a[1], a[2], a[3]}, {b0, b1}};
-  if (sizeof(element) == 2) mma_16816(d, f);
-  else mma_1688(d, f);
+// D = A·B + D for 32 bytes of summands, A and B as activations are stored: ROWS pieces of 16 rows by COLUMNS of 8 columns.
+template <unsigned ROWS, unsigned COLUMNS>
+DEVICE void multiply_pieces(float (&d)[ROWS][COLUMNS][4], const unsigned (&a)[ROWS][4], const unsigned (&b)[COLUMNS][2]) {
+#ifdef MEDMERGE_EMULATOR
+  multiply_add<32 / sizeof(element)>(d, a, b);
+#else
+#pragma unroll
+  for (unsigned i = 0; i < ROWS; ++i) {
+#pragma unroll
+    for (unsigned j = 0; j < COLUMNS; ++j) {
+      const Fragments f = {{a[i][0], a[i][1], a[i][2], a[i][3]}, {b[j][0], b[j][1]}};
+      if (sizeof(element) == 2) mma_16816(d[i][j], f);
+      else mma_1688(d[i][j], f);
+    }
+  }
+#endif
 }
 
-// Four matrices of 8 rows, 16 bytes each: lane l gives the place of row l % 8 of matrix l / 8, a multiple of 16 bytes.
-// Register m gets 32 bits of row l / 4 of matrix m, the (l % 4)-th: two 16-bit numbers, or one of tf32. TURNED: the 16-bit
-// numbers of its transpose; tf32 has no such form.
-template <bool TURNED>
-DEVICE void load_matrices(unsigned (&r)[4], SharedArray<element> array, unsigned row) {
+// COUNT times four matrices of 8 rows, 16 bytes each: lane l gives the place of row l % 8 of matrix l / 8, a multiple of 16
+// bytes. Register m gets 32 bits of row l / 4 of matrix m, the (l % 4)-th: two 16-bit numbers, or one of tf32. TURNED: the
+// 16-bit numbers of its transpose; tf32 has no such form.
+template <bool TURNED, unsigned COUNT>
+DEVICE void load_matrices(unsigned (&r)[COUNT][4], SharedArray<element> array, const unsigned (&row)[COUNT]) {
   static_assert(!TURNED || sizeof(element) == 2, "only 16-bit numbers are turned");
 #ifdef MEDMERGE_EMULATOR
-  emulator::check_aligned(array.data + row, 16);
-  const emulator::Offers<unsigned> rows = emulator::exchange(row, __FILE__, __LINE__);
+  struct Rows { unsigned at[COUNT]; } own;
+  for (unsigned i = 0; i < COUNT; ++i) {
+    emulator::check_aligned(array.data + row[i], 16);
+    own.at[i] = row[i];
+  }
+  const emulator::Offers<Rows> rows = emulator::exchange(own, __FILE__, __LINE__);
   const unsigned lane = threadIdx.x % WARP;
-  constexpr unsigned COUNT = 4 / sizeof(element);
-  for (unsigned m = 0; m < 4; ++m) {
-    element numbers[COUNT];
-    for (unsigned j = 0; j < COUNT; ++j) {
-      const unsigned line = TURNED ? lane % 4 * 2 + j : lane / 4, column = TURNED ? lane / 4 : lane % 4 * COUNT + j;
-      numbers[j] = array[rows[m * 8 + line] + column];
+  constexpr unsigned NUMBERS = 4 / sizeof(element);
+  for (unsigned i = 0; i < COUNT; ++i) {
+    for (unsigned m = 0; m < 4; ++m) {
+      element numbers[NUMBERS];
+      for (unsigned j = 0; j < NUMBERS; ++j) {
+        const unsigned line = TURNED ? lane % 4 * 2 + j : lane / 4, column = TURNED ? lane / 4 : lane % 4 * NUMBERS + j;
+        numbers[j] = array[rows[m * 8 + line].at[i] + column];
+      }
+      std::memcpy(&r[i][m], numbers, sizeof(r[i][m]));
     }
-    std::memcpy(&r[m], numbers, sizeof(r[m]));
   }
 #else
-  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(array + row));
-  if (TURNED)
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
-  else
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+#pragma unroll
+  for (unsigned i = 0; i < COUNT; ++i) {
+    const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(array + row[i]));
+    if (TURNED)
+      asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(r[i][0]), "=r"(r[i][1]), "=r"(r[i][2]), "=r"(r[i][3]) : "r"(address) : "memory");
+    else
+      asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(r[i][0]), "=r"(r[i][1]), "=r"(r[i][2]), "=r"(r[i][3]) : "r"(address) : "memory");
+  }
 #endif
 }
 

@@ -26,8 +26,8 @@ constexpr uint16_t MANY = 0xFFFF, WHOLE_WARP = 0x8000;
 
 enum Collective : unsigned { SYNC, SHUFFLE, SHUFFLE_XOR, SHUFFLE_DOWN, SHUFFLE_UP, BALLOT, ANY, ALL };
 
-// What a lane hands to all lanes of its warp: the operands of a matrix instruction.
-constexpr unsigned OFFER = 48;
+// What a lane hands to all lanes of its warp has at most so many bytes: the operands of its matrix instructions.
+constexpr unsigned OFFER = 192;
 
 // A copy to shared memory that has been asked for and not waited for.
 struct Copy {
@@ -45,8 +45,8 @@ struct Runtime {
                          unsigned line);
   void (*shared)(const Context*, const char* site, unsigned bytes, unsigned count, void** data, Shadow** shadow);
   void (*fault)(const Context*, const char* what, const char* name, uint64_t where, unsigned other_thread);
-  // Gives OFFER bytes to the warp; returns those of its 32 lanes, good until the next call.
-  const unsigned char* (*exchange)(const Context*, const void* offer, const char* file, unsigned line);
+  // Gives `bytes` to the warp; returns those of its 32 lanes, one's behind the other's, good until the next call.
+  const unsigned char* (*exchange)(const Context*, const void* offer, unsigned bytes, const char* file, unsigned line);
 };
 
 struct Context {
@@ -55,7 +55,7 @@ struct Context {
   uint16_t warp_epoch;
   const Runtime* runtime;
   mutable uint32_t copies_asked, copies_group;
-  mutable Copy copies[COPIES];
+  Copy* copies;  // room for COPIES
 };
 
 // Set by every entry point. One for all files of kernels: the linker keeps one copy of the member functions below, which
@@ -153,16 +153,14 @@ static inline T collective(Collective kind, unsigned mask, T value, unsigned arg
 template <class T>
 struct Offers {
   const unsigned char* bytes;
-  const T& operator[](unsigned lane) const { return *reinterpret_cast<const T*>(bytes + lane * OFFER); }
+  const T& operator[](unsigned lane) const { return *reinterpret_cast<const T*>(bytes + lane * sizeof(T)); }
 };
 
 template <class T>
 static inline Offers<T> exchange(const T& offer, const char* file, unsigned line) {
-  static_assert(sizeof(T) <= OFFER && alignof(T) <= 16, "a lane offers at most this much, from an address that suits it");
-  unsigned char bytes[OFFER] = {};
-  std::memcpy(bytes, &offer, sizeof(T));
+  static_assert(sizeof(T) <= OFFER && alignof(T) <= 4, "a lane offers at most this much, words");
   const Context* now = context();
-  return {now->runtime->exchange(now, bytes, file, line)};
+  return {now->runtime->exchange(now, &offer, sizeof(T), file, line)};
 }
 
 // Asks for a copy. Until it has been waited for, NaN is there; whoever else reads it needs a barrier behind the wait, as on

@@ -4,14 +4,18 @@ use rayon::prelude::*;
 
 use crate::tensor::{DType, Device, Shape, Tensor};
 
+/// Numbers in a row that are drawn; beyond that they repeat. To draw as many as exceed a large cache would take longer than
+/// what is measured.
+const BLOCK: usize = 1 << 22;
+
 /// `count` numbers in [−1, 1), others for each seed.
 pub fn random(count: usize, seed: u64) -> Vec<f32> {
     let start = seed.wrapping_mul(0xD1B5_4A32_D192_ED03);
-    (0..count as u64).into_par_iter().map(|i| (hash(start.wrapping_add(i)) >> 40) as f32 / 8_388_608.0 - 1.0).collect()
+    let number = |i: u64| (hash(start.wrapping_add(i)) >> 40) as f32 / 8_388_608.0 - 1.0;
+    let block: Vec<f32> = (0..count.min(BLOCK) as u64).into_par_iter().map(number).collect();
+    // In parallel for the pages' sake: they belong to the processor that first writes them.
+    if count <= BLOCK { block } else { (0..count).into_par_iter().map(|i| block[i % BLOCK]).collect() }
 }
-
-/// Numbers in a row that are all different on a GPU; beyond that they repeat.
-const BLOCK: usize = 1 << 22;
 
 /// [`random`] on a device. To a GPU goes one block, which is copied there: uploads would take longer than what is measured.
 pub fn random_tensor(shape: impl Into<Shape>, seed: u64, device: Device, dtype: DType) -> Tensor {
@@ -53,6 +57,8 @@ mod tests {
         let mean = numbers.iter().sum::<f32>() / 1e4;
         assert!(mean.abs() < 0.02, "{mean}");
         assert_ne!(numbers, random(10_000, 2));
+        let many = random(BLOCK + 7, 1);
+        assert!(many[..10_000] == numbers && many[BLOCK..] == numbers[..7]);
     }
 
     #[cfg(feature = "emulator")]

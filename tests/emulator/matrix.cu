@@ -22,10 +22,18 @@ DEVICE unsigned row_of_a() {
   return (lane % 8 + lane / 8 % 2 * 8) * DEPTH + lane / 16 * 8;
 }
 
+// Four matrices.
+template <bool TURNED>
+DEVICE void load_four(unsigned (&r)[4], SharedArray<element> array, unsigned row) {
+  unsigned all[1][4];
+  load_matrices<TURNED>(all, array, {row});
+  for (unsigned m = 0; m < 4; ++m) r[m] = all[0][m];
+}
+
 DEVICE void load_a(const Product& p, SharedArray<element> a, Fragments& f) {
   for (unsigned i = threadIdx.x; i < 16 * DEPTH; i += THREADS) a[i] = p.a[i];
   __syncthreads();
-  load_matrices<false>(f.a, a, row_of_a());
+  load_four<false>(f.a, a, row_of_a());
 }
 
 KERNEL(product, Product, THREADS) {
@@ -37,7 +45,7 @@ KERNEL(product, Product, THREADS) {
   for (unsigned i = threadIdx.x; i < 16 * DEPTH; i += THREADS) b[i] = i < 8 * DEPTH ? p.b[i] : from_float(0.0f);
   __syncthreads();
   unsigned r[4];
-  load_matrices<false>(r, b, row_of_a());
+  load_four<false>(r, b, row_of_a());
   f.b[0] = r[0];
   f.b[1] = r[2];
   float d[4] = {0, 0, 0, 0};
@@ -57,11 +65,11 @@ KERNEL(product_turned, Product, THREADS) {
   commit_copies();
   wait_for_copies<1>();
   __syncthreads();
-  load_matrices<false>(f.a, a, row_of_a());
+  load_four<false>(f.a, a, row_of_a());
   wait_for_copies<0>();
   __syncthreads();
   unsigned r[4];
-  load_matrices<true>(r, b, (threadIdx.x % 16) * 8);
+  load_four<true>(r, b, (threadIdx.x % 16) * 8);
   f.b[0] = r[0];
   f.b[1] = r[1];
   float d[4] = {0, 0, 0, 0};

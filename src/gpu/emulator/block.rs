@@ -43,14 +43,17 @@ pub struct Context {
     runtime: *const Runtime,
     copies_asked: u32,
     copies_group: u32,
-    /// Copies to shared memory that are under way, of five words each; the kernels' own business.
-    copies: [MaybeUninit<[u64; 6]>; COPIES],
+    /// Room for `COPIES` copies to shared memory that are under way.
+    copies: *mut PendingCopy,
 }
+
+/// The twin of `emulator::Copy`; the kernels' own business.
+type PendingCopy = MaybeUninit<[u64; 6]>;
 
 /// `emulator::COPIES`.
 const COPIES: usize = 64;
 /// `emulator::OFFER`.
-const OFFER: usize = 48;
+const OFFER: usize = 192;
 
 #[repr(C)]
 struct Runtime {
@@ -58,7 +61,7 @@ struct Runtime {
     collective: unsafe extern "C" fn(*const Context, u32, u32, u64, u32, *const c_char, u32) -> u64,
     shared: unsafe extern "C" fn(*const Context, *const c_char, u32, u32, *mut *mut c_void, *mut *mut Shadow),
     fault: unsafe extern "C" fn(*const Context, *const c_char, *const c_char, u64, u32),
-    exchange: unsafe extern "C" fn(*const Context, *const u8, *const c_char, u32) -> *const u8,
+    exchange: unsafe extern "C" fn(*const Context, *const u8, u32, *const c_char, u32) -> *const u8,
 }
 
 static RUNTIME: Runtime = Runtime { barrier, collective, shared, fault, exchange };
@@ -112,7 +115,7 @@ mod kind {
     pub const BALLOT: u32 = 5;
     pub const ANY: u32 = 6;
     pub const ALL: u32 = 7;
-    /// Not CUDA's: every lane gets what every lane offers.
+    /// Not CUDA's: every lane gets what every lane offers, `argument` bytes that lie where its `value` says.
     pub const EXCHANGE: u32 = 8;
 }
 
@@ -153,16 +156,12 @@ unsafe impl Stack for Shifted {
     }
 }
 
-/// What a lane hands to its warp; aligned for what kernels put there.
-#[repr(align(16))]
-#[derive(Clone, Copy)]
-struct Offer([u8; OFFER]);
-
 /// Memory that the blocks on one thread of the host hand on: what a launch would spend clearing it is more than most
 /// kernels take. Whoever declares an array clears its own part.
 #[derive(Default)]
 struct Handed {
     contexts: Vec<Context>,
+    copies: Vec<PendingCopy>,
     shared: Vec<u128>,
     shadow: Vec<Shadow>,
 }
@@ -180,12 +179,13 @@ pub struct Block {
     grid: [u32; 3],
     index: [u32; 3],
     contexts: Vec<Context>,
+    /// `COPIES` for each thread. Not in its context, which is small so that those of a block lie side by side.
+    copies: Vec<PendingCopy>,
     states: Vec<State>,
     /// What a collective gave each thread.
     results: Vec<u64>,
-    /// What each thread offers to its warp, and what the warp's last exchange made known.
-    offers: Vec<Offer>,
-    exchanged: Vec<Offer>,
+    /// What each warp's last exchange made known: a stretch of `WARP * OFFER` bytes for each.
+    exchanged: Vec<u128>,
     /// Threads in the order in which they begin, and how many have begun.
     order: Vec<u32>,
     begun: usize,
@@ -216,17 +216,18 @@ impl Block {
     /// Runs the blocks of one launch, one after the other.
     pub fn new(entry: &'static Entry, parameters: *const c_void, grid: [u32; 3]) -> Block {
         let threads = *entry.threads as usize;
-        let Handed { contexts, shared, shadow } = HANDED.take();
+        let Handed { contexts, mut copies, shared, shadow } = HANDED.take();
+        copies.resize(threads * COPIES, PendingCopy::uninit());
         Block {
             entry,
             parameters,
             grid,
             index: [0; 3],
             contexts,
+            copies,
             states: vec![State::NotBegun; threads],
             results: vec![0; threads],
-            offers: vec![Offer([0; OFFER]); threads],
-            exchanged: vec![Offer([0; OFFER]); threads],
+            exchanged: Vec::new(),
             order: (0..threads as u32).collect(),
             begun: 0,
             workers: Vec::new(),
@@ -248,6 +249,7 @@ impl Block {
         self.index = [number % x, number / x % y, number / x / y];
         let three = |[x, y, z]: [u32; 3]| Index3 { x, y, z };
         let threads = self.states.len() as u32;
+        let copies = self.copies.as_mut_ptr();
         self.contexts.clear();
         self.contexts.extend((0..threads).map(|thread| Context {
             thread: three([thread, 0, 0]),
@@ -259,7 +261,7 @@ impl Block {
             runtime: &RUNTIME,
             copies_asked: 0,
             copies_group: 0,
-            copies: [const { MaybeUninit::uninit() }; COPIES],
+            copies: copies.wrapping_add(thread as usize * COPIES),
         }));
         self.states.fill(State::NotBegun);
         (self.begun, self.shared_used, self.shadow_used) = (0, 0, 0);
@@ -425,13 +427,20 @@ impl Block {
     }
 
     fn joins(&self, thread: usize, with: &Collective) -> bool {
-        let same = |own: &Collective| own.kind == with.kind && own.mask == with.mask && own.site == with.site;
+        let same = |own: &Collective| {
+            let of_one_size = own.kind != kind::EXCHANGE || own.argument == with.argument;
+            own.kind == with.kind && own.mask == with.mask && own.site == with.site && of_one_size
+        };
         matches!(&self.states[thread], State::AtCollective(own) if same(own))
     }
 
     /// Computes every collective that all lanes of its mask have reached; returns those lanes.
     fn complete_collectives(&mut self) -> Result<Vec<u32>, Broken> {
         let mut ready = Vec::new();
+        if !self.states.iter().any(|state| matches!(state, State::AtCollective(_))) {
+            return Ok(ready);
+        }
+        ready.reserve(self.states.len());
         for first in (0..self.states.len()).step_by(WARP) {
             let mut done = [false; WARP];
             for lane in 0..WARP {
@@ -448,11 +457,11 @@ impl Block {
                 if collective.mask >> lane & 1 == 0 {
                     return Err(broken("the lane is not in its own mask"));
                 }
-                let lanes: Vec<usize> = (0..WARP).filter(|lane| collective.mask >> lane & 1 == 1).collect();
-                if !lanes.iter().all(|lane| self.joins(first + lane, &collective)) {
+                let lanes = || (0..WARP).filter(|lane| collective.mask >> lane & 1 == 1);
+                if !lanes().all(|lane| self.joins(first + lane, &collective)) {
                     continue;
                 }
-                for &lane in &lanes {
+                for lane in lanes() {
                     let State::AtCollective(own) = self.states[first + lane] else { unreachable!("joined above") };
                     let value = |other: usize| match self.states[first + other] {
                         State::AtCollective(other) => other.value,
@@ -462,11 +471,14 @@ impl Block {
                         let valid = other < WARP && collective.mask >> other & 1 == 1;
                         valid.then(|| value(other)).ok_or_else(|| broken("a lane outside its mask is read"))
                     };
-                    let votes = lanes.iter().filter(|&&lane| value(lane) != 0);
+                    let votes = lanes().filter(|&lane| value(lane) != 0);
                     let argument = own.argument as usize;
                     self.results[first + lane] = match collective.kind {
                         kind::EXCHANGE => {
-                            self.exchanged[first + lane] = self.offers[first + lane];
+                            let to = &mut bytemuck::cast_slice_mut(&mut self.exchanged)
+                                [first * OFFER + lane * argument..][..argument];
+                            // SAFETY: the lane waits, and what it offers lies on its stack.
+                            to.copy_from_slice(unsafe { std::slice::from_raw_parts(own.value as *const u8, argument) });
                             0
                         }
                         kind::SYNC => 0,
@@ -478,15 +490,16 @@ impl Block {
                         kind::SHUFFLE_UP => from(lane - argument)?,
                         kind::BALLOT => votes.fold(0, |ballot, lane| ballot | 1 << lane),
                         kind::ANY => u64::from(votes.count() > 0),
-                        kind::ALL => u64::from(votes.count() == lanes.len()),
+                        kind::ALL => u64::from(votes.count() == lanes().count()),
                         _ => return Err(broken("unknown")),
                     };
                 }
-                for &lane in &lanes {
+                let is_whole = collective.mask == u32::MAX;
+                for lane in lanes() {
                     done[lane] = true;
                     ready.push((first + lane) as u32);
                     // Shuffles and votes exchange values; only a synchronisation orders accesses to memory.
-                    if collective.kind == kind::SYNC && lanes.len() == WARP {
+                    if collective.kind == kind::SYNC && is_whole {
                         let context = &mut self.contexts[first + lane];
                         context.warp_epoch = context.warp_epoch.wrapping_add(1);
                     }
@@ -561,8 +574,12 @@ impl Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        let (contexts, shared, shadow) = (take(&mut self.contexts), take(&mut self.shared), take(&mut self.shadow));
-        HANDED.set(Handed { contexts, shared, shadow });
+        HANDED.set(Handed {
+            contexts: take(&mut self.contexts),
+            copies: take(&mut self.copies),
+            shared: take(&mut self.shared),
+            shadow: take(&mut self.shadow),
+        });
     }
 }
 
@@ -595,13 +612,20 @@ unsafe extern "C" fn collective(
 }
 
 /// Everybody's offers are copied when all have arrived: whoever runs ahead to the next exchange cannot overwrite them.
-unsafe extern "C" fn exchange(context: *const Context, offer: *const u8, file: *const c_char, line: u32) -> *const u8 {
-    // SAFETY: as in `barrier`; an offer has `OFFER` bytes.
+unsafe extern "C" fn exchange(
+    context: *const Context,
+    offer: *const u8,
+    bytes: u32,
+    file: *const c_char,
+    line: u32,
+) -> *const u8 {
+    // SAFETY: as in `barrier`; an offer has at most `OFFER` bytes, which stay where they are while its thread waits.
     unsafe {
         let (block, thread) = (CURRENT.get(), (*context).thread.x as usize);
-        (&mut (*block).offers)[thread].0.copy_from_slice(std::slice::from_raw_parts(offer, OFFER));
-        collective(context, kind::EXCHANGE, u32::MAX, 0, 0, file, line);
-        (&(*block).exchanged)[thread / WARP * WARP].0.as_ptr()
+        let threads = (*block).states.len();
+        (*block).exchanged.resize(threads * OFFER / size_of::<u128>(), 0);
+        collective(context, kind::EXCHANGE, u32::MAX, offer as u64, bytes, file, line);
+        (*block).exchanged.as_ptr().cast::<u8>().add(thread / WARP * WARP * OFFER)
     }
 }
 
