@@ -429,6 +429,15 @@ fn matrix_instructions_multiply() {
     }
 }
 
+/// Nobody's offer is read as if it were as long as another's.
+#[test]
+fn lanes_that_exchange_different_things() {
+    let failure = product("loads_apart", DType::BF16, &wholes(256, 5), &wholes(128, 11)).unwrap_err().to_string();
+    for says in ["the collective at", "tensor.cuh:", "which waits at the collective at"] {
+        assert!(failure.contains(says), "no '{says}' in {failure}");
+    }
+}
+
 #[test]
 fn copies_that_were_not_waited_for() {
     let (a, b) = (wholes(256, 5), wholes(128, 11));

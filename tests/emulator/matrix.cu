@@ -93,3 +93,14 @@ KERNEL(reads_across, Product, THREADS) {
   wait_for_copies<0>();
   p.d[threadIdx.x] = to_float(a[(threadIdx.x + 1) % THREADS * 8]);
 }
+
+// Half of the lanes load one set of matrices, the other half two, in the same line of tensor.cuh.
+KERNEL(loads_apart, Product, THREADS) {
+  SHARED(element, a, 16 * DEPTH);
+  for (unsigned i = threadIdx.x; i < 16 * DEPTH; i += THREADS) a[i] = p.a[i];
+  __syncthreads();
+  unsigned one[1][4], two[2][4];
+  if (threadIdx.x < 16) load_matrices<false>(one, a, {row_of_a()});
+  else load_matrices<false>(two, a, {row_of_a(), row_of_a()});
+  p.d[threadIdx.x] = static_cast<float>(threadIdx.x < 16 ? one[0][0] : two[1][0]);
+}

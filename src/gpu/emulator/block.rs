@@ -217,7 +217,9 @@ impl Block {
     pub fn new(entry: &'static Entry, parameters: *const c_void, grid: [u32; 3]) -> Block {
         let threads = *entry.threads as usize;
         let Handed { contexts, mut copies, shared, shadow } = HANDED.take();
-        copies.resize(threads * COPIES, PendingCopy::uninit());
+        if copies.len() < threads * COPIES {
+            copies.resize(threads * COPIES, PendingCopy::uninit());
+        }
         Block {
             entry,
             parameters,
