@@ -437,6 +437,10 @@ pub struct BenchOptions {
     /// Timings of each row, of which the median is shown [default: 31 on a GPU, 11 on the CPU, 5 for its steps]
     #[arg(long)]
     pub rounds: Option<usize>,
+    /// The CPU's last-level cache in MiB, where what the system says is not what this machine may use: working sets and the
+    /// arrays behind the memory's limits are larger [default: what the system says]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=4096))]
+    pub cache_mib: Option<u64>,
     /// What an earlier run printed with --json: shows this run's times as multiples of it
     #[arg(long, value_name = "FILE.json")]
     pub baseline: Option<PathBuf>,

@@ -13,7 +13,7 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::measure::{Clock, cache, is_emulated};
+use super::measure::{Clock, is_emulated};
 use super::{random, random_tensor};
 use crate::error::Result;
 use crate::gpu::limits::Pass;
@@ -95,6 +95,8 @@ impl Limits {
 /// Timings of each limit.
 const MOST_ROUNDS: usize = 31;
 
+/// Bytes of a cache: three arrays of twice as much each have to fit into memory.
+const MOST_CACHE: u64 = 256 << 20;
 /// Floats of a parallel piece, as many as the merge takes.
 const PIECE: usize = 1 << 14;
 /// Sides of the CPU's matrix products: three such matrices fit into a core's own cache.
@@ -104,7 +106,7 @@ const PRODUCTS: usize = 8;
 
 fn on_cpu(clock: &Clock) -> Result<Limits> {
     // Two arrays of a copy exceed the cache four times.
-    let count = (cache(Device::Cpu).clamp(32 << 20, 256 << 20) as usize / 2).next_multiple_of(PIECE);
+    let count = (clock.cache.clamp(1 << 20, MOST_CACHE) as usize / 2).next_multiple_of(PIECE);
     let [x, z] = [1, 2].map(|seed| random(count, seed));
     let mut y = vec![0f32; count];
     let mut sums = vec![0f32; count / PIECE];

@@ -64,6 +64,8 @@ pub struct Settings {
     /// Only rows whose name contains this.
     pub filter: Option<String>,
     pub rounds: Option<usize>,
+    /// Bytes of the last-level cache; `None` as the system says.
+    pub cache: Option<u64>,
 }
 
 /// The most images, pixels a side, sources and rounds.
@@ -92,6 +94,9 @@ impl Settings {
         of(1..=MOST_IMAGES, "batch-size", self.batch_size.as_slice())?;
         of(2..=MOST_SOURCES, "sources", &self.sources)?;
         of(1..=MOST_ROUNDS, "rounds", self.rounds.as_slice())?;
+        if self.cache.is_some() && self.device != Device::Cpu {
+            return Err(Error::usage("--cache-mib is of the CPU's cache", "leave it out"));
+        }
         if kind == Kind::Merge && self.precision != DType::F32 {
             return Err(Error::usage(
                 format!("merging is f32, not {}", self.precision),
@@ -99,6 +104,11 @@ impl Settings {
             ));
         }
         Ok(())
+    }
+
+    /// Bytes of the last-level cache, or more.
+    pub fn cache(&self) -> u64 {
+        self.cache.unwrap_or_else(|| measure::cache(self.device))
     }
 
     fn scale(&self) -> Scale {
@@ -199,7 +209,8 @@ impl Bench {
             };
             return Err(Error::usage(format!("no row's name contains '{filter}'"), hint));
         }
-        Ok(Bench { clock: Clock { device: settings.device, rounds: settings.rounds(kind) }, cases })
+        let clock = Clock { device: settings.device, rounds: settings.rounds(kind), cache: settings.cache() };
+        Ok(Bench { clock, cases })
     }
 
     /// How many rows there will be.

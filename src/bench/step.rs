@@ -306,6 +306,7 @@ mod tests {
             passes: Vec::new(),
             filter: None,
             rounds: None,
+            cache: None,
             is_fused: true,
         };
         for precision in [DType::TF32, DType::BF16] {

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use medmerge::bench::report::{account, compare, seconds};
-use medmerge::bench::{self, Kind, Limits, Machine, Report, Row, Settings, is_emulated, measure};
+use medmerge::bench::{self, Kind, Limits, Machine, Report, Row, Settings, is_emulated};
 use medmerge::error::{Error, Result};
 use medmerge::gpu::{self, Description, Failure, Library};
 use medmerge::ops::conv2d::Pass;
@@ -46,7 +46,7 @@ pub fn run(verb: &Bench, global: &Global) -> Result<()> {
     if let Some(path) = to_tune {
         return tune(&bench, path, emulated, global);
     }
-    let machine = machine(place.device);
+    let machine = machine(&settings);
     let mut result = Report {
         bench: kind.to_string(),
         version: env!("CARGO_PKG_VERSION").into(),
@@ -162,6 +162,7 @@ fn settings(
         passes: if passes.is_empty() { Pass::ALL.to_vec() } else { passes.to_vec() },
         filter: options.filter.clone(),
         rounds: options.rounds,
+        cache: options.cache_mib.map(|mib| mib << 20),
     }
 }
 
@@ -183,8 +184,9 @@ fn measure_all(bench: &bench::Bench, baseline: Option<&Report>, result: &mut Rep
     })
 }
 
-fn machine(device: Device) -> Machine {
-    let named = Machine { device: device.to_string(), cache_bytes: measure::cache(device), ..Machine::default() };
+fn machine(settings: &Settings) -> Machine {
+    let device = settings.device;
+    let named = Machine { device: device.to_string(), cache_bytes: settings.cache(), ..Machine::default() };
     let Device::Gpu(gpu) = device else {
         let threads = Some(rayon::current_num_threads());
         return Machine { name: devices::instructions().into(), threads, ..named };

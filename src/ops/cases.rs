@@ -410,10 +410,12 @@ pub struct BatchNormCase {
     pub deviation: f64,
     /// How many deviations the very first pixel lies off.
     pub first_pixel: f64,
+    /// Whether this is an edge of how the CPU divides the work, and of no other device.
+    pub is_of_cpu: bool,
 }
 
 const fn norm(name: &'static str, x: [usize; 4]) -> BatchNormCase {
-    BatchNormCase { name, x, mean: 0.5, deviation: 1.0, first_pixel: 0.0 }
+    BatchNormCase { name, x, mean: 0.5, deviation: 1.0, first_pixel: 0.0, is_of_cpu: false }
 }
 
 impl BatchNormCase {
@@ -426,6 +428,11 @@ impl BatchNormCase {
         self.first_pixel = deviations;
         self
     }
+
+    const fn of_cpu(mut self) -> BatchNormCase {
+        self.is_of_cpu = true;
+        self
+    }
 }
 
 pub const BATCH_NORM: &[BatchNormCase] = &[
@@ -434,9 +441,15 @@ pub const BATCH_NORM: &[BatchNormCase] = &[
     norm("odd channels", [2, 3, 5, 7]),
     norm("vectors of eight", [3, 6, 6, 32]),
     // Blocks of 16,384 elements.
-    norm("three blocks, one channel", [3, 100, 120, 1]),
-    norm("six blocks, the last one short", [5, 33, 31, 19]),
-    norm("more channels than a block has elements", [3, 1, 1, 16_400]),
+    norm("three blocks, one channel", [3, 100, 120, 1]).of_cpu(),
+    norm("six blocks, the last one short", [5, 33, 31, 19]).of_cpu(),
+    norm("more channels than a block has elements", [3, 1, 1, 16_400]).of_cpu(),
+    // 256 pixels, or 8 of them; more sums than a small block finishes.
+    norm("blocks of one channel, the last one short", [3, 20, 31, 1]),
+    norm("many blocks, the last one short", [3, 13, 17, 19]),
+    // A block of a GPU takes 32 channels, or 32 vectors of four or eight.
+    norm("channels for several blocks, the last one narrow", [3, 1, 2, 520]),
+    norm("odd channels for several blocks", [3, 2, 1, 131]),
     // The square of the mean is 10⁶ times the variance: E[x²] − μ² keeps no digit of it.
     norm("mean far from zero", [4, 20, 20, 6]).around(1000.0, 1.0),
     norm("tiny deviation", [4, 20, 20, 6]).around(-3.0, 1e-3),

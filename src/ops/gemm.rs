@@ -1,12 +1,9 @@
-//! Matrix products on one CPU thread, by the crate `faer`.
+//! Matrix products on one CPU thread, by the crate that `faer` has them from, or by `matrixmultiply` where there is no AVX2.
 //!
 //! One thread, because the ops cut their work into blocks whose sizes do not depend on the number of threads: so each
 //! block's sum is the same whoever computes it. Of the crates measured with the shapes of a ResNet's convolutions on one
 //! core (Zen 5, AVX-512, GFLOP/s; 784×64×576, 784×512×4608, and transposed 64×576×784): `faer` 236, 223, 214;
 //! `matrixmultiply` 144, 173, 194; `gemm` 119, 117, 109.
-
-use faer::linalg::matmul::matmul;
-use faer::{Accum, MatMut, MatRef, Par};
 
 /// A row-major matrix, its rows `stride` apart. Rows may overlap.
 #[derive(Clone, Copy)]
@@ -28,40 +25,152 @@ impl<'a> Matrix<'a> {
         Matrix { transposed: !self.transposed, ..self }
     }
 
-    fn faer(self) -> MatRef<'a, f32> {
-        // SAFETY: `new` checked that the last element of the last row lies inside `data`.
-        let matrix =
-            unsafe { MatRef::from_raw_parts(self.data.as_ptr(), self.rows, self.columns, self.stride as isize, 1) };
-        if self.transposed { matrix.transpose() } else { matrix }
+    /// Rows and columns as they are read, and the steps from row to row and from column to column.
+    fn layout(self) -> ([usize; 2], [isize; 2]) {
+        // No slice has more elements than that.
+        let stride = self.stride as isize;
+        match self.transposed {
+            false => ([self.rows, self.columns], [stride, 1]),
+            true => ([self.columns, self.rows], [1, stride]),
+        }
     }
 }
 
 /// `c = a·b`, or `c += a·b`, where the rows of `c` lie `stride` apart.
 pub fn gemm(a: Matrix, b: Matrix, c: &mut [f32], stride: usize, accumulate: bool) {
-    let (a, b) = (a.faer(), b.faer());
-    assert_eq!(a.ncols(), b.nrows(), "inner sizes of a matrix product");
-    let (rows, columns) = (a.nrows(), b.ncols());
+    product(a, b, c, stride, accumulate, fastest());
+}
+
+/// Who multiplies.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Implementation {
+    #[cfg(target_arch = "x86_64")]
+    X86(private_gemm_x86::InstrSet),
+    Any,
+}
+
+fn fastest() -> Implementation {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use private_gemm_x86::InstrSet;
+        if is_x86_feature_detected!("avx512f") {
+            return Implementation::X86(InstrSet::Avx512);
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            return Implementation::X86(InstrSet::Avx256);
+        }
+    }
+    Implementation::Any
+}
+
+fn product(a: Matrix, b: Matrix, c: &mut [f32], stride: usize, accumulate: bool, by: Implementation) {
+    let ([rows, depth], [a_row, a_column]) = a.layout();
+    let ([inner, columns], [b_row, b_column]) = b.layout();
+    assert_eq!(depth, inner, "inner sizes of a matrix product");
     assert!(stride >= columns && (rows == 0 || c.len() >= (rows - 1) * stride + columns), "{rows}×{columns}");
-    // SAFETY: the assertion above keeps every element inside `c`, and rows do not overlap.
-    let c = unsafe { MatMut::from_raw_parts_mut(c.as_mut_ptr(), rows, columns, stride as isize, 1) };
-    matmul(c, if accumulate { Accum::Add } else { Accum::Replace }, a, b, 1.0, Par::Seq);
+    if depth == 0 && !accumulate {
+        c.chunks_mut(stride.max(1)).take(rows).for_each(|row| row[..columns].fill(0.0));
+    }
+    if [rows, columns, depth].contains(&0) {
+        return;
+    }
+    match by {
+        #[cfg(target_arch = "x86_64")]
+        Implementation::X86(instructions) => {
+            use private_gemm_x86::{Accum, DType, DstKind, IType};
+            let (nothing, one) = (std::ptr::null(), 1f32);
+            let beta = if accumulate { Accum::Add } else { Accum::Replace };
+            // SAFETY: `Matrix::new` and the assertion above keep every element inside its slice, and rows of `c` do not
+            // overlap; the processor has the instructions; null is no list of indices, and no diagonal.
+            unsafe {
+                private_gemm_x86::gemm(
+                    DType::F32,
+                    IType::U64,
+                    instructions,
+                    rows,
+                    columns,
+                    depth,
+                    c.as_mut_ptr().cast(),
+                    stride as isize,
+                    1,
+                    nothing,
+                    nothing,
+                    DstKind::Full,
+                    beta,
+                    a.data.as_ptr().cast(),
+                    a_row,
+                    a_column,
+                    false,
+                    nothing,
+                    0,
+                    b.data.as_ptr().cast(),
+                    b_row,
+                    b_column,
+                    false,
+                    (&raw const one).cast(),
+                    1,
+                );
+            }
+        }
+        Implementation::Any => {
+            let beta = if accumulate { 1.0 } else { 0.0 };
+            let (a, b, c) = (a.data.as_ptr(), b.data.as_ptr(), c.as_mut_ptr());
+            // SAFETY: as above.
+            unsafe {
+                matrixmultiply::sgemm(
+                    rows,
+                    depth,
+                    columns,
+                    1.0,
+                    a,
+                    a_row,
+                    a_column,
+                    b,
+                    b_row,
+                    b_column,
+                    beta,
+                    c,
+                    stride as isize,
+                    1,
+                );
+            }
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// What this machine can run.
+    fn implementations() -> Vec<Implementation> {
+        let mut all = vec![Implementation::Any, fastest()];
+        #[cfg(target_arch = "x86_64")]
+        if fastest() == Implementation::X86(private_gemm_x86::InstrSet::Avx512) {
+            all.push(Implementation::X86(private_gemm_x86::InstrSet::Avx256));
+        }
+        all
+    }
+
     #[test]
     fn products_of_integers_are_exact_whatever_the_strides() {
-        for (m, n, k) in [(1, 1, 1), (3, 5, 7), (17, 33, 64), (50, 16, 9)] {
+        let sizes = [(1, 1, 1), (3, 5, 7), (17, 33, 64), (50, 16, 9), (1, 40, 5), (40, 1, 30), (25, 30, 1), (3, 4, 0)];
+        for ((m, n, k), by) in
+            sizes.into_iter().flat_map(|size| implementations().into_iter().map(move |by| (size, by)))
+        {
             let a: Vec<f32> = (0..m * (k + 3)).map(|i| (i % 7) as f32 - 3.0).collect();
             let b: Vec<f32> = (0..n * (k + 1)).map(|i| (i % 5) as f32 - 2.0).collect();
-            let mut c = vec![1.0; m * (n + 2)];
-            gemm(Matrix::new(&a, m, k, k + 3), Matrix::new(&b, n, k, k + 1).transposed(), &mut c, n + 2, true);
-            for i in 0..m {
-                for j in 0..n {
-                    let dot: f32 = (0..k).map(|l| a[i * (k + 3) + l] * b[j * (k + 1) + l]).sum();
-                    assert_eq!(c[i * (n + 2) + j], dot + 1.0);
+            for accumulate in [true, false] {
+                let mut c = vec![1.0; m * (n + 2)];
+                let (a_, b_) = (Matrix::new(&a, m, k, k + 3), Matrix::new(&b, n, k, k + 1).transposed());
+                product(a_, b_, &mut c, n + 2, accumulate, by);
+                for (i, row) in c.chunks(n + 2).enumerate() {
+                    for j in 0..n {
+                        let dot: f32 = (0..k).map(|l| a[i * (k + 3) + l] * b[j * (k + 1) + l]).sum();
+                        let before = if accumulate { 1.0 } else { 0.0 };
+                        assert_eq!(row[j], dot + before, "{m}×{n}×{k} by {by:?}");
+                    }
+                    assert_eq!(row[n..], [1.0; 2], "{m}×{n}×{k} by {by:?}");
                 }
             }
         }

@@ -76,7 +76,8 @@ impl Op {
 
     /// Runs all passes of the op with activations of each of `dtypes`, until one fails.
     pub fn check(&self, device: Device, dtypes: &[DType]) -> OpReport {
-        let passes = (self.passes)();
+        let mut passes = (self.passes)();
+        passes.retain(|pass| dtypes.iter().any(|&dtype| pass.runs_on(Target { device, dtype })));
         let cases: BTreeSet<&str> = passes.iter().map(|pass| pass.case.as_str()).collect();
         let mut report = OpReport {
             op: self.name,
@@ -87,11 +88,12 @@ impl Op {
         };
         for &dtype in dtypes {
             let mut worst = None;
-            for pass in passes.iter().filter(|pass| pass.differs_in(dtype)) {
+            let target = Target { device, dtype };
+            for pass in passes.iter().filter(|pass| pass.runs_on(target)) {
                 if interrupted() {
                     return report;
                 }
-                match pass.check(Target { device, dtype }) {
+                match pass.check(target) {
                     Ok(error) => {
                         let worst = worst.get_or_insert(Worst { dtype, error, pass: pass.name() });
                         if error > worst.error {

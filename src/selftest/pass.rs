@@ -34,6 +34,8 @@ pub struct Pass {
     pub is_exact: bool,
     /// Whether it may run on tensor cores, where tf32 is not f32.
     pub uses_tensor_cores: bool,
+    /// Whether the case is an edge of the CPU's implementation, and a long run of the same elsewhere.
+    pub is_of_cpu: bool,
     run: Run,
 }
 
@@ -75,6 +77,7 @@ impl Pass {
             tolerance_on_cpu: 0.0,
             is_exact: false,
             uses_tensor_cores: false,
+            is_of_cpu: false,
             run: Box::new(run),
         }
     }
@@ -101,6 +104,15 @@ impl Pass {
 
     pub fn on_tensor_cores(self) -> Pass {
         Pass { uses_tensor_cores: true, ..self }
+    }
+
+    pub fn of_cpu_if(self, is_of_cpu: bool) -> Pass {
+        Pass { is_of_cpu, ..self }
+    }
+
+    /// Whether `target` is one to check it on.
+    pub fn runs_on(&self, target: Target) -> bool {
+        self.differs_in(target.dtype) && (!self.is_of_cpu || target.device == Device::Cpu)
     }
 
     /// Every operand is `f32`, whatever activations are.

@@ -111,6 +111,7 @@ fn batch_norms() -> Vec<Pass> {
 /// The operands of batch norm's passes on one case.
 struct NormPasses {
     case: &'static str,
+    is_of_cpu: bool,
     shape: [usize; 4],
     deviation: f64,
     x: Input,
@@ -145,6 +146,7 @@ impl NormPasses {
         let channels = |centre: f64, spread: f64| Input::around(per_channel.clone(), centre, spread);
         NormPasses {
             case: case.name,
+            is_of_cpu: case.is_of_cpu,
             shape: case.x,
             deviation: case.deviation,
             x: Input { layout: image.clone(), values: Values::FirstOff { centre, spread, row: c, offset } },
@@ -170,7 +172,7 @@ impl NormPasses {
                 passes.extend([self.normalisation(relu, other), self.input_gradient(relu, other)]);
             }
         }
-        passes.into_iter().map(|pass| pass.of(self.case)).collect()
+        passes.into_iter().map(|pass| pass.of(self.case).of_cpu_if(self.is_of_cpu)).collect()
     }
 
     fn channels(&self, centre: f64, spread: f64) -> Input {

@@ -47,8 +47,9 @@ fn check(result: &Value, kind: &str, rows: usize, device: &str) {
 fn as_json_on_the_cpu() {
     let folder = Folder::new();
     for (kind, rows) in KINDS {
-        let result = folder.json(&format!("bench {kind} --device cpu --rounds 3"));
+        let result = folder.json(&format!("bench {kind} --device cpu --cache-mib 2 --rounds 3"));
         check(&result, kind, rows, "cpu");
+        assert_eq!(result["device"]["cache_bytes"], 2 << 20);
         let last = &result["rows"][rows - 1];
         match &kind[..4] {
             "conv" => assert_eq!(
@@ -119,7 +120,7 @@ fn as_json_on_the_emulator() {
 #[test]
 fn beside_an_earlier_run() {
     let folder = Folder::new();
-    let run = |more: &str| format!("bench merge --device cpu --network resnet8 --rounds 3 {more}");
+    let run = |more: &str| format!("bench merge --device cpu --cache-mib 2 --network resnet8 --rounds 3 {more}");
     let mut earlier = folder.json(&run("--sources 2"));
     // As if the first row had taken a billion times as long, and the second a billionth: no machine is busy enough to make
     // up for that.
@@ -146,8 +147,9 @@ fn what_is_refused() {
     let folder = Folder::new();
     folder.write("foreign.json", "{\"ops\": []}");
     folder.write("picture.gif", b"GIF89a\xff\xfe");
-    let conv =
-        folder.done("bench conv --device cpu --network resnet8 --image-size 8 --filter layer2.0.conv1/fprop --json");
+    let conv = folder.done(
+        "bench conv --device cpu --cache-mib 2 --network resnet8 --image-size 8 --filter layer2.0.conv1/fprop --json",
+    );
     folder.write("conv.json", conv);
     assert_refused(
         &folder,
@@ -166,6 +168,7 @@ fn what_is_refused() {
             ),
             case("sources", "bench merge --device cpu --sources 1", &["--sources 1", "from 2"]),
             case("rounds", "bench merge --device cpu --rounds 0", &["--rounds 0"]),
+            case("cache", "bench merge --device cpu --cache-mib 0", &["--cache-mib", "1..=4096"]),
             case("batch", "bench step --device cpu --batch-size 0", &["--batch-size 0"]),
             case(
                 "image size",

@@ -51,7 +51,7 @@ fn names_that_are_not_utf8_are_names_like_others() {
         (format!("{SYNTH} --out NAME-data"), "out"),
         ("inspect NAME-data/shape.npz".into(), "summary"),
         ("inspect --plan NAME-train".into(), "network"),
-        ("bench merge --device cpu --network resnet8 --sources 2 --rounds 1 --filter n".into(), "rows"),
+        ("bench merge --device cpu --cache-mib 2 --network resnet8 --sources 2 --rounds 1 --filter n".into(), "rows"),
     ] {
         let force = if arguments.contains("--out") { "--force" } else { "" };
         for json in ["", "--json"] {
@@ -80,7 +80,7 @@ fn printing() -> Vec<String> {
         "inspect data/target.npz".into(),
         "inspect --plan resnet18".into(),
         "selftest --device cpu --op concat".into(),
-        "bench merge --device cpu --network resnet8 --sources 2 --rounds 1".into(),
+        "bench merge --device cpu --cache-mib 2 --network resnet8 --sources 2 --rounds 1".into(),
         "bench step --dry-run --network resnet8 --image-size 8".into(),
         EVAL.into(),
         format!("{TRAIN} --out trained --force"),
@@ -120,7 +120,7 @@ fn what_stderr_does_not_take_is_lost_and_changes_nothing() {
         (format!("{TRAIN} -v --out trained"), 0),
         (format!("{TRAIN} --out trained"), 2),
         ("trian".into(), 2),
-        ("bench merge --device cpu --network resnet8 --sources 2 --rounds 1".into(), 0),
+        ("bench merge --device cpu --cache-mib 2 --network resnet8 --sources 2 --rounds 1".into(), 0),
         (format!("{TRAIN} --optimizer sgd --learning-rate 1e30 --out diverged"), 1),
     ] {
         let run = Run::from(folder.command(&arguments).stderr(full()).output().unwrap());

@@ -3,8 +3,11 @@
 
 mod addresses;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::c_void;
+use std::fs::File;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
@@ -28,20 +31,10 @@ fn guests(file: &'static str, storage: DType) -> Vec<&'static Entry> {
 }
 
 fn compile(file: &str, storage: DType) -> Vec<&'static Entry> {
-    let folder = tempfile::tempdir().expect("a folder for temporary files");
-    let (source, path) = (format!("tests/emulator/{file}.cu"), folder.path().join("guests.so"));
-    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
-    let status = Command::new(compiler)
-        .args(["-xc++", "-std=c++17", "-O1", "-shared", "-fPIC", "-fstack-clash-protection", "-Wno-unknown-pragmas"])
-        .args(["-DMEDMERGE_EMULATOR", &format!("-DSTORAGE_{}", storage.to_string().to_uppercase())])
-        .args(["-Ikernels", &source, "-o"])
-        .arg(&path)
-        .status()
-        .expect("a C++ compiler");
-    assert!(status.success());
+    let source = format!("tests/emulator/{file}.cu");
     // SAFETY: the library has no initialisers. It is never unloaded.
     let library: &libloading::Library =
-        Box::leak(Box::new(unsafe { libloading::Library::new(&path).expect("a library that was just built") }));
+        Box::leak(Box::new(unsafe { libloading::Library::new(library(&source, storage)).expect("a library") }));
     let source = std::fs::read_to_string(source).expect("the tests' own file");
     let names = source.lines().filter_map(|line| line.strip_prefix("KERNEL(")?.split(',').next());
     names
@@ -64,6 +57,40 @@ fn compile(file: &str, storage: DType) -> Vec<&'static Entry> {
             &*Box::leak(Box::new(entry))
         })
         .collect()
+}
+
+/// The library that the compiler makes of `source`. Tests run in processes of their own: it is kept for the others, under a
+/// name for all that it is made of.
+fn library(source: &str, storage: DType) -> PathBuf {
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+    let arguments = ["-xc++", "-std=c++17", "-O1", "-shared", "-fPIC", "-fstack-clash-protection"];
+    let arguments = arguments.map(str::to_string).into_iter().chain([
+        "-Wno-unknown-pragmas".into(),
+        "-DMEDMERGE_EMULATOR".into(),
+        format!("-DSTORAGE_{}", storage.to_string().to_uppercase()),
+        "-Ikernels".into(),
+        source.into(),
+    ]);
+    let arguments: Vec<String> = arguments.collect();
+    let mut hasher = DefaultHasher::new();
+    (&compiler, &arguments, std::fs::read(source).expect("the tests' own file")).hash(&mut hasher);
+    for folder in ["kernels", "kernels/emulator"] {
+        let entries = std::fs::read_dir(folder).expect("a folder of the project").map(|entry| entry.unwrap().path());
+        let files: BTreeSet<PathBuf> = entries.filter(|path| path.is_file()).collect();
+        files.iter().for_each(|path| (path, std::fs::read(path).unwrap()).hash(&mut hasher));
+    }
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guests");
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join(format!("{:016x}.so", hasher.finish()));
+    let turn = File::create(path.with_extension("lock")).unwrap();
+    turn.lock().unwrap();
+    if !path.exists() {
+        let unfinished = path.with_extension("unfinished");
+        let status = Command::new(compiler).args(arguments).arg("-o").arg(&unfinished).status();
+        assert!(status.expect("a C++ compiler").success());
+        std::fs::rename(unfinished, &path).unwrap();
+    }
+    path
 }
 
 fn emulator(seed: u64) -> Handle {
