@@ -81,6 +81,11 @@ impl Var {
         Var { filters: Some(Filters { values, value_begin: 0 }), ..self.clone() }
     }
 
+    /// The same numbers as `dtype`: itself if they are. Its gradient keeps the variable's.
+    pub fn read_as(self, dtype: DType) -> Var {
+        if self.value.dtype() == dtype { self } else { Var { value: self.value.cast(dtype), ..self } }
+    }
+
     /// The numbers of a window.
     fn cut(&self, offset: usize, shape: Shape, pitch: usize) -> Tensor {
         match &self.filters {

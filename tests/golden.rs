@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use common::{assert_close, mix, nhwc};
-use medmerge::checkpoint::{Numbers, TensorFile, to_our_order};
+use medmerge::checkpoint::{Found, Numbers, TensorFile, read_off, to_our_order};
 use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Method, Plan};
 use medmerge::nn::{Architecture, Mode, Model, Network, Region};
 use medmerge::ops::merge::Backward;
@@ -83,7 +83,7 @@ fn labels(file: &TensorFile) -> Integers<u32> {
 /// The network whose state stands under `prefix`.
 fn network(file: &TensorFile, prefix: &str, classes: usize) -> (Architecture, Arc<Network>) {
     let shape = |name: &str| file.tensors.get(&format!("{prefix}{name}")).map(|stored| stored.shape.clone());
-    let (architecture, channels, _) = Architecture::infer(&shape).expect("a known architecture");
+    let Found { architecture, input_channels: channels, .. } = read_off(&shape).expect("a known architecture");
     let network = architecture.build(channels, classes);
     (architecture, network)
 }
@@ -360,15 +360,17 @@ fn merge_weights(form: Form) {
     for sources in [2, 3] {
         let case = MergeCase::new(sources, form);
         for granularity in [Granularity::Model, Granularity::Layer, Granularity::Filter, Granularity::Kernel] {
-            let plan = Plan::new(&case.network, case.method(granularity, Constraint::Free, BatchNormPolicy::Merge));
+            let plan =
+                Plan::new(&case.network, case.method(granularity, Constraint::Free, BatchNormPolicy::Merge)).unwrap();
             let prefix = format!("m{sources}/{granularity}");
             case.check(&plan, &format!("{prefix}/alpha"), &prefix, "grad/alpha");
         }
         let anchored = case.method(Granularity::Filter, Constraint::Free, BatchNormPolicy::Anchor);
         let (alpha, prefix) = (format!("m{sources}/filter/alpha"), format!("m{sources}/filter_anchor"));
-        case.check(&Plan::new(&case.network, anchored), &alpha, &prefix, "grad/alpha");
+        case.check(&Plan::new(&case.network, anchored).unwrap(), &alpha, &prefix, "grad/alpha");
         for constraint in [Constraint::Affine, Constraint::Simplex] {
-            let plan = Plan::new(&case.network, case.method(Granularity::Filter, constraint, BatchNormPolicy::Merge));
+            let plan =
+                Plan::new(&case.network, case.method(Granularity::Filter, constraint, BatchNormPolicy::Merge)).unwrap();
             let prefix = format!("m{sources}/{constraint}");
             case.check(&plan, &format!("{prefix}/learned"), &prefix, "grad");
         }

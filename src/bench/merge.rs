@@ -7,7 +7,7 @@ use super::report::Row;
 use super::{Measured, random_tensor, shapes};
 use crate::error::Result;
 use crate::merge::{BatchNormPolicy, Constraint, Granularity, Method, Plan};
-use crate::nn::Architecture;
+use crate::nn::{Architecture, Stem};
 use crate::ops::Cost;
 use crate::ops::merge::{Table, alpha_gradient, blend};
 use crate::tensor::{DType, Tensor};
@@ -28,14 +28,15 @@ pub(super) struct Case {
 /// How a benchmark merges: a table of one α per filter.
 pub fn plan(network: &crate::nn::Network, sources: usize) -> Plan {
     let (granularity, batch_norm) = (Granularity::Filter, BatchNormPolicy::Merge);
-    Plan::new(network, Method { sources, anchor: 0, granularity, constraint: Constraint::Affine, batch_norm })
+    let method = Method { sources, anchor: 0, granularity, constraint: Constraint::Affine, batch_norm };
+    Plan::new(network, method).expect("filters feed every parameter of these networks")
 }
 
 pub(super) fn cases(networks: &[String], sources: &[usize]) -> Result<Vec<Case>> {
     let mut cases = Vec::new();
     for name in networks {
         // The stem that the architecture usually has: merging is about parameters.
-        let stem = Architecture::named(name, None, None).map_or(crate::nn::Stem::Large, |known| known.stem);
+        let stem = Architecture::named(name, None, None).ok().and_then(|known| known.stem()).unwrap_or(Stem::Large);
         let network = shapes::network(name, stem, 1000)?;
         for &sources in sources {
             let table = plan(&network, sources).table;

@@ -68,7 +68,7 @@ pub fn network(name: &str, stem: Stem, classes: usize) -> Result<Arc<Network>> {
     }
     match Architecture::named(name, Some(stem), None) {
         Ok(architecture) => Ok(architecture.build(3, classes)),
-        Err(_) => Err(Error::unknown("network", name, Architecture::names().chain([DENSENET]))),
+        Err(_) => Err(Error::unknown("network", name, Architecture::names().into_iter().chain([DENSENET]))),
     }
 }
 

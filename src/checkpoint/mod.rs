@@ -3,17 +3,24 @@
 //! The header carries `format: pt`, which other readers ask for, and under `medmerge.…` where the file comes from. Files
 //! are written byte by byte the same for the same content.
 
+mod names;
+mod order;
 mod provenance;
 mod safetensors_file;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
+pub use names::{Found, Shapes, read_off};
+pub use order::{to_file_order, to_our_order};
 pub use provenance::{DataRecord, Phase, Provenance, agreed_normalisation};
 pub use safetensors_file::{Numbers, StoredTensor, TensorFile, write};
 
+use names::{COUNTER, MEAN, VARIANCE};
+use order::file_shape;
+
 use crate::error::{Error, Result};
-use crate::nn::{Architecture, Kind, Model, Network, Parameter, Region, Stem};
+use crate::nn::{Architecture, Model, Network, Region, Stem};
 use crate::output::OutputPath;
 use crate::tensor::{DType, Device};
 
@@ -36,11 +43,6 @@ pub struct Checkpoint {
     pub sha256: String,
 }
 
-/// The running statistics of a batch norm in a file: suffix of the name.
-const MEAN: &str = "running_mean";
-const VARIANCE: &str = "running_var";
-const COUNTER: &str = "num_batches_tracked";
-
 impl Checkpoint {
     /// Reads a network and checks every name, shape and number in it.
     pub fn load(path: &Path) -> Result<Checkpoint> {
@@ -60,16 +62,8 @@ impl Checkpoint {
             return Err(Error::checkpoint(&path, "these are merge weights, not a network", hint));
         }
         file.check_understood()?;
-        let shape = |name: &str| file.tensors.get(name).map(|tensor| tensor.shape.clone());
-        let (of_shapes, input_channels, classes) = Architecture::infer(&shape).map_err(|reason| {
-            let hint = "networks are residual networks with torchvision's names; `medmerge inspect FILE` lists what a file holds";
-            Error::checkpoint(&path, format!("this is no network that medmerge knows: {reason}"), hint)
-        })?;
-        let of_header = architecture_in_header(&file, &of_shapes)?;
-        let stem_in_header = of_header.map(|architecture| architecture.stem);
-        let known = stem.or(stem_in_header);
-        let stem_is_assumed = known.is_none() && of_shapes.stem.is_ambiguous();
-        let architecture = with_stem(&path, of_shapes, known)?;
+        let Identified { found, stem_is_assumed, stem_in_header } = identify(&file, stem)?;
+        let Found { architecture, input_channels, classes } = found;
         let network = architecture.build(input_channels, classes.unwrap_or(1));
         check_shapes(&file, &network, classes.is_some())?;
         let provenance = Provenance::read(&path, &file.metadata)?;
@@ -112,39 +106,84 @@ impl Checkpoint {
     }
 }
 
-/// The architecture that the header names, if it does. It may say more about the stem than the tensors do, and nothing else.
-fn architecture_in_header(file: &TensorFile, of_shapes: &Architecture) -> Result<Option<Architecture>> {
-    let Some(text) = file.metadata.get("medmerge.architecture") else { return Ok(None) };
-    let hint = "the header was altered; write the file again, or remove the entry";
-    let refuse = |reason: String| {
-        Err(Error::checkpoint(&file.path, format!("its header's medmerge.architecture {reason}"), hint))
+/// What a file says of its network, or what was taken for it.
+struct Identified {
+    found: Found,
+    stem_is_assumed: bool,
+    stem_in_header: Option<Stem>,
+}
+
+/// The network of a file: what its tensors tell, and what its header says of it beyond that. `stem` is what the caller
+/// knows.
+fn identify(file: &TensorFile, stem: Option<Stem>) -> Result<Identified> {
+    let shapes = |name: &str| file.tensors.get(name).map(|tensor| tensor.shape.clone());
+    let in_header = architecture_in_header(file)?;
+    let found = match &in_header {
+        Some(named) if !names::can_be_read_off(named) => names::complete(named.clone(), &shapes),
+        _ => names::read_off(&shapes),
     };
-    match serde_json::from_str::<Architecture>(text).map_err(|error| error.to_string()).and_then(|named| {
-        named.check(1)?;
-        Ok(named)
-    }) {
-        Err(reason) => refuse(format!("makes no sense: {reason}")),
-        Ok(named) if named.stem.window() != of_shapes.stem.window() => {
-            let window = of_shapes.stem.window();
-            refuse(format!("tells a stem of {}, and conv1.weight is {window}×{window}", named.stem))
-        }
-        Ok(named) if (Architecture { stem: of_shapes.stem, ..named.clone() }) != *of_shapes => {
-            let ours = serde_json::to_string(of_shapes).expect("plain data is JSON");
-            refuse(format!("is {text}, and its tensors are those of {ours}"))
-        }
+    let found = found.map_err(|reason| {
+        let hint =
+            "networks are residual networks with torchvision's names; `medmerge inspect FILE` lists what a file holds";
+        Error::checkpoint(&file.path, format!("this is no network that medmerge knows: {reason}"), hint)
+    })?;
+    if let Some(named) = &in_header {
+        check_header(&file.path, named, &found.architecture)?;
+    }
+    let stem_in_header = in_header.and_then(|architecture| architecture.stem());
+    let known = stem.or(stem_in_header);
+    let stem_is_assumed = known.is_none() && found.architecture.stem().is_some_and(Stem::is_ambiguous);
+    let architecture = match known {
+        Some(stem) => with_stem(&file.path, &found.architecture, stem)?,
+        None => found.architecture,
+    };
+    Ok(Identified { found: Found { architecture, ..found }, stem_is_assumed, stem_in_header })
+}
+
+const ALTERED: &str = "the header was altered; write the file again, or remove the entry";
+
+/// The architecture that the header names, if it does.
+fn architecture_in_header(file: &TensorFile) -> Result<Option<Architecture>> {
+    let Some(text) = file.metadata.get("medmerge.architecture") else { return Ok(None) };
+    let named = serde_json::from_str::<Architecture>(text).map_err(|error| error.to_string());
+    match named.and_then(|named| named.check(1).map(|()| named)) {
         Ok(named) => Ok(Some(named)),
+        Err(reason) => {
+            let message = format!("its header's medmerge.architecture makes no sense: {reason}");
+            Err(Error::checkpoint(&file.path, message, ALTERED))
+        }
     }
 }
 
-fn with_stem(path: &Path, of_shapes: Architecture, known: Option<Stem>) -> Result<Architecture> {
-    match known {
-        Some(stem) if stem.window() != of_shapes.stem.window() => {
-            let window = of_shapes.stem.window();
+/// A header may say more about the stem than the tensors do, and nothing else.
+fn check_header(path: &Path, named: &Architecture, of_tensors: &Architecture) -> Result<()> {
+    let refuse =
+        |reason: String| Err(Error::checkpoint(path, format!("its header's medmerge.architecture {reason}"), ALTERED));
+    let unlike = match (named.stem(), of_tensors.stem()) {
+        (Some(stem), Some(other)) if stem.window() != other.window() => {
+            let window = other.window();
+            return refuse(format!("tells a stem of {stem}, and conv1.weight is {window}×{window}"));
+        }
+        (_, Some(other)) => named.with_stem(other).as_ref() != Some(of_tensors),
+        (_, None) => named != of_tensors,
+    };
+    match unlike {
+        true => refuse(format!("is {}, and its tensors are those of {}", named.to_json(), of_tensors.to_json())),
+        false => Ok(()),
+    }
+}
+
+fn with_stem(path: &Path, of_tensors: &Architecture, stem: Stem) -> Result<Architecture> {
+    match of_tensors.stem() {
+        Some(other) if stem.window() != other.window() => {
+            let window = other.window();
             let message = format!("a stem of {stem} was asked for, and conv1.weight is {window}×{window}");
             Err(Error::checkpoint(path, message, "leave --stem out, or name one of the file's window"))
         }
-        Some(stem) => Ok(Architecture { stem, ..of_shapes }),
-        None => Ok(of_shapes),
+        _ => of_tensors.with_stem(stem).ok_or_else(|| {
+            let message = format!("a stem of {stem} was asked for, and {of_tensors} has no choice of stems");
+            Error::checkpoint(path, message, "leave --stem out")
+        }),
     }
 }
 
@@ -195,33 +234,6 @@ pub fn first_few(complaints: &[String]) -> String {
         0..=3 => shown,
         more => format!("{shown}; and {} more", more - 3),
     }
-}
-
-fn file_shape(parameter: &Parameter) -> Vec<usize> {
-    match (parameter.kind, parameter.shape.dims()) {
-        (Kind::Filters, &[k, r, s, c]) => vec![k, c, r, s],
-        (_, dims) => dims.to_vec(),
-    }
-}
-
-/// KCRS, as in files, to KRSC; other parameters stay as they are.
-pub fn to_our_order<T: Copy>(parameter: &Parameter, values: &[T]) -> Vec<T> {
-    let (Kind::Filters, &[k, r, s, c]) = (parameter.kind, parameter.shape.dims()) else { return values.to_vec() };
-    let index = |k: usize, tap: usize, c_: usize| (k * c + c_) * r * s + tap;
-    (0..k)
-        .flat_map(|k| (0..r * s).flat_map(move |tap| (0..c).map(move |c| index(k, tap, c))))
-        .map(|i| values[i])
-        .collect()
-}
-
-/// KRSC to KCRS, as in files; other parameters stay as they are.
-pub fn to_file_order<T: Copy>(parameter: &Parameter, values: &[T]) -> Vec<T> {
-    let (Kind::Filters, &[k, r, s, c]) = (parameter.kind, parameter.shape.dims()) else { return values.to_vec() };
-    let index = |k: usize, c_: usize, tap: usize| (k * r * s + tap) * c + c_;
-    (0..k)
-        .flat_map(|k| (0..c).flat_map(move |c| (0..r * s).map(move |tap| index(k, c, tap))))
-        .map(|i| values[i])
-        .collect()
 }
 
 /// The tensors of a model as they stand in a file, with or without the classifier.
@@ -303,18 +315,6 @@ pub fn file_size(network: &Network) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_two_orders_undo_each_other() {
-        let network = Architecture::named("resnet8", None, Some(4)).unwrap().build(3, 2);
-        let filters = network.parameter("layer2.0.conv1.weight").unwrap();
-        let values: Vec<f32> = (0..filters.shape.len()).map(|i| i as f32).collect();
-        let ours = to_our_order(filters, &values);
-        assert_ne!(ours, values);
-        // K=8, C=4, 3×3: element (k, r, s, c) = (1, 0, 2, 3) stands in a file at ((1·4 + 3)·3 + 0)·3 + 2.
-        assert_eq!(ours[((3) + 2) * 4 + 3 + 9 * 4 - 3 * 4], 65.0);
-        assert_eq!(to_file_order(filters, &ours), values);
-    }
 
     #[test]
     fn a_saved_network_reads_back_bit_for_bit_and_writes_the_same_bytes() {

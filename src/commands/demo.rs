@@ -267,7 +267,7 @@ fn save_outcome(outcome: &Outcome, label: &str, sources: &Sources, target: Targe
     checkpoint::save(&mut output, &outcome.model, &metadata)?;
     if let Some(learned) = &outcome.learned {
         learned.save(&mut OutputPath::check(&folder.join(format!("{name}.weights.safetensors")), true, 0)?)?;
-        write(&folder.join(format!("{name}.weights.svg")), &learn::picture(learned, sources))?;
+        write(&folder.join(format!("{name}.weights.svg")), &learn::picture(learned, sources)?)?;
     }
     Ok(())
 }

@@ -152,8 +152,7 @@ fn summary(out: &mut dyn Write, path: &Path, c: &Checkpoint) -> io::Result<()> {
     let head = if c.has_head { format!("{} classes", c.model.network.classes) } else { "no head".into() };
     let channels = c.model.network.input_channels;
     writeln!(out, "{}: {}, {channels} input channels, {head}", path.display(), c.architecture)?;
-    if c.stem_is_assumed {
-        let stem = c.architecture.stem;
+    if let Some(stem) = c.architecture.stem().filter(|_| c.stem_is_assumed) {
         writeln!(
             out,
             "  the file does not say its stem: {stem} is taken, and --stem names another of the same window"
@@ -184,7 +183,7 @@ fn reason(error: &Error) -> String {
 
 fn merge_weights(file: &TensorFile, global: &Global) -> Result<()> {
     let learned = Learned::from_file(file)?;
-    let plan = learned.plan();
+    let plan = learned.plan()?;
     // Per layer and source: smallest, mean and largest α.
     let summary: Vec<_> = plan
         .entries

@@ -64,10 +64,10 @@ pub fn run(options: &Learn, global: &Global) -> Result<()> {
 
     let learned = &learning.learned;
     learned.save(&mut weights_output)?;
-    let folded = learned.fold(&sources.trunks());
+    let folded = learned.fold(&sources.trunks())?;
     checkpoint::save(&mut output, &folded, &learned.metadata())?;
     if let Some(path) = &options.picture {
-        let svg = picture(learned, &sources);
+        let svg = picture(learned, &sources)?;
         save(&svg, &mut OutputPath::check(path, options.force, 0)?)?;
     }
 
@@ -101,8 +101,8 @@ fn beside(out: &std::path::Path) -> PathBuf {
 }
 
 /// The α of every source, layer by layer.
-pub fn picture(learned: &medmerge::merge::Learned, sources: &Sources) -> String {
-    let plan = learned.plan();
+pub fn picture(learned: &medmerge::merge::Learned, sources: &Sources) -> Result<String> {
+    let plan = learned.plan()?;
     let of_entries: Vec<_> = plan.entries.iter().map(|entry| plan.alphas_of(entry, &learned.numbers)).collect();
     let of_source = |source: usize| SourceWeights {
         name: format!(
@@ -118,5 +118,5 @@ pub fn picture(learned: &medmerge::merge::Learned, sources: &Sources) -> String 
             .collect(),
     };
     let all: Vec<SourceWeights> = (0..sources.len()).map(of_source).collect();
-    merge_weights("Learned merge weights", "merge weight", &all)
+    Ok(merge_weights("Learned merge weights", "merge weight", &all))
 }

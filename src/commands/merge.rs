@@ -25,7 +25,7 @@ pub fn run(options: &Merge, global: &Global) -> Result<()> {
     let place = super::place::open(global)?;
     let learned = options.weights.as_deref().map(Learned::load).transpose()?;
     // The weights were learned for one stem.
-    let stem = options.stem.stem.or(learned.as_ref().map(|learned| learned.architecture.stem));
+    let stem = options.stem.stem.or(learned.as_ref().and_then(|learned| learned.architecture.stem()));
     let sources = networks::load_sources(&options.models, stem, global)?;
     let (model, has_head, metadata) = match (&learned, &options.weights) {
         (Some(learned), Some(path)) => {

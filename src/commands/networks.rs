@@ -27,13 +27,13 @@ pub fn load_sources(paths: &[PathBuf], stem: Option<Stem>, global: &Global) -> R
 /// What a user of a file ought to know.
 fn tell(path: &Path, checkpoint: &Checkpoint, global: &Global) {
     let path = path.display();
-    if checkpoint.stem_is_assumed {
-        let stem = checkpoint.architecture.stem;
-        note(global, format_args!("note: {path} does not say its stem; {stem} is taken (--stem names another)"));
-    }
-    let stem = checkpoint.architecture.stem;
-    if let Some(in_header) = checkpoint.stem_in_header.filter(|in_header| *in_header != stem) {
-        note(global, format_args!("note: {path} says its stem is {in_header}; here it is {stem}"));
+    if let Some(stem) = checkpoint.architecture.stem() {
+        if checkpoint.stem_is_assumed {
+            note(global, format_args!("note: {path} does not say its stem; {stem} is taken (--stem names another)"));
+        }
+        if let Some(in_header) = checkpoint.stem_in_header.filter(|in_header| *in_header != stem) {
+            note(global, format_args!("note: {path} says its stem is {in_header}; here it is {stem}"));
+        }
     }
     if let Some(phase) = checkpoint.provenance.last_phase().filter(|phase| phase.is_unfinished()) {
         let (done, epochs) = (phase.epochs_done, phase.epochs);

@@ -58,7 +58,7 @@ pub fn fold_fixed(
         constraint: Constraint::Free,
         batch_norm,
     };
-    let plan = Plan::new(&of_anchor.network, method);
+    let plan = Plan::new(&of_anchor.network, method)?;
     let numbers = Tensor::from_vec(coefficients.iter().map(|&c| c as f32).collect(), [sources.len(), 1]);
     let mut model = of_anchor.copy();
     model.trunk = plan.blend_on(device, &sources.trunks(), &numbers)?;
@@ -82,7 +82,7 @@ pub fn fold_fixed(
             ("batch_norm", batch_norm.to_string()),
             ("anchor", anchor.to_string()),
             ("sources", json(serde_json::to_string(&sources.records()))),
-            ("architecture", json(serde_json::to_string(sources.architecture()))),
+            ("architecture", sources.architecture().to_json()),
         ]
         .map(|(key, value)| (format!("medmerge.{key}"), value)),
     );

@@ -1,5 +1,6 @@
 //! From a granularity to a table: which α every parameter of a network takes.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -7,7 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::nn::{Kind, Network, Region};
+use crate::nn::{Feed, Network, Parameter, Region, Role, Rows};
 use crate::ops::merge::constraint::{Constraint, Mean, Parametrization};
 use crate::ops::merge::{Choice, Segment, Table};
 use crate::tensor::{DType, Device, Tensor};
@@ -134,78 +135,23 @@ pub struct Plan {
 }
 
 impl Plan {
-    pub fn new(network: &Network, method: Method) -> Plan {
-        let mut entries = Vec::new();
-        // Per parameter: how its α lie, once its convolution has been seen.
-        let mut choices: Vec<Option<Choice>> = vec![None; network.parameters.len()];
-        let mut learned = 0;
-        for (index, parameter) in network.parameters.iter().enumerate() {
-            let (Kind::Filters, &[filters, _, _, channels]) = (parameter.kind, parameter.shape.dims()) else {
-                continue;
-            };
-            let (shape, row_step, period) = match method.granularity {
-                Granularity::Model | Granularity::Layer => (vec![], 0, 1),
-                Granularity::Filter => (vec![filters], 1, 1),
-                Granularity::Kernel => (vec![filters, channels], channels, channels),
-            };
-            if method.granularity == Granularity::Model {
-                learned = 1;
-                choices[index] = Some(Choice::Alpha { first: 0, row_step, period });
-                continue;
-            }
-            let name = parameter.name.trim_end_matches(".weight").to_string();
-            let entry = Entry { name, first: learned, shape };
-            choices[index] = Some(Choice::Alpha { first: learned, row_step, period });
-            learned += entry.count();
-            entries.push(entry);
+    /// # Errors
+    /// If a parameter of the trunk has no α: nothing that is merged feeds it.
+    pub fn new(network: &Network, method: Method) -> Result<Plan> {
+        let mut rows = RowsOfAlpha::new(network, method.granularity);
+        let mut segments = Vec::new();
+        for parameter in network.region(Region::Trunk) {
+            rows.add_segments(parameter, &method, &mut segments)?;
         }
-        if method.granularity == Granularity::Model {
-            entries.push(Entry { name: "model".into(), first: 0, shape: vec![] });
-        }
-
-        let mut means = Vec::new();
-        let mut alphas = learned;
-        for norm in &network.batch_norms {
-            let of_convolution = norm.fed_by.and_then(|weight| choices[weight]);
-            let choice = match (method.batch_norm, of_convolution) {
-                (BatchNormPolicy::Merge, Some(Choice::Alpha { first, row_step, period })) => match method.granularity {
-                    Granularity::Model | Granularity::Layer => Choice::Alpha { first, row_step, period },
-                    Granularity::Filter => Choice::Alpha { first, row_step: 0, period: norm.channels },
-                    Granularity::Kernel => {
-                        means.push(Mean { first, rows: norm.channels, period });
-                        let first = alphas;
-                        alphas += norm.channels;
-                        Choice::Alpha { first, row_step: 0, period: norm.channels }
-                    }
-                },
-                _ => Choice::Source(method.anchor),
-            };
-            choices[norm.gamma] = Some(choice);
-            choices[norm.beta] = Some(choice);
-        }
-
-        let mut segments: Vec<Segment> = network
-            .parameters
-            .iter()
-            .zip(choices)
-            .filter(|(parameter, _)| parameter.region == Region::Trunk)
-            .map(|(parameter, choice)| {
-                let (rows, row_len, pitch) = match parameter.shape.rank() {
-                    1 => (1, parameter.shape.len(), parameter.shape.len()),
-                    _ => (parameter.shape.rows(), parameter.shape.row_len(), parameter.pitch),
-                };
-                let choice = choice.unwrap_or(Choice::Source(method.anchor));
-                Segment { offset: parameter.offset, rows, row_len, pitch, choice }
-            })
-            .collect();
         segments.sort_by_key(|segment| segment.offset);
+        let RowsOfAlpha { entries, learned, means, alphas, .. } = rows;
         let Method { sources, anchor, constraint, .. } = method;
-        Plan {
+        Ok(Plan {
             method,
             table: Arc::new(Table::new(segments, alphas, network.trunk_len).with_filters(network.filters_len)),
             parametrization: Arc::new(Parametrization::new(constraint, sources, anchor, learned, means)),
             entries,
-        }
+        })
     }
 
     /// What learning begins with, learned rows × learned numbers.
@@ -260,13 +206,217 @@ impl Plan {
     }
 }
 
+/// Which α the filters of a network take, and with them whatever they feed.
+struct RowsOfAlpha<'a> {
+    network: &'a Network,
+    granularity: Granularity,
+    entries: Vec<Entry>,
+    /// α that are learned.
+    learned: usize,
+    /// The first α of each parameter that holds filters.
+    first: BTreeMap<usize, usize>,
+    /// Means of the α of kernels, one per channel that filters feed, and where those begin: behind all that is learned.
+    means: Vec<Mean>,
+    means_of: BTreeMap<(Rows, usize), usize>,
+    /// All α: learned ones and means.
+    alphas: usize,
+}
+
+impl RowsOfAlpha<'_> {
+    fn new(network: &Network, granularity: Granularity) -> RowsOfAlpha<'_> {
+        let (mut entries, mut first, mut learned) = (Vec::new(), BTreeMap::new(), 0);
+        if granularity == Granularity::Model {
+            entries.push(Entry { name: "model".into(), first: 0, shape: vec![] });
+            learned = 1;
+        }
+        let holds_filters = |p: &Parameter| p.region == Region::Trunk && p.role == Role::Filters;
+        for (index, parameter) in network.parameters.iter().enumerate().filter(|(_, p)| holds_filters(p)) {
+            let (filters, channels) = (parameter.shape.rows(), parameter.shape.channels());
+            let shape = match granularity {
+                Granularity::Model => {
+                    first.insert(index, 0);
+                    continue;
+                }
+                Granularity::Layer => vec![],
+                Granularity::Filter => vec![filters],
+                Granularity::Kernel => vec![filters, channels],
+            };
+            let entry = Entry { name: parameter.name.trim_end_matches(".weight").to_string(), first: learned, shape };
+            first.insert(index, learned);
+            learned += entry.count();
+            entries.push(entry);
+        }
+        let (means, means_of) = (Vec::new(), BTreeMap::new());
+        RowsOfAlpha { network, granularity, entries, learned, first, means, means_of, alphas: learned }
+    }
+
+    /// The α of every number of a parameter.
+    fn add_segments(&mut self, parameter: &Parameter, method: &Method, to: &mut Vec<Segment>) -> Result<()> {
+        let Parameter { shape, offset, pitch, role, .. } = *parameter;
+        let vector = |first: usize, row_len: usize, choice: Choice| Segment {
+            offset: offset + first,
+            rows: 1,
+            row_len,
+            pitch: row_len,
+            choice,
+        };
+        if role == Role::Filters {
+            let [Feed { filters, .. }] = parameter.feeds.as_slice() else { panic!("filters feed themselves") };
+            let choice = self.of_rows(filters[0], shape.channels());
+            to.push(Segment { offset, rows: shape.rows(), row_len: shape.row_len(), pitch, choice });
+            return Ok(());
+        }
+        if matches!(role, Role::Scale | Role::Shift) && method.batch_norm == BatchNormPolicy::Anchor {
+            to.push(vector(0, shape.len(), Choice::Source(method.anchor)));
+            return Ok(());
+        }
+        let mut channel = 0;
+        for feed in &parameter.feeds {
+            let choice = self.of_feed(feed).ok_or_else(|| {
+                let message = format!(
+                    "no filter feeds channel {channel} of {}, so that no merge weight is its own per {}",
+                    parameter.name, self.granularity
+                );
+                Error::usage(message, "use --granularity model; or, for a batch norm, --batch-norm anchor")
+            })?;
+            to.push(vector(channel, feed.channels, choice));
+            channel += feed.channels;
+        }
+        Ok(())
+    }
+
+    /// A bank of filters of `channels` channels each.
+    fn of_rows(&self, rows: Rows, channels: usize) -> Choice {
+        let first = self.first[&rows.parameter];
+        let (row_step, period) = match self.granularity {
+            Granularity::Model | Granularity::Layer => (0, 1),
+            Granularity::Filter => (1, 1),
+            Granularity::Kernel => (channels, channels),
+        };
+        Choice::Alpha { first, row_step, period }
+    }
+
+    /// A number for each channel of a feed. Of several filters that a sum lets feed a channel, the last one counts: that of
+    /// the branch, where the others came along the shortcut.
+    fn of_feed(&mut self, feed: &Feed) -> Option<Choice> {
+        let one_for_all = |first: usize| Choice::Alpha { first, row_step: 0, period: 1 };
+        if self.granularity == Granularity::Model {
+            return Some(one_for_all(0));
+        }
+        let rows = *feed.filters.last()?;
+        let first = self.first[&rows.parameter];
+        let first = match self.granularity {
+            Granularity::Model | Granularity::Layer => return Some(one_for_all(first)),
+            Granularity::Filter => first + rows.first,
+            Granularity::Kernel => self.mean_of(rows, feed.channels),
+        };
+        Some(Choice::Alpha { first, row_step: 0, period: feed.channels })
+    }
+
+    /// Where the means over the kernels of `count` filters begin, made when they are first asked for.
+    fn mean_of(&mut self, rows: Rows, count: usize) -> usize {
+        *self.means_of.entry((rows, count)).or_insert_with(|| {
+            let period = self.network.parameters[rows.parameter].shape.channels();
+            self.means.push(Mean { first: self.first[&rows.parameter] + rows.first * period, rows: count, period });
+            self.alphas += count;
+            self.alphas - count
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::Architecture;
+    use crate::bench::shapes::network;
+    use crate::nn::{Architecture, NetworkBuilder, Operation, Stem};
+    use crate::ops::conv2d::Conv2d;
+
+    const GRANULARITIES: [Granularity; 4] =
+        [Granularity::Model, Granularity::Layer, Granularity::Filter, Granularity::Kernel];
 
     fn method(granularity: Granularity, constraint: Constraint) -> Method {
         Method { sources: 2, anchor: 0, granularity, constraint, batch_norm: BatchNormPolicy::Merge }
+    }
+
+    fn plan(network: &Network, granularity: Granularity, constraint: Constraint) -> Plan {
+        Plan::new(network, method(granularity, constraint)).unwrap()
+    }
+
+    /// Two convolutions side by side, and a batch norm over both, the image between them or not.
+    fn concatenated(with_image: bool) -> Arc<Network> {
+        let mut b = NetworkBuilder::new(2);
+        let [x, y] = [("a", 3), ("c", 5)].map(|(name, count)| b.conv2d(name, b.input(), count, 3, Conv2d::new(1, 1)));
+        let inputs = if with_image { vec![x, b.input(), y] } else { vec![x, y] };
+        let x = b.plain("concat", Operation::Concat, &inputs);
+        b.batch_norm("bn", x);
+        b.finish()
+    }
+
+    /// What each number of the trunk makes of α = 1, 2, 3 …: the blend of a trunk of ones and one of zeros.
+    fn alphas(network: &Network, plan: &Plan, name: &str) -> Vec<f32> {
+        let alphas = plan.table.alphas();
+        let alpha = (1..=alphas).map(|i| i as f32).chain(std::iter::repeat_n(0.0, alphas)).collect();
+        let alpha = Tensor::from_vec(alpha, [2, alphas]);
+        let trunk = |value: f32| Tensor::from_vec(vec![value; network.trunk_len], [network.trunk_len]);
+        let blend = plan.blend_by(&alpha, &[trunk(1.0), trunk(0.0)]);
+        let p = network.parameter(name).unwrap();
+        blend.window(p.offset, p.shape, p.pitch).to_vec()
+    }
+
+    #[test]
+    fn a_norm_over_a_concatenation_takes_the_weights_of_all_that_feed_it() {
+        let network = concatenated(false);
+        let of = |granularity, name: &str| alphas(&network, &plan(&network, granularity, Constraint::Free), name);
+        assert_eq!(of(Granularity::Model, "bn.weight"), [1.0; 8]);
+        assert_eq!(of(Granularity::Layer, "bn.bias"), [1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0]);
+        assert_eq!(of(Granularity::Filter, "bn.weight"), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
+        // Two α for each of eight filters, then the means of each filter's, which γ and β share.
+        let means: Vec<f32> = (17..=24).map(|i| i as f32).collect();
+        assert_eq!(of(Granularity::Kernel, "bn.weight"), means);
+        assert_eq!(of(Granularity::Kernel, "bn.bias"), means);
+        let per_kernel = plan(&network, Granularity::Kernel, Constraint::Free);
+        assert_eq!(per_kernel.table.alphas(), 24);
+        let learned = (0..16).map(|i| i as f32).chain([0.0; 16]).collect();
+        let alpha = per_kernel.parametrization.alpha(&Tensor::from_vec(learned, [2, 16])).to_vec::<f32>();
+        assert_eq!(alpha[16..24], [0.5, 2.5, 4.5, 6.5, 8.5, 10.5, 12.5, 14.5]);
+    }
+
+    #[test]
+    fn a_parameter_that_nothing_feeds_is_an_error_and_never_the_anchors() {
+        let network = concatenated(true);
+        for granularity in [Granularity::Layer, Granularity::Filter, Granularity::Kernel] {
+            let error = Plan::new(&network, method(granularity, Constraint::Affine)).unwrap_err().to_string();
+            assert!(error.contains("no filter feeds channel 3 of bn.weight"), "{error}");
+            let by_anchor = Method { batch_norm: BatchNormPolicy::Anchor, ..method(granularity, Constraint::Affine) };
+            assert!(Plan::new(&network, by_anchor).is_ok());
+        }
+        let whole = plan(&network, Granularity::Model, Constraint::Free);
+        assert_eq!(alphas(&network, &whole, "bn.weight"), [1.0; 10]);
+    }
+
+    /// DenseNet-121, most of whose norms read what many convolutions made, and a norm behind a shortcut.
+    #[test]
+    fn every_number_of_a_trunk_is_merged() {
+        let mut networks =
+            vec![network("densenet121", Stem::Small, 2).unwrap(), network("resnet18", Stem::Large, 2).unwrap()];
+        let mut b = NetworkBuilder::new(2);
+        let x = b.conv2d("a", b.input(), 4, 1, Conv2d::new(1, 0));
+        let y = b.conv2d("c", x, 4, 1, Conv2d::new(1, 0));
+        let sum = b.plain("sum", Operation::Add, &[y, x]);
+        b.batch_norm("bn", sum);
+        networks.push(b.finish());
+        for network in &networks {
+            for granularity in GRANULARITIES {
+                let plan = plan(network, granularity, Constraint::Affine);
+                let merged: usize = plan.table.segments().iter().map(|segment| segment.rows * segment.row_len).sum();
+                let is_merged = |segment: &Segment| matches!(segment.choice, Choice::Alpha { .. });
+                assert!(plan.table.segments().iter().all(is_merged));
+                let numbers: usize = network.region(Region::Trunk).map(|p| p.shape.len()).sum();
+                assert_eq!(merged, numbers, "{granularity}");
+            }
+        }
+        let behind_shortcut = plan(&networks[2], Granularity::Layer, Constraint::Free);
+        assert_eq!(alphas(&networks[2], &behind_shortcut, "bn.weight"), [2.0; 4], "of the branch");
     }
 
     /// Learned numbers per source, counted by hand from torchvision's layers.
@@ -274,8 +424,7 @@ mod tests {
     fn counts_of_learned_numbers() {
         for (name, per_filter, per_kernel) in [("resnet18", 4_800, 1_392_832), ("resnet50", 26_560, 13_424_832)] {
             let network = Architecture::named(name, None, None).unwrap().build(3, 10);
-            let count =
-                |granularity| Plan::new(&network, method(granularity, Constraint::Affine)).parametrization.learned;
+            let count = |granularity| plan(&network, granularity, Constraint::Affine).parametrization.learned;
             assert_eq!(count(Granularity::Model), 1);
             assert_eq!(count(Granularity::Filter), per_filter, "{name}");
             let kernels: usize = network
@@ -294,8 +443,8 @@ mod tests {
         let network = Architecture::named("resnet8", None, Some(4)).unwrap().build(1, 2);
         let trunks: Vec<Tensor> =
             (0..2).map(|seed| crate::nn::Model::initialized(network.clone(), seed).trunk).collect();
-        for granularity in [Granularity::Model, Granularity::Layer, Granularity::Filter, Granularity::Kernel] {
-            let plan = Plan::new(&network, method(granularity, Constraint::Affine));
+        for granularity in GRANULARITIES {
+            let plan = plan(&network, granularity, Constraint::Affine);
             let learned = plan.start(Start::Weight(0.0)).unwrap();
             assert_eq!(plan.blend(&trunks, &learned).to_vec::<f32>(), trunks[0].to_vec::<f32>(), "{granularity}");
         }
@@ -304,7 +453,7 @@ mod tests {
     #[test]
     fn the_simplex_refuses_to_start_at_a_corner() {
         let network = Architecture::named("resnet8", None, Some(4)).unwrap().build(1, 2);
-        let plan = Plan::new(&network, method(Granularity::Filter, Constraint::Simplex));
+        let plan = plan(&network, Granularity::Filter, Constraint::Simplex);
         assert!(plan.start(Start::Weight(0.0)).is_err());
         let alpha = plan.parametrization.alpha(&plan.start(Start::Weight(0.25)).unwrap()).to_f64();
         let (anchor, other) = alpha.split_at(alpha.len() / 2);

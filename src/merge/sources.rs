@@ -163,13 +163,20 @@ fn check_alike(first: &Source, other: &Source) -> Result<()> {
         .collect();
     let extra = b.region(Region::Trunk).filter(|p| a.parameter(&p.name).is_none());
     differences.extend(extra.map(|p| format!("{} is only here", p.name)));
-    let (first_stem, other_stem) = (first.checkpoint.architecture.stem, other.checkpoint.architecture.stem);
-    if differences.is_empty() && first_stem == other_stem {
+    let [of_first, of_other] = [first, other].map(|source| &source.checkpoint.architecture);
+    if differences.is_empty() && of_first == of_other {
         return Ok(());
     }
     if differences.is_empty() {
-        let message = format!("its stem is {other_stem}, and that of {} is {first_stem}", first.path.display());
-        return Err(Error::checkpoint(&other.path, message, "sources have one architecture; --stem names it for all"));
+        let path = first.path.display();
+        let (message, hint) = match (of_first.stem(), of_other.stem()) {
+            (Some(a), Some(b)) if a != b => (
+                format!("its stem is {b}, and that of {path} is {a}"),
+                "sources have one architecture; --stem names it for all",
+            ),
+            _ => (format!("it is {of_other}, and {path} is {of_first}"), "sources have one architecture"),
+        };
+        return Err(Error::checkpoint(&other.path, message, hint));
     }
     let message = format!("it differs from {}: {}", first.path.display(), first_few(&differences));
     let colours = |network: &Network| match network.input_channels {

@@ -42,18 +42,20 @@ pub struct Learned {
 const SUFFIX: &str = "merge_weight";
 
 impl Learned {
-    pub fn plan(&self) -> Plan {
+    /// # Errors
+    /// If the network has a parameter that the method does not say how to merge.
+    pub fn plan(&self) -> Result<Plan> {
         Plan::new(&self.model.network, self.method)
     }
 
     /// The merged network: an ordinary one.
-    pub fn fold(&self, trunks: &[Tensor]) -> Model {
-        Model { trunk: self.plan().blend(trunks, &self.numbers), ..self.model.clone() }
+    pub fn fold(&self, trunks: &[Tensor]) -> Result<Model> {
+        Ok(Model { trunk: self.plan()?.blend(trunks, &self.numbers), ..self.model.clone() })
     }
 
     /// [`Learned::fold`], computed on `device`, with the same bits.
     pub fn fold_on(&self, device: Device, trunks: &[Tensor]) -> Result<Model> {
-        Ok(Model { trunk: self.plan().blend_on(device, trunks, &self.numbers)?, ..self.model.clone() })
+        Ok(Model { trunk: self.plan()?.blend_on(device, trunks, &self.numbers)?, ..self.model.clone() })
     }
 
     /// What the header of the merged network says.
@@ -71,7 +73,7 @@ impl Learned {
                 ("start", text(&self.start)),
                 ("seed", text(&self.seed)),
                 ("sources", json(serde_json::to_string(&self.sources))),
-                ("architecture", json(serde_json::to_string(&self.architecture))),
+                ("architecture", self.architecture.to_json()),
                 ("input_channels", text(&self.model.network.input_channels)),
                 ("classes", text(&self.model.network.classes)),
             ]
@@ -83,7 +85,7 @@ impl Learned {
 
     /// Writes what was learned, if it can be read again.
     pub fn save(&self, output: &mut OutputPath) -> Result<()> {
-        let plan = self.plan();
+        let plan = self.plan()?;
         let numbers = self.numbers.to_vec::<f32>();
         checkpoint::refuse_to_write(output.path(), &self.model)?;
         if numbers.iter().any(|number| !number.is_finite()) {
@@ -138,16 +140,18 @@ impl Learned {
         if method.anchor >= sources.len() || sources.len() < 2 {
             return Err(odd("anchor"));
         }
-        let classes = *file.tensors.get("fc.bias").and_then(|bias| bias.shape.first()).ok_or_else(|| odd("classes"))?;
         let input_channels = usize::try_from(number("input_channels")?).map_err(|_| odd("input_channels"))?;
         architecture.check(input_channels).map_err(|reason| {
             let message = format!("its header's architecture or input_channels makes no sense: {reason}");
             Error::checkpoint(&file.path, message, hint)
         })?;
+        let one_class = architecture.build(input_channels, 1);
+        let bias = one_class.classifier().and_then(|[_, bias]| file.tensors.get(&bias.name));
+        let classes = *bias.and_then(|bias| bias.shape.first()).ok_or_else(|| odd("classes"))?;
         let network = architecture.build(input_channels, classes);
         // What the header claims is believed, and memory taken for it, only if the statistics say the same.
         checkpoint::check_statistics(&network, file)?;
-        let plan = Plan::new(&network, method);
+        let plan = Plan::new(&network, method)?;
         let mut model = Model::zeros(network.clone(), DType::F32, Device::Cpu);
         for parameter in network.region(Region::Head) {
             model.set_parameter(parameter, &file.floats(&parameter.name, parameter.shape.dims())?);
@@ -221,7 +225,7 @@ fn stored_shape(plan: &Plan, entry: &Entry) -> Vec<usize> {
 pub fn training_metadata(architecture: &Architecture, seed: u64, from: Option<&Checkpoint>) -> Metadata {
     let mut metadata = Metadata::new();
     metadata.insert("medmerge.method".into(), if from.is_some() { "fine-tune" } else { "train" }.into());
-    metadata.insert("medmerge.architecture".into(), serde_json::to_string(architecture).expect("plain data is JSON"));
+    metadata.insert("medmerge.architecture".into(), architecture.to_json());
     metadata.insert("medmerge.seed".into(), seed.to_string());
     if let Some(from) = from {
         metadata.insert("medmerge.from".into(), from.sha256.clone());

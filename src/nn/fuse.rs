@@ -9,6 +9,7 @@
 //! | batch norm, add | x̂·γ + β + residual | the sum alone reads the batch norm, and once |
 //! | batch norm, add, ReLU | relu(x̂·γ + β + residual) | the same, and the ReLU alone reads the sum |
 //!
+//! The bias of a convolution is joined like a batch norm, of which it is one with a mean of 0 and a deviation of 1.
 //! A sum of two batch norms goes with the first of them; the other one is its residual. Everything else stays a stage of its
 //! own, but convolutions on tensor cores work for the batch norms around them:
 //!
@@ -20,7 +21,7 @@
 //! In f32, where no tensor cores serve, the numbers are the same as layer by layer, bit for bit; in half precision a fused
 //! stage rounds once instead of two or three times, and sums are grouped by other tiles.
 
-use super::network::{Layer, Network, Node, Operation};
+use super::graph::{Layer, Network, Node, Operation, Region};
 use crate::ops::conv2d::{Pass, suits_tensor_cores};
 use crate::tensor::DType;
 
@@ -33,9 +34,9 @@ pub struct Stage {
     pub inputs: Vec<Node>,
     /// The last layer's.
     pub output: Node,
-    /// Whether a residual is added to a batch norm's output.
+    /// Whether a residual is added to the output of a batch norm, or a bias.
     pub residual: bool,
-    /// Whether a ReLU follows a batch norm.
+    /// Whether a ReLU follows it.
     pub relu: bool,
     /// Whether a batch norm wants the statistics of this convolution's output.
     pub leaves_statistics: bool,
@@ -66,7 +67,7 @@ pub(super) fn stages(layers: &[Layer], is_fused: bool) -> Vec<Stage> {
     let mut ending_at: Vec<Option<Stage>> = vec![None; layers.len()];
     let mut is_absorbed = vec![false; layers.len()];
     for (index, layer) in layers.iter().enumerate().filter(|_| is_fused) {
-        if !matches!(layer.operation, Operation::BatchNorm { .. }) {
+        if !matches!(layer.operation, Operation::BatchNorm { .. } | Operation::Bias { .. }) {
             continue;
         }
         let mut stage = Stage::alone(index, layer);
@@ -155,6 +156,7 @@ impl Network {
         let first = match self.operation(stage) {
             Operation::Conv2d { .. } => "convolution",
             Operation::BatchNorm { .. } => "batch norm",
+            Operation::Bias { .. } => "bias",
             Operation::Relu => "ReLU",
             Operation::Add => "sum",
             Operation::MaxPool(_) => "max pool",
@@ -198,12 +200,18 @@ impl Network {
                 let dgrad = behind.map_or(0, |behind| runs(behind, Pass::Dgrad));
                 (3 - fprop, 3 - dgrad)
             }
+            // A batch norm whose deviations of 1 are filled in; its mean is zeros, which is no launch.
+            Operation::Bias { .. } => (2, 3),
             Operation::Relu | Operation::MaxPool(_) | Operation::AveragePool(_) | Operation::GlobalAveragePool => {
                 (1, 1)
             }
             Operation::Add => (1, 0),
             Operation::Concat => (stage.inputs.len(), stage.inputs.len()),
-            Operation::Linear { .. } => (1, 3),
+            // The trunk's weights are stored like filters, and read as f32.
+            Operation::Linear { weight, .. } => {
+                let is_cast = self.parameters[weight].region == Region::Trunk && precision.size() < 4;
+                (1 + usize::from(is_cast), 3)
+            }
         };
         // A gradient that somebody has contributed to already, later in the network, is added to.
         let sums = stage.inputs.iter().enumerate().filter(|&(i, input)| {

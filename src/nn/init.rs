@@ -1,11 +1,10 @@
-//! Initial parameters, as PyTorch's ResNet has them: filters normal with variance 2/(K·R·S) (He et al., fan out), γ = 1,
-//! β = 0; linear weights and biases uniform in ±1/√C.
+//! Initial parameters: each as its layer has it, all of a region from one stream of random numbers.
 
-use rand::{RngExt, SeedableRng};
+use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal};
 
-use super::{Kind, Model, Network, Region};
+use super::{Initial, Model, Region};
 
 /// Overwrites the parameters of `region`, in their order, from one stream of random numbers.
 pub fn initialize(model: &mut Model, region: Region, seed: u64) {
@@ -16,26 +15,18 @@ pub fn initialize(model: &mut Model, region: Region, seed: u64) {
     });
     let network = model.network.clone();
     for parameter in network.region(region) {
-        let values = values(&network, parameter.kind, parameter.shape.dims(), &mut random);
+        let values = values(parameter.initial, parameter.shape.len(), &mut random);
         model.set_parameter(parameter, &values);
     }
 }
 
-fn values(network: &Network, kind: Kind, dims: &[usize], random: &mut ChaCha8Rng) -> Vec<f32> {
-    let count: usize = dims.iter().product();
-    match kind {
-        Kind::Filters => {
-            let fan_out = (dims[0] * dims[1] * dims[2]) as f32;
-            let normal = Normal::new(0.0, (2.0 / fan_out).sqrt()).expect("a finite deviation");
+fn values(initial: Initial, count: usize, random: &mut impl Rng) -> Vec<f32> {
+    match initial {
+        Initial::Constant(value) => vec![value; count],
+        Initial::Normal { deviation } => {
+            let normal = Normal::new(0.0, deviation).expect("a finite deviation");
             normal.sample_iter(random).take(count).collect()
         }
-        Kind::Gamma(_) => vec![1.0; count],
-        Kind::Beta(_) => vec![0.0; count],
-        Kind::Matrix | Kind::Bias => {
-            // A bias has its matrix's bound; the head is the one matrix there is.
-            let inputs = network.region(Region::Head).find(|p| p.kind == Kind::Matrix).map_or(1, |p| p.shape.row_len());
-            let bound = 1.0 / (inputs as f32).sqrt();
-            (0..count).map(|_| random.random_range(-bound..=bound)).collect()
-        }
+        Initial::Uniform { bound } => (0..count).map(|_| random.random_range(-bound..=bound)).collect(),
     }
 }

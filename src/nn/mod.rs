@@ -2,13 +2,22 @@
 //!
 //! Knows ops and the tape; knows no file, no data set and no method.
 
+mod architecture;
+mod builder;
+pub mod families;
+mod feeds;
 mod fuse;
+mod graph;
 pub mod init;
 mod model;
 mod network;
-mod resnet;
+mod stem;
 
+pub use architecture::{Architecture, Family};
+pub use builder::NetworkBuilder;
+pub use feeds::{Feed, Rows};
 pub use fuse::{Launches, Stage};
+pub use graph::{BatchNorm, Initial, Layer, Network, Node, Operation, Order, Parameter, Region, Role};
 pub use model::{Fault, Model};
-pub use network::{BatchNorm, Kind, Layer, Mode, Network, NetworkBuilder, Node, Operation, Output, Parameter, Region};
-pub use resnet::{Architecture, Stem};
+pub use network::{Mode, Output};
+pub use stem::Stem;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::network::Mode;
+use super::Mode;
 use super::{Network, Parameter, Region, init};
 use crate::gpu::Address;
 use crate::ops::batch_norm;

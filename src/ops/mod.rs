@@ -1,4 +1,4 @@
-//! The primitives. An op with kernels is a folder; what several of them share is a file.
+//! The primitives. An op with kernels is a folder; one composed of others, or what several share, is a file.
 //!
 //! A folder holds one contract and its implementations:
 //!
@@ -11,6 +11,7 @@
 //! Sums run in an order that does not depend on the number of threads. Activations are N, H, W, C; filters K, R, S, C.
 
 pub mod batch_norm;
+mod bias;
 pub mod cases;
 pub mod concat;
 pub mod control;

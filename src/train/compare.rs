@@ -185,7 +185,7 @@ impl Protocol {
                 }
                 let Learning { learned: of_merge, history, .. } =
                     learn(sources, target, &options, &mut super::Silent, observer)?;
-                let (model, phases) = (of_merge.fold(&sources.trunks()), of_merge.provenance.training.clone());
+                let (model, phases) = (of_merge.fold(&sources.trunks())?, of_merge.provenance.training.clone());
                 learned = Some(of_merge);
                 let first = Trained { model, history, phases };
                 if is_probe_only { first } else { self.fine_tune(first, target, observer)? }

@@ -96,7 +96,7 @@ pub fn learn(
     };
     let network = sources.network(classes);
     // A start that the constraint refuses is refused before the probes.
-    Plan::new(&network, method(0)).start(options.start)?;
+    Plan::new(&network, method(0))?.start(options.start)?;
     let (anchor, anchor_scores) = match options.anchor {
         AnchorChoice::Named(index) => (index, None),
         AnchorChoice::Auto => {
@@ -104,7 +104,7 @@ pub fn learn(
             (best, Some(scores))
         }
     };
-    let plan = Plan::new(&network, method(anchor));
+    let plan = Plan::new(&network, method(anchor))?;
     let numbers = plan.start(options.start)?;
     let mut model = with_new_head(sources, anchor, classes, options.probe.seed);
     let keeps_statistics = options.keep_statistics;

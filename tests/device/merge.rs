@@ -34,7 +34,7 @@ fn a_blend_keeps_the_sign_of_zero() {
 
 fn plan(network: &Network, sources: usize, granularity: Granularity, constraint: Constraint) -> Plan {
     let batch_norm = BatchNormPolicy::Merge;
-    Plan::new(network, Method { sources, anchor: 1, granularity, constraint, batch_norm })
+    Plan::new(network, Method { sources, anchor: 1, granularity, constraint, batch_norm }).unwrap()
 }
 
 /// Numbers that are learned, above zero and below one.

@@ -74,7 +74,7 @@ impl What {
             return if let What::Head = self { Subject::Head } else { Subject::Everything };
         };
         let method = Method { sources, anchor: 0, granularity, constraint, batch_norm: BatchNormPolicy::Merge };
-        let plan = Plan::new(&start.network, method);
+        let plan = Plan::new(&start.network, method).unwrap();
         let numbers = plan.start(Start::Weight(0.3)).unwrap();
         let trunks = (0..sources as u64).map(|seed| model(100 + seed).trunk).collect();
         Subject::Merge(MergeState { plan, trunks, numbers, keeps_statistics: false })
@@ -349,7 +349,7 @@ fn a_blend_has_the_bits_of_the_cpu() {
             for batch_norm in [BatchNormPolicy::Merge, BatchNormPolicy::Anchor] {
                 let trunks: Vec<Tensor> = (0..sources as u64).map(|seed| model(seed).trunk).collect();
                 let method = Method { sources, anchor: 1, granularity, constraint, batch_norm };
-                let plan = Plan::new(&small_network(), method);
+                let plan = Plan::new(&small_network(), method).unwrap();
                 let shape = [plan.parametrization.rows(), plan.parametrization.learned];
                 let numbers = Numbers(9).reals(shape[0] * shape[1]).iter().map(|&v| v as f32).collect();
                 let numbers = Tensor::from_vec(numbers, shape);
@@ -374,7 +374,7 @@ fn a_merge_is_one_launch_each_way() {
             (Granularity::Layer, BatchNormPolicy::Merge, 2),
         ] {
             let method = Method { sources: 3, anchor: 0, granularity, constraint: Constraint::Free, batch_norm };
-            let plan = Plan::new(&small_network(), method);
+            let plan = Plan::new(&small_network(), method).unwrap();
             let trunks: Vec<Tensor> = (0..3).map(|seed| model(seed).trunk.to_device(device)).collect();
             let trunks: Vec<&Tensor> = trunks.iter().collect();
             let alpha = Tensor::zeros([3, plan.table.alphas()], DType::F32, device);

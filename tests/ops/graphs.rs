@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Method, Plan};
-use medmerge::nn::{Architecture, Kind, Mode, Model, Network};
+use medmerge::nn::{Architecture, Mode, Model, Network, Role};
 use medmerge::ops::batch_norm::{Source, Then};
 use medmerge::ops::cases;
 use medmerge::ops::conv2d::Conv2d;
@@ -266,9 +266,7 @@ fn loss(tape: &mut Tape, network: &Network, trunk: &Var, head: &Var, statistics:
 pub fn model(width: usize, seed: u64) -> Model {
     let network = Architecture::named("resnet8", None, Some(width)).unwrap().build(1, CLASSES);
     let mut model = Model::initialized(network.clone(), seed);
-    for parameter in
-        network.parameters.iter().filter(|parameter| matches!(parameter.kind, Kind::Gamma(_) | Kind::Beta(_)))
-    {
+    for parameter in network.parameters.iter().filter(|parameter| matches!(parameter.role, Role::Scale | Role::Shift)) {
         let noise = Numbers(parameter.offset as u64 + seed).reals(parameter.shape.len());
         let values: Vec<f32> =
             model.parameter(parameter).to_f64().iter().zip(noise).map(|(v, r)| (v + 0.3 * r) as f32).collect();
@@ -291,7 +289,7 @@ pub fn merged_network(granularity: Granularity, constraint: Constraint, sources:
     let Model { network, head, statistics, .. } = models[0].clone();
     let trunks: Vec<Tensor> = models.into_iter().map(|model| model.trunk).collect();
     let method = Method { sources, anchor: 0, granularity, constraint, batch_norm: BatchNormPolicy::Merge };
-    let plan = Plan::new(&network, method);
+    let plan = Plan::new(&network, method).unwrap();
     let shape = [plan.parametrization.rows(), plan.parametrization.learned];
     let leaves = [scaled(random(shape, 5), 0.3, 0.5), head.cast(DType::F64)];
     Graph::new(format!("resnet8 merged of {sources} by {granularity}, {constraint}"), leaves, move |tape, l| {

@@ -72,7 +72,7 @@ fn every_gradient_of_a_network() {
 fn merge_of(model: &Model, granularity: Granularity) -> Subject {
     let batch_norm = BatchNormPolicy::Merge;
     let method = Method { sources: 3, anchor: 1, granularity, constraint: Constraint::Affine, batch_norm };
-    let plan = Plan::new(&model.network, method);
+    let plan = Plan::new(&model.network, method).unwrap();
     let trunks = (1..4).map(|seed| Model::initialized(model.network.clone(), seed).trunk).collect();
     let numbers = plan.start(Start::Uniform).unwrap();
     Subject::Merge(MergeState { plan, trunks, numbers, keeps_statistics: false })

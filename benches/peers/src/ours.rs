@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use medmerge::checkpoint::to_our_order;
 use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Method, Plan, Start};
-use medmerge::nn::{Architecture, Kind, Model, Network, Region, Stem};
+use medmerge::nn::{Architecture, Model, Network, Region, Role, Stem};
 use medmerge::ops::conv2d::{Conv2d, Geometry, dgrad, fprop, wgrad};
 use medmerge::ops::merge::{alpha_gradient, blend};
 use medmerge::ops::softmax_cross_entropy::CrossEntropy;
@@ -127,11 +127,11 @@ fn resnet18(step: &works::Step, first: u32) -> Model {
         let fan_in = parameter.shape.row_len() as f32;
         let mut random =
             |bound: f32| uniform(streams.next().expect("streams do not end"), parameter.shape.len(), bound);
-        let values = match parameter.kind {
-            Kind::Filters => random((6.0 / fan_in).sqrt()),
-            Kind::Matrix => random((1.0 / fan_in).sqrt()),
-            Kind::Gamma(_) => vec![1.0; parameter.shape.len()],
-            Kind::Bias | Kind::Beta(_) => continue,
+        let values = match (parameter.role, parameter.region) {
+            (Role::Filters, Region::Trunk) => random((6.0 / fan_in).sqrt()),
+            (Role::Filters, Region::Head) => random((1.0 / fan_in).sqrt()),
+            (Role::Scale, _) => vec![1.0; parameter.shape.len()],
+            (Role::Bias | Role::Shift, _) => continue,
         };
         model.set_parameter(parameter, &to_our_order(parameter, &values));
     }
@@ -150,7 +150,7 @@ fn per_filter(sources: usize, constraint: Constraint) -> Method {
 /// Two networks to merge, the first of them the one that the training step starts from.
 fn merge_state(step: &works::Step) -> MergeState {
     let models: Vec<Model> = (0..LEARN_SOURCES as u32).map(|m| resnet18(step, (m + 1) * seed::STEP)).collect();
-    let plan = Plan::new(&models[0].network, per_filter(LEARN_SOURCES, Constraint::Affine));
+    let plan = Plan::new(&models[0].network, per_filter(LEARN_SOURCES, Constraint::Affine)).expect("a ResNet");
     let numbers = plan.start(Start::Uniform).expect("every constraint allows a uniform start");
     let trunks = models.into_iter().map(|model| model.trunk).collect();
     MergeState { plan, trunks, numbers, keeps_statistics: false }
@@ -233,7 +233,7 @@ impl Merge {
         let network = architecture("resnet50", Stem::Large).build(3, 1);
         let shapes = layers.iter().map(|layer| [layer.k, layer.r, layer.s, layer.c]);
         assert!(network.region(Region::Trunk).step_by(3).map(|filters| filters.shape.four()).eq(shapes));
-        let plan = Plan::new(&network, per_filter(sources, Constraint::Free));
+        let plan = Plan::new(&network, per_filter(sources, Constraint::Free)).expect("a ResNet");
         let sources = (1..=sources as u32).map(|number| trunk(&network, number)).collect();
         Self { network, plan, sources }
     }

@@ -11,89 +11,17 @@
 //! the first stage.
 
 use std::fmt;
-use std::str::FromStr;
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::network::{Network, NetworkBuilder, Node, Operation};
 use crate::error::{Error, Result};
+use crate::nn::{Family, NetworkBuilder, Node, Operation, Stem};
 use crate::ops::conv2d::Conv2d;
 use crate::ops::pool::Pool;
 
-/// What stands before the first stage. Tensors in a file tell the window alone: of the stems with one window, the first
-/// is the usual one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Stem {
-    /// 3×3, stride 1.
-    #[serde(rename = "3x3")]
-    Small,
-    /// 3×3, stride 1, then 3×3 max pooling of stride 2.
-    #[serde(rename = "3x3-pool")]
-    SmallPooled,
-    /// 3×3, stride 2.
-    #[serde(rename = "3x3-stride2")]
-    SmallStrided,
-    /// 3×3, stride 2, then 3×3 max pooling of stride 2.
-    #[serde(rename = "3x3-stride2-pool")]
-    SmallStridedPooled,
-    /// 7×7, stride 2, then 3×3 max pooling of stride 2.
-    #[serde(rename = "7x7")]
-    Large,
-}
-
-impl Stem {
-    /// With their names in the header of a file and on the command line.
-    pub const ALL: [(Stem, &'static str); 5] = [
-        (Stem::Small, "3x3"),
-        (Stem::SmallPooled, "3x3-pool"),
-        (Stem::SmallStrided, "3x3-stride2"),
-        (Stem::SmallStridedPooled, "3x3-stride2-pool"),
-        (Stem::Large, "7x7"),
-    ];
-
-    /// The usual stem of a window.
-    fn usual(window: [usize; 2]) -> Option<Stem> {
-        Stem::ALL.into_iter().map(|(stem, _)| stem).find(|stem| [stem.window(); 2] == window)
-    }
-
-    /// Height and width of the convolution's filters.
-    pub fn window(self) -> usize {
-        if self == Stem::Large { 7 } else { 3 }
-    }
-
-    /// Whether a file's tensors leave it open which of several stems in use is meant. Stems of 7×7 are all of one kind.
-    pub fn is_ambiguous(self) -> bool {
-        self.window() == 3
-    }
-
-    pub(crate) fn convolution(self) -> Conv2d {
-        let stride = if matches!(self, Stem::Small | Stem::SmallPooled) { 1 } else { 2 };
-        Conv2d::new(stride, self.window() / 2)
-    }
-
-    pub(crate) fn is_pooled(self) -> bool {
-        !matches!(self, Stem::Small | Stem::SmallStrided)
-    }
-}
-
-impl fmt::Display for Stem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(Stem::ALL.iter().find(|(stem, _)| stem == self).expect("all are listed").1)
-    }
-}
-
-impl FromStr for Stem {
-    type Err = Error;
-    fn from_str(name: &str) -> Result<Stem> {
-        let found = Stem::ALL.into_iter().find(|(stem, known)| *known == name || stem.window().to_string() == name);
-        found.map(|(stem, _)| stem).ok_or_else(|| Error::unknown("stem", name, Stem::ALL.map(|(_, name)| name)))
-    }
-}
-
 /// Everything that distinguishes one residual network from another, but for its input channels and classes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Architecture {
+pub struct ResNet {
     pub bottleneck: bool,
     /// Blocks per stage.
     pub blocks: Vec<usize>,
@@ -117,33 +45,40 @@ const NAMED: [(&str, bool, &[usize]); 11] = [
     ("resnet152", true, &[3, 8, 36, 3]),
 ];
 
+const MEMBERS: [&str; NAMED.len()] = {
+    let mut names = [""; NAMED.len()];
+    let mut i = 0;
+    while i < names.len() {
+        names[i] = NAMED[i].0;
+        i += 1;
+    }
+    names
+};
+
 /// The most channels, stages and blocks of a stage that a file may claim: far beyond any network in use, and small enough
 /// that no product of them overflows.
 const MAX_CHANNELS: usize = 1 << 16;
-const MAX_STAGES: usize = 16;
-const MAX_BLOCKS: usize = 1024;
+pub(crate) const MAX_STAGES: usize = 16;
+pub(crate) const MAX_BLOCKS: usize = 1024;
 
 /// Channels that leave a bottleneck, per channel inside it.
 const EXPANSION: usize = 4;
 
-impl Architecture {
-    /// Every name that [`Architecture::named`] knows.
-    pub fn names() -> impl Iterator<Item = &'static str> {
-        NAMED.iter().map(|(name, ..)| *name)
-    }
+impl Family for ResNet {
+    const NAME: &'static str = "resnet";
+    const MEMBERS: &'static [&'static str] = &MEMBERS;
 
-    /// `width` is that of the first stage; without it, the usual one. Without a stem, the 3×3 one for networks of three
-    /// stages and the 7×7 one for those of four.
-    pub fn named(name: &str, stem: Option<Stem>, width: Option<usize>) -> Result<Architecture> {
+    /// Without a stem, the 3×3 one for networks of three stages and the 7×7 one for those of four.
+    fn member(name: &str, stem: Option<Stem>, width: Option<usize>) -> Result<ResNet> {
         let Some(&(_, bottleneck, blocks)) = NAMED.iter().find(|(known, ..)| *known == name) else {
-            return Err(Error::unknown("architecture", name, NAMED.map(|(known, ..)| known)));
+            return Err(Error::unknown("architecture", name, MEMBERS));
         };
         let is_small = blocks.len() == 3;
         let width = width.unwrap_or(if is_small { 16 } else { 64 });
         if width == 0 || width > 4096 {
             return Err(Error::usage(format!("a width of {width}"), "give between 1 and 4096 filters"));
         }
-        Ok(Architecture {
+        Ok(ResNet {
             bottleneck,
             blocks: blocks.to_vec(),
             widths: (0..blocks.len()).map(|stage| width << stage).collect(),
@@ -151,57 +86,14 @@ impl Architecture {
         })
     }
 
-    /// The name under which it is known, if any.
-    pub fn name(&self) -> Option<&'static str> {
+    fn name(&self) -> Option<&'static str> {
         NAMED
             .iter()
             .find(|(_, bottleneck, blocks)| *bottleneck == self.bottleneck && *blocks == self.blocks)
             .map(|(name, ..)| *name)
     }
 
-    /// Reads the architecture off the shapes of a checkpoint's tensors in PyTorch's order: itself, the input channels,
-    /// and the classes (`None` where there is no `fc`). Of its stem the shapes tell the window alone; the usual one is
-    /// taken. An error says which tensor is missing or odd.
-    pub fn infer(shape: &dyn Fn(&str) -> Option<Vec<usize>>) -> Result<(Architecture, usize, Option<usize>), String> {
-        let four = |name: &str| match shape(name).as_deref() {
-            Some(&[k, c, r, s]) => Ok([k, c, r, s]),
-            Some(other) => Err(format!("{name} has shape {other:?}, not that of a convolution")),
-            None => Err(format!("it has no tensor '{name}'")),
-        };
-        let [_, input_channels, r, s] = four("conv1.weight")?;
-        let Some(stem) = Stem::usual([r, s]) else {
-            return Err(format!("conv1.weight is {r}×{s}; stems are 3×3 or 7×7"));
-        };
-        let bottleneck = shape("layer1.0.conv3.weight").is_some();
-        let (mut blocks, mut widths) = (Vec::new(), Vec::new());
-        for stage in 1.. {
-            let is_block = |i: &usize| shape(&format!("layer{stage}.{i}.conv1.weight")).is_some();
-            let count = (0..=MAX_BLOCKS).take_while(is_block).count();
-            if count == 0 {
-                break;
-            }
-            if count > MAX_BLOCKS || stage > MAX_STAGES {
-                return Err(format!("it has more than {MAX_STAGES} stages, or {MAX_BLOCKS} blocks in one"));
-            }
-            blocks.push(count);
-            widths.push(four(&format!("layer{stage}.0.conv1.weight"))?[0]);
-        }
-        if blocks.is_empty() {
-            return Err("it has no tensor 'layer1.0.conv1.weight'".into());
-        }
-        let classes = match shape("fc.weight").as_deref() {
-            Some(&[0, _]) => return Err("fc.weight tells 0 classes apart".into()),
-            Some(&[classes, _]) => Some(classes),
-            Some(other) => return Err(format!("fc.weight has shape {other:?}, not that of a matrix")),
-            None => None,
-        };
-        let architecture = Architecture { bottleneck, blocks, widths, stem };
-        architecture.check(input_channels)?;
-        Ok((architecture, input_channels, classes))
-    }
-
-    /// Refuses sizes that no network has, before anything is laid out by them.
-    pub fn check(&self, input_channels: usize) -> Result<(), String> {
+    fn check(&self, input_channels: usize) -> Result<(), String> {
         let stages = self.blocks.len();
         if !(1..=MAX_STAGES).contains(&stages) || self.widths.len() != stages {
             return Err(format!("{stages} stages with {} widths", self.widths.len()));
@@ -218,8 +110,7 @@ impl Architecture {
         }
     }
 
-    pub fn build(&self, input_channels: usize, classes: usize) -> Arc<Network> {
-        let mut b = NetworkBuilder::new(input_channels);
+    fn build(&self, b: &mut NetworkBuilder, classes: usize) {
         let mut x = b.conv2d("conv1", b.input(), self.widths[0], self.stem.window(), self.stem.convolution());
         x = b.batch_norm("bn1", x);
         x = b.plain("relu", Operation::Relu, &[x]);
@@ -229,14 +120,23 @@ impl Architecture {
         for (stage, (&blocks, &width)) in self.blocks.iter().zip(&self.widths).enumerate() {
             for block in 0..blocks {
                 let stride = if stage > 0 && block == 0 { 2 } else { 1 };
-                x = self.block(&mut b, &format!("layer{}.{block}", stage + 1), x, width, stride);
+                x = self.block(b, &format!("layer{}.{block}", stage + 1), x, width, stride);
             }
         }
         x = b.plain("avgpool", Operation::GlobalAveragePool, &[x]);
         b.linear("fc", x, classes);
-        b.finish()
     }
 
+    fn stem(&self) -> Option<Stem> {
+        Some(self.stem)
+    }
+
+    fn with_stem(&self, stem: Stem) -> Option<ResNet> {
+        Some(ResNet { stem, ..self.clone() })
+    }
+}
+
+impl ResNet {
     fn block(&self, b: &mut NetworkBuilder, name: &str, x: Node, width: usize, stride: usize) -> Node {
         // Window, stride and filters of each convolution.
         let convolutions: &[(usize, usize, usize)] = if self.bottleneck {
@@ -263,7 +163,7 @@ impl Architecture {
     }
 }
 
-impl fmt::Display for Architecture {
+impl fmt::Display for ResNet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.name() {
             Some(name) => f.write_str(name)?,
@@ -275,7 +175,7 @@ impl fmt::Display for Architecture {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::nn::Architecture;
 
     /// Convolutions, filters and parameters with 1,000 classes, as torchvision has them.
     #[test]
@@ -290,21 +190,6 @@ mod tests {
             assert_eq!(banks.len(), convolutions, "{name}");
             assert_eq!(banks.iter().map(|p| p.shape.rows()).sum::<usize>(), filters, "{name}");
             assert_eq!(network.parameter_count(), parameters, "{name}");
-        }
-    }
-
-    #[test]
-    fn an_architecture_is_read_off_its_own_shapes() {
-        for (name, stem) in [("resnet20", Stem::Small), ("resnet50", Stem::Large), ("resnet18", Stem::Small)] {
-            let architecture = Architecture::named(name, Some(stem), Some(8)).unwrap();
-            let network = architecture.build(1, 7);
-            let shape = |name: &str| {
-                network.parameter(name).map(|p| match *p.shape.dims() {
-                    [k, r, s, c] => vec![k, c, r, s],
-                    ref other => other.to_vec(),
-                })
-            };
-            assert_eq!(Architecture::infer(&shape).unwrap(), (architecture, 1, Some(7)));
         }
     }
 

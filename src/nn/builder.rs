@@ -1,0 +1,172 @@
+//! Networks layer by layer: what each owns is laid out, named, and told what feeds it.
+
+use std::sync::Arc;
+
+use super::feeds::{self, Feed};
+use super::graph::{BatchNorm, Initial, Layer, Network, Node, Operation, Order, Parameter, ROW, Region, Role};
+use crate::ops::conv2d::Conv2d;
+use crate::tensor::Shape;
+
+/// Adds layers one by one, and lays out what they own.
+pub struct NetworkBuilder {
+    network: Network,
+    /// Of each node.
+    feeds: Vec<Vec<Feed>>,
+}
+
+/// What a parameter is before it has a place.
+struct Owned {
+    name: String,
+    role: Role,
+    initial: Initial,
+    region: Region,
+    shape: Shape,
+    feeds: Vec<Feed>,
+}
+
+impl NetworkBuilder {
+    pub fn new(input_channels: usize) -> NetworkBuilder {
+        let network = Network {
+            layers: Vec::new(),
+            parameters: Vec::new(),
+            batch_norms: Vec::new(),
+            input_channels,
+            classes: 0,
+            trunk_len: 0,
+            filters_len: 0,
+            head_len: 0,
+            statistics_len: 0,
+            stages: Vec::new(),
+            last_use: Vec::new(),
+        };
+        NetworkBuilder { network, feeds: vec![vec![Feed::of_nobody(input_channels)]] }
+    }
+
+    pub fn input(&self) -> Node {
+        Node::INPUT
+    }
+
+    /// Channels of a node.
+    pub fn channels(&self, node: Node) -> usize {
+        self.feeds[node.0].iter().map(|feed| feed.channels).sum()
+    }
+
+    /// A convolution without a bias, of square windows.
+    pub fn conv2d(&mut self, name: &str, input: Node, filters: usize, window: usize, conv: Conv2d) -> Node {
+        let shape = Shape::from([filters, window, window, self.channels(input) / conv.groups]);
+        let weight = self.filters(name, shape, Initial::he_fan_out(shape), Region::Trunk);
+        let feeds = vec![Feed::of_filters(weight, filters)];
+        self.layer(name, Operation::Conv2d { conv, weight }, vec![input], feeds)
+    }
+
+    /// A convolution with a bias, which is 0 at first.
+    pub fn conv2d_with_bias(&mut self, name: &str, input: Node, filters: usize, window: usize, conv: Conv2d) -> Node {
+        let y = self.conv2d(name, input, filters, window, conv);
+        let bias = self.per_channel(format!("{name}.bias"), Role::Bias, Initial::Constant(0.0), Region::Trunk, y);
+        let feeds = self.feeds[y.0].clone();
+        self.layer(&format!("{name}.add_bias"), Operation::Bias { bias }, vec![y], feeds)
+    }
+
+    pub fn batch_norm(&mut self, name: &str, input: Node) -> Node {
+        let (channels, index) = (self.channels(input), self.network.batch_norms.len());
+        let [gamma, beta] =
+            [("weight", Role::Scale, 1.0), ("bias", Role::Shift, 0.0)].map(|(suffix, role, initial)| {
+                self.per_channel(format!("{name}.{suffix}"), role, Initial::Constant(initial), Region::Trunk, input)
+            });
+        let mean = self.network.statistics_len;
+        let variance = mean + channels.next_multiple_of(ROW);
+        self.network.statistics_len = variance + channels.next_multiple_of(ROW);
+        let name_owned = name.to_string();
+        self.network.batch_norms.push(BatchNorm { name: name_owned, channels, gamma, beta, mean, variance });
+        let feeds = self.feeds[input.0].clone();
+        self.layer(name, Operation::BatchNorm { index }, vec![input], feeds)
+    }
+
+    /// The classifier: a linear layer of the head.
+    pub fn linear(&mut self, name: &str, input: Node, outputs: usize) -> Node {
+        self.linear_in(Region::Head, name, input, outputs)
+    }
+
+    /// A linear layer of the trunk, merged as a convolution is. Reads and makes N×C.
+    pub fn hidden_linear(&mut self, name: &str, input: Node, outputs: usize) -> Node {
+        self.linear_in(Region::Trunk, name, input, outputs)
+    }
+
+    fn linear_in(&mut self, region: Region, name: &str, input: Node, outputs: usize) -> Node {
+        let inputs = self.channels(input);
+        let initial = Initial::of_linear(inputs);
+        let weight = self.filters(name, [outputs, inputs].into(), initial, region);
+        let feeds = vec![Feed::of_filters(weight, outputs)];
+        let bias = self.parameter(Owned {
+            name: format!("{name}.bias"),
+            role: Role::Bias,
+            initial,
+            region,
+            shape: [outputs].into(),
+            feeds: feeds.clone(),
+        });
+        self.layer(name, Operation::Linear { weight, bias }, vec![input], feeds)
+    }
+
+    /// A layer that owns nothing.
+    pub fn plain(&mut self, name: &str, operation: Operation, inputs: &[Node]) -> Node {
+        let of_inputs = inputs.iter().map(|input| self.feeds[input.0].as_slice());
+        let feeds = match operation {
+            Operation::Concat => of_inputs.collect::<Vec<_>>().concat(),
+            Operation::Add => of_inputs.map(<[Feed]>::to_vec).reduce(|a, b| feeds::of_sum(&a, &b)).unwrap_or_default(),
+            _ => self.feeds[inputs[0].0].clone(),
+        };
+        self.layer(name, operation, inputs.to_vec(), feeds)
+    }
+
+    /// Puts what is f32 behind the filters, and joins layers into stages.
+    pub fn finish(mut self) -> Arc<Network> {
+        let network = &mut self.network;
+        let behind_filters = |p: &&mut Parameter| p.region == Region::Trunk && p.role != Role::Filters;
+        for parameter in network.parameters.iter_mut().filter(behind_filters) {
+            parameter.offset += network.filters_len;
+        }
+        network.trunk_len += network.filters_len;
+        network.classes = self.feeds.last().into_iter().flatten().map(|feed| feed.channels).sum();
+        Arc::new(self.network.planned(true))
+    }
+
+    fn layer(&mut self, name: &str, operation: Operation, inputs: Vec<Node>, feeds: Vec<Feed>) -> Node {
+        self.network.layers.push(Layer { name: name.to_string(), operation, inputs });
+        self.feeds.push(feeds);
+        Node::of_layer(self.network.layers.len() - 1)
+    }
+
+    fn filters(&mut self, layer: &str, shape: Shape, initial: Initial, region: Region) -> usize {
+        let feeds = vec![Feed::of_filters(self.network.parameters.len(), shape.rows())];
+        let name = format!("{layer}.weight");
+        self.parameter(Owned { name, role: Role::Filters, initial, region, shape, feeds })
+    }
+
+    /// A vector with a number for each channel of a node.
+    fn per_channel(&mut self, name: String, role: Role, initial: Initial, region: Region, node: Node) -> usize {
+        let shape = [self.channels(node)].into();
+        let feeds = self.feeds[node.0].clone();
+        self.parameter(Owned { name, role, initial, region, shape, feeds })
+    }
+
+    fn parameter(&mut self, owned: Owned) -> usize {
+        let Owned { name, role, initial, region, shape, feeds } = owned;
+        // What lies behind the filters is moved there when their number is known.
+        let end = match (region, role) {
+            (Region::Trunk, Role::Filters) => &mut self.network.filters_len,
+            (Region::Trunk, _) => &mut self.network.trunk_len,
+            (Region::Head, _) => &mut self.network.head_len,
+        };
+        // A vector is one row.
+        let (pitch, len) = match shape.rank() {
+            1 => (1, shape.len().next_multiple_of(ROW)),
+            _ => (shape.row_len().next_multiple_of(ROW), shape.rows() * shape.row_len().next_multiple_of(ROW)),
+        };
+        let offset = *end;
+        *end += len;
+        let order = if shape.rank() == 4 { Order::ChannelsBeforeWindow } else { Order::Same };
+        self.network.parameters.push(Parameter { name, role, order, initial, region, shape, offset, pitch, feeds });
+        self.network.parameters.len() - 1
+    }
+}

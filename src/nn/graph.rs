@@ -1,0 +1,282 @@
+//! The graph: layers, and the layout of what they own.
+//!
+//! Layers are what files, merging and reports know by name; what runs are *stages*, each of one or several layers
+//! ([`fuse`]).
+//!
+//! Parameters lie in two arenas with rows padded to 16 bytes: the *trunk*, which sources share and merging is about, and
+//! the *head*, the classifier, which is always new. In the trunk all filters come first, and behind them what there is one of
+//! per channel: what convolutions read as activations are stored, and what stays f32, are one piece each. Running statistics
+//! lie in a third. Names are PyTorch's.
+
+use super::feeds::Feed;
+use super::fuse::{self, Stage};
+use crate::ops::conv2d::{Conv2d, Geometry, output_size};
+use crate::ops::pool::Pool;
+use crate::tensor::Shape;
+
+/// Floats to a multiple of which rows are padded: 16 bytes.
+pub(super) const ROW: usize = 4;
+
+/// A value in the graph: the input, or a layer's output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Node(pub(super) usize);
+
+impl Node {
+    /// The images.
+    pub const INPUT: Node = Node(0);
+
+    pub(super) fn of_layer(index: usize) -> Node {
+        Node(index + 1)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Operation {
+    Conv2d {
+        conv: Conv2d,
+        weight: usize,
+    },
+    BatchNorm {
+        index: usize,
+    },
+    /// A number added per channel, of pixels: the bias of a convolution.
+    Bias {
+        bias: usize,
+    },
+    Relu,
+    Add,
+    MaxPool(Pool),
+    AveragePool(Pool),
+    GlobalAveragePool,
+    Concat,
+    /// Of N×C, one row per image.
+    Linear {
+        weight: usize,
+        bias: usize,
+    },
+}
+
+#[derive(Clone, Debug)]
+pub struct Layer {
+    pub name: String,
+    pub operation: Operation,
+    pub inputs: Vec<Node>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Region {
+    Trunk,
+    Head,
+}
+
+/// A parameter's part in its layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Weights with a row for each output channel: K×R×S×C of a convolution, K×C of a linear layer.
+    Filters,
+    /// Numbers added to the output channels of a convolution or a linear layer.
+    Bias,
+    /// γ of a batch norm.
+    Scale,
+    /// β of a batch norm.
+    Shift,
+}
+
+/// The order of a parameter's dimensions in PyTorch, and so in files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// As here.
+    Same,
+    /// K×C×R×S there, K×R×S×C here.
+    ChannelsBeforeWindow,
+}
+
+/// The distribution of a parameter's first numbers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Initial {
+    Constant(f32),
+    /// Normal with mean 0.
+    Normal {
+        deviation: f32,
+    },
+    /// Uniform in ±bound.
+    Uniform {
+        bound: f32,
+    },
+}
+
+impl Initial {
+    /// Normal with variance 2/(K·R·S), fan out (He et al., 2015), as PyTorch's ResNet has its filters of K×R×S×C.
+    pub fn he_fan_out(shape: Shape) -> Initial {
+        let [k, r, s, _] = shape.four();
+        Initial::Normal { deviation: (2.0 / (k * r * s) as f32).sqrt() }
+    }
+
+    /// Uniform in ±1/√C, as PyTorch has the weights and biases of a linear layer of C inputs.
+    pub fn of_linear(inputs: usize) -> Initial {
+        Initial::Uniform { bound: 1.0 / (inputs as f32).sqrt() }
+    }
+}
+
+/// A named parameter: its part in the network, and where it lies in its arena.
+#[derive(Clone, Debug)]
+pub struct Parameter {
+    pub name: String,
+    pub role: Role,
+    pub order: Order,
+    pub initial: Initial,
+    pub region: Region,
+    pub shape: Shape,
+    pub offset: usize,
+    pub pitch: usize,
+    /// The filters of each of its rows, or of each of its numbers if it is a vector, in their order. Filters feed themselves.
+    pub feeds: Vec<Feed>,
+}
+
+/// A batch norm's channels and where its running statistics lie.
+#[derive(Clone, Debug)]
+pub struct BatchNorm {
+    pub name: String,
+    pub channels: usize,
+    pub gamma: usize,
+    pub beta: usize,
+    /// Offsets of the running mean and variance in the arena of statistics.
+    pub mean: usize,
+    pub variance: usize,
+}
+
+#[derive(Clone, Debug)]
+pub struct Network {
+    pub layers: Vec<Layer>,
+    pub parameters: Vec<Parameter>,
+    pub batch_norms: Vec<BatchNorm>,
+    pub input_channels: usize,
+    pub classes: usize,
+    pub trunk_len: usize,
+    /// Of the trunk, what holds filters.
+    pub filters_len: usize,
+    pub head_len: usize,
+    pub statistics_len: usize,
+    pub stages: Vec<Stage>,
+    /// For each node, the stage after which nobody reads it.
+    pub(super) last_use: Vec<usize>,
+}
+
+impl Network {
+    /// The same network with layers joined into stages where that is possible, or each layer on its own.
+    pub fn planned(&self, is_fused: bool) -> Network {
+        let stages = fuse::stages(&self.layers, is_fused);
+        let last_use = fuse::last_uses(&stages, self.layers.len() + 1);
+        Network { stages, last_use, ..self.clone() }
+    }
+
+    /// What a stage does.
+    pub fn operation(&self, stage: &Stage) -> &Operation {
+        &self.layers[stage.layers[0]].operation
+    }
+
+    /// The names of a stage's layers.
+    pub fn names(&self, stage: &Stage) -> Vec<&str> {
+        stage.layers.iter().map(|&layer| self.layers[layer].name.as_str()).collect()
+    }
+
+    /// The last stage that reads a node; `usize::MAX` if none does.
+    pub(super) fn last_use(&self, Node(node): Node) -> usize {
+        self.last_use[node]
+    }
+
+    pub fn parameter(&self, name: &str) -> Option<&Parameter> {
+        self.parameters.iter().find(|parameter| parameter.name == name)
+    }
+
+    /// Weight and bias of the last linear layer, which tells the classes apart; `None` if the network ends otherwise.
+    pub fn classifier(&self) -> Option<[&Parameter; 2]> {
+        match self.layers.last()?.operation {
+            Operation::Linear { weight, bias } => Some([weight, bias].map(|index| &self.parameters[index])),
+            _ => None,
+        }
+    }
+
+    /// Parameters of one region, in the order of their layers.
+    pub fn region(&self, region: Region) -> impl Iterator<Item = &Parameter> {
+        self.parameters.iter().filter(move |parameter| parameter.region == region)
+    }
+
+    /// How many numbers are trained, padding left out.
+    pub fn parameter_count(&self) -> usize {
+        self.parameters.iter().map(|parameter| parameter.shape.len()).sum()
+    }
+
+    /// Whether images of this size pass through all layers.
+    pub fn accepts(&self, height: usize, width: usize) -> bool {
+        self.sizes(height, width).is_some()
+    }
+
+    /// The fewest numbers per channel and image that a batch norm sees; `None` if the images are too small.
+    pub fn pixels_of_smallest_norm(&self, height: usize, width: usize) -> Option<usize> {
+        let sizes = self.sizes(height, width)?;
+        let norms = self.layers.iter().filter(|layer| matches!(layer.operation, Operation::BatchNorm { .. }));
+        norms.map(|norm| sizes[norm.inputs[0].0].iter().product()).min()
+    }
+
+    /// Numbers that each stage makes of one image; `None` if the images are too small. What comes behind global pooling
+    /// does not count.
+    pub fn activations(&self, height: usize, width: usize) -> Option<Vec<usize>> {
+        let sizes = self.sizes(height, width)?;
+        let mut channels = vec![self.input_channels];
+        for layer in &self.layers {
+            let of_input = |&Node(node): &Node| channels[node];
+            channels.push(match &layer.operation {
+                Operation::Conv2d { weight, .. } => self.parameters[*weight].shape.dims()[0],
+                Operation::Concat => layer.inputs.iter().map(of_input).sum(),
+                Operation::GlobalAveragePool | Operation::Linear { .. } => 0,
+                _ => of_input(&layer.inputs[0]),
+            });
+        }
+        let of_stage = |stage: &Stage| {
+            let Node(output) = stage.output;
+            sizes[output].iter().product::<usize>() * channels[output]
+        };
+        Some(self.stages.iter().map(of_stage).collect())
+    }
+
+    /// Each convolution on a batch of images of shape N×H×W×C, in the order they run: its name and its sizes. `None` if the
+    /// images are too small.
+    pub fn convolutions(&self, images: Shape) -> Option<Vec<(&str, Geometry)>> {
+        let [n, h, w, _] = images.four();
+        let sizes = self.sizes(h, w)?;
+        let of = |layer: &'_ Layer| {
+            let Operation::Conv2d { conv, weight } = layer.operation else { return None };
+            let Parameter { shape, pitch, .. } = self.parameters[weight];
+            let [.., group_channels] = shape.four();
+            let [h, w] = sizes[layer.inputs[0].0];
+            Some(Geometry::new(conv, [n, h, w, group_channels * conv.groups].into(), shape, pitch))
+        };
+        Some(self.layers.iter().filter_map(|layer| Some((layer.name.as_str(), of(layer)?))).collect())
+    }
+
+    /// Height and width of every node, but for those behind global pooling; `None` if the input is too small.
+    fn sizes(&self, height: usize, width: usize) -> Option<Vec<[usize; 2]>> {
+        let mut sizes = vec![[height, width]];
+        for layer in &self.layers {
+            let input = sizes[layer.inputs[0].0];
+            let (window, stride, padding, dilation) = match &layer.operation {
+                Operation::Conv2d { conv, weight } => {
+                    let [_, r, s, _] = self.parameters[*weight].shape.four();
+                    ([r, s], conv.stride, conv.padding, conv.dilation)
+                }
+                Operation::MaxPool(pool) | Operation::AveragePool(pool) => {
+                    (pool.window, pool.stride, pool.padding, [1, 1])
+                }
+                _ => {
+                    sizes.push(input);
+                    continue;
+                }
+            };
+            let size =
+                |axis: usize| output_size(input[axis], window[axis], stride[axis], padding[axis], dilation[axis]);
+            sizes.push([size(0)?, size(1)?]);
+        }
+        Some(sizes)
+    }
+}
