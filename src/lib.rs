@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  bench                         what all of this takes, beside what the machine can do
-//!  train · merge                 workflows and the method
+//!  jobs                          whole pieces of work as data, from files to files
+//!  train · merge                 the loop, and the method
 //!  checkpoint · data · report    files in and out
 //!  nn                            a network is data: a graph of named layers
 //!  tape ── ops                   differentiation; the primitives, each with its definition and a fast form
@@ -37,6 +38,7 @@ pub mod file_kind;
 pub mod gpu;
 pub mod hex;
 pub mod interrupt;
+pub mod jobs;
 pub mod memory;
 pub mod merge;
 pub mod metrics;

@@ -9,6 +9,7 @@ use medmerge::checkpoint::{self, Provenance};
 use medmerge::data::synthetic::{SyntheticOptions, Task, generate};
 use medmerge::data::{Augmentation, Normalisation};
 use medmerge::error::Result;
+use medmerge::jobs::picture;
 use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Sources, Start, training_metadata};
 use medmerge::nn::{Architecture, Model};
 use medmerge::output::{OutputPath, make_folder, shown};
@@ -19,7 +20,7 @@ use medmerge::train::{
 
 use super::progress::Progress;
 use super::synth::FILES;
-use super::{learn, note, report};
+use super::{note, report};
 use crate::cli::{Demo, Global};
 
 /// Names of the two sources: what each was trained to see.
@@ -267,7 +268,7 @@ fn save_outcome(outcome: &Outcome, label: &str, sources: &Sources, target: Targe
     checkpoint::save(&mut output, &outcome.model, &metadata)?;
     if let Some(learned) = &outcome.learned {
         learned.save(&mut OutputPath::check(&folder.join(format!("{name}.weights.safetensors")), true, 0)?)?;
-        write(&folder.join(format!("{name}.weights.svg")), &learn::picture(learned, sources)?)?;
+        write(&folder.join(format!("{name}.weights.svg")), &picture(learned, sources)?)?;
     }
     Ok(())
 }

@@ -9,7 +9,6 @@ mod inspect;
 mod kernels;
 mod learn;
 mod merge;
-mod networks;
 mod place;
 mod progress;
 mod selftest;
@@ -17,13 +16,12 @@ mod synth;
 mod train;
 
 use std::io::Write;
-use std::path::Path;
 
 use clap::ArgMatches;
 
-use medmerge::data::{Augmentation, Dataset, check_channels};
+use medmerge::data::Augmentation;
 use medmerge::error::{Error, Result};
-use medmerge::nn::Network;
+use medmerge::jobs::{Images, Normalise};
 use medmerge::train::{EpochRecord, OptimizerKind, Schedule, TrainOptions, best_epoch};
 
 use crate::cli::{self, Cli, Global, Verb};
@@ -81,21 +79,12 @@ fn note(global: &Global, text: std::fmt::Arguments) {
     }
 }
 
-/// Refuses images that do not fit a network, before either is used.
-fn check_fit(data: &Dataset, network: &Network, model: Option<&Path>) -> Result<()> {
-    check_channels(data.channels, network.input_channels)?;
-    if !network.accepts(data.height, data.width) {
-        let message = format!("images of {}×{} are too small for the network", data.height, data.width);
-        return Err(Error::data(&data.path, message, "use larger images, or a network with the 3x3 stem"));
-    }
-    match model {
-        Some(model) if network.classes != data.classes => {
-            let message =
-                format!("it tells {} classes apart, and {} has {}", network.classes, data.path.display(), data.classes);
-            Err(Error::checkpoint(model, message, "train a new head on this data set: medmerge train --from"))
-        }
-        _ => Ok(()),
-    }
+fn images(data: &cli::Data) -> Images {
+    Images { data: data.data.clone(), normalise: normalise(&data.normalise) }
+}
+
+fn normalise(asked: &cli::Normalise) -> Normalise {
+    Normalise { mean: asked.mean.clone(), std: asked.std.clone() }
 }
 
 /// What the kept epoch came to on the validation split, if there is one.
@@ -106,9 +95,9 @@ fn best(history: &[EpochRecord]) -> String {
     }
 }
 
-fn train_options(schedule: &cli::Schedule, merge_learning_rate: f64, global: &Global) -> Result<TrainOptions> {
+fn train_options(schedule: &cli::Schedule, merge_learning_rate: f64, global: &Global) -> TrainOptions {
     let augmentation = Augmentation { flip: schedule.flip, shift: schedule.shift };
-    let options = TrainOptions {
+    TrainOptions {
         epochs: schedule.epochs,
         batch_size: schedule.batch_size,
         learning_rate: schedule.learning_rate,
@@ -127,7 +116,5 @@ fn train_options(schedule: &cli::Schedule, merge_learning_rate: f64, global: &Gl
         augmentation: (schedule.flip || schedule.shift > 0).then_some(augmentation),
         patience: schedule.patience,
         seed: global.seed,
-    };
-    options.check()?;
-    Ok(options)
+    }
 }

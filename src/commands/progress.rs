@@ -1,77 +1,42 @@
-//! Progress on stderr: a bar on a terminal, elsewhere a line now and then; a line per epoch when asked for. Beside the
-//! result: checkpoints as they improve, and a log of the epochs.
+//! Progress on stderr: a bar on a terminal, elsewhere a line now and then; a line per epoch when asked for.
 
 use std::cell::RefCell;
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use medmerge::checkpoint::{self, Metadata, Phase, Provenance};
 use medmerge::error::Result;
 use medmerge::nn::Model;
-use medmerge::output::OutputPath;
-use medmerge::train::{EpochRecord, Observer, TrainOptions};
+use medmerge::train::{EpochRecord, Observer};
 
 use crate::cli::Global;
 use crate::terminal;
 
-/// Shows one training run, saves its best epoch and logs all where it is told to.
+/// Shows a job.
 pub struct Progress {
     /// What is being done now.
     name: String,
     bar: Bar,
     verbose: bool,
     quiet: bool,
-    history: Vec<EpochRecord>,
-    saving: Option<Saving>,
-    kept: Option<PathBuf>,
-    log: Option<Rc<RefCell<EpochLog>>>,
-}
-
-/// Where the best epoch so far is written, and what its header says.
-pub struct Saving {
-    pub output: OutputPath,
-    pub metadata: Metadata,
-    pub provenance: Provenance,
-    pub options: TrainOptions,
-}
-
-impl Saving {
-    fn save(&mut self, model: &Model, history: &[EpochRecord]) -> Result<()> {
-        let phase = self.provenance.training.last_mut().expect("a run that trains");
-        // Whether the run ends here, it does not know yet.
-        *phase = Phase { stopped_early: false, ..self.options.phase(&phase.kind, history) };
-        self.provenance.write(&mut self.metadata);
-        checkpoint::save(&mut self.output, model, &self.metadata)
-    }
 }
 
 impl Progress {
+    /// Of a job that goes step by step.
     pub fn new(name: impl Into<String>, global: &Global) -> Progress {
+        Progress::counting("step", name, global)
+    }
+
+    /// Of one that goes by another unit.
+    pub fn counting(unit: &'static str, name: impl Into<String>, global: &Global) -> Progress {
         let name = name.into();
-        let bar = bar(&name, "step", global);
-        let (verbose, quiet) = (global.verbose, global.quiet);
-        Progress { bar, name, verbose, quiet, history: Vec::new(), saving: None, kept: None, log: None }
+        let bar = bar(&name, unit, global);
+        Progress { bar, name, verbose: global.verbose, quiet: global.quiet }
     }
 
-    /// Writes every best epoch so far.
-    pub fn saving_to(mut self, saving: Saving) -> Progress {
-        self.saving = Some(saving);
-        self
-    }
-
-    /// Adds every epoch to `log`.
-    pub fn logging_to(mut self, log: &Rc<RefCell<EpochLog>>) -> Progress {
-        self.log = Some(Rc::clone(log));
-        self
-    }
-
-    pub fn finish(self) -> Option<Saving> {
+    pub fn finish(self) {
         self.bar.finish();
-        self.saving
     }
 }
 
@@ -79,19 +44,24 @@ impl Observer for Progress {
     fn phase(&mut self, name: &str) {
         self.name = name.to_string();
         self.bar.rename(name);
-        self.history.clear();
     }
 
     fn resumed(&mut self, history: &[EpochRecord]) {
-        if let Some(log) = &self.log {
-            history.iter().for_each(|record| log.borrow_mut().add(&self.name, record));
-        }
-        self.history = history.to_vec();
         self.note(&format!("continuing from the state after epoch {}", history.len()));
     }
 
     fn step(&mut self, step: usize, steps: usize, loss: f32) {
         self.bar.show(&self.name, step as u64, steps as u64, &format!("loss {loss:.3}"));
+    }
+
+    fn images(&mut self, done: usize, images: usize) {
+        self.bar.show(&self.name, done as u64, images as u64, "");
+    }
+
+    fn remark(&mut self, text: &str) {
+        if !self.quiet {
+            self.bar.say(format_args!("note: {text}"));
+        }
     }
 
     fn note(&mut self, text: &str) {
@@ -106,7 +76,7 @@ impl Observer for Progress {
         }
     }
 
-    fn epoch(&mut self, record: &EpochRecord, best: Option<&Model>) -> Result<()> {
+    fn epoch(&mut self, record: &EpochRecord, _best: Option<&Model>) -> Result<()> {
         if self.verbose {
             let val = match (record.val_accuracy, record.val_macro_f1) {
                 (Some(accuracy), Some(f1)) => format!(", validation accuracy {accuracy:.4}, macro F1 {f1:.4}"),
@@ -117,65 +87,8 @@ impl Observer for Progress {
                 self.name, record.epoch, record.train_loss, record.seconds
             ));
         }
-        self.history.push(record.clone());
-        if let (Some(model), Some(saving)) = (best, &mut self.saving) {
-            saving.save(model, &self.history)?;
-            self.kept = Some(saving.output.path().to_path_buf());
-        }
-        if let Some(log) = &self.log {
-            let mut log = log.borrow_mut();
-            log.add(&self.name, record);
-            log.save()?;
-        }
         Ok(())
     }
-
-    fn kept(&self) -> Option<PathBuf> {
-        self.kept.clone()
-    }
-}
-
-/// A row per epoch beside a result, whole after each epoch, so that an interrupted run leaves it too.
-pub struct EpochLog {
-    output: OutputPath,
-    text: String,
-}
-
-const HEADER: &str = "phase,epoch,train_loss,val_accuracy,val_macro_f1,seconds\n";
-
-impl EpochLog {
-    /// `folder/name.safetensors` to `folder/name.log.csv`.
-    pub fn beside(out: &Path) -> PathBuf {
-        out.with_extension("log.csv")
-    }
-
-    /// Where the log of a run goes. One that stands there alone is of a run that was interrupted before it had a result.
-    pub fn output(out: &Path, force: bool) -> Result<OutputPath> {
-        let path = EpochLog::beside(out);
-        let is_ours = || std::fs::read(&path).is_ok_and(|bytes| bytes.starts_with(HEADER.as_bytes()));
-        OutputPath::check(&path, force || (!out.exists() && is_ours()), 0)
-    }
-
-    /// For the one or several [`Progress`] of a command.
-    pub fn shared(output: OutputPath) -> Rc<RefCell<EpochLog>> {
-        Rc::new(RefCell::new(EpochLog { output, text: HEADER.to_string() }))
-    }
-
-    fn add(&mut self, phase: &str, record: &EpochRecord) {
-        let EpochRecord { epoch, train_loss, val_accuracy, val_macro_f1, seconds } = record;
-        let or_nothing = |value: &Option<f64>| value.map_or(String::new(), |value| value.to_string());
-        let (accuracy, f1) = (or_nothing(val_accuracy), or_nothing(val_macro_f1));
-        self.text.push_str(&format!("{},{epoch},{train_loss},{accuracy},{f1},{seconds:.3}\n", field(phase)));
-    }
-
-    fn save(&mut self) -> Result<()> {
-        self.output.write(|file| file.write_all(self.text.as_bytes()))
-    }
-}
-
-/// A text as a field of a CSV file: names of files may hold anything.
-fn field(text: &str) -> String {
-    if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.to_string() }
 }
 
 /// How far a job of known length is.
@@ -306,11 +219,5 @@ mod tests {
         assert_eq!(ticker.tick(start, 2, 2), None);
         assert_eq!(ticker.tick(start, 1, 1), Some(None));
         assert_eq!(ticker.tick(start, 1, 1), Some(None), "jobs of a single step");
-    }
-
-    #[test]
-    fn a_name_of_any_kind_is_one_field() {
-        assert_eq!(field("linear probe of a.safetensors"), "linear probe of a.safetensors");
-        assert_eq!(field("a,\"b\"\n"), "\"a,\"\"b\"\"\n\"");
     }
 }

@@ -3,8 +3,9 @@
 //! It works on bytes, before normalisation, so that an augmented image takes the same path as any other.
 
 use rand::{Rng, RngExt};
+use serde::{Deserialize, Serialize};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Augmentation {
     /// Mirror every second image, left to right.
     pub flip: bool,

@@ -34,7 +34,8 @@ const CLASS_NAMES: &str = "class_names";
 
 const FORMAT: &str = "a data set holds {train,val,test}_images and {train,val,test}_labels, as MedMNIST has them";
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum SplitName {
     Train,
     Val,

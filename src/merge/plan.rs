@@ -38,7 +38,8 @@ pub enum BatchNormPolicy {
 }
 
 /// The weight that every source but the anchor starts with.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Start {
     /// 1/M for each of M sources.
     Uniform,

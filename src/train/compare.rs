@@ -6,7 +6,7 @@
 use std::cell::OnceCell;
 use std::time::Instant;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     AnchorChoice, EpochRecord, FINE_TUNE, LINEAR_PROBE, LearnOptions, Learning, Observer, Subject, TRAIN, Target,
@@ -19,7 +19,7 @@ use crate::merge::{BatchNormPolicy, Learned, Sources, fold_fixed};
 use crate::metrics::Metrics;
 use crate::nn::{Model, Region, init};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Baseline {
     Scratch,
@@ -49,6 +49,16 @@ impl Baseline {
         all
     }
 
+    /// The one source that it starts from, where it starts from one.
+    pub fn source(self) -> Option<usize> {
+        match self {
+            Baseline::LinearProbe(source) | Baseline::FineTune(source) | Baseline::ProbeThenFineTune(source) => {
+                Some(source)
+            }
+            _ => None,
+        }
+    }
+
     /// How it is called in a table; `names` are the sources'.
     pub fn label(self, names: &[&str]) -> String {
         match self {
@@ -64,13 +74,20 @@ impl Baseline {
 }
 
 /// The phases that all methods share.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Protocol {
     /// The merge's options, whose `probe` is the first phase of every method that has one.
     learn: LearnOptions,
     fine_tuning: TrainOptions,
     /// The anchor that probes chose, and the seconds that it took: the same for every merge.
+    #[serde(skip)]
     chosen: OnceCell<(usize, f64)>,
+}
+
+impl PartialEq for Protocol {
+    fn eq(&self, other: &Protocol) -> bool {
+        (&self.learn, &self.fine_tuning) == (&other.learn, &other.fine_tuning)
+    }
 }
 
 /// What a method came to.
@@ -91,6 +108,19 @@ pub struct Outcome {
 impl Protocol {
     pub fn new(learn: LearnOptions, fine_tuning: TrainOptions) -> Protocol {
         Protocol { learn, fine_tuning, chosen: OnceCell::new() }
+    }
+
+    /// Refuses what cannot work before anything is read or computed.
+    pub fn check(&self) -> Result<()> {
+        self.learn.probe.check()?;
+        self.fine_tuning.check()
+    }
+
+    /// The same with another seed for everything.
+    pub fn with_seed(&self, seed: u64) -> Protocol {
+        let seeded = |options: &TrainOptions| TrainOptions { seed, ..options.clone() };
+        let learn = LearnOptions { probe: seeded(&self.learn.probe), ..self.learn.clone() };
+        Protocol::new(learn, seeded(&self.fine_tuning))
     }
 
     /// Roughly how long a method takes, in passes forward and backward over the training images. A linear probe goes
@@ -183,8 +213,7 @@ impl Protocol {
                 if is_probe_only {
                     options.probe = self.probe_alone();
                 }
-                let Learning { learned: of_merge, history, .. } =
-                    learn(sources, target, &options, &mut super::Silent, observer)?;
+                let Learning { learned: of_merge, history, .. } = learn(sources, target, &options, observer)?;
                 let (model, phases) = (of_merge.fold(&sources.trunks())?, of_merge.provenance.training.clone());
                 learned = Some(of_merge);
                 let first = Trained { model, history, phases };

@@ -1,5 +1,7 @@
 //! Learning merge weights: choose the anchor by linear probes, then learn the weights and the head together.
 
+use serde::{Deserialize, Serialize};
+
 use super::{EpochRecord, MERGE_WEIGHTS, MergeState, Observer, Subject, Target, TrainOptions, best_epoch, train};
 use crate::checkpoint::Provenance;
 use crate::error::{Error, Result};
@@ -7,14 +9,15 @@ use crate::merge::{BatchNormPolicy, Constraint, Granularity, Learned, Method, Pl
 use crate::nn::{Model, Region, init};
 
 /// Which source stands on the `1 − w` side.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum AnchorChoice {
     Named(usize),
     /// The source whose linear probe has the better macro F1 on the validation split.
     Auto,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LearnOptions {
     pub granularity: Granularity,
     pub constraint: Constraint,
@@ -77,12 +80,11 @@ pub fn choose_anchor(
     Ok((best, scores))
 }
 
-/// `anchor_observer` sees the probes that choose the anchor, `observer` the learning itself.
+/// Chooses the anchor, if that is asked for, and learns. Each probe is a phase of the observer's, and so is the learning.
 pub fn learn(
     sources: &Sources,
     target: Target,
     options: &LearnOptions,
-    anchor_observer: &mut dyn Observer,
     observer: &mut dyn Observer,
 ) -> Result<Learning> {
     options.probe.check()?;
@@ -100,7 +102,7 @@ pub fn learn(
     let (anchor, anchor_scores) = match options.anchor {
         AnchorChoice::Named(index) => (index, None),
         AnchorChoice::Auto => {
-            let (best, scores) = choose_anchor(sources, target, &options.probe, anchor_observer)?;
+            let (best, scores) = choose_anchor(sources, target, &options.probe, observer)?;
             (best, Some(scores))
         }
     };
@@ -109,6 +111,7 @@ pub fn learn(
     let mut model = with_new_head(sources, anchor, classes, options.probe.seed);
     let keeps_statistics = options.keep_statistics;
     let mut subject = Subject::Merge(MergeState { plan, trunks: sources.trunks(), numbers, keeps_statistics });
+    observer.phase("learning merge weights");
     let history = train(&mut model, &mut subject, target, &options.probe, observer)?;
     let Subject::Merge(state) = subject else { unreachable!("made above") };
     let learned = Learned {

@@ -124,7 +124,8 @@ impl<'a> Target<'a> {
     }
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct TrainOptions {
     pub epochs: usize,
     pub batch_size: usize,
@@ -137,7 +138,6 @@ pub struct TrainOptions {
     pub label_smoothing: f64,
     /// Weighs each class by N / (classes · its images).
     pub balance_classes: bool,
-    #[serde(skip)]
     pub augmentation: Option<Augmentation>,
     /// Stops when the validation split's macro F1 has not improved for so many epochs.
     pub patience: Option<usize>,
@@ -267,6 +267,17 @@ pub trait Observer {
 
     fn step(&mut self, _step: usize, _steps: usize, _loss: f32) {}
 
+    /// Images that have been scored, of all there are.
+    fn images(&mut self, _done: usize, _images: usize) {}
+
+    /// Whether the run is to end before its next step, as after Ctrl-C: with [`Error::Interrupted`].
+    fn stops(&mut self) -> bool {
+        false
+    }
+
+    /// Something about the whole job that is worth a line for everybody: what a file leaves open, what was taken for it.
+    fn remark(&mut self, _text: &str) {}
+
     /// Something about the run that is worth a line for everybody.
     fn note(&mut self, _text: &str) {}
 
@@ -369,7 +380,7 @@ pub fn train_resumable(
         let first = done;
         let mut feed = recorder.feed(&loader, epoch);
         loop {
-            if interrupted() {
+            if interrupted() || observer.stops() {
                 return Err(Error::Interrupted { kept: observer.kept() });
             }
             let factor = options.schedule.factor(first + batches + recorder.pending(), steps);

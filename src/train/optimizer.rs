@@ -1,12 +1,12 @@
 //! Update rules with their state, one per arena.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::ops::control::Control;
 use crate::ops::optimizer::{AdamW, Sgd, adamw, sgd};
 use crate::tensor::Tensor;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OptimizerKind {
     /// With a momentum of 0.9.
@@ -19,7 +19,7 @@ pub enum OptimizerKind {
 pub(crate) const BETAS: [f64; 2] = [0.9, 0.999];
 
 /// How the learning rate falls from its first value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Schedule {
     Constant,

@@ -143,7 +143,7 @@ fn it_is_merged_like_the_others() {
     // Convolutions of 4 and 7 filters on 1 and 4 channels, 5 hidden units on 7.
     let counts = [1, 3, 4 + 7 + 5, 4 + 7 * 4 + 5 * 7];
     for (granularity, count) in GRANULARITIES.into_iter().zip(counts) {
-        let learning = learn(&sources, target, &options(granularity), &mut Silent, &mut Silent).unwrap();
+        let learning = learn(&sources, target, &options(granularity), &mut Silent).unwrap();
         let learned = learning.learned;
         assert_eq!(learned.numbers.shape().len(), count, "{granularity}");
         let started = learned.plan().unwrap().start(Start::Weight(0.3)).unwrap().to_vec::<f32>();
@@ -198,7 +198,7 @@ fn it_runs_on_every_device() {
     let sources = Sources::load(&sources(folder.path(), &data)).unwrap();
     let learned_on = |place: Place, granularity| {
         let target = Target { data: &data, normalisation: &Normalisation::default(), place };
-        let learned = learn(&sources, target, &options(granularity), &mut Silent, &mut Silent).unwrap().learned;
+        let learned = learn(&sources, target, &options(granularity), &mut Silent).unwrap().learned;
         let folded = learned.fold(&sources.trunks()).unwrap();
         let tuned = {
             let mut model = folded.copy();

@@ -12,11 +12,14 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::gpu;
 use crate::tape::{Tape, Var};
 use crate::tensor::{Element, Implementation, Tensor, TensorMut};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Constraint {
     Affine,
     Clamp,

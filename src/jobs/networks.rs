@@ -1,43 +1,45 @@
-//! Networks as commands load them: what their files say goes unless something else is asked for, and what a file leaves open
+//! Networks as jobs load them: what their files say goes unless something else is asked for, and what a file leaves open
 //! is said.
 
 use std::path::{Path, PathBuf};
 
-use medmerge::checkpoint::{Checkpoint, Provenance, agreed_normalisation};
-use medmerge::data::{Dataset, Normalisation};
-use medmerge::error::{Error, Result};
-use medmerge::merge::Sources;
-use medmerge::nn::Stem;
+use crate::checkpoint::{Checkpoint, Provenance, agreed_normalisation};
+use crate::data::{Dataset, Normalisation, check_channels};
+use crate::error::{Error, Result};
+use crate::merge::Sources;
+use crate::nn::{Network, Stem};
+use crate::train::Observer;
 
-use super::note;
-use crate::cli::{Global, Normalise};
+use super::Normalise;
 
-pub fn load(path: &Path, stem: Option<Stem>, global: &Global) -> Result<Checkpoint> {
+pub fn load(path: &Path, stem: Option<Stem>, observer: &mut dyn Observer) -> Result<Checkpoint> {
     let checkpoint = Checkpoint::load_with(path, stem)?;
-    tell(path, &checkpoint, global);
+    tell(path, &checkpoint, observer);
     Ok(checkpoint)
 }
 
-pub fn load_sources(paths: &[PathBuf], stem: Option<Stem>, global: &Global) -> Result<Sources> {
+pub fn load_sources(paths: &[PathBuf], stem: Option<Stem>, observer: &mut dyn Observer) -> Result<Sources> {
     let sources = Sources::load_with(paths, stem)?;
-    sources.iter().for_each(|source| tell(&source.path, &source.checkpoint, global));
+    for source in sources.iter() {
+        tell(&source.path, &source.checkpoint, observer);
+    }
     Ok(sources)
 }
 
 /// What a user of a file ought to know.
-fn tell(path: &Path, checkpoint: &Checkpoint, global: &Global) {
+fn tell(path: &Path, checkpoint: &Checkpoint, observer: &mut dyn Observer) {
     let path = path.display();
     if let Some(stem) = checkpoint.architecture.stem() {
         if checkpoint.stem_is_assumed {
-            note(global, format_args!("note: {path} does not say its stem; {stem} is taken (--stem names another)"));
+            observer.remark(&format!("{path} does not say its stem; {stem} is taken (--stem names another)"));
         }
         if let Some(in_header) = checkpoint.stem_in_header.filter(|in_header| *in_header != stem) {
-            note(global, format_args!("note: {path} says its stem is {in_header}; here it is {stem}"));
+            observer.remark(&format!("{path} says its stem is {in_header}; here it is {stem}"));
         }
     }
     if let Some(phase) = checkpoint.provenance.last_phase().filter(|phase| phase.is_unfinished()) {
         let (done, epochs) = (phase.epochs_done, phase.epochs);
-        note(global, format_args!("note: {path} is of an unfinished run: {done} of {epochs} epochs"));
+        observer.remark(&format!("{path} is of an unfinished run: {done} of {epochs} epochs"));
     }
 }
 
@@ -46,7 +48,7 @@ pub fn normalisation(
     asked: &Normalise,
     files: &[(&Path, &Provenance)],
     channels: usize,
-    global: &Global,
+    observer: &mut dyn Observer,
 ) -> Result<Normalisation> {
     let of_files = match (&asked.mean, &asked.std) {
         // What is asked for whole needs no agreement.
@@ -62,33 +64,27 @@ pub fn normalisation(
     let is_asked = asked.mean.is_some() && asked.std.is_some();
     for (path, _) in files.iter().filter(|(_, provenance)| !is_asked && provenance.normalisation.is_none()) {
         let path = path.display();
-        note(
-            global,
-            format_args!("note: {path} does not say how its images were normalised; {normalisation} is taken"),
-        );
+        observer.remark(&format!("{path} does not say how its images were normalised; {normalisation} is taken"));
     }
     for (path, provenance) in files {
         if let Some(trained) = provenance.normalisation.as_ref().filter(|n| !n.is_same(&normalisation, channels)) {
-            note(global, format_args!("note: {} was trained with {trained}; here {normalisation}", path.display()));
+            observer.remark(&format!("{} was trained with {trained}; here {normalisation}", path.display()));
         }
     }
     Ok(normalisation)
 }
 
 /// Says where images are of another size than a network was trained on.
-pub fn tell_image_size(files: &[(&Path, &Provenance)], data: &Dataset, global: &Global) {
+pub fn tell_image_size(files: &[(&Path, &Provenance)], data: &Dataset, observer: &mut dyn Observer) {
     let here = [data.height, data.width];
     for (path, provenance) in files {
         if let Some([height, width]) = provenance.image_size.filter(|size| *size != here) {
-            note(
-                global,
-                format_args!(
-                    "note: {} was trained on images of {height}×{width} pixels; these are {}×{}",
-                    path.display(),
-                    here[0],
-                    here[1]
-                ),
-            );
+            observer.remark(&format!(
+                "{} was trained on images of {height}×{width} pixels; these are {}×{}",
+                path.display(),
+                here[0],
+                here[1]
+            ));
         }
     }
 }
@@ -108,5 +104,22 @@ pub fn check_class_names(path: &Path, provenance: &Provenance, data: &Dataset) -
             let hint = "labels must count the network's classes in its order; or train a new head: medmerge train --from --new-head";
             Err(Error::checkpoint(path, message, hint))
         }
+    }
+}
+
+/// Refuses images that do not fit a network, before either is used; with a `model`, labels that it does not tell apart.
+pub fn check_fit(data: &Dataset, network: &Network, model: Option<&Path>) -> Result<()> {
+    check_channels(data.channels, network.input_channels)?;
+    if !network.accepts(data.height, data.width) {
+        let message = format!("images of {}×{} are too small for the network", data.height, data.width);
+        return Err(Error::data(&data.path, message, "use larger images, or a network with the 3x3 stem"));
+    }
+    match model {
+        Some(model) if network.classes != data.classes => {
+            let message =
+                format!("it tells {} classes apart, and {} has {}", network.classes, data.path.display(), data.classes);
+            Err(Error::checkpoint(model, message, "train a new head on this data set: medmerge train --from"))
+        }
+        _ => Ok(()),
     }
 }

@@ -1,0 +1,179 @@
+//! Merging by learned weights, or by coefficients that nobody learned.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Compute, Normalise, networks};
+use crate::checkpoint::{self, Metadata, Provenance};
+use crate::data::{Dataset, Normalisation};
+use crate::error::{Error, Result};
+use crate::merge::{BatchNormPolicy, Fixed, Head, Learned, Sources, fold_fixed};
+use crate::nn::{Architecture, Model, Stem};
+use crate::output::{Named, OutputPath, check_apart};
+use crate::train::{Observer, Place, Target, reestimate_statistics};
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Merge {
+    /// The sources, two or more, in the order in which the weights were learned.
+    pub models: Vec<PathBuf>,
+    /// Of files that leave it open.
+    #[serde(default)]
+    pub stem: Option<Stem>,
+    pub by: By,
+    pub compute: Compute,
+    /// The merged network.
+    pub out: PathBuf,
+    /// Overwrites what exists.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// How much of each source is kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum By {
+    /// A file of merge weights that [`Learn`](super::Learn) wrote.
+    Weights { path: PathBuf },
+    Coefficients {
+        /// One per source.
+        values: Vec<f64>,
+        /// The source whose head and running statistics are kept: its path, its name or its number from 0.
+        anchor: String,
+        batch_norm: BatchNormPolicy,
+        /// A data set on whose training split running statistics are estimated again.
+        data: Option<PathBuf>,
+        normalise: Normalise,
+    },
+}
+
+/// What a run of [`Merge`] came to.
+#[derive(Clone, Debug)]
+pub struct Merged {
+    pub architecture: Architecture,
+    /// `None` where the network has no classifier.
+    pub classes: Option<usize>,
+}
+
+/// A merged network and its header.
+struct Whole {
+    model: Model,
+    has_head: bool,
+    metadata: Metadata,
+}
+
+impl Merge {
+    /// Refuses what is wrong in itself, before anything is read.
+    pub fn check(&self) -> Result<()> {
+        self.compute.check()?;
+        let (weights, data) = match &self.by {
+            By::Weights { path } => (Some(path), None),
+            By::Coefficients { data, values, .. } => {
+                if let Some(odd) = values.iter().find(|&&coefficient| !(coefficient as f32).is_finite()) {
+                    let hint = "give numbers that f32 can hold, up to 3.4e38: --coefficients 0.5,0.5";
+                    return Err(Error::usage(format!("a coefficient of {odd:e}"), hint));
+                }
+                (None, data.as_ref())
+            }
+        };
+        let mut inputs: Vec<Named> = self.models.iter().map(|path| ("--models", path.as_path())).collect();
+        let others = [("--weights", weights), ("--data", data)];
+        inputs.extend(others.into_iter().filter_map(|(name, path)| Some((name, path?.as_path()))));
+        check_apart(&inputs, &[("--out", &self.out)])
+    }
+
+    pub fn run(&self, observer: &mut dyn Observer) -> Result<Merged> {
+        self.check()?;
+        let _claim = OutputPath::check(&self.out, self.force, 0)?;
+        let place = self.compute.open(observer)?;
+        let (sources, whole) = match &self.by {
+            By::Weights { path } => {
+                let learned = Learned::load(path)?;
+                // The weights were learned for one stem.
+                let stem = self.stem.or(learned.architecture.stem());
+                let sources = networks::load_sources(&self.models, stem, observer)?;
+                learned.check_sources(path, &sources)?;
+                let model = learned.fold_on(place.device, &sources.trunks())?;
+                (sources, Whole { model, has_head: true, metadata: learned.metadata() })
+            }
+            By::Coefficients { .. } => {
+                let sources = networks::load_sources(&self.models, self.stem, observer)?;
+                let whole = self.by_coefficients(&sources, place, observer)?;
+                (sources, whole)
+            }
+        };
+        let Whole { model, has_head, metadata } = whole;
+        let mut output = OutputPath::check(&self.out, self.force, checkpoint::file_size(&model.network))?;
+        checkpoint::save_with(&mut output, &model, has_head, &metadata)?;
+        let classes = has_head.then_some(model.network.classes);
+        Ok(Merged { architecture: sources.architecture().clone(), classes })
+    }
+
+    fn by_coefficients(&self, sources: &Sources, place: Place, observer: &mut dyn Observer) -> Result<Whole> {
+        let By::Coefficients { values, anchor, batch_norm, data, normalise } = &self.by else {
+            unreachable!("asked before")
+        };
+        if values.len() != sources.len() {
+            let message = format!("{} coefficients for {} sources", values.len(), sources.len());
+            return Err(Error::usage(message, "give one number per source: --coefficients 0.5,0.5"));
+        }
+        let anchor = sources.find(anchor)?;
+        let for_statistics = match data {
+            Some(path) => Some(self.data(path, sources, anchor, observer)?),
+            None => None,
+        };
+        let Fixed { mut model, head, mut metadata, mut provenance } =
+            fold_fixed(sources, values, anchor, *batch_norm, place.device)?;
+        match &head {
+            Head::Merged => {}
+            Head::Anchors(why) => observer.remark(&format!("the anchor's classifier is kept: {why}")),
+            Head::Missing => {
+                let anchor = sources.get(anchor).path.display();
+                observer.remark(&format!("the merged network has no classifier, because {anchor} has none"));
+            }
+        }
+        match &for_statistics {
+            Some((data, normalisation)) => {
+                reestimate_statistics(&mut model, Target { data, normalisation, place }, 128)?;
+                let Provenance { normalisation, image_size, data, .. } = Provenance::of_data(data, normalisation);
+                provenance = Provenance { normalisation, image_size, data, ..provenance };
+            }
+            None => {
+                // Nothing here depends on it, but whoever uses the network will.
+                let is_asked = normalise.mean.is_some() || normalise.std.is_some();
+                provenance.normalisation = match (is_asked, sources.normalisation()) {
+                    (true, _) => Some(self.normalisation(sources, observer)?),
+                    (false, Ok(normalisation)) => normalisation,
+                    (false, Err(error)) => {
+                        observer.remark(&format!("the header says no --mean and --std, for {error}"));
+                        None
+                    }
+                };
+                observer.remark("running statistics are the anchor's; --data re-estimates them, which a blend needs");
+            }
+        }
+        provenance.write(&mut metadata);
+        Ok(Whole { model, has_head: head != Head::Missing, metadata })
+    }
+
+    fn normalisation(&self, sources: &Sources, observer: &mut dyn Observer) -> Result<Normalisation> {
+        let By::Coefficients { normalise, .. } = &self.by else { unreachable!("asked before") };
+        let files: Vec<_> = sources.iter().map(|s| (s.path.as_path(), &s.checkpoint.provenance)).collect();
+        networks::normalisation(normalise, &files, sources.input_channels(), observer)
+    }
+
+    /// The images for running statistics.
+    fn data(
+        &self,
+        path: &Path,
+        sources: &Sources,
+        anchor: usize,
+        observer: &mut dyn Observer,
+    ) -> Result<(Dataset, Normalisation)> {
+        let (data, normalisation) = (Dataset::load(path)?, self.normalisation(sources, observer)?);
+        networks::check_fit(&data, &sources.get(anchor).checkpoint.model.network, None)?;
+        let files: Vec<_> = sources.iter().map(|s| (s.path.as_path(), &s.checkpoint.provenance)).collect();
+        networks::tell_image_size(&files, &data, observer);
+        Ok((data, normalisation))
+    }
+}

@@ -1,0 +1,53 @@
+//! Whole pieces of work as data: from files to files.
+//!
+//! | job | reads | leaves |
+//! |---|---|---|
+//! | [`Train`] | a data set, perhaps a network to start from | a network, a log of its epochs |
+//! | [`Learn`] | sources, a data set | merge weights, the folded network, a log, perhaps a picture |
+//! | [`Merge`] | sources, merge weights or coefficients | a network |
+//! | [`Evaluate`] | a network, a data set | metrics, or scores per image |
+//! | [`Compare`] | sources, a data set | what every method comes to |
+//!
+//! A job (de)serialises, so that it can be kept, compared and run elsewhere. `check` refuses what is wrong in itself, before
+//! anything is read; `run` does the work and tells an [`Observer`](crate::train::Observer), who can also stop it between two
+//! steps. Paths are as the process finds them.
+
+mod compare;
+mod compute;
+mod evaluate;
+mod learn;
+mod log;
+mod merge;
+mod networks;
+mod saving;
+mod train;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use compare::Compare;
+pub use compute::Compute;
+pub use evaluate::{Evaluate, Evaluation, Predict};
+pub use learn::{Learn, LearnedFiles, picture};
+pub use log::EpochLog;
+pub use merge::{By, Merge, Merged};
+pub use train::{Start, Train, Trained};
+
+/// A data set in a file, and how its bytes become numbers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Images {
+    pub data: PathBuf,
+    #[serde(flatten)]
+    pub normalise: Normalise,
+}
+
+/// (v / 255 − mean) / std, per channel or one for all. What is left out is as the networks were trained, else as MedMNIST has
+/// it: 0.5.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Normalise {
+    #[serde(default)]
+    pub mean: Option<Vec<f32>>,
+    #[serde(default)]
+    pub std: Option<Vec<f32>>,
+}

@@ -1,0 +1,251 @@
+//! Training a network, or fine-tuning one.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::saving::{Recording, Saving};
+use super::{Compute, EpochLog, Images, networks};
+use crate::checkpoint::{self, Checkpoint, Phase, Provenance, TensorFile};
+use crate::data::Dataset;
+use crate::error::{Error, Result};
+use crate::hex::hex;
+use crate::merge::training_metadata;
+use crate::nn::{Architecture, Model, Network, Region, Stem, init};
+use crate::output::{Named, OutputPath, check_apart};
+use crate::tensor::{DType, Device};
+use crate::train::{
+    EpochRecord, FINE_TUNE, LINEAR_PROBE, Observer, Place, ResumeFile, Settings, Subject, TRAIN, Target, TrainOptions,
+    train_resumable,
+};
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Train {
+    pub images: Images,
+    pub start: Start,
+    pub options: TrainOptions,
+    pub compute: Compute,
+    /// The trained network: the best epoch on the validation split.
+    pub out: PathBuf,
+    /// Keeps the state of the run beside `out` after each epoch, and continues from it where there is one.
+    #[serde(default)]
+    pub resume: bool,
+    /// Overwrites what exists.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// What is trained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Start {
+    /// A new network.
+    New {
+        architecture: Architecture,
+        /// Grey images are repeated to fill them; the images' own if left out.
+        input_channels: Option<usize>,
+    },
+    From {
+        path: PathBuf,
+        /// Of a file that leaves it open.
+        stem: Option<Stem>,
+        /// Whether the head is new even if the file's fits the classes.
+        new_head: bool,
+        /// Whether the head alone is trained, on a trunk that stays as it is: a linear probe.
+        head_only: bool,
+    },
+}
+
+/// What a run of [`Train`] came to.
+#[derive(Clone, Debug)]
+pub struct Trained {
+    pub architecture: Architecture,
+    pub model: Model,
+    pub history: Vec<EpochRecord>,
+    pub log: PathBuf,
+}
+
+impl Train {
+    /// Refuses what is wrong in itself, before anything is read.
+    pub fn check(&self) -> Result<()> {
+        self.options.check()?;
+        self.compute.check()?;
+        if let Start::New { input_channels: Some(channels), .. } = self.start
+            && !(1..=4096).contains(&channels)
+        {
+            return Err(Error::usage(format!("--input-channels {channels}"), "give between 1 and 4096; 3 is usual"));
+        }
+        let (state, log) = (self.state_path(), EpochLog::beside(&self.out));
+        let mut outputs: Vec<Named> = vec![("--out", &self.out), ("the log beside --out", &log)];
+        outputs.extend(self.resume.then_some(("the state of --resume", state.as_path())));
+        check_apart(&self.inputs(), &outputs)
+    }
+
+    pub fn run(&self, observer: &mut dyn Observer) -> Result<Trained> {
+        self.check()?;
+        let state_path = self.state_path();
+        // What an interrupted run wrote, its continuation may overwrite.
+        let force = self.force || (self.resume && state_path.exists() && !is_finished(&self.out));
+        let _claim = OutputPath::check(&self.out, force, 0)?;
+        let log = EpochLog::new(&self.out, force)?;
+        let place = self.compute.open(observer)?;
+        let from = match &self.start {
+            Start::From { path, stem, .. } => Some(networks::load(path, *stem, observer)?),
+            Start::New { .. } => None,
+        };
+        let data = Dataset::load(&self.images.data)?;
+        let (architecture, network) = self.network(&data, from.as_ref());
+        networks::check_fit(&data, &network, None)?;
+        let files: Vec<_> = self.from().into_iter().zip(&from).map(|(path, from)| (path, &from.provenance)).collect();
+        let channels = network.input_channels;
+        let normalisation = networks::normalisation(&self.images.normalise, &files, channels, observer)?;
+        networks::tell_image_size(&files, &data, observer);
+        let output = OutputPath::check(&self.out, force, checkpoint::file_size(&network))?;
+        let mut model = match &from {
+            None => Model::initialized(network, self.options.seed),
+            Some(from) => self.transferred(from, network, &data, observer)?,
+        };
+
+        let before = from.as_ref().map_or(&[][..], |from| &from.provenance.training);
+        let mut provenance = Provenance::of(&data, &normalisation, before, self.options.phase(self.kind(), &[]));
+        let mut state = match self.resume {
+            true => {
+                let network = network_hash(&architecture, &model);
+                Some(ResumeFile::new(&state_path, self.settings(place, network, from.as_ref(), &provenance)?)?)
+            }
+            false => None,
+        };
+        let metadata = training_metadata(&architecture, self.options.seed, from.as_ref());
+        let saving = Saving { output, metadata, provenance: provenance.clone(), options: self.options.clone() };
+        let mut recording = Recording::new(observer, log, Some(saving));
+        recording.phase("training");
+        let mut subject = if self.kind() == LINEAR_PROBE { Subject::Head } else { Subject::Everything };
+        let target = Target { data: &data, normalisation: &normalisation, place };
+        let history = train_resumable(&mut model, &mut subject, target, &self.options, &mut recording, state.as_mut())?;
+        let Saving { mut output, mut metadata, .. } = recording.saving.expect("given above");
+        *provenance.training.last_mut().expect("made above") = self.options.phase(self.kind(), &history);
+        provenance.write(&mut metadata);
+        checkpoint::save(&mut output, &model, &metadata)?;
+        state.map_or(Ok(()), ResumeFile::remove)?;
+        Ok(Trained { architecture, model, history, log: EpochLog::beside(&self.out) })
+    }
+
+    fn from(&self) -> Option<&Path> {
+        match &self.start {
+            Start::From { path, .. } => Some(path),
+            Start::New { .. } => None,
+        }
+    }
+
+    fn inputs(&self) -> Vec<Named<'_>> {
+        let from = self.from().into_iter().map(|path| ("--from", path));
+        from.chain([("--data", self.images.data.as_path())]).collect()
+    }
+
+    fn state_path(&self) -> PathBuf {
+        self.out.with_extension("resume.safetensors")
+    }
+
+    /// What a header calls it.
+    fn kind(&self) -> &'static str {
+        match self.start {
+            Start::New { .. } => TRAIN,
+            Start::From { head_only: true, .. } => LINEAR_PROBE,
+            Start::From { head_only: false, .. } => FINE_TUNE,
+        }
+    }
+
+    fn network(&self, data: &Dataset, from: Option<&Checkpoint>) -> (Architecture, Arc<Network>) {
+        let (architecture, channels) = match (&self.start, from) {
+            (Start::New { architecture, input_channels }, _) => (architecture, input_channels.unwrap_or(data.channels)),
+            (_, from) => {
+                let from = from.expect("it was read");
+                (&from.architecture, from.model.network.input_channels)
+            }
+        };
+        (architecture.clone(), architecture.build(channels, data.classes))
+    }
+
+    /// A network to start from, with its own head where that fits the classes and no other is asked for.
+    fn transferred(
+        &self,
+        from: &Checkpoint,
+        network: Arc<Network>,
+        data: &Dataset,
+        observer: &mut dyn Observer,
+    ) -> Result<Model> {
+        let keeps_head = !matches!(self.start, Start::From { new_head: true, .. });
+        if from.has_head && from.model.network.classes == data.classes && keeps_head {
+            let path = self.from().expect("there is one");
+            networks::check_class_names(path, &from.provenance, data)?;
+            return Ok(from.model.clone());
+        }
+        observer.remark(&format!("the head is new: {} classes", data.classes));
+        let mut model = Model::zeros(network, DType::F32, Device::Cpu);
+        model.trunk = from.model.trunk.clone();
+        model.statistics = from.model.statistics.clone();
+        model.batches_tracked = from.model.batches_tracked.clone();
+        init::initialize(&mut model, Region::Head, self.options.seed);
+        Ok(model)
+    }
+
+    /// Whatever changes the result, by the option that sets it: the identity of a run.
+    fn settings(
+        &self,
+        place: Place,
+        network: String,
+        from: Option<&Checkpoint>,
+        provenance: &Provenance,
+    ) -> Result<Settings> {
+        let (options, normalisation) = (&self.options, provenance.normalisation.as_ref());
+        let (new_head, head_only) = match self.start {
+            Start::From { new_head, head_only, .. } => (new_head, head_only),
+            Start::New { .. } => (false, false),
+        };
+        let settings = json!({
+            "the network": network,
+            "the content of --data": provenance.data.as_ref().map(|data| &data.sha256),
+            "the content of --from": from.map(|from| &from.sha256),
+            "--new-head": new_head,
+            "--head-only": head_only,
+            "--mean": normalisation.map(|normalisation| &normalisation.mean),
+            "--std": normalisation.map(|normalisation| &normalisation.std),
+            "--epochs": options.epochs,
+            "--batch-size": options.batch_size,
+            "--learning-rate": options.learning_rate,
+            "--schedule": options.schedule,
+            "--optimizer": options.optimizer,
+            "--weight-decay": options.weight_decay,
+            "--label-smoothing": options.label_smoothing,
+            "--class-weights balanced": options.balance_classes,
+            "--flip": options.augmentation.is_some_and(|augmentation| augmentation.flip),
+            "--shift": options.augmentation.map_or(0, |augmentation| augmentation.shift),
+            "--patience": options.patience,
+            "--seed": options.seed,
+            "--precision": self.compute.precision,
+            "--no-fusion": !place.is_fused,
+            "--device": place.device.to_string().split(':').next(),
+            "the tiles of MEDMERGE_TILES": if place.device == Device::Cpu { None } else { self.compute.tiles_hash()? },
+        });
+        let Value::Object(settings) = settings else { unreachable!("written as one") };
+        Ok(settings.into_iter().collect())
+    }
+}
+
+/// Whether there is a network of which no interrupted run will say that it is its own.
+fn is_finished(out: &Path) -> bool {
+    out.exists()
+        && TensorFile::read(out)
+            .and_then(|file| Provenance::read(out, &file.metadata))
+            .map_or(true, |provenance| !provenance.last_phase().is_some_and(Phase::is_unfinished))
+}
+
+/// SHA-256 of an architecture and of how its parameters lie in memory.
+fn network_hash(architecture: &Architecture, model: &Model) -> String {
+    let layout: Vec<_> = model.network.parameters.iter().map(|p| (&p.name, p.shape.dims(), p.offset)).collect();
+    let text = json!([architecture, layout]).to_string();
+    hex(Sha256::digest(text))
+}

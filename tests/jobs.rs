@@ -1,0 +1,227 @@
+//! Jobs as data: what is written and read back is the same job, and a caller of the library can watch, and stop, one.
+
+use std::path::{Path, PathBuf};
+
+use medmerge::data::synthetic::{SyntheticOptions, Task, generate};
+use medmerge::data::{Augmentation, SplitName};
+use medmerge::error::Error;
+use medmerge::jobs::{By, Compare, Compute, Evaluate, Images, Learn, Merge, Normalise, Predict, Start, Train};
+use medmerge::merge::{BatchNormPolicy, Constraint, Granularity};
+use medmerge::nn::Architecture;
+use medmerge::train::{AnchorChoice, Baseline, LearnOptions, Observer, Protocol, Silent, TrainOptions};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Folder {
+        let folder = Folder(tempfile::tempdir().unwrap());
+        let options = SyntheticOptions { size: 16, train: 24, val: 8, test: 8, ..SyntheticOptions::default() };
+        generate(Task::Shape, &options).save(&folder.path("data.npz")).unwrap();
+        folder
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn images(&self) -> Images {
+        Images { data: self.path("data.npz"), normalise: Normalise::default() }
+    }
+
+    fn train(&self, name: &str, seed: u64) -> Train {
+        Train {
+            images: self.images(),
+            start: Start::New {
+                architecture: Architecture::named("resnet8", None, Some(4)).unwrap(),
+                input_channels: None,
+            },
+            options: TrainOptions { seed, ..options() },
+            compute: compute(),
+            out: self.path(name),
+            resume: false,
+            force: false,
+        }
+    }
+
+    fn sources(&self) -> Vec<PathBuf> {
+        let trained = |(seed, name): (u64, &str)| {
+            self.train(name, seed).run(&mut Silent).unwrap();
+            self.path(name)
+        };
+        [(1, "a.safetensors"), (2, "b.safetensors")].map(trained).to_vec()
+    }
+
+    fn learn(&self) -> Learn {
+        Learn {
+            models: vec![self.path("a.safetensors"), self.path("b.safetensors")],
+            stem: None,
+            images: self.images(),
+            anchor: "a".into(),
+            granularity: Granularity::Filter,
+            constraint: Constraint::Affine,
+            start: medmerge::merge::Start::Weight(0.25),
+            batch_norm: BatchNormPolicy::Merge,
+            keep_statistics: false,
+            options: options(),
+            compute: compute(),
+            out: self.path("learned.safetensors"),
+            weights: None,
+            picture: None,
+            force: false,
+        }
+    }
+}
+
+fn options() -> TrainOptions {
+    let augmentation = Some(Augmentation { flip: true, shift: 1 });
+    TrainOptions { epochs: 2, batch_size: 8, augmentation, ..TrainOptions::default() }
+}
+
+fn compute() -> Compute {
+    Compute { device: "cpu".into(), ..Compute::default() }
+}
+
+fn through_json<J: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(job: &J) -> J {
+    let json = serde_json::to_string(job).unwrap();
+    let again = serde_json::from_str(&json).unwrap();
+    assert_eq!(&again, job, "{json}");
+    again
+}
+
+#[test]
+fn a_job_that_was_written_and_read_comes_to_the_same_bytes() {
+    let folder = Folder::new();
+    let paths = folder.sources();
+    let again = Train { force: true, ..through_json(&folder.train("a.safetensors", 1)) };
+    let before = std::fs::read(&paths[0]).unwrap();
+    again.run(&mut Silent).unwrap();
+    assert!(std::fs::read(&paths[0]).unwrap() == before);
+
+    let files = through_json(&folder.learn()).run(&mut Silent).unwrap();
+    assert_eq!((files.learned.method.anchor, files.history.len()), (0, 2));
+    let merge = Merge {
+        models: paths.clone(),
+        stem: None,
+        by: By::Weights { path: files.weights },
+        compute: compute(),
+        out: folder.path("again.safetensors"),
+        force: false,
+    };
+    let merged = through_json(&merge).run(&mut Silent).unwrap();
+    assert_eq!(merged.classes, Some(files.learned.model.network.classes));
+    let bytes = |path: &Path| std::fs::read(path).unwrap();
+    assert!(bytes(&merge.out) == bytes(&folder.path("learned.safetensors")));
+
+    let evaluate = Evaluate {
+        model: merge.out.clone(),
+        stem: None,
+        images: folder.images(),
+        split: SplitName::Test,
+        batch_size: 3,
+        compute: compute(),
+    };
+    assert_eq!(through_json(&evaluate).run(&mut Silent).unwrap().images, 8);
+    let predict = Predict { evaluate, logits: true, out: folder.path("scores.csv"), force: false };
+    assert_eq!(through_json(&predict).run(&mut Silent).unwrap(), 8);
+}
+
+#[test]
+fn a_comparison_runs_every_method_with_every_seed() {
+    let folder = Folder::new();
+    let learn = LearnOptions {
+        granularity: Granularity::Layer,
+        constraint: Constraint::Affine,
+        start: medmerge::merge::Start::Uniform,
+        anchor: AnchorChoice::Named(1),
+        batch_norm: BatchNormPolicy::Merge,
+        keep_statistics: false,
+        probe: TrainOptions { epochs: 1, ..options() },
+    };
+    let compare = Compare {
+        models: folder.sources(),
+        stem: None,
+        images: folder.images(),
+        protocol: Protocol::new(learn, TrainOptions { epochs: 1, ..options() }),
+        baselines: vec![Baseline::FineTune(1), Baseline::Medmerge],
+        seeds: vec![3, 4],
+        compute: compute(),
+    };
+    let mut rows = Vec::new();
+    let mut done = |seed, outcome: medmerge::train::Outcome| {
+        assert_eq!(outcome.seed, seed);
+        rows.push((seed, outcome.baseline));
+        Ok(())
+    };
+    through_json(&compare).run(&mut Silent, &mut done).unwrap();
+    let expected = [3, 4].map(|seed| [(seed, Baseline::FineTune(1)), (seed, Baseline::Medmerge)]).concat();
+    assert_eq!(rows, expected);
+    let beyond = Compare { baselines: vec![Baseline::LinearProbe(2)], ..compare.clone() };
+    assert!(beyond.check().unwrap_err().to_string().contains("LinearProbe(2) of 2 sources"));
+    assert!(Compare { seeds: vec![], ..compare }.check().is_err());
+}
+
+#[test]
+fn what_is_wrong_in_itself_is_refused_before_anything_is_read() {
+    let folder = Folder(tempfile::tempdir().unwrap());
+    let job = folder.train("out.safetensors", 1);
+    job.check().unwrap();
+    let refused = |job: Train, says: &str| {
+        let error = job.check().unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    };
+    refused(Train { options: TrainOptions { epochs: 0, ..options() }, ..job.clone() }, "0 epochs");
+    refused(Train { compute: Compute { device: "gpu".into(), ..compute() }, ..job.clone() }, "unknown device 'gpu'");
+    refused(Train { compute: Compute { precision: "bf16".into(), ..compute() }, ..job.clone() }, "bf16");
+    refused(Train { out: folder.path("data.npz"), ..job }, "data.npz");
+    // A misspelt option is no option that is silently as usual.
+    let error = serde_json::from_str::<TrainOptions>(r#"{"epoch": 3}"#).unwrap_err().to_string();
+    assert!(error.contains("unknown field `epoch`"), "{error}");
+}
+
+/// Stops before a certain step, and counts those that were.
+struct Stopping {
+    before: usize,
+    steps: usize,
+    remarks: Vec<String>,
+}
+
+impl Observer for Stopping {
+    fn step(&mut self, _: usize, _: usize, _: f32) {
+        self.steps += 1;
+    }
+
+    fn stops(&mut self) -> bool {
+        self.steps == self.before
+    }
+
+    fn remark(&mut self, text: &str) {
+        self.remarks.push(text.to_string());
+    }
+}
+
+/// What a stopped run kept is continued to the bytes of one that was never stopped.
+#[test]
+fn a_caller_can_stop_between_two_steps() {
+    let folder = Folder::new();
+    let whole = folder.train("whole.safetensors", 1);
+    whole.run(&mut Silent).unwrap();
+    let job = Train { out: folder.path("stopped.safetensors"), resume: true, ..whole.clone() };
+    // Three steps an epoch.
+    let mut observer = Stopping { before: 4, steps: 0, remarks: Vec::new() };
+    let error = job.run(&mut observer).map(drop).unwrap_err();
+    assert!(matches!(&error, Error::Interrupted { kept: Some(path) } if *path == job.out), "{error:?}");
+    assert_eq!(observer.steps, 4);
+    let mut observer = Stopping { before: usize::MAX, steps: 0, remarks: Vec::new() };
+    job.run(&mut observer).unwrap();
+    assert_eq!(observer.steps, 3);
+    let bytes = |path: &Path| std::fs::read(path).unwrap();
+    assert!(bytes(&job.out) == bytes(&whole.out));
+
+    let learn = folder.learn();
+    folder.sources();
+    let mut observer = Stopping { before: 2, steps: 0, remarks: Vec::new() };
+    assert!(matches!(learn.run(&mut observer).map(drop), Err(Error::Interrupted { .. })));
+    assert!(!learn.out.exists());
+}
