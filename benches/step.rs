@@ -8,25 +8,25 @@ use medmerge::bench::shapes::{self, Scale};
 use medmerge::nn::Model;
 use medmerge::ops::softmax_cross_entropy::CrossEntropy;
 use medmerge::tensor::Integers;
-use medmerge::train::{OptimizerKind, Subject, TrainOptions, step};
+use medmerge::train::{Batch, OptimizerKind, Subject, TrainOptions, step};
 
 const NETWORK: &str = "resnet18";
 
 fn steps(c: &mut Criterion) {
     let mut group = common::group(c, "step");
     for pixels in [shapes::SMALL, shapes::LARGE] {
-        let (batch, classes) = (Scale::Cpu.batch_size(pixels), shapes::classes(pixels));
+        let (images, classes) = (Scale::Cpu.batch_size(pixels), shapes::classes(pixels));
         let network = shapes::network(NETWORK, shapes::stem(pixels), classes).expect("a known name");
         let mut model = Model::initialized(network, 0);
         let mut subject = Subject::Everything;
         let options = TrainOptions { optimizer: OptimizerKind::Sgd, ..TrainOptions::default() };
         let mut optimizers = subject.optimizers(&options);
-        let images = numbers([batch, pixels, pixels, 3]);
-        let labels = Integers::from_vec((0..batch).map(|i| (i % classes) as u32).collect());
+        let labels = Integers::from_vec((0..images).map(|i| (i % classes) as u32).collect());
+        let batch = Batch::of_activations(numbers([images, pixels, pixels, 3]), labels);
         let loss = CrossEntropy::default();
-        group.throughput(Throughput::Elements(batch as u64));
-        group.bench_function(format!("{NETWORK}/{pixels}px/{batch}"), |b| {
-            b.iter(|| step(&mut model, &mut subject, &mut optimizers, &loss, images.clone(), &labels, 1.0, None))
+        group.throughput(Throughput::Elements(images as u64));
+        group.bench_function(format!("{NETWORK}/{pixels}px/{images}"), |b| {
+            b.iter(|| step(&mut model, &mut subject, &mut optimizers, &loss, &batch, 1.0, None))
         });
     }
 }

@@ -258,6 +258,9 @@ pub struct Learn {
     /// The learned merge weights [default: beside --out, named *.weights.safetensors]
     #[arg(long, value_name = "FILE.safetensors")]
     pub weights: Option<PathBuf>,
+    /// Keep the state of the run beside --out after each epoch, and continue from it where there is one
+    #[arg(long)]
+    pub resume: bool,
     /// A picture of the learned weights per layer
     #[arg(long, value_name = "FILE.svg")]
     pub picture: Option<PathBuf>,

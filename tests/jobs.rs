@@ -69,6 +69,7 @@ impl Folder {
             out: self.path("learned.safetensors"),
             weights: None,
             picture: None,
+            resume: false,
             force: false,
         }
     }
@@ -193,7 +194,7 @@ impl Observer for Stopping {
     }
 
     fn stops(&mut self) -> bool {
-        self.steps == self.before
+        self.steps >= self.before
     }
 
     fn remark(&mut self, text: &str) {
@@ -224,4 +225,49 @@ fn a_caller_can_stop_between_two_steps() {
     let mut observer = Stopping { before: 2, steps: 0, remarks: Vec::new() };
     assert!(matches!(learn.run(&mut observer).map(drop), Err(Error::Interrupted { .. })));
     assert!(!learn.out.exists());
+}
+
+/// Learning continues like training, and does not probe again.
+#[test]
+fn learning_that_was_stopped_is_continued() {
+    let folder = Folder::new();
+    folder.sources();
+    let bytes = |path: &Path| std::fs::read(path).unwrap();
+    // Two probes of two epochs of three steps, then an epoch, and on the CPU a step: a GPU tells of steps at the end.
+    let mut runs = vec![(Granularity::Filter, compute(), 16), (Granularity::Kernel, compute(), 16)];
+    if cfg!(feature = "emulator") {
+        let on_emulator = Compute { device: "emulator".into(), precision: "f16".into(), ..compute() };
+        runs.push((Granularity::Filter, on_emulator, 15));
+    }
+    for (granularity, compute, before) in runs {
+        let named = |name: &str, resume: bool| Learn {
+            out: folder.path(&format!("{granularity}-{}-{name}.safetensors", compute.device)),
+            anchor: "auto".into(),
+            granularity,
+            compute: compute.clone(),
+            resume,
+            ..folder.learn()
+        };
+        let whole = named("whole", false);
+        let expected = whole.run(&mut Silent).unwrap();
+        let job = named("stopped", true);
+        let mut observer = Stopping { before, steps: 0, remarks: Vec::new() };
+        assert!(matches!(job.run(&mut observer).map(drop), Err(Error::Interrupted { .. })));
+        // Another run's state is refused, by the name of what differs.
+        let other = Learn { constraint: Constraint::Free, ..job.clone() };
+        let error = other.run(&mut Silent).map(drop).unwrap_err().to_string();
+        assert!(error.contains("--constraint was \"affine\" and is \"free\""), "{error}");
+        let mut observer = Stopping { before: usize::MAX, steps: 0, remarks: Vec::new() };
+        let files = job.run(&mut observer).unwrap();
+        assert_eq!(observer.steps, 3, "only the second epoch is left");
+        assert_eq!(files.anchor.index, expected.anchor.index);
+        assert!(bytes(&job.out) == bytes(&whole.out) && bytes(&files.weights) == bytes(&expected.weights));
+        let rows = |path: &Path| {
+            let text = std::fs::read_to_string(path).unwrap();
+            // But for the seconds.
+            text.lines().map(|line| line.rsplit_once(',').unwrap().0.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(rows(&files.log), rows(&expected.log));
+        assert!(!job.out.with_extension("resume.safetensors").exists());
+    }
 }

@@ -16,11 +16,11 @@ use crate::nn::{Model, Network};
 use crate::ops::Cost;
 use crate::ops::control::Control;
 use crate::ops::conv2d::Pass;
-use crate::ops::images::{Images, prepare};
+use crate::ops::images::Images;
 use crate::ops::merge::{alpha_gradient, blend};
 use crate::ops::softmax_cross_entropy::CrossEntropy;
 use crate::tensor::{DType, Device, Integers, Tensor};
-use crate::train::{BETAS, MergeState, Subject, TrainOptions, step};
+use crate::train::{BETAS, Batch, MergeState, Subject, TrainOptions, step};
 
 /// Small enough that no run of steps on random labels diverges.
 const LEARNING_RATE: f64 = 1e-7;
@@ -210,15 +210,9 @@ struct Running {
     optimizers: crate::train::Optimizers,
     loss: CrossEntropy,
     batch: Batch,
-    labels: Integers<u32>,
     control: Option<Control>,
     /// Of the last step, on the CPU.
     last_loss: f32,
-}
-
-enum Batch {
-    Cpu(Tensor),
-    Gpu { images: Images, tables: Vec<[f32; 256]>, precision: DType, device: Device },
 }
 
 impl Running {
@@ -241,35 +235,30 @@ impl Running {
         };
         let optimizers = subject.optimizers(&options);
         let shape = [n, size, size, channels];
+        let labels = (0..n).map(|i| (i % case.graph.classes) as u32).collect();
+        let labels = Integers::from_vec(labels).to_device(device);
         let (batch, control) = match device {
-            Device::Cpu => (Batch::Cpu(Tensor::from_vec(random(shape.iter().product(), 1), shape)), None),
+            Device::Cpu => {
+                let images = Tensor::from_vec(random(shape.iter().product(), 1), shape);
+                (Batch::of_activations(images, labels), None)
+            }
             Device::Gpu(gpu) => {
                 let bytes = Integers::from_vec(random_bytes(shape.iter().product())).to_device(device);
                 let table = std::array::from_fn(|byte| byte as f32 / 127.5 - 1.0);
                 let images = Images { bytes, shape, placements: None };
                 let is_scaled = case.precision == DType::F16;
                 let control = Control::new(gpu, 0, BETAS[0], BETAS[1], is_scaled);
-                (Batch::Gpu { images, tables: vec![table; channels], precision: case.precision, device }, Some(control))
+                let tables = vec![table; channels].into();
+                (Batch::of_bytes(images, tables, case.precision, labels), Some(control))
             }
         };
-        let labels = (0..n).map(|i| (i % case.graph.classes) as u32).collect();
-        let labels = Integers::from_vec(labels).to_device(device);
         let loss = CrossEntropy::default();
-        Ok(Running { model, subject, optimizers, loss, batch, labels, control, last_loss: 0.0 })
+        Ok(Running { model, subject, optimizers, loss, batch, control, last_loss: 0.0 })
     }
 
     fn step(&mut self) {
-        let images = match &self.batch {
-            Batch::Cpu(images) => images.clone(),
-            Batch::Gpu { images, tables, precision, device } => {
-                let [n, h, w, _] = images.shape;
-                let mut x = Tensor::uninit([n, h, w, tables.len()], *precision, *device);
-                prepare(images, tables, x.view_mut());
-                x
-            }
-        };
-        let Running { model, subject, optimizers, loss, labels, control, .. } = self;
-        let value = step(model, subject, optimizers, loss, images, labels, 1.0, control.as_ref());
+        let Running { model, subject, optimizers, loss, batch, control, .. } = self;
+        let value = step(model, subject, optimizers, loss, batch, 1.0, control.as_ref());
         if let Device::Cpu = value.device() {
             self.last_loss = value.data::<f32>()[0];
         }
@@ -277,7 +266,7 @@ impl Running {
 
     /// A step that diverged updates nothing, and takes less time than one that learns.
     fn check(&self, steps: usize) -> Result<()> {
-        self.labels.device().check()?;
+        self.batch.labels().device().check()?;
         let diverged = self.control.as_ref().is_some_and(|control| control.values().diverged != 0);
         if diverged || !self.last_loss.is_finite() {
             return Err(Error::Diverged { loss: f32::NAN, step: steps, epoch: 1, kept: None });

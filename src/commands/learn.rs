@@ -5,6 +5,7 @@ use serde_json::json;
 use medmerge::error::Result;
 use medmerge::jobs;
 use medmerge::output::shown;
+use medmerge::train::Probe;
 
 use super::progress::Progress;
 use super::{best, images, place, report, train_options};
@@ -27,6 +28,7 @@ pub fn run(options: &Learn, global: &Global) -> Result<()> {
         out: options.out.clone(),
         weights: options.weights.clone(),
         picture: options.picture.clone(),
+        resume: options.resume,
         force: options.force,
     };
     let mut progress = Progress::new("learning merge weights", global);
@@ -34,17 +36,17 @@ pub fn run(options: &Learn, global: &Global) -> Result<()> {
     progress.finish();
     let learned = &files.learned;
     let (anchor, count) = (&job.models[learned.method.anchor], learned.numbers.shape().len());
+    let probes = &files.anchor.probes;
+    let scores: Option<Vec<f64>> = (!probes.is_empty()).then(|| probes.iter().map(Probe::score).collect());
     let result = json!({
         "out": shown(&job.out), "log": shown(&files.log), "weights": shown(&files.weights), "anchor": shown(anchor),
-        "anchor_scores": files.anchor_scores, "granularity": job.granularity, "learned": count,
+        "anchor_scores": scores, "granularity": job.granularity, "learned": count,
         "epochs": files.history,
     });
     report(global, &result, |out| {
         writeln!(out, "anchor: {}", anchor.display())?;
-        if let Some(scores) = &files.anchor_scores {
-            for (source, score) in job.models.iter().zip(scores) {
-                writeln!(out, "  linear probe of {}: validation macro F1 {score:.4}", source.display())?;
-            }
+        for (source, score) in job.models.iter().zip(scores.iter().flatten()) {
+            writeln!(out, "  linear probe of {}: validation macro F1 {score:.4}", source.display())?;
         }
         writeln!(out, "{count} merge weights, by {}", job.granularity)?;
         writeln!(out, "{}: merge weights", files.weights.display())?;

@@ -3,17 +3,22 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use super::saving::Recording;
+use super::settings::settings;
 use super::{Compute, EpochLog, Images, networks};
-use crate::checkpoint;
+use crate::checkpoint::{self, Provenance};
 use crate::data::Dataset;
 use crate::error::Result;
 use crate::merge::{BatchNormPolicy, Constraint, Granularity, Learned, Sources, Start};
-use crate::nn::Stem;
+use crate::nn::{Network, Stem};
 use crate::output::{Named, OutputPath, check_apart};
 use crate::report::{LayerWeights, SourceWeights, merge_weights, save};
-use crate::train::{AnchorChoice, EpochRecord, LearnOptions, Observer, Target, TrainOptions, learn};
+use crate::train::{
+    Anchor, AnchorChoice, EpochRecord, LearnOptions, Observer, Place, ResumeFile, Settings, Target, TrainOptions,
+    choose_anchor, learn_for,
+};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Learn {
@@ -42,6 +47,9 @@ pub struct Learn {
     /// A picture of the learned weights per layer.
     #[serde(default)]
     pub picture: Option<PathBuf>,
+    /// Keeps the state of the run beside `out` after each epoch, and continues from it where there is one.
+    #[serde(default)]
+    pub resume: bool,
     /// Overwrites what exists.
     #[serde(default)]
     pub force: bool,
@@ -51,8 +59,7 @@ pub struct Learn {
 pub struct LearnedFiles {
     pub learned: Learned,
     pub history: Vec<EpochRecord>,
-    /// Macro F1 of each source's linear probe on the validation split, where the anchor was chosen by it.
-    pub anchor_scores: Option<Vec<f64>>,
+    pub anchor: Anchor,
     pub weights: PathBuf,
     pub log: PathBuf,
 }
@@ -64,10 +71,11 @@ impl Learn {
         self.compute.check()?;
         let inputs = self.models.iter().map(|path| ("--models", path.as_path()));
         let inputs: Vec<Named> = inputs.chain([("--data", self.images.data.as_path())]).collect();
-        let (weights, log) = (self.weights_path(), EpochLog::beside(&self.out));
+        let (weights, log, state) = (self.weights_path(), EpochLog::beside(&self.out), self.state_path());
         let mut outputs: Vec<Named> = vec![("--out", &self.out), ("--weights", &weights)];
         outputs.extend(self.picture.iter().map(|path| ("--picture", path.as_path())));
         outputs.push(("the log beside --out", &log));
+        outputs.extend(self.resume.then_some(("the state of --resume", state.as_path())));
         check_apart(&inputs, &outputs)
     }
 
@@ -80,7 +88,7 @@ impl Learn {
         let log = EpochLog::new(&self.out, self.force)?;
         let place = self.compute.open(observer)?;
         let sources = networks::load_sources(&self.models, self.stem, observer)?;
-        let anchor = match self.anchor.as_str() {
+        let choice = match self.anchor.as_str() {
             "auto" => AnchorChoice::Auto,
             name => AnchorChoice::Named(sources.find(name)?),
         };
@@ -96,8 +104,18 @@ impl Learn {
         let mut weights_output = OutputPath::check(&weights_path, self.force, size)?;
 
         let target = Target { data: &data, normalisation: &normalisation, place };
+        let options = self.learn_options(choice);
+        options.check(&sources, data.classes)?;
+        let mut state = match self.resume {
+            true => {
+                let provenance = Provenance::of_data(&data, &normalisation);
+                Some(ResumeFile::new(&self.state_path(), self.settings(place, &network, &sources, &provenance)?)?)
+            }
+            false => None,
+        };
         let mut recording = Recording::new(observer, log, None);
-        let learning = learn(&sources, target, &self.learn_options(anchor), &mut recording)?;
+        let anchor = self.anchor(&options, &sources, target, &mut recording, state.as_mut())?;
+        let learning = learn_for(&sources, target, &options, anchor, &mut recording, state.as_mut())?;
         let learned = learning.learned;
         learned.save(&mut weights_output)?;
         let folded = learned.fold(&sources.trunks())?;
@@ -106,13 +124,69 @@ impl Learn {
             let svg = picture(&learned, &sources)?;
             save(&svg, &mut OutputPath::check(path, self.force, 0)?)?;
         }
+        state.map_or(Ok(()), ResumeFile::remove)?;
         Ok(LearnedFiles {
             learned,
             history: learning.history,
-            anchor_scores: learning.anchor_scores,
+            anchor: learning.anchor,
             weights: weights_path,
             log: EpochLog::beside(&self.out),
         })
+    }
+
+    /// The anchor: as an earlier process chose it, as it is named, or by probes.
+    fn anchor(
+        &self,
+        options: &LearnOptions,
+        sources: &Sources,
+        target: Target,
+        recording: &mut Recording,
+        mut state: Option<&mut ResumeFile>,
+    ) -> Result<Anchor> {
+        if let Some(file) = &mut state
+            && let Some(memo) = file.memo()?
+            && let Ok(anchor) = serde_json::from_str::<Anchor>(memo)
+        {
+            for probe in &anchor.probes {
+                probe.history.iter().for_each(|record| recording.log.add(&probe.name, record));
+            }
+            return Ok(anchor);
+        }
+        let anchor = match options.anchor {
+            AnchorChoice::Named(index) => Anchor { index, probes: Vec::new() },
+            AnchorChoice::Auto => choose_anchor(sources, target, &options.probe, recording)?,
+        };
+        if let Some(file) = state {
+            file.remember(serde_json::to_string(&anchor).expect("plain data is JSON"));
+        }
+        Ok(anchor)
+    }
+
+    /// The identity of a run.
+    fn settings(
+        &self,
+        place: Place,
+        network: &Network,
+        sources: &Sources,
+        provenance: &Provenance,
+    ) -> Result<Settings> {
+        let hashes: Vec<&str> = sources.iter().map(|source| source.checkpoint.sha256.as_str()).collect();
+        let more = json!({
+            "the content of --models": hashes.join(","),
+            "--anchor": self.anchor,
+            "--granularity": self.granularity,
+            "--constraint": self.constraint,
+            "--start": self.start,
+            "--batch-norm": self.batch_norm,
+            "--keep-statistics": self.keep_statistics,
+            "--merge-learning-rate": self.options.merge_learning_rate,
+        });
+        let network = (sources.architecture().clone(), network);
+        settings(&network, &self.options, (&self.compute, place), provenance, more)
+    }
+
+    fn state_path(&self) -> PathBuf {
+        self.out.with_extension("resume.safetensors")
     }
 
     fn learn_options(&self, anchor: AnchorChoice) -> LearnOptions {

@@ -20,6 +20,7 @@ mod log;
 mod merge;
 mod networks;
 mod saving;
+mod settings;
 mod train;
 
 use std::path::PathBuf;

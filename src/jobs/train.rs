@@ -4,15 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
+use serde_json::json;
 
 use super::saving::{Recording, Saving};
+use super::settings::settings;
 use super::{Compute, EpochLog, Images, networks};
 use crate::checkpoint::{self, Checkpoint, Phase, Provenance, TensorFile};
 use crate::data::Dataset;
 use crate::error::{Error, Result};
-use crate::hex::hex;
 use crate::merge::training_metadata;
 use crate::nn::{Architecture, Model, Network, Region, Stem, init};
 use crate::output::{Named, OutputPath, check_apart};
@@ -113,8 +112,8 @@ impl Train {
         let mut provenance = Provenance::of(&data, &normalisation, before, self.options.phase(self.kind(), &[]));
         let mut state = match self.resume {
             true => {
-                let network = network_hash(&architecture, &model);
-                Some(ResumeFile::new(&state_path, self.settings(place, network, from.as_ref(), &provenance)?)?)
+                let network = (architecture.clone(), &*model.network);
+                Some(ResumeFile::new(&state_path, self.settings(place, &network, from.as_ref(), &provenance)?)?)
             }
             false => None,
         };
@@ -192,46 +191,24 @@ impl Train {
         Ok(model)
     }
 
-    /// Whatever changes the result, by the option that sets it: the identity of a run.
+    /// The identity of a run.
     fn settings(
         &self,
         place: Place,
-        network: String,
+        network: &(Architecture, &Network),
         from: Option<&Checkpoint>,
         provenance: &Provenance,
     ) -> Result<Settings> {
-        let (options, normalisation) = (&self.options, provenance.normalisation.as_ref());
         let (new_head, head_only) = match self.start {
             Start::From { new_head, head_only, .. } => (new_head, head_only),
             Start::New { .. } => (false, false),
         };
-        let settings = json!({
-            "the network": network,
-            "the content of --data": provenance.data.as_ref().map(|data| &data.sha256),
+        let more = json!({
             "the content of --from": from.map(|from| &from.sha256),
             "--new-head": new_head,
             "--head-only": head_only,
-            "--mean": normalisation.map(|normalisation| &normalisation.mean),
-            "--std": normalisation.map(|normalisation| &normalisation.std),
-            "--epochs": options.epochs,
-            "--batch-size": options.batch_size,
-            "--learning-rate": options.learning_rate,
-            "--schedule": options.schedule,
-            "--optimizer": options.optimizer,
-            "--weight-decay": options.weight_decay,
-            "--label-smoothing": options.label_smoothing,
-            "--class-weights balanced": options.balance_classes,
-            "--flip": options.augmentation.is_some_and(|augmentation| augmentation.flip),
-            "--shift": options.augmentation.map_or(0, |augmentation| augmentation.shift),
-            "--patience": options.patience,
-            "--seed": options.seed,
-            "--precision": self.compute.precision,
-            "--no-fusion": !place.is_fused,
-            "--device": place.device.to_string().split(':').next(),
-            "the tiles of MEDMERGE_TILES": if place.device == Device::Cpu { None } else { self.compute.tiles_hash()? },
         });
-        let Value::Object(settings) = settings else { unreachable!("written as one") };
-        Ok(settings.into_iter().collect())
+        settings(network, &self.options, (&self.compute, place), provenance, more)
     }
 }
 
@@ -241,11 +218,4 @@ fn is_finished(out: &Path) -> bool {
         && TensorFile::read(out)
             .and_then(|file| Provenance::read(out, &file.metadata))
             .map_or(true, |provenance| !provenance.last_phase().is_some_and(Phase::is_unfinished))
-}
-
-/// SHA-256 of an architecture and of how its parameters lie in memory.
-fn network_hash(architecture: &Architecture, model: &Model) -> String {
-    let layout: Vec<_> = model.network.parameters.iter().map(|p| (&p.name, p.shape.dims(), p.offset)).collect();
-    let text = json!([architecture, layout]).to_string();
-    hex(Sha256::digest(text))
 }

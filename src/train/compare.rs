@@ -148,7 +148,7 @@ impl Protocol {
         if self.chosen.get().is_none() {
             let start = Instant::now();
             // By a first phase of the usual length, whichever probe follows.
-            let (anchor, _) = choose_anchor(sources, target, &self.learn.probe, &mut super::Silent)?;
+            let anchor = choose_anchor(sources, target, &self.learn.probe, &mut super::Silent)?.index;
             let _ = self.chosen.set((anchor, start.elapsed().as_secs_f64()));
         }
         let &(anchor, seconds) = self.chosen.get().expect("chosen above");

@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{EpochRecord, MERGE_WEIGHTS, MergeState, Observer, Subject, Target, TrainOptions, best_epoch, train};
+use super::{
+    EpochRecord, MERGE_WEIGHTS, MergeState, Observer, ResumeFile, Subject, Target, TrainOptions, best_epoch, train,
+    train_resumable,
+};
 use crate::checkpoint::Provenance;
 use crate::error::{Error, Result};
 use crate::merge::{BatchNormPolicy, Constraint, Granularity, Learned, Method, Plan, Sources, Start};
@@ -33,8 +36,44 @@ pub struct LearnOptions {
 pub struct Learning {
     pub learned: Learned,
     pub history: Vec<EpochRecord>,
-    /// Macro F1 of each source's linear probe on the validation split, where the anchor was chosen by it.
-    pub anchor_scores: Option<Vec<f64>>,
+    pub anchor: Anchor,
+}
+
+/// The anchor, and what it was chosen by.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Anchor {
+    pub index: usize,
+    /// Of each source; none where the anchor was named.
+    pub probes: Vec<Probe>,
+}
+
+/// What a source's linear probe came to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Probe {
+    /// The phase's.
+    pub name: String,
+    pub history: Vec<EpochRecord>,
+}
+
+impl Probe {
+    /// Macro F1 of its best epoch on the validation split.
+    pub fn score(&self) -> f64 {
+        best_epoch(&self.history).and_then(|record| record.val_macro_f1).unwrap_or(0.0)
+    }
+}
+
+impl LearnOptions {
+    fn method(&self, sources: &Sources, anchor: usize) -> Method {
+        let LearnOptions { granularity, constraint, batch_norm, .. } = *self;
+        Method { sources: sources.len(), anchor, granularity, constraint, batch_norm }
+    }
+
+    /// Refuses what cannot work with these sources, before anything is computed: a start that the constraint does not allow,
+    /// a parameter that nothing says how to merge.
+    pub fn check(&self, sources: &Sources, classes: usize) -> Result<()> {
+        self.probe.check()?;
+        Plan::new(&sources.network(classes), self.method(sources, 0))?.start(self.start).map(drop)
+    }
 }
 
 /// A source's trunk under a new head.
@@ -57,27 +96,29 @@ pub fn probe(
     Ok((model, history))
 }
 
-/// Probes every source and returns the best one's index with all scores: macro F1 on the validation split, of the best
-/// epoch. Each probe is a phase of the observer's, by the source's name.
+/// Probes every source; the anchor is the one with the best macro F1 on the validation split, of the best epoch. Each probe
+/// is a phase of the observer's, by the source's name.
 pub fn choose_anchor(
     sources: &Sources,
     target: Target,
     options: &TrainOptions,
     observer: &mut dyn Observer,
-) -> Result<(usize, Vec<f64>)> {
+) -> Result<Anchor> {
     if target.data.val.is_empty() {
         let hint = "name the anchor: --anchor FILE";
         return Err(Error::usage("--anchor auto compares sources on the validation split, which is empty", hint));
     }
-    let mut scores = Vec::new();
+    let mut probes = Vec::new();
     for (index, source) in sources.iter().enumerate() {
-        observer.phase(&format!("linear probe of {}", source.path.display()));
+        let name = format!("linear probe of {}", source.path.display());
+        observer.phase(&name);
         let (_, history) = probe(sources, index, target, options, observer)?;
-        scores.push(best_epoch(&history).and_then(|record| record.val_macro_f1).unwrap_or(0.0));
+        probes.push(Probe { name, history });
     }
+    let scores: Vec<f64> = probes.iter().map(Probe::score).collect();
     // The first of equals.
     let best = (0..scores.len()).rev().max_by(|&a, &b| scores[a].total_cmp(&scores[b])).expect("two sources at least");
-    Ok((best, scores))
+    Ok(Anchor { index: best, probes })
 }
 
 /// Chooses the anchor, if that is asked for, and learns. Each probe is a phase of the observer's, and so is the learning.
@@ -87,40 +128,40 @@ pub fn learn(
     options: &LearnOptions,
     observer: &mut dyn Observer,
 ) -> Result<Learning> {
-    options.probe.check()?;
+    options.check(sources, target.data.classes)?;
+    let anchor = match options.anchor {
+        AnchorChoice::Named(index) => Anchor { index, probes: Vec::new() },
+        AnchorChoice::Auto => choose_anchor(sources, target, &options.probe, observer)?,
+    };
+    learn_for(sources, target, options, anchor, observer, None)
+}
+
+/// [`learn`] for an anchor that was chosen before, keeping its state in a file after each epoch, and continuing from it where
+/// there is one.
+pub fn learn_for(
+    sources: &Sources,
+    target: Target,
+    options: &LearnOptions,
+    anchor: Anchor,
+    observer: &mut dyn Observer,
+    state: Option<&mut ResumeFile>,
+) -> Result<Learning> {
     let classes = target.data.classes;
-    let method = |anchor| Method {
-        sources: sources.len(),
-        anchor,
-        granularity: options.granularity,
-        constraint: options.constraint,
-        batch_norm: options.batch_norm,
-    };
-    let network = sources.network(classes);
-    // A start that the constraint refuses is refused before the probes.
-    Plan::new(&network, method(0))?.start(options.start)?;
-    let (anchor, anchor_scores) = match options.anchor {
-        AnchorChoice::Named(index) => (index, None),
-        AnchorChoice::Auto => {
-            let (best, scores) = choose_anchor(sources, target, &options.probe, observer)?;
-            (best, Some(scores))
-        }
-    };
-    let plan = Plan::new(&network, method(anchor))?;
+    let plan = Plan::new(&sources.network(classes), options.method(sources, anchor.index))?;
     let numbers = plan.start(options.start)?;
-    let mut model = with_new_head(sources, anchor, classes, options.probe.seed);
+    let mut model = with_new_head(sources, anchor.index, classes, options.probe.seed);
     let keeps_statistics = options.keep_statistics;
     let mut subject = Subject::Merge(MergeState { plan, trunks: sources.trunks(), numbers, keeps_statistics });
     observer.phase("learning merge weights");
-    let history = train(&mut model, &mut subject, target, &options.probe, observer)?;
-    let Subject::Merge(state) = subject else { unreachable!("made above") };
+    let history = train_resumable(&mut model, &mut subject, target, &options.probe, observer, state)?;
+    let Subject::Merge(merge) = subject else { unreachable!("made above") };
     let learned = Learned {
         architecture: sources.architecture().clone(),
-        method: state.plan.method,
+        method: merge.plan.method,
         start: options.start,
         seed: options.probe.seed,
         sources: sources.records(),
-        numbers: state.numbers,
+        numbers: merge.numbers,
         model,
         provenance: Provenance::of(
             target.data,
@@ -129,5 +170,5 @@ pub fn learn(
             options.probe.phase(MERGE_WEIGHTS, &history),
         ),
     };
-    Ok(Learning { learned, history, anchor_scores })
+    Ok(Learning { learned, history, anchor })
 }

@@ -14,37 +14,40 @@
 //!
 //! So what is measured on the validation split after an epoch is what the network that is written computes.
 
+mod batches;
 mod compare;
 mod evaluate;
 mod learn;
 mod optimizer;
 mod place;
 mod recorder;
+mod replays;
 mod resume;
+mod selection;
 mod step;
-
-use std::time::Instant;
+mod training;
 
 use serde::{Deserialize, Serialize};
 
+pub use batches::{Batch, Batches, Loaded};
 pub use compare::{Baseline, Outcome, Protocol};
-pub use evaluate::{evaluate, reestimate_statistics, scores};
-pub use learn::{AnchorChoice, LearnOptions, Learning, choose_anchor, learn, probe};
+pub use evaluate::{Evaluator, evaluate, reestimate_statistics, scores};
+pub use learn::{Anchor, AnchorChoice, LearnOptions, Learning, Probe, choose_anchor, learn, learn_for, probe};
 pub(crate) use optimizer::BETAS;
 pub use optimizer::{Optimizer, OptimizerKind, Schedule};
 pub use place::Place;
 pub use recorder::Recorder;
 pub use resume::{ResumeFile, Settings};
-pub use step::{MergeState, Optimizers, Subject, step};
+pub use selection::best_epoch;
+use selection::has_lost_patience;
+pub use step::{MergeState, Optimizers, StepGradients, Subject, apply, gradients, step};
+pub use training::{train, train_resumable};
 
 use crate::checkpoint::Phase;
 use crate::data::{Augmentation, Dataset, Loader, LoaderOptions, Normalisation, SplitName};
 use crate::error::{Error, Result};
-use crate::interrupt::{Listener, interrupted};
-use crate::metrics::Metrics;
-use crate::nn::{Mode, Model, Network};
-use crate::ops::softmax_cross_entropy::CrossEntropy;
-use crate::tensor::{Device, Tensor};
+use crate::nn::{Model, Network};
+use crate::tensor::Device;
 
 /// What a header calls the phases of training; see [`Phase`].
 pub const TRAIN: &str = "train";
@@ -229,23 +232,8 @@ fn serde_name(variant: &impl Serialize) -> String {
     name.as_str().expect("a variant without contents").to_string()
 }
 
-/// The epoch whose model is kept: the first of those with the best macro F1 on the validation split, or the last one where
-/// that split is empty.
-pub fn best_epoch(history: &[EpochRecord]) -> Option<&EpochRecord> {
-    let is_better = |a: &EpochRecord, b: &EpochRecord| match (a.val_macro_f1, b.val_macro_f1) {
-        (Some(a), Some(b)) => a > b,
-        _ => true,
-    };
-    history.iter().reduce(|best, record| if is_better(record, best) { record } else { best })
-}
-
-/// Whether the last `patience` epochs brought no better macro F1.
-fn has_lost_patience(history: &[EpochRecord], patience: usize) -> bool {
-    best_epoch(history).is_some_and(|best| history.len() - best.epoch >= patience)
-}
-
 /// What one epoch came to.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EpochRecord {
     /// Counted from 1.
     pub epoch: usize,
@@ -299,168 +287,3 @@ pub trait Observer {
 pub struct Silent;
 
 impl Observer for Silent {}
-
-/// What is kept of the best epoch.
-struct Best {
-    macro_f1: f64,
-    epoch: usize,
-    model: Model,
-    numbers: Option<Tensor>,
-}
-
-/// Trains `subject` on the training split and leaves in `model` (and in the subject's merge weights) the best epoch by
-/// macro F1 on the validation split; the last one where that split is empty.
-pub fn train(
-    model: &mut Model,
-    subject: &mut Subject,
-    target: Target,
-    options: &TrainOptions,
-    observer: &mut dyn Observer,
-) -> Result<Vec<EpochRecord>> {
-    train_resumable(model, subject, target, options, observer, None)
-}
-
-/// [`train`], keeping its state in a file after each epoch, and continuing from it where there is one. Merge weights are
-/// not part of that state: a merge is not resumable.
-pub fn train_resumable(
-    model: &mut Model,
-    subject: &mut Subject,
-    target: Target,
-    options: &TrainOptions,
-    observer: &mut dyn Observer,
-    mut resume: Option<&mut ResumeFile>,
-) -> Result<Vec<EpochRecord>> {
-    options.check()?;
-    let is_merge = matches!(subject, Subject::Merge(_));
-    assert!(resume.is_none() || !is_merge, "a merge is not resumable");
-    let _listener = Listener::new();
-    let channels = model.network.input_channels;
-    let loader =
-        target.loader(SplitName::Train, channels, options.batch_size, true, options.augmentation, options.seed);
-    let is_training = subject.mode() == Mode::Training;
-    if is_training {
-        target.check_batch(&model.network, loader.smallest_batch())?;
-    }
-    // The gradient, one moment at least, and the best epoch; or the blend and its gradient.
-    let made = if is_training { if is_merge { 2 } else { 3 } } else { 0 };
-    target.check_memory(&model.network, loader.largest_batch(), is_training, made * model.network.trunk_len)?;
-    if options.patience.is_some() && target.data.val.is_empty() {
-        observer.note("--patience has no effect, because the validation split is empty");
-    }
-    let loss = CrossEntropy {
-        class_weights: if options.balance_classes { balanced_weights(target.data) } else { Vec::new() },
-        label_smoothing: options.label_smoothing,
-    };
-    let steps = loader.batches_per_epoch() * options.epochs;
-    let mut optimizers = subject.optimizers(options);
-    let mut history = Vec::new();
-    let mut best: Option<Best> = None;
-    let mut done = 0;
-    let mut control = None;
-    if let Some(file) = &resume
-        && let Some(before) = file.load(model, &mut optimizers)?
-    {
-        (done, history, best, control) = (before.steps, before.history, before.best, before.control);
-        observer.resumed(&history);
-    }
-    // Its own buffers: a transferred trunk is still the source's.
-    *model = target.place.host(&model.copy());
-    let trunks = subject.move_to(target.place.device);
-    let mut recorder = Recorder::new(target.place, optimizers, loss, control);
-    for epoch in history.len()..options.epochs {
-        if let Some(patience) = options.patience.filter(|&patience| has_lost_patience(&history, patience)) {
-            observer.note(&format!(
-                "stopped after epoch {epoch} of {}: no better macro F1 on the validation split for {patience} epochs",
-                options.epochs
-            ));
-            break;
-        }
-        let start = Instant::now();
-        let (mut sum, mut batches) = (0.0, 0);
-        let first = done;
-        let mut feed = recorder.feed(&loader, epoch);
-        loop {
-            if interrupted() || observer.stops() {
-                return Err(Error::Interrupted { kept: observer.kept() });
-            }
-            let factor = options.schedule.factor(first + batches + recorder.pending(), steps);
-            let is_over = !recorder.step(model, subject, &loader, &mut feed, factor)?;
-            if recorder.pending() < recorder.patience() && !is_over {
-                continue;
-            }
-            let finished = recorder.losses()?;
-            for value in finished.losses {
-                done += 1;
-                batches += 1;
-                if !value.is_finite() {
-                    return Err(Error::Diverged { loss: value, step: done, epoch: epoch + 1, kept: observer.kept() });
-                }
-                sum += f64::from(value);
-                observer.step(done, steps, value);
-            }
-            if finished.diverged {
-                return Err(Error::Diverged { loss: f32::NAN, step: done, epoch: epoch + 1, kept: observer.kept() });
-            }
-            if is_over {
-                break;
-            }
-        }
-        recorder.describe().into_iter().for_each(|text| observer.detail(&text));
-        let outcome = subject.outcome(model, target, options.batch_size)?;
-        let outcome = outcome.as_ref().unwrap_or(model);
-        let diverged = |loss| Error::Diverged { loss, step: done, epoch: epoch + 1, kept: observer.kept() };
-        let validation = validate(outcome, target, options.batch_size).map_err(|error| match error {
-            Error::NotFinite { .. } => diverged(f32::NAN),
-            other => other,
-        })?;
-        let record = EpochRecord {
-            epoch: epoch + 1,
-            train_loss: sum / batches as f64,
-            val_accuracy: validation.as_ref().map(|metrics| metrics.accuracy),
-            val_macro_f1: validation.as_ref().map(|metrics| metrics.macro_f1),
-            seconds: start.elapsed().as_secs_f64(),
-        };
-        // A step's loss tells of the parameters before it; what the last step did shows here.
-        let is_broken = outcome.first_fault().is_some();
-        // What is downloaded from a device that has failed is NaN too.
-        target.place.device.check()?;
-        if is_broken {
-            return Err(diverged(f32::NAN));
-        }
-        let macro_f1 = record.val_macro_f1.unwrap_or(f64::INFINITY);
-        // Without a validation split every epoch counts as an improvement.
-        let improved = best.as_ref().is_none_or(|best| macro_f1 > best.macro_f1 || macro_f1 == f64::INFINITY);
-        if improved {
-            best = Some(Best { macro_f1, epoch, model: outcome.copy(), numbers: subject.numbers() });
-        }
-        let kept = improved.then(|| outcome.to_device(Device::Cpu));
-        target.place.device.check()?;
-        observer.epoch(&record, kept.as_ref())?;
-        history.push(record);
-        if let Some(file) = &mut resume {
-            file.save(model, recorder.optimizers(), recorder.control(), best.as_ref(), &history, done)?;
-        }
-    }
-    if let Some(best) = best {
-        *model = best.model;
-        subject.restore(best.numbers);
-    }
-    *model = model.to_device(Device::Cpu);
-    subject.move_back(trunks);
-    target.place.device.check()?;
-    Ok(history)
-}
-
-fn validate(model: &Model, target: Target, batch_size: usize) -> Result<Option<Metrics>> {
-    if target.data.val.is_empty() {
-        return Ok(None);
-    }
-    evaluate(model, target, SplitName::Val, batch_size).map(Some)
-}
-
-/// N / (classes · images of the class).
-fn balanced_weights(data: &Dataset) -> Vec<f64> {
-    let counts = data.class_counts(SplitName::Train);
-    let total: usize = counts.iter().sum();
-    counts.iter().map(|&count| total as f64 / (counts.len() * count.max(1)) as f64).collect()
-}

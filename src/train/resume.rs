@@ -10,8 +10,9 @@ use std::path::Path;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::step::Optimizers;
-use super::{Best, EpochRecord};
+use super::EpochRecord;
+use super::selection::{Best, Selection};
+use super::step::{Optimizers, Subject};
 use crate::checkpoint::{Metadata, Numbers, StoredTensor, TensorFile, first_few, write};
 use crate::error::{Error, Result};
 use crate::hex::hex;
@@ -27,20 +28,20 @@ pub type Settings = BTreeMap<String, Value>;
 pub struct ResumeFile {
     output: OutputPath,
     settings: Settings,
+    memo: Option<String>,
 }
 
 /// What has been done before this process started.
 pub(super) struct Resumed {
     pub steps: usize,
-    pub history: Vec<EpochRecord>,
-    pub best: Option<Best>,
+    pub selection: Selection,
     /// What a GPU had decided, where the run was on one.
     pub control: Option<Values>,
 }
 
 impl ResumeFile {
     pub fn new(path: &Path, settings: Settings) -> Result<ResumeFile> {
-        Ok(ResumeFile { output: OutputPath::check(path, true, 0)?, settings })
+        Ok(ResumeFile { output: OutputPath::check(path, true, 0)?, settings, memo: None })
     }
 
     /// Whether an earlier run left its state here.
@@ -57,17 +58,18 @@ impl ResumeFile {
     pub(super) fn save(
         &mut self,
         model: &Model,
+        subject: &Subject,
         optimizers: &Optimizers,
         control: Option<Values>,
-        best: Option<&Best>,
-        history: &[EpochRecord],
+        selection: &Selection,
         steps: usize,
     ) -> Result<()> {
         let mut tensors = stored_model("model", model);
+        tensors.extend(subject.numbers().map(|numbers| stored("numbers".into(), &numbers)));
         let mut metadata = Metadata::from([
             (SETTINGS.to_string(), serde_json::to_string(&self.settings).expect("plain data is JSON")),
             ("steps".into(), steps.to_string()),
-            ("history".into(), serde_json::to_string(history).expect("plain data is JSON")),
+            ("history".into(), serde_json::to_string(&selection.history).expect("plain data is JSON")),
         ]);
         for (name, optimizer) in optimizers.named() {
             metadata.insert(format!("{name}.step"), optimizer.steps().to_string());
@@ -79,8 +81,12 @@ impl ResumeFile {
             // As bits, for the same reason as below.
             metadata.insert("control".into(), hex(bytemuck::bytes_of(&control)));
         }
-        if let Some(best) = best {
+        if let Some(memo) = &self.memo {
+            metadata.insert(MEMO.into(), memo.clone());
+        }
+        if let Some(best) = &selection.best {
             tensors.extend(stored_model("best", &best.model));
+            tensors.extend(best.numbers.iter().map(|numbers| stored("best.numbers".into(), numbers)));
             metadata.insert("best.epoch".into(), best.epoch.to_string());
             // As bits: a decimal number may come back as another one.
             metadata.insert("best.macro_f1".into(), best.macro_f1.to_bits().to_string());
@@ -91,24 +97,35 @@ impl ResumeFile {
         write(&mut self.output, &tensors, &metadata)
     }
 
-    /// Restores `model` and `optimizers` if there is a state to continue from.
-    pub(super) fn load(&self, model: &mut Model, optimizers: &mut Optimizers) -> Result<Option<Resumed>> {
-        if !self.exists() {
-            return Ok(None);
+    /// A text that goes with the state, for whoever prepares a run: what it decided before the first step. The one of an
+    /// earlier process stays.
+    pub fn remember(&mut self, memo: String) {
+        self.memo.get_or_insert(memo);
+    }
+
+    /// What an earlier process [remembered](ResumeFile::remember).
+    pub fn memo(&mut self) -> Result<Option<&str>> {
+        if self.memo.is_none() && self.exists() {
+            self.memo = self.read()?.metadata.get(MEMO).cloned();
         }
-        let hint = "delete it to start from the beginning";
+        Ok(self.memo.as_deref())
+    }
+
+    fn refuse(&self, message: &str) -> Error {
+        Error::checkpoint(self.output.path(), message, "delete it to start from the beginning")
+    }
+
+    /// The file, if it is this run's and as it was written.
+    fn read(&self) -> Result<TensorFile> {
         let file = TensorFile::read(self.output.path()).map_err(|error| match error {
-            Error::Checkpoint { path, message, .. } => Error::checkpoint(path, message, hint),
+            Error::Checkpoint { message, .. } => self.refuse(&message),
             other => other,
         })?;
-        let refuse = |message: &str| Error::checkpoint(self.output.path(), message, hint);
-        let text = |key: &str| file.metadata.get(key).ok_or_else(|| refuse("it is no state of a training run"));
-        let number = |key: &str| text(key)?.parse::<u64>().map_err(|_| refuse("it is no state of a training run"));
-        let settings: Settings =
-            serde_json::from_str(text(SETTINGS)?).map_err(|_| refuse("it is no state of a training run"))?;
+        let text = |key: &str| file.metadata.get(key).ok_or_else(|| self.refuse(NO_STATE));
+        let settings: Settings = serde_json::from_str(text(SETTINGS)?).map_err(|_| self.refuse(NO_STATE))?;
         let tensors: Vec<StoredTensor> = file.tensors.values().cloned().collect();
         if *text(CONTENT)? != content_hash(&tensors, &file.metadata) {
-            return Err(refuse("it was altered since it was written"));
+            return Err(self.refuse("it was altered since it was written"));
         }
         // By the same way through text: a decimal number may come back as another one.
         let ours = serde_json::to_string(&self.settings).expect("plain data is JSON");
@@ -118,9 +135,30 @@ impl ResumeFile {
             let hint = "give the options of the first call, or delete the file to start from the beginning";
             return Err(Error::checkpoint(self.output.path(), message, hint));
         }
-        let history: Vec<EpochRecord> =
-            serde_json::from_str(text("history")?).map_err(|_| refuse("it is no state of a training run"))?;
+        Ok(file)
+    }
+
+    /// Restores `model`, merge weights and `optimizers` if there is a state to continue from.
+    pub(super) fn load(
+        &self,
+        model: &mut Model,
+        subject: &mut Subject,
+        optimizers: &mut Optimizers,
+    ) -> Result<Option<Resumed>> {
+        if !self.exists() {
+            return Ok(None);
+        }
+        let file = self.read()?;
+        let text = |key: &str| file.metadata.get(key).ok_or_else(|| self.refuse(NO_STATE));
+        let number = |key: &str| text(key)?.parse::<u64>().map_err(|_| self.refuse(NO_STATE));
+        let history: Vec<EpochRecord> = serde_json::from_str(text("history")?).map_err(|_| self.refuse(NO_STATE))?;
         restore_model(&file, "model", model)?;
+        let shape = subject.numbers().map(|numbers| numbers.shape());
+        let numbers = |name: &str| match shape {
+            Some(shape) => file.floats(name, shape.dims()).map(|values| Some(Tensor::from_vec(values, shape))),
+            None => Ok(None),
+        };
+        subject.restore(numbers("numbers")?);
         for (name, optimizer) in optimizers.named_mut() {
             let mut moments = Vec::new();
             while let Some(stored) = file.tensors.get(&format!("{name}.moment{}", moments.len())) {
@@ -134,20 +172,23 @@ impl ResumeFile {
                 let mut best = model.copy();
                 restore_model(&file, "best", &mut best)?;
                 let (epoch, bits) = (number("best.epoch")? as usize, number("best.macro_f1")?);
-                Some(Best { macro_f1: f64::from_bits(bits), epoch, model: best, numbers: None })
+                Some(Best { macro_f1: f64::from_bits(bits), epoch, model: best, numbers: numbers("best.numbers")? })
             }
         };
         let control = match file.metadata.get("control") {
             None => None,
-            Some(text) => Some(control_values(text).ok_or_else(|| refuse("it is no state of a training run"))?),
+            Some(text) => Some(control_values(text).ok_or_else(|| self.refuse(NO_STATE))?),
         };
-        Ok(Some(Resumed { steps: number("steps")? as usize, history, best, control }))
+        Ok(Some(Resumed { steps: number("steps")? as usize, selection: Selection { history, best }, control }))
     }
 }
 
 /// Keys of the header.
 const SETTINGS: &str = "settings";
 const CONTENT: &str = "content";
+const MEMO: &str = "memo";
+
+const NO_STATE: &str = "it is no state of a training run";
 
 /// SHA-256 of all tensors and of the rest of the header, whatever their order in the file.
 fn content_hash(tensors: &[StoredTensor], metadata: &Metadata) -> String {
@@ -268,7 +309,7 @@ mod tests_on_a_gpu {
     use crate::gpu::Gpu;
     use crate::nn::Architecture;
     use crate::tensor::{DType, Device};
-    use crate::train::{Subject, TrainOptions};
+    use crate::train::TrainOptions;
 
     /// What is read from a device that has failed is NaN, and a state of NaN in place of a good one would be the run's end.
     #[test]
@@ -280,10 +321,10 @@ mod tests_on_a_gpu {
         let model = Model::initialized(network, 1).to_device(Device::Gpu(gpu));
         let optimizers = Subject::Everything.optimizers(&TrainOptions::default());
         let mut file = ResumeFile::new(&path, Settings::new()).unwrap();
-        file.save(&model, &optimizers, None, None, &[], 1).unwrap();
+        file.save(&model, &Subject::Everything, &optimizers, None, &Selection::default(), 1).unwrap();
         let before = std::fs::read(&path).unwrap();
         gpu.prepare("convert", "no such kernel", DType::F32);
-        let error = file.save(&model, &optimizers, None, None, &[], 2).unwrap_err();
+        let error = file.save(&model, &Subject::Everything, &optimizers, None, &Selection::default(), 2).unwrap_err();
         assert!(matches!(error, Error::Gpu(_)), "{error}");
         assert_eq!(std::fs::read(&path).unwrap(), before);
     }

@@ -1,9 +1,7 @@
-//! One step: forward, backward, update.
-
-use std::sync::Arc;
+//! One step: the gradients of a batch, then the updates.
 
 use super::optimizer::BETAS;
-use super::{Optimizer, Target, TrainOptions, reestimate_statistics};
+use super::{Batch, Optimizer, Target, TrainOptions, reestimate_statistics};
 use crate::error::Result;
 use crate::merge::{Constraint, Plan};
 use crate::nn::{Mode, Model};
@@ -11,7 +9,7 @@ use crate::ops::control::Control;
 use crate::ops::optimizer;
 use crate::ops::softmax_cross_entropy::CrossEntropy;
 use crate::tape::{Tape, Var};
-use crate::tensor::{Device, Integers, Tensor};
+use crate::tensor::{Device, Tensor};
 
 /// How fast running statistics follow the batches during training, as in PyTorch.
 const MOMENTUM: f64 = 0.1;
@@ -44,12 +42,14 @@ pub struct Optimizers {
 impl Optimizers {
     pub(super) fn named(&self) -> impl Iterator<Item = (&'static str, &Optimizer)> {
         let trunk = self.trunk.iter().map(|optimizer| ("trunk", optimizer));
-        trunk.chain([("head", &self.head)])
+        let merge = self.merge.iter().map(|optimizer| ("merge", optimizer));
+        trunk.chain([("head", &self.head)]).chain(merge)
     }
 
     pub(super) fn named_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut Optimizer)> {
         let trunk = self.trunk.iter_mut().map(|optimizer| ("trunk", optimizer));
-        trunk.chain([("head", &mut self.head)])
+        let merge = self.merge.iter_mut().map(|optimizer| ("merge", optimizer));
+        trunk.chain([("head", &mut self.head)]).chain(merge)
     }
 
     /// Updates so far: the same for all.
@@ -140,19 +140,26 @@ impl Subject {
     }
 }
 
-/// Runs one batch and returns its loss, a single number. The learning rates are multiplied by `factor`, or on a GPU by
-/// that of `control`. A step whose loss is not finite changes nothing.
-#[allow(clippy::too_many_arguments)]
-pub fn step(
-    model: &mut Model,
-    subject: &mut Subject,
-    optimizers: &mut Optimizers,
+/// What a batch came to, before anything is updated.
+pub struct StepGradients {
+    /// A single number.
+    pub loss: Tensor,
+    pub head: Option<Tensor>,
+    /// Of the trunk, or of merge weights.
+    pub learned: Option<Tensor>,
+    /// Means and unbiased variances of the batch, laid out as the running ones; in training mode.
+    pub statistics: Option<Tensor>,
+}
+
+/// Forward and backward of a batch: changes nothing. On a GPU `control` scales the loss.
+pub fn gradients(
+    model: &Model,
+    subject: &Subject,
     loss: &CrossEntropy,
-    images: Tensor,
-    labels: &Integers<u32>,
-    factor: f64,
+    batch: &Batch,
     control: Option<&Control>,
-) -> Tensor {
+) -> StepGradients {
+    let images = batch.activations();
     let mut tape = Tape::new();
     let head = tape.leaf(model.head.clone());
     let (learned, trunk) = match subject {
@@ -168,33 +175,44 @@ pub fn step(
             (numbers, trunk)
         }
     };
-    let network = Arc::clone(&model.network);
-    let output = network.forward(&mut tape, &trunk, &head, &model.statistics, images, subject.mode());
+    let output = model.network.forward(&mut tape, &trunk, &head, &model.statistics, images, subject.mode());
     drop(trunk);
-    let loss = tape.softmax_cross_entropy(loss, &output.logits, labels, control);
+    let loss = tape.softmax_cross_entropy(loss, &output.logits, batch.labels(), control);
     let value = loss.value().clone();
     drop(output.logits);
     let mut gradients = tape.backward(loss);
     let (of_head, of_learned) = (gradients.take(&head), gradients.take(&learned));
-    // Parameters are written below, so nothing may read them any more.
-    drop((head, learned, gradients));
+    StepGradients { loss: value, head: of_head, learned: of_learned, statistics: output.statistics }
+}
 
+/// Updates what learns, and the running statistics, by the gradients of a batch; returns its loss, a single number. The
+/// learning rates are multiplied by `factor`, or on a GPU by that of `control`. Where the loss is not finite, nothing
+/// changes.
+pub fn apply(
+    model: &mut Model,
+    subject: &mut Subject,
+    optimizers: &mut Optimizers,
+    gradients: StepGradients,
+    factor: f64,
+    control: Option<&Control>,
+) -> Tensor {
+    let StepGradients { loss, head, learned, statistics } = gradients;
     match control {
         Some(control) => {
-            let gradients: Vec<&Tensor> = of_head.iter().chain(&of_learned).collect();
-            optimizer::gpu::decide(control, &value, &gradients, BETAS);
+            let gradients: Vec<&Tensor> = head.iter().chain(&learned).collect();
+            optimizer::gpu::decide(control, &loss, &gradients, BETAS);
         }
         // The parameters from which this loss came stay as they are.
-        None if !value.data::<f32>()[0].is_finite() => return value,
+        None if !loss.data::<f32>()[0].is_finite() => return loss,
         None => {}
     }
-    if let Some(of_batch) = output.statistics {
+    if let Some(of_batch) = statistics {
         model.update_statistics(&of_batch, Some(MOMENTUM), control.map(Control::gate));
     }
-    if let Some(gradient) = of_head {
+    if let Some(gradient) = head {
         optimizers.head.update(&mut model.head, &gradient, factor, control);
     }
-    match (subject, of_learned) {
+    match (subject, learned) {
         (Subject::Everything, Some(gradient)) => {
             let optimizer = optimizers.trunk.as_mut().expect("made for this subject");
             optimizer.update(&mut model.trunk, &gradient, factor, control);
@@ -209,7 +227,21 @@ pub fn step(
         _ => {}
     }
     if let Some(control) = control {
-        optimizer::gpu::rescale(control, &value);
+        optimizer::gpu::rescale(control, &loss);
     }
-    value
+    loss
+}
+
+/// [`gradients`], then [`apply`].
+pub fn step(
+    model: &mut Model,
+    subject: &mut Subject,
+    optimizers: &mut Optimizers,
+    loss: &CrossEntropy,
+    batch: &Batch,
+    factor: f64,
+    control: Option<&Control>,
+) -> Tensor {
+    let gradients = gradients(model, subject, loss, batch, control);
+    apply(model, subject, optimizers, gradients, factor, control)
 }

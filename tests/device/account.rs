@@ -6,11 +6,11 @@ use medmerge::gpu::{Cost, Trace, WorkOf};
 use medmerge::nn::{Model, NetworkBuilder, Operation};
 use medmerge::ops::control::{Control, Values};
 use medmerge::ops::conv2d::Conv2d;
-use medmerge::ops::images::{Images, prepare};
+use medmerge::ops::images::Images;
 use medmerge::ops::pool::Pool;
 use medmerge::ops::softmax_cross_entropy::CrossEntropy;
-use medmerge::tensor::{DType, Device, Integers, Tensor};
-use medmerge::train::{Optimizers, Subject, TrainOptions, step};
+use medmerge::tensor::{DType, Device, Integers};
+use medmerge::train::{Batch, Optimizers, Subject, TrainOptions, step};
 
 use crate::devices;
 
@@ -41,11 +41,10 @@ fn a_small_step_by_hand() {
         let bytes = Integers::from_vec((0..72).map(|i| i * 3).collect()).to_device(device);
         let images = Images { bytes, shape: [2, 6, 6, 1], placements: None };
         let labels = Integers::from_vec(vec![0u32, 2]).to_device(device);
+        let batch = Batch::of_bytes(images, [[0.5; 256]].into(), DType::F32, labels);
         let mut run = || {
-            let mut x = Tensor::uninit([2, 6, 6, 1], DType::F32, device);
-            prepare(&images, &[[0.5; 256]], x.view_mut());
             let loss = CrossEntropy::default();
-            drop(step(&mut model, &mut subject, &mut optimizers, &loss, x, &labels, 1.0, Some(&control)));
+            drop(step(&mut model, &mut subject, &mut optimizers, &loss, &batch, 1.0, Some(&control)));
         };
         // The first one makes the optimiser's moments.
         run();

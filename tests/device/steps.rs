@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use medmerge::data::{Augmentation, Dataset, Loader, LoaderOptions, Normalisation, Split};
+use medmerge::data::{Augmentation, Dataset, Loader, LoaderOptions, Normalisation, Split, SplitName};
 #[cfg(feature = "emulator")]
 use medmerge::gpu::Gpu;
 use medmerge::gpu::Handle;
@@ -11,10 +11,13 @@ use medmerge::nn::{Architecture, Model, Network};
 use medmerge::ops::control::{FIRST_SCALE, LOSSES, Values};
 use medmerge::ops::merge::{Products, Term, alpha_gradient_of_products};
 use medmerge::ops::softmax_cross_entropy::CrossEntropy;
-use medmerge::tensor::{DType, Device, Tensor};
-use medmerge::train::{MergeState, OptimizerKind, Place, Recorder, Subject, TrainOptions};
+use medmerge::tensor::{DType, Device, Integers, Tensor};
+use medmerge::train::{
+    Batch, Batches, Evaluator, MergeState, OptimizerKind, Place, Recorder, Subject, Target, TrainOptions, apply,
+    gradients, scores, step,
+};
 
-use crate::common::{Numbers, normalized_error};
+use crate::common::{Numbers, f32s, normalized_error};
 use crate::devices;
 
 const CLASSES: usize = 3;
@@ -135,8 +138,8 @@ impl Run {
             augmentation: Some(Augmentation { flip: true, shift: 1 }),
             seed: 1,
         };
-        let [first_loader, later_loader] =
-            [self.first_batch_size, 6].map(|batch_size| Loader::new(&images, 8, 8, 1, options(batch_size)));
+        let [first_loader, later_loader] = [self.first_batch_size, 6]
+            .map(|size| Batches::new(Loader::new(&images, 8, 8, 1, options(size)), self.place));
         let start = model(1);
         let mut subject = what.subject(&start);
         let optimizer = if let What::Everything(kind) = what { kind } else { OptimizerKind::AdamW };
@@ -156,8 +159,8 @@ impl Run {
         let (mut losses, mut steps, mut places_left) = (Vec::new(), 0, Vec::new());
         for epoch in 0..self.epochs {
             let loader = if epoch == 0 { &first_loader } else { &later_loader };
-            let mut feed = recorder.feed(loader, epoch);
-            while recorder.step(&mut model, &mut subject, loader, &mut feed, 1.0 / (1 + steps) as f64).unwrap() {
+            let mut batches = loader.epoch(epoch);
+            while recorder.step(&mut model, &mut subject, loader, &mut batches, 1.0 / (1 + steps) as f64).unwrap() {
                 steps += 1;
                 after_step(steps);
                 if steps % 4 == 0
@@ -248,6 +251,84 @@ fn a_replayed_graph_gives_the_bits_of_launches() {
         }
         // In graphs all of a step's memory lay where it was planned, else on shelves.
         assert_eq!(gpu.misfits(), 0, "on {gpu}");
+    }
+}
+
+/// Evaluation too: batches of 6, 6, 6 and 4, twice, and of another network in between, which lies elsewhere.
+#[test]
+fn evaluation_replays_the_bits_of_launches() {
+    let data = Dataset { val: split(22, 5), ..empty() };
+    for (gpu, precision) in devices().into_iter().flat_map(|gpu| [DType::F32, DType::BF16].map(|dtype| (gpu, dtype))) {
+        let place = place(gpu, precision);
+        let target = Target { data: &data, normalisation: &Normalisation::default(), place };
+        let models = [1, 2].map(|seed| model(seed).to_device(place.device));
+        let mut launched = Vec::new();
+        let mut all = |mut evaluator: Evaluator| {
+            let order = [&models[0], &models[0], &models[1], &models[0]];
+            order.map(|model| {
+                let before = gpu.launches();
+                let logits = evaluator.scores(model, target, SplitName::Val, 6, |_| {}).unwrap();
+                launched.push(gpu.launches() - before);
+                logits.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            })
+        };
+        let replayed = all(Evaluator::new(place));
+        let direct = all(Evaluator::new(place).without_graphs());
+        assert!(replayed == direct && replayed[0] == replayed[3] && replayed[0] != replayed[2], "{precision} on {gpu}");
+        assert_eq!(launched[..4], launched[4..], "{precision} on {gpu}: what a replay runs");
+        // A whole batch, once: other shapes, and the same but for rounding.
+        let whole = scores(&models[0], target, SplitName::Val, 22, |_| {}).unwrap();
+        let logits: Vec<f64> = replayed[0].iter().map(|bits| f64::from(f32::from_bits(*bits))).collect();
+        let tolerance = if precision == DType::F32 { 1e-5 } else { 1e-2 };
+        assert!(normalized_error(&doubles(&whole), &logits) < tolerance, "{precision} on {gpu}");
+    }
+}
+
+/// Gradients change nothing; applied, they are a step.
+#[test]
+fn a_step_is_gradients_that_are_applied() {
+    let images = f32s(&Numbers(3).reals(6 * 8 * 8));
+    let labels = Integers::from_vec((0..6).map(|i| i % CLASSES as u32).collect());
+    let batch = Batch::of_activations(Tensor::from_vec(images, [6, 8, 8, 1]), labels);
+    let loss = CrossEntropy::default();
+    for what in ALL {
+        let start = model(1);
+        let run = |apart: bool| {
+            let (mut model, mut subject) = (start.copy(), what.subject(&start));
+            let mut optimizers = subject.optimizers(&TrainOptions::default());
+            let value = if apart {
+                let found = gradients(&model, &subject, &loss, &batch, None);
+                assert_eq!(numbers(&model, &subject), numbers(&start, &what.subject(&start)), "{what:?}");
+                apply(&mut model, &mut subject, &mut optimizers, found, 0.5, None)
+            } else {
+                step(&mut model, &mut subject, &mut optimizers, &loss, &batch, 0.5, None)
+            };
+            (value.to_vec::<f32>(), numbers(&model, &subject))
+        };
+        let (apart, together) = (run(true), run(false));
+        assert!(apart == together && apart.1 != numbers(&start, &what.subject(&start)), "{what:?}");
+    }
+}
+
+/// Everything that steps change.
+fn numbers(model: &Model, subject: &Subject) -> Vec<Vec<f32>> {
+    let learned = subject.numbers().map(|numbers| numbers.to_vec()).unwrap_or_default();
+    let arenas = [&model.trunk, &model.head, &model.statistics].map(|arena| arena.to_vec());
+    [vec![learned], arenas.to_vec()].concat()
+}
+
+fn empty() -> Dataset {
+    let none = || Split { images: Vec::new(), labels: Vec::new() };
+    Dataset {
+        path: "generated".into(),
+        height: 8,
+        width: 8,
+        channels: 1,
+        classes: CLASSES,
+        class_names: None,
+        train: none(),
+        val: none(),
+        test: none(),
     }
 }
 

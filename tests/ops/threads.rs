@@ -6,7 +6,7 @@ use medmerge::ops::softmax_cross_entropy::CrossEntropy;
 use medmerge::selftest::{Kind, OPS, Target};
 use medmerge::tape::Tape;
 use medmerge::tensor::{Integers, Tensor};
-use medmerge::train::{MergeState, OptimizerKind, Subject, TrainOptions, step};
+use medmerge::train::{Batch, MergeState, OptimizerKind, Subject, TrainOptions, step};
 
 use crate::common::{Numbers, f32s};
 
@@ -97,8 +97,8 @@ fn training_steps() {
                 let mut optimizers = subject.optimizers(&TrainOptions { optimizer, ..TrainOptions::default() });
                 let losses = [1.0, 0.5].map(|factor| {
                     let ((x, labels), loss) = (batch(), CrossEntropy::default());
-                    let labels = Integers::from_vec(labels);
-                    step(&mut model, &mut subject, &mut optimizers, &loss, x, &labels, factor, None).data::<f32>()[0]
+                    let batch = Batch::of_activations(x, Integers::from_vec(labels));
+                    step(&mut model, &mut subject, &mut optimizers, &loss, &batch, factor, None).data::<f32>()[0]
                 });
                 assert!(losses[1].is_finite() && losses[0] != losses[1], "{name}: nothing was learned");
                 let numbers = subject.numbers().map(|numbers| numbers.to_vec()).unwrap_or_default();

@@ -13,7 +13,7 @@ use medmerge::ops::merge::{alpha_gradient, blend};
 use medmerge::ops::softmax_cross_entropy::CrossEntropy;
 use medmerge::tape::Tape;
 use medmerge::tensor::{DType, Device, Integers, Tensor};
-use medmerge::train::{MergeState, OptimizerKind, Subject, TrainOptions, step};
+use medmerge::train::{Batch, MergeState, OptimizerKind, Subject, TrainOptions, step};
 
 use crate::numbers::{labels, mean_abs, seed, uniform};
 use crate::works::{self, Conv, Filters, LEARN_SOURCES, Pass, Peer, Work, sgd};
@@ -174,10 +174,8 @@ impl TrainingStep {
         let loss = CrossEntropy::default();
         let x = channels_last(seed::X, [shape.n, 3, shape.px, shape.px]);
         let labels = labels(shape.n, shape.classes).into_iter().map(|label| label as u32).collect();
-        let labels = Integers::from_vec(labels);
-        let run = move || {
-            step(&mut model, &mut subject, &mut optimizers, &loss, x.clone(), &labels, 1.0, None).data::<f32>()[0]
-        };
+        let batch = Batch::of_activations(x, Integers::from_vec(labels));
+        let run = move || step(&mut model, &mut subject, &mut optimizers, &loss, &batch, 1.0, None).data::<f32>()[0];
         Self { run: Box::new(run), losses: vec![] }
     }
 }

@@ -1,0 +1,254 @@
+//! The loop: epochs of steps, each followed by a look at the validation split.
+
+use std::time::Instant;
+
+use super::batches::Batches;
+use super::evaluate::Evaluator;
+use super::recorder::Recorder;
+use super::selection::{Selection, has_lost_patience};
+use super::{EpochRecord, Observer, ResumeFile, Subject, Target, TrainOptions};
+use crate::data::{Dataset, SplitName};
+use crate::error::{Error, Result};
+use crate::interrupt::{Listener, interrupted};
+use crate::metrics::Metrics;
+use crate::nn::{Mode, Model};
+use crate::ops::softmax_cross_entropy::CrossEntropy;
+use crate::tensor::{Device, Tensor};
+
+/// Trains `subject` on the training split and leaves in `model` (and in the subject's merge weights) the best epoch by
+/// macro F1 on the validation split; the last one where that split is empty.
+pub fn train(
+    model: &mut Model,
+    subject: &mut Subject,
+    target: Target,
+    options: &TrainOptions,
+    observer: &mut dyn Observer,
+) -> Result<Vec<EpochRecord>> {
+    train_resumable(model, subject, target, options, observer, None)
+}
+
+/// [`train`], keeping its state in a file after each epoch, and continuing from it where there is one.
+pub fn train_resumable(
+    model: &mut Model,
+    subject: &mut Subject,
+    target: Target,
+    options: &TrainOptions,
+    observer: &mut dyn Observer,
+    mut state: Option<&mut ResumeFile>,
+) -> Result<Vec<EpochRecord>> {
+    options.check()?;
+    let _listener = Listener::new();
+    let (mut training, trunks) = Training::new(model, subject, target, options, observer, state.as_deref())?;
+    while let Some(epoch) = training.next_epoch() {
+        training.epoch(epoch)?;
+        if let Some(file) = &mut state {
+            training.save(file)?;
+        }
+    }
+    training.finish(trunks)
+}
+
+/// A run between two epochs.
+struct Training<'a> {
+    model: &'a mut Model,
+    subject: &'a mut Subject,
+    target: Target<'a>,
+    options: &'a TrainOptions,
+    observer: &'a mut dyn Observer,
+    batches: Batches<'a>,
+    recorder: Recorder,
+    evaluator: Evaluator,
+    selection: Selection,
+    /// Steps done, of all there are.
+    done: usize,
+    steps: usize,
+}
+
+/// Where a run ends that came to numbers which are none.
+#[derive(Clone, Copy)]
+struct Divergence {
+    step: usize,
+    epoch: usize,
+}
+
+impl Divergence {
+    fn error(self, loss: f32, observer: &dyn Observer) -> Error {
+        Error::Diverged { loss, step: self.step, epoch: self.epoch + 1, kept: observer.kept() }
+    }
+}
+
+impl<'a> Training<'a> {
+    /// Checks that there is room, continues from a state where there is one, and moves everything to its device. Also returns
+    /// the frozen sources as they were.
+    fn new(
+        model: &'a mut Model,
+        subject: &'a mut Subject,
+        target: Target<'a>,
+        options: &'a TrainOptions,
+        observer: &'a mut dyn Observer,
+        state: Option<&ResumeFile>,
+    ) -> Result<(Training<'a>, Vec<Tensor>)> {
+        let channels = model.network.input_channels;
+        let loader =
+            target.loader(SplitName::Train, channels, options.batch_size, true, options.augmentation, options.seed);
+        let is_training = subject.mode() == Mode::Training;
+        if is_training {
+            target.check_batch(&model.network, loader.smallest_batch())?;
+        }
+        // The gradient, one moment at least, and the best epoch; or the blend and its gradient.
+        let made = match (is_training, &*subject) {
+            (false, _) => 0,
+            (true, Subject::Merge(_)) => 2,
+            (true, _) => 3,
+        };
+        target.check_memory(&model.network, loader.largest_batch(), is_training, made * model.network.trunk_len)?;
+        if options.patience.is_some() && target.data.val.is_empty() {
+            observer.note("--patience has no effect, because the validation split is empty");
+        }
+        let loss = CrossEntropy {
+            class_weights: if options.balance_classes { balanced_weights(target.data) } else { Vec::new() },
+            label_smoothing: options.label_smoothing,
+        };
+        let steps = loader.batches_per_epoch() * options.epochs;
+        let mut optimizers = subject.optimizers(options);
+        let (mut done, mut selection, mut control) = (0, Selection::default(), None);
+        if let Some(file) = state
+            && let Some(before) = file.load(model, subject, &mut optimizers)?
+        {
+            (done, selection, control) = (before.steps, before.selection, before.control);
+            observer.resumed(&selection.history);
+        }
+        // Its own buffers: a transferred trunk is still the source's.
+        *model = target.place.host(&model.copy());
+        let trunks = subject.move_to(target.place.device);
+        let recorder = Recorder::new(target.place, optimizers, loss, control);
+        let (batches, evaluator) = (Batches::new(loader, target.place), Evaluator::new(target.place));
+        let training = Training {
+            model,
+            subject,
+            target,
+            options,
+            observer,
+            batches,
+            recorder,
+            evaluator,
+            selection,
+            done,
+            steps,
+        };
+        Ok((training, trunks))
+    }
+
+    /// The next epoch, counted from 0, unless it was the last or patience is lost.
+    fn next_epoch(&mut self) -> Option<usize> {
+        let (epoch, epochs) = (self.selection.history.len(), self.options.epochs);
+        if epoch == epochs {
+            return None;
+        }
+        let patience = self.options.patience.filter(|&patience| has_lost_patience(&self.selection.history, patience));
+        let Some(patience) = patience else { return Some(epoch) };
+        self.observer.note(&format!(
+            "stopped after epoch {epoch} of {epochs}: no better macro F1 on the validation split for {patience} epochs"
+        ));
+        None
+    }
+
+    /// All steps of an epoch, and what they came to.
+    fn epoch(&mut self, epoch: usize) -> Result<()> {
+        let start = Instant::now();
+        let train_loss = self.learn(epoch)?;
+        self.recorder.describe().into_iter().for_each(|text| self.observer.detail(&text));
+        let outcome = self.subject.outcome(self.model, self.target, self.options.batch_size)?;
+        let outcome = outcome.as_ref().unwrap_or(self.model);
+        let end = Divergence { step: self.done, epoch };
+        let validation = match validate(&mut self.evaluator, outcome, self.target, self.options.batch_size) {
+            Err(Error::NotFinite { .. }) => return Err(end.error(f32::NAN, self.observer)),
+            other => other?,
+        };
+        let record = EpochRecord {
+            epoch: epoch + 1,
+            train_loss,
+            val_accuracy: validation.as_ref().map(|metrics| metrics.accuracy),
+            val_macro_f1: validation.as_ref().map(|metrics| metrics.macro_f1),
+            seconds: start.elapsed().as_secs_f64(),
+        };
+        // A step's loss tells of the parameters before it; what the last step did shows here.
+        let is_broken = outcome.first_fault().is_some();
+        // What is downloaded from a device that has failed is NaN too.
+        self.target.place.device.check()?;
+        if is_broken {
+            return Err(end.error(f32::NAN, self.observer));
+        }
+        let improved = self.selection.improves(&record);
+        let best = improved.then(|| (outcome.copy(), self.subject.numbers()));
+        let on_cpu = improved.then(|| outcome.to_device(Device::Cpu));
+        self.target.place.device.check()?;
+        self.observer.epoch(&record, on_cpu.as_ref())?;
+        self.selection.add(record, best);
+        Ok(())
+    }
+
+    /// Runs the steps of an epoch, and returns their mean loss.
+    fn learn(&mut self, epoch: usize) -> Result<f64> {
+        let Training { model, subject, options, observer, batches, recorder, done, steps, .. } = self;
+        let (mut sum, first) = (0.0, *done);
+        let mut batches_of_epoch = batches.epoch(epoch);
+        loop {
+            if interrupted() || observer.stops() {
+                return Err(Error::Interrupted { kept: observer.kept() });
+            }
+            let factor = options.schedule.factor(*done + recorder.pending(), *steps);
+            let is_over = !recorder.step(model, subject, batches, &mut batches_of_epoch, factor)?;
+            if recorder.pending() < recorder.longest_wait() && !is_over {
+                continue;
+            }
+            let finished = recorder.losses()?;
+            for value in finished.losses {
+                *done += 1;
+                if !value.is_finite() {
+                    return Err(Divergence { step: *done, epoch }.error(value, *observer));
+                }
+                sum += f64::from(value);
+                observer.step(*done, *steps, value);
+            }
+            if finished.diverged {
+                return Err(Divergence { step: *done, epoch }.error(f32::NAN, *observer));
+            }
+            if is_over {
+                return Ok(sum / (*done - first) as f64);
+            }
+        }
+    }
+
+    fn save(&self, file: &mut ResumeFile) -> Result<()> {
+        let Training { model, subject, recorder, selection, done, .. } = self;
+        file.save(model, subject, recorder.optimizers(), recorder.control(), selection, *done)
+    }
+
+    /// Leaves the best epoch's numbers, on the CPU, and the sources as they were.
+    fn finish(self, trunks: Vec<Tensor>) -> Result<Vec<EpochRecord>> {
+        let Training { model, subject, target, selection: Selection { history, best }, .. } = self;
+        if let Some(best) = best {
+            *model = best.model;
+            subject.restore(best.numbers);
+        }
+        *model = model.to_device(Device::Cpu);
+        subject.move_back(trunks);
+        target.place.device.check()?;
+        Ok(history)
+    }
+}
+
+fn validate(evaluator: &mut Evaluator, model: &Model, target: Target, batch_size: usize) -> Result<Option<Metrics>> {
+    if target.data.val.is_empty() {
+        return Ok(None);
+    }
+    evaluator.evaluate(model, target, SplitName::Val, batch_size).map(Some)
+}
+
+/// N / (classes · images of the class).
+fn balanced_weights(data: &Dataset) -> Vec<f64> {
+    let counts = data.class_counts(SplitName::Train);
+    let total: usize = counts.iter().sum();
+    counts.iter().map(|&count| total as f64 / (counts.len() * count.max(1)) as f64).collect()
+}
