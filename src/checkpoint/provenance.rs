@@ -87,20 +87,23 @@ const TRAINING: &str = "medmerge.training";
 
 impl Provenance {
     /// Of a network that is trained on `data`; `before` are the phases that led to it.
-    pub fn of(data: &Dataset, normalisation: &Normalisation, before: &[Phase], phase: Phase) -> Provenance {
-        Provenance { training: [before, &[phase]].concat(), ..Provenance::of_data(data, normalisation) }
+    pub fn of(data: &Dataset, normalisation: &Normalisation, before: &[Phase], phase: Phase) -> Result<Provenance> {
+        Ok(Provenance { training: [before, &[phase]].concat(), ..Provenance::of_data(data, normalisation)? })
     }
 
     /// What follows from the images alone.
-    pub fn of_data(data: &Dataset, normalisation: &Normalisation) -> Provenance {
+    ///
+    /// # Errors
+    /// If an image cannot be read.
+    pub fn of_data(data: &Dataset, normalisation: &Normalisation) -> Result<Provenance> {
         let name = data.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Provenance {
+        Ok(Provenance {
             normalisation: Some(normalisation.clone()),
             image_size: Some([data.height, data.width]),
             class_names: data.class_names.clone(),
-            data: Some(DataRecord { name, sha256: data.sha256() }),
+            data: Some(DataRecord { name, sha256: data.sha256()? }),
             training: Vec::new(),
-        }
+        })
     }
 
     /// What the header of the file at `path` says.

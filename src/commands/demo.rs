@@ -250,7 +250,7 @@ fn train_source(size: &Size, target: Target, seed: u64, path: &Path, global: &Gl
     progress.finish();
     let mut metadata = training_metadata(&architecture, seed, None);
     let phase = options.phase(TRAIN, &history);
-    Provenance::of(target.data, target.normalisation, &[], phase).write(&mut metadata);
+    Provenance::of(target.data, target.normalisation, &[], phase)?.write(&mut metadata);
     checkpoint::save(&mut OutputPath::check(path, true, 0)?, &model, &metadata)
 }
 
@@ -262,7 +262,7 @@ fn save_outcome(outcome: &Outcome, label: &str, sources: &Sources, target: Targe
         None => training_metadata(sources.architecture(), outcome.seed, None),
     };
     metadata.insert("medmerge.demo".into(), label.into());
-    Provenance { training: outcome.phases.clone(), ..Provenance::of_data(target.data, target.normalisation) }
+    Provenance { training: outcome.phases.clone(), ..Provenance::of_data(target.data, target.normalisation)? }
         .write(&mut metadata);
     let mut output = OutputPath::check(&folder.join(format!("{name}.safetensors")), true, 0)?;
     checkpoint::save(&mut output, &outcome.model, &metadata)?;

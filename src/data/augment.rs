@@ -1,6 +1,6 @@
 //! Augmentation of training images: a mirror image, and a shift by a few pixels.
 //!
-//! It works on bytes, before normalisation, so that an augmented image takes the same path as any other.
+//! It works on samples, before normalisation, so that an augmented image takes the same path as any other.
 
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
@@ -32,26 +32,26 @@ pub struct Placement {
 
 impl Placement {
     /// Writes the augmented `image` (H×W×C) to `out`.
-    pub fn apply(&self, image: &[u8], [height, width, channels]: [usize; 3], out: &mut [u8]) {
-        let row_bytes = width * channels;
+    pub fn apply<T: Copy>(&self, image: &[T], [height, width, channels]: [usize; 3], out: &mut [T]) {
+        let row_len = width * channels;
         // Further than this there is only the edge.
         let right = self.right.clamp(1 - width as isize, width as isize - 1);
         let moved = right.unsigned_abs() * channels;
-        for (y, out) in out.chunks_exact_mut(row_bytes).enumerate() {
+        for (y, out) in out.chunks_exact_mut(row_len).enumerate() {
             let source = (y as isize - self.down).clamp(0, height as isize - 1) as usize;
-            let row = &image[source * row_bytes..][..row_bytes];
+            let row = &image[source * row_len..][..row_len];
             let (kept, open, edge) = match right {
-                0.. => (moved..row_bytes, 0..moved, &row[..channels]),
-                _ => (0..row_bytes - moved, row_bytes - moved..row_bytes, &row[row_bytes - channels..]),
+                0.. => (moved..row_len, 0..moved, &row[..channels]),
+                _ => (0..row_len - moved, row_len - moved..row_len, &row[row_len - channels..]),
             };
-            let from = if right >= 0 { &row[..row_bytes - moved] } else { &row[moved..] };
+            let from = if right >= 0 { &row[..row_len - moved] } else { &row[moved..] };
             out[kept].copy_from_slice(from);
             out[open].chunks_exact_mut(channels).for_each(|pixel| pixel.copy_from_slice(edge));
             if self.flip {
-                // Reversing the bytes mirrors the row and the channels; a second reversal puts the channels right.
+                // Reversing the samples mirrors the row and the channels; a second reversal puts the channels right.
                 out.reverse();
                 if channels > 1 {
-                    out.chunks_exact_mut(channels).for_each(<[u8]>::reverse);
+                    out.chunks_exact_mut(channels).for_each(<[T]>::reverse);
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! From images in bytes to batches of normalised numbers.
+//! From images as they are stored to batches of normalised numbers of one size.
 //!
 //! The order of an epoch depends on the seed and the epoch, an image's augmentation on the seed, the epoch and the
 //! image's index, and nothing on the number of threads: the same options give the same bits anywhere.
@@ -8,6 +8,7 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use super::augment::Placement;
+use super::source::{Depth, Image, Samples};
 use super::{Augmentation, Normalisation, Split};
 use crate::error::{Error, Result};
 
@@ -58,7 +59,7 @@ pub fn check_channels(data_channels: usize, network_channels: usize) -> Result<(
 
 pub struct Loader<'a> {
     split: &'a Split,
-    /// Height, width and channels of the images in bytes.
+    /// Height, width and channels to which images are brought.
     shape: [usize; 3],
     options: LoaderOptions,
     /// The normalised value of every byte, per channel of the network.
@@ -74,17 +75,11 @@ const BYTES_PER_JOB: usize = 32 << 10;
 
 impl<'a> Loader<'a> {
     /// # Panics
-    /// If [`check_channels`] or [`Normalisation::check`] would refuse the options, the batch size is 0, or the images do
-    /// not have the shape given.
+    /// If [`check_channels`] or [`Normalisation::check`] would refuse the options, or the batch size is 0.
     pub fn new(split: &'a Split, height: usize, width: usize, channels: usize, options: LoaderOptions) -> Loader<'a> {
         check_channels(channels, options.network_channels).expect("channels that fit the network");
         options.normalisation.check(options.network_channels).expect("a normalisation for the network's channels");
         assert!(options.batch_size > 0, "a batch needs an image");
-        assert_eq!(
-            split.images.len(),
-            split.len() * height * width * channels,
-            "images of {height}×{width}×{channels}"
-        );
         assert!((split.len() as u64) < ORDER, "too many images to give each a stream of its own");
         let table = |channel| {
             let (mean, std) = options.normalisation.of_channel(channel);
@@ -124,13 +119,21 @@ impl<'a> Loader<'a> {
         }
     }
 
+    /// Bits of the samples. Batches [as stored](Loader::raw_epoch) have eight.
+    pub fn depth(&self) -> Depth {
+        self.split.images().depth()
+    }
+
     /// The batches of an epoch, each made when it is asked for.
-    pub fn epoch(&self, epoch: usize) -> impl Iterator<Item = Batch> {
+    pub fn epoch(&self, epoch: usize) -> impl Iterator<Item = Result<Batch>> {
         self.indices(epoch).map(move |indices| self.batch(epoch, indices))
     }
 
     /// The same batches as stored, with how each image is to be shown.
-    pub fn raw_epoch(&self, epoch: usize) -> impl Iterator<Item = RawBatch> {
+    ///
+    /// # Panics
+    /// If samples have more than eight bits.
+    pub fn raw_epoch(&self, epoch: usize) -> impl Iterator<Item = Result<RawBatch>> {
         self.indices(epoch).map(move |indices| self.raw(epoch, &indices))
     }
 
@@ -152,53 +155,82 @@ impl<'a> Loader<'a> {
         })
     }
 
-    fn raw(&self, epoch: usize, indices: &[usize]) -> RawBatch {
+    /// The images of a batch, of one size.
+    fn read(&self, indices: &[usize]) -> Result<Vec<Image<'_>>> {
+        let images = self.split.images().read(indices)?;
+        assert_eq!(images.len(), indices.len(), "as many images as were asked for");
+        images.into_par_iter().map(|image| image.resized(self.shape)).collect()
+    }
+
+    fn labels(&self, indices: &[usize]) -> Vec<u32> {
+        indices.iter().map(|&index| self.split.labels[index]).collect()
+    }
+
+    fn raw(&self, epoch: usize, indices: &[usize]) -> Result<RawBatch> {
         let [height, width, channels] = self.shape;
-        let image =
-            |&index: &usize| &self.split.images[index * height * width * channels..][..height * width * channels];
         let placement = |augmentation: &Augmentation, index: usize| {
             let Placement { flip, down, right } = augmentation.draw(&mut self.stream(epoch, index as u64));
             // Further than the image reaches there is only its edge.
             let within = |offset: isize, size: usize| offset.clamp(-(size as isize), size as isize) as i32;
             [flip.into(), within(down, height), within(right, width)]
         };
-        RawBatch {
-            bytes: indices.iter().flat_map(image).copied().collect(),
+        let mut bytes = Vec::with_capacity(indices.len() * height * width * channels);
+        for image in self.read(indices)? {
+            let Samples::Eight(image) = &image.samples else { panic!("samples of sixteen bits as bytes") };
+            bytes.extend_from_slice(image);
+        }
+        Ok(RawBatch {
+            bytes,
             shape: [indices.len(), height, width, channels],
             placements: self
                 .options
                 .augmentation
                 .as_ref()
                 .map(|augmentation| indices.iter().flat_map(|&index| placement(augmentation, index)).collect()),
-            labels: indices.iter().map(|&index| self.split.labels[index]).collect(),
-        }
+            labels: self.labels(indices),
+        })
     }
 
-    fn batch(&self, epoch: usize, indices: Vec<usize>) -> Batch {
+    fn batch(&self, epoch: usize, indices: Vec<usize>) -> Result<Batch> {
         let [height, width, channels] = self.shape;
         let shape = [indices.len(), height, width, self.options.network_channels];
-        let bytes = height * width * channels;
+        let samples = height * width * channels;
         let mut images = vec![0.0; shape.iter().product()];
         images
             .par_chunks_exact_mut(height * width * self.options.network_channels)
-            .zip(&indices)
-            .with_min_len(BYTES_PER_JOB.div_ceil(bytes))
+            .zip(self.read(&indices)?.into_par_iter().zip(&indices))
+            .with_min_len(BYTES_PER_JOB.div_ceil(samples))
             .for_each_init(
-                || vec![0; bytes],
-                |scratch, (out, &index)| {
-                    let image = &self.split.images[index * bytes..][..bytes];
-                    match &self.options.augmentation {
-                        None => self.normalise(image, out),
-                        Some(augmentation) => {
-                            let placement = augmentation.draw(&mut self.stream(epoch, index as u64));
-                            placement.apply(image, self.shape, scratch);
-                            self.normalise(scratch, out);
+                || (Vec::new(), Vec::new()),
+                |(eight, sixteen), (out, (image, &index))| {
+                    let placement = self.options.augmentation.as_ref();
+                    let placement =
+                        placement.map(|augmentation| augmentation.draw(&mut self.stream(epoch, index as u64)));
+                    match &image.samples {
+                        Samples::Eight(image) => {
+                            self.normalise(placed(placement, image, self.shape, eight), out);
+                        }
+                        Samples::Sixteen(image) => {
+                            self.normalise_sixteen(placed(placement, image, self.shape, sixteen), out);
                         }
                     }
                 },
             );
-        let labels = indices.iter().map(|&index| self.split.labels[index]).collect();
-        Batch { images, shape, labels, indices }
+        let labels = self.labels(&indices);
+        Ok(Batch { images, shape, labels, indices })
+    }
+
+    /// (v / 65535 − mean) / std.
+    fn normalise_sixteen(&self, image: &[u16], out: &mut [f32]) {
+        let (channels, networks) = (self.shape[2], self.options.network_channels);
+        let by: Vec<(f32, f32)> = (0..networks).map(|channel| self.options.normalisation.of_channel(channel)).collect();
+        for (pixel, out) in image.chunks_exact(channels).zip(out.chunks_exact_mut(networks)) {
+            for (channel, (out, (mean, std))) in out.iter_mut().zip(&by).enumerate() {
+                // Grey is repeated.
+                let sample = pixel[channel.min(channels - 1)];
+                *out = (f32::from(sample) / 65535.0 - mean) / std;
+            }
+        }
     }
 
     fn normalise(&self, image: &[u8], out: &mut [f32]) {
@@ -226,6 +258,19 @@ impl<'a> Loader<'a> {
     }
 }
 
+/// An image as it is shown: itself, or augmented in `scratch`.
+fn placed<'a, T: Copy + Default>(
+    placement: Option<Placement>,
+    image: &'a [T],
+    shape: [usize; 3],
+    scratch: &'a mut Vec<T>,
+) -> &'a [T] {
+    let Some(placement) = placement else { return image };
+    scratch.resize(image.len(), T::default());
+    placement.apply(image, shape, scratch);
+    scratch
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -244,12 +289,12 @@ mod tests {
     /// Grey images of 5×6 with the index as the label.
     fn split(count: usize) -> Split {
         let images = (0..count * 30).map(|at| (at * 37 % 251) as u8).collect();
-        Split { images, labels: (0..count as u32).collect() }
+        Split::in_memory(images, [5, 6, 1], (0..count as u32).collect())
     }
 
     fn epoch(split: &Split, options: LoaderOptions, epoch: usize) -> Vec<Batch> {
         let loader = Loader::new(split, 5, 6, 1, options);
-        let batches: Vec<Batch> = loader.epoch(epoch).collect();
+        let batches: Vec<Batch> = loader.epoch(epoch).collect::<Result<_>>().unwrap();
         assert_eq!(batches.len(), loader.batches_per_epoch());
         batches
     }
@@ -266,7 +311,7 @@ mod tests {
         assert_eq!(batches[2].shape, [1, 5, 6, 1]);
         assert_eq!(batches[1].labels, [4, 5, 6, 7]);
         let expected: Vec<f32> =
-            split.images[120..240].iter().map(|&byte| (f32::from(byte) / 255.0 - 0.5) / 0.5).collect();
+            split.bytes().unwrap()[120..240].iter().map(|&byte| (f32::from(byte) / 255.0 - 0.5) / 0.5).collect();
         assert_eq!(batches[1].images, expected);
     }
 
@@ -331,12 +376,55 @@ mod tests {
         let normalisation = Normalisation { mean: vec![0.0, 1.0, 0.0], std: vec![1.0, 1.0, 0.5] };
         let options =
             LoaderOptions { network_channels: 3, normalisation, shuffle: false, augmentation: None, ..options() };
-        let grey = Split { images: vec![0, 255], labels: vec![0, 1] };
-        let batch = Loader::new(&grey, 1, 1, 1, options.clone()).epoch(0).next().unwrap();
+        let grey = Split::in_memory(vec![0, 255], [1, 1, 1], vec![0, 1]);
+        let batch = Loader::new(&grey, 1, 1, 1, options.clone()).epoch(0).next().unwrap().unwrap();
         assert_eq!((batch.shape, &batch.images[..]), ([2, 1, 1, 3], &[0.0, -1.0, 0.0, 1.0, 0.0, 2.0][..]));
-        let colour = Split { images: vec![255, 0, 255], labels: vec![0] };
-        let batch = Loader::new(&colour, 1, 1, 3, options).epoch(0).next().unwrap();
+        let colour = Split::in_memory(vec![255, 0, 255], [1, 1, 3], vec![0]);
+        let batch = Loader::new(&colour, 1, 1, 3, options).epoch(0).next().unwrap().unwrap();
         assert_eq!(batch.images, [1.0, -1.0, 2.0]);
         assert!(check_channels(3, 1).is_err() && check_channels(1, 3).is_ok() && check_channels(3, 3).is_ok());
+    }
+
+    /// Images of any size and of sixteen bits, of which one cannot be read.
+    #[derive(Debug)]
+    struct Odd {
+        broken: Option<usize>,
+    }
+
+    impl crate::data::Images for Odd {
+        fn len(&self) -> usize {
+            6
+        }
+
+        fn depth(&self) -> Depth {
+            Depth::Sixteen
+        }
+
+        fn read(&self, indices: &[usize]) -> Result<Vec<Image<'_>>> {
+            let image = |&index: &usize| {
+                if self.broken == Some(index) {
+                    return Err(Error::usage("image 3 is torn", "mend it"));
+                }
+                let shape = [4 + index, 6, 1];
+                let samples = vec![1000 * index as u16; shape.iter().product()];
+                Ok(Image { shape, samples: Samples::Sixteen(samples.into()) })
+            };
+            indices.iter().map(image).collect()
+        }
+    }
+
+    #[test]
+    fn images_of_any_size_and_depth_come_in_one_size() {
+        let split = |broken| Split::new(std::sync::Arc::new(Odd { broken }), (0..6).collect());
+        let options = LoaderOptions { shuffle: false, ..options() };
+        let batches = epoch(&split(None), options.clone(), 0);
+        assert_eq!((batches[0].shape, batches[1].shape), ([4, 5, 6, 1], [2, 5, 6, 1]));
+        for (index, image) in batches.iter().flat_map(|batch| batch.images.chunks_exact(30)).enumerate() {
+            let expected = ((1000 * index) as f32 / 65535.0 - 0.5) / 0.5;
+            assert!(image.iter().all(|value| (value - expected).abs() < 1e-6), "{index}: {image:?}");
+        }
+        let torn = split(Some(3));
+        let error = Loader::new(&torn, 5, 6, 1, options).epoch(0).next().unwrap().unwrap_err();
+        assert!(error.to_string().contains("torn"), "{error}");
     }
 }

@@ -5,7 +5,11 @@
 //! decompressed, so that a command fails in its first second. This module knows nothing of networks; `loader` turns
 //! images into numbers.
 
-use std::{collections::BTreeSet, fmt, path::Path, path::PathBuf, str::FromStr};
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -15,13 +19,17 @@ use crate::file_kind::listing;
 use crate::hex::hex;
 use crate::memory;
 use npz::Element as _;
+use source::InMemory;
 
 pub mod augment;
 pub mod loader;
 pub mod npz;
+mod source;
 pub mod synthetic;
 
 pub use augment::Augmentation;
+pub use source::{Depth, Image, Images, Samples};
+
 pub use loader::{Batch, Loader, LoaderOptions, RawBatch, check_channels};
 
 /// The largest height and width of an image.
@@ -71,14 +79,52 @@ impl FromStr for SplitName {
     }
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// Images and their labels.
+#[derive(Debug, Clone)]
 pub struct Split {
-    /// N×H×W×C.
-    pub images: Vec<u8>,
+    images: Arc<dyn Images>,
+    /// One for each image; images behind the last label do not count.
     pub labels: Vec<u32>,
 }
 
 impl Split {
+    /// # Panics
+    /// If there are more labels than images.
+    pub fn new(images: Arc<dyn Images>, labels: Vec<u32>) -> Split {
+        assert!(labels.len() <= images.len(), "{} labels of {} images", labels.len(), images.len());
+        Split { images, labels }
+    }
+
+    /// Images of one height, width and number of channels, N×H×W×C bytes.
+    pub fn in_memory(bytes: Vec<u8>, shape: [usize; 3], labels: Vec<u32>) -> Split {
+        Split::new(Arc::new(InMemory { bytes, shape }), labels)
+    }
+
+    pub fn empty() -> Split {
+        Split::in_memory(Vec::new(), [1, 1, 1], Vec::new())
+    }
+
+    pub fn images(&self) -> &dyn Images {
+        &*self.images
+    }
+
+    /// All samples as bytes, N×H×W×C, in the order of a little-endian file.
+    pub fn bytes(&self) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.each(|image| bytes.extend_from_slice(&image.samples.to_bytes()))?;
+        Ok(bytes)
+    }
+
+    /// Shows every image to `see`, a few of them in memory at a time.
+    fn each(&self, mut see: impl FnMut(&Image)) -> Result<()> {
+        const AT_A_TIME: usize = 256;
+        let indices: Vec<usize> = (0..self.len()).collect();
+        for indices in indices.chunks(AT_A_TIME) {
+            self.images.read(indices)?.iter().for_each(&mut see);
+        }
+        Ok(())
+    }
+
     pub fn len(&self) -> usize {
         self.labels.len()
     }
@@ -88,7 +134,7 @@ impl Split {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Dataset {
     /// Where it came from, for messages.
     pub path: PathBuf,
@@ -120,9 +166,9 @@ impl Dataset {
 
         let mut dataset = Dataset {
             path: path.to_path_buf(),
-            train: Split::default(),
-            val: Split::default(),
-            test: Split::default(),
+            train: Split::empty(),
+            val: Split::empty(),
+            test: Split::empty(),
             height,
             width,
             channels,
@@ -138,7 +184,8 @@ impl Dataset {
         dataset.class_names =
             class_names.map(|entry| read_class_names(path, &mut archive, &entry, dataset.classes)).transpose()?;
         for (split, (images, _)) in SplitName::ALL.into_iter().zip(&entries) {
-            dataset.split_mut(split).images = archive.read(images)?;
+            let bytes = archive.read(images)?;
+            dataset.split_mut(split).images = Arc::new(InMemory { bytes, shape: [height, width, channels] });
         }
         Ok(dataset)
     }
@@ -156,7 +203,9 @@ impl Dataset {
             let labels: Vec<u8> =
                 split.labels.iter().flat_map(|label| label.to_le_bytes().into_iter().take(label_bytes)).collect();
             let (images_name, labels_name) = (format!("{name}_images"), format!("{name}_labels"));
-            let images = npz::Array { name: images_name, descr: "|u1", shape, elements: (&split.images).into() };
+            let descr_of_images = if split.images.depth() == Depth::Eight { "|u1" } else { "<u2" };
+            let elements = split.bytes()?.into();
+            let images = npz::Array { name: images_name, descr: descr_of_images, shape, elements };
             let shape = vec![split.len(), 1];
             arrays.extend([images, npz::Array { name: labels_name, descr, shape, elements: labels.into() }]);
         }
@@ -172,7 +221,10 @@ impl Dataset {
 
     /// Identity of the content, in hexadecimal: of the images' shape and of each split's images and labels, however a file
     /// stores them. Names of classes do not count.
-    pub fn sha256(&self) -> String {
+    ///
+    /// # Errors
+    /// If an image cannot be read.
+    pub fn sha256(&self) -> Result<String> {
         let mut hash = Sha256::new();
         let number = |number: usize, hash: &mut Sha256| hash.update((number as u64).to_le_bytes());
         for side in [self.height, self.width, self.channels] {
@@ -180,12 +232,12 @@ impl Dataset {
         }
         for split in SplitName::ALL.map(|name| self.split(name)) {
             number(split.len(), &mut hash);
-            hash.update(&split.images);
+            split.each(|image| hash.update(image.samples.to_bytes()))?;
             for label in &split.labels {
                 hash.update(label.to_le_bytes());
             }
         }
-        hex(hash.finalize())
+        Ok(hex(hash.finalize()))
     }
 
     pub fn split(&self, name: SplitName) -> &Split {
@@ -237,7 +289,6 @@ impl Dataset {
     /// [`Dataset::check_classes`] tells.
     pub fn truncate_train(&mut self, count: usize) {
         self.train.labels.truncate(count);
-        self.train.images.truncate(count * self.height * self.width * self.channels);
     }
 
     pub fn describe(&self) -> Summary {
@@ -534,7 +585,7 @@ mod tests {
         let dataset = Dataset::load(&write(&arrays())).unwrap();
         assert_eq!([dataset.height, dataset.width, dataset.channels, dataset.classes], [2, 2, 1, 2]);
         assert_eq!(dataset.val.labels, [0, 1, 1]);
-        assert_eq!(dataset.test.images, (0..12).collect::<Vec<u8>>());
+        assert_eq!(dataset.test.bytes().unwrap(), (0..12).collect::<Vec<u8>>());
         assert_eq!(dataset.class_counts(SplitName::Test), [1, 2]);
     }
 
@@ -622,8 +673,9 @@ mod tests {
     #[test]
     fn a_file_in_fortran_order_and_without_npy_holds_the_same_data_set() {
         let (plain, other) = (write(&arrays()), fortran(&arrays()));
-        let dataset = Dataset { path: plain.to_path_buf(), ..Dataset::load(&other).unwrap() };
-        assert_eq!(dataset, Dataset::load(&plain).unwrap());
+        let [plain, other] = [plain, other].map(|path| Dataset::load(&path).unwrap());
+        assert_eq!(other.describe(), plain.describe());
+        assert_eq!(other.sha256().unwrap(), plain.sha256().unwrap());
     }
 
     #[test]
@@ -689,31 +741,42 @@ mod tests {
         }
     }
 
+    fn change_bytes(split: &mut Split, change: impl Fn(&mut Vec<u8>)) {
+        let (mut bytes, shape) = (split.bytes().unwrap(), split.images.read(&[0]).unwrap()[0].shape);
+        change(&mut bytes);
+        *split = Split::in_memory(bytes, shape, split.labels.clone());
+    }
+
     #[test]
     fn the_identity_of_a_data_set_is_that_of_its_content() {
         let loaded = |arrays: &[Array]| Dataset::load(&write(arrays)).unwrap();
-        let same = loaded(&arrays()).sha256();
+        let same = loaded(&arrays()).sha256().unwrap();
         // Written down so that it stays the same from version to version.
         assert_eq!(same, "0a591092653f45d2a40873742a4390e8820899b034b9a616f5efaa4079171203");
         // Other types of labels, another order of members, another order of elements, stored and not compressed, names.
         let mut wide = arrays();
         (wide[1].descr, wide[1].elements) = ("<i8", [0i64, 1, 1].map(i64::to_le_bytes).concat().into());
         wide.reverse();
-        assert_eq!(loaded(&wide).sha256(), same);
-        assert_eq!(Dataset::load(&fortran(&arrays())).unwrap().sha256(), same);
-        assert_eq!(loaded(&named("|S1", &[2], b"ab")).sha256(), same);
+        assert_eq!(loaded(&wide).sha256().unwrap(), same);
+        assert_eq!(Dataset::load(&fortran(&arrays())).unwrap().sha256().unwrap(), same);
+        assert_eq!(loaded(&named("|S1", &[2], b"ab")).sha256().unwrap(), same);
         // One pixel, one label, where a split ends, and how wide the images are.
         let other = |change: &dyn Fn(&mut Dataset)| {
             let mut dataset = loaded(&arrays());
             change(&mut dataset);
-            dataset.sha256()
+            dataset.sha256().unwrap()
         };
         let others = [
-            other(&|dataset| dataset.test.images[11] ^= 1),
+            other(&|dataset| change_bytes(&mut dataset.test, |bytes| bytes[11] ^= 1)),
             other(&|dataset| dataset.val.labels[0] = 1),
             other(&|dataset| dataset.truncate_train(2)),
             other(&|dataset| (dataset.height, dataset.width) = (1, 4)),
-            other(&|dataset| std::mem::swap(&mut dataset.train.images[0], &mut dataset.val.images[1])),
+            other(&|dataset| {
+                let [first, second] = [dataset.train.bytes().unwrap()[0], dataset.val.bytes().unwrap()[1]];
+                assert_ne!(first, second);
+                change_bytes(&mut dataset.train, |bytes| bytes[0] = second);
+                change_bytes(&mut dataset.val, |bytes| bytes[1] = first);
+            }),
         ];
         assert!(others.iter().all(|other| *other != same), "{others:?}");
     }
@@ -731,16 +794,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("set.npz");
         for (channels, classes) in [(3, 2), (1, 300)] {
-            let split = Split {
-                images: (0..classes * 6 * channels).map(|byte| byte as u8).collect(),
-                labels: (0..classes as u32).collect(),
-            };
-            let (height, width, val, test) = (2, 3, split.clone(), Split::default());
+            let bytes = (0..classes * 6 * channels).map(|byte| byte as u8).collect();
+            let split = Split::in_memory(bytes, [2, 3, channels], (0..classes as u32).collect());
+            let (height, width, val, test) = (2, 3, split.clone(), Split::empty());
             let class_names = None;
             let path = path.clone();
             let saved = Dataset { path, train: split, val, test, height, width, channels, classes, class_names };
             saved.save(&saved.path).unwrap();
-            assert_eq!(Dataset::load(&saved.path).unwrap(), saved);
+            let loaded = Dataset::load(&saved.path).unwrap();
+            assert_eq!(loaded.describe(), saved.describe());
+            assert_eq!(loaded.sha256().unwrap(), saved.sha256().unwrap());
         }
         let nowhere = Dataset::load(&path).unwrap().save(&folder.path().join("no/set.npz")).unwrap_err();
         assert!(nowhere.hint().unwrap().contains("folder"));
@@ -752,7 +815,7 @@ mod tests {
         dataset.truncate_train(5);
         assert_eq!(dataset.train.len(), 3);
         dataset.truncate_train(2);
-        assert_eq!((dataset.train.len(), dataset.train.images.len()), (2, 8));
+        assert_eq!((dataset.train.len(), dataset.train.bytes().unwrap().len()), (2, 8));
         assert!(dataset.check_classes().is_ok());
         dataset.truncate_train(1);
         assert!(dataset.check_classes().unwrap_err().to_string().contains("class 1"));

@@ -173,7 +173,7 @@ fn split(task: Task, name: SplitName, count: usize, options: &SyntheticOptions) 
         };
         draw(image, TEXTURES[texture], SHAPES[shape], options, &mut rng);
     });
-    Split { images, labels }
+    Split::in_memory(images, [options.size, options.size, options.channels], labels)
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -366,8 +366,10 @@ mod tests {
         generate(task, &SyntheticOptions { train: 800, val: 16, test: 400, ..Default::default() })
     }
 
-    fn images(split: &Split, pixels: usize) -> impl Iterator<Item = (&[u8], usize)> {
-        split.images.chunks_exact(pixels).zip(split.labels.iter().map(|&label| label as usize))
+    fn images(split: &Split, pixels: usize) -> Vec<(Vec<u8>, usize)> {
+        let bytes = split.bytes().unwrap();
+        let labels = split.labels.iter().map(|&label| label as usize);
+        bytes.chunks_exact(pixels).map(<[u8]>::to_vec).zip(labels).collect()
     }
 
     #[test]
@@ -388,10 +390,11 @@ mod tests {
             pool.install(|| generate(Task::Texture, options))
         };
         let dataset = on(1, &options);
-        assert!(dataset == on(3, &options));
-        assert!(dataset.train.images != dataset.val.images, "splits share their images");
-        assert!(dataset.train.images != generate(Task::Shape, &options).train.images, "tasks share their images");
-        assert!(dataset.train.images != on(1, &SyntheticOptions { seed: 1, ..options }).train.images);
+        let train = |dataset: &Dataset| dataset.train.bytes().unwrap();
+        assert_eq!(dataset.sha256().unwrap(), on(3, &options).sha256().unwrap());
+        assert!(train(&dataset) != dataset.val.bytes().unwrap(), "splits share their images");
+        assert!(train(&dataset) != train(&generate(Task::Shape, &options)), "tasks share their images");
+        assert!(train(&dataset) != train(&on(1, &SyntheticOptions { seed: 1, ..options })));
     }
 
     #[test]
@@ -418,14 +421,14 @@ mod tests {
             let dataset = small(task);
             let mut centroids = vec![vec![0.0; 28 * 28]; 4];
             for (image, label) in images(&dataset.train, 28 * 28) {
-                centroids[label].iter_mut().zip(image).for_each(|(sum, &byte)| *sum += f64::from(byte) / 200.0);
+                centroids[label].iter_mut().zip(&image).for_each(|(sum, &byte)| *sum += f64::from(byte) / 200.0);
             }
             let distance = |image: &[u8], class: usize| -> f64 {
                 image.iter().zip(&centroids[class]).map(|(&byte, centre)| (f64::from(byte) - centre).powi(2)).sum()
             };
-            let nearest = |image| (0..4).min_by(|&a, &b| distance(image, a).total_cmp(&distance(image, b)));
+            let nearest = |image: &[u8]| (0..4).min_by(|&a, &b| distance(image, a).total_cmp(&distance(image, b)));
             let correct =
-                images(&dataset.test, 28 * 28).filter(|(image, label)| nearest(image) == Some(*label)).count();
+                images(&dataset.test, 28 * 28).iter().filter(|(image, label)| nearest(image) == Some(*label)).count();
             assert!(correct < 180, "{task}: a nearest-centroid classifier has {correct} of 400");
         }
     }
@@ -460,7 +463,7 @@ mod tests {
         let dataset = generate(Task::Both, &options);
         let (mut elongation, mut roughness) = ([0.0; 4], [0.0; 4]);
         for (image, label) in images(&dataset.train, 28 * 28) {
-            let [long, rough] = features(image);
+            let [long, rough] = features(&image);
             elongation[label % 4] += long / 160.0;
             roughness[label / 4] += rough / 160.0;
         }
@@ -476,7 +479,7 @@ mod tests {
         let options =
             SyntheticOptions { size: 56, channels: 3, train: 12, textures: 2, shapes: 3, ..Default::default() };
         let dataset = generate(Task::Both, &options);
-        assert_eq!((dataset.classes, dataset.train.images.len()), (6, 12 * 56 * 56 * 3));
+        assert_eq!((dataset.classes, dataset.train.bytes().unwrap().len()), (6, 12 * 56 * 56 * 3));
         assert!(dataset.check_classes().is_ok());
         let default = SyntheticOptions::default();
         for bad in [

@@ -108,7 +108,7 @@ impl Learn {
         options.check(&sources, data.classes)?;
         let mut state = match self.resume {
             true => {
-                let provenance = Provenance::of_data(&data, &normalisation);
+                let provenance = Provenance::of_data(&data, &normalisation)?;
                 Some(ResumeFile::new(&self.state_path(), self.settings(place, &network, &sources, &provenance)?)?)
             }
             false => None,

@@ -135,7 +135,7 @@ impl Merge {
         match &for_statistics {
             Some((data, normalisation)) => {
                 reestimate_statistics(&mut model, Target { data, normalisation, place }, 128)?;
-                let Provenance { normalisation, image_size, data, .. } = Provenance::of_data(data, normalisation);
+                let Provenance { normalisation, image_size, data, .. } = Provenance::of_data(data, normalisation)?;
                 provenance = Provenance { normalisation, image_size, data, ..provenance };
             }
             None => {

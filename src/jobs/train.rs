@@ -109,7 +109,7 @@ impl Train {
         };
 
         let before = from.as_ref().map_or(&[][..], |from| &from.provenance.training);
-        let mut provenance = Provenance::of(&data, &normalisation, before, self.options.phase(self.kind(), &[]));
+        let mut provenance = Provenance::of(&data, &normalisation, before, self.options.phase(self.kind(), &[]))?;
         let mut state = match self.resume {
             true => {
                 let network = (architecture.clone(), &*model.network);

@@ -1,10 +1,12 @@
 //! Batches where a job computes: from the loader to what a network reads. Training, evaluation and benchmarks have theirs
 //! from here.
 
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 
 use super::Place;
-use crate::data::{self, Loader, RawBatch};
+use crate::data::{self, Depth, Loader, RawBatch};
+use crate::error::Result;
 use crate::ops::images::{Images, prepare};
 use crate::tensor::{DType, Device, Integers, Tensor};
 
@@ -16,9 +18,13 @@ pub struct Batches<'a> {
 }
 
 /// The normalised value of every byte, per channel of the network.
-type Tables = Rc<[[f32; 256]]>;
+type Tables = Arc<[[f32; 256]]>;
 
-/// A batch as the host makes it: numbers for the CPU, bytes for a GPU, which augments and normalises by itself.
+/// Batches that wait for the step.
+const AHEAD: usize = 2;
+
+/// A batch as the host makes it: bytes for a GPU, which augments and normalises by itself, and numbers for the CPU, or where
+/// samples have more bits.
 pub enum Loaded {
     Numbers(data::Batch),
     Bytes(RawBatch),
@@ -46,11 +52,27 @@ impl<'a> Batches<'a> {
     }
 
     /// The batches of an epoch, each made when it is asked for.
-    pub fn epoch(&self, epoch: usize) -> Box<dyn Iterator<Item = Loaded> + '_> {
-        match self.place.device {
-            Device::Cpu => Box::new(self.loader.epoch(epoch).map(Loaded::Numbers)),
-            Device::Gpu(_) => Box::new(self.loader.raw_epoch(epoch).map(Loaded::Bytes)),
+    pub fn epoch(&self, epoch: usize) -> Box<dyn Iterator<Item = Result<Loaded>> + '_> {
+        match (self.place.device, self.loader.depth()) {
+            (Device::Gpu(_), Depth::Eight) => {
+                Box::new(self.loader.raw_epoch(epoch).map(|batch| batch.map(Loaded::Bytes)))
+            }
+            _ => Box::new(self.loader.epoch(epoch).map(|batch| batch.map(Loaded::Numbers))),
         }
+    }
+
+    /// Gives `work` the batches of an epoch, which a thread of its own makes ahead of it: reading, and what is done to images,
+    /// goes on while a step computes. Where the system has no thread to give, they are made in between.
+    pub fn ahead<R>(&self, epoch: usize, work: impl FnOnce(&mut dyn Iterator<Item = Result<Loaded>>) -> R) -> R {
+        std::thread::scope(|scope| {
+            let (sender, receiver) = sync_channel(AHEAD);
+            // It ends when nobody takes its batches any more.
+            let read = move || self.epoch(epoch).try_for_each(|loaded| sender.send(loaded).ok()).is_some();
+            match std::thread::Builder::new().name("reader".into()).spawn_scoped(scope, read) {
+                Ok(_) => work(&mut receiver.into_iter()),
+                Err(_) => work(&mut self.epoch(epoch)),
+            }
+        })
     }
 
     /// A batch where it is worked on.
@@ -58,8 +80,9 @@ impl<'a> Batches<'a> {
         let Place { device, precision, .. } = self.place;
         match loaded {
             Loaded::Numbers(batch) => {
-                let images = Tensor::from_vec(batch.images, batch.shape);
-                Batch::of_activations(images, Integers::from_vec(batch.labels))
+                let images = Tensor::from_vec(batch.images, batch.shape).to_device(device);
+                let labels = Integers::from_vec(batch.labels).to_device(device);
+                Batch { content: Content::Numbers { images, precision }, labels }
             }
             Loaded::Bytes(batch) => {
                 let images = Images {
@@ -68,7 +91,7 @@ impl<'a> Batches<'a> {
                     placements: batch.placements.map(|placements| Integers::from_vec(placements).to_device(device)),
                 };
                 let labels = Integers::from_vec(batch.labels).to_device(device);
-                Batch::of_bytes(images, Rc::clone(&self.tables), precision, labels)
+                Batch::of_bytes(images, Arc::clone(&self.tables), precision, labels)
             }
         }
     }
@@ -81,8 +104,11 @@ pub struct Batch {
 }
 
 enum Content {
-    /// N×H×W×C.
-    Activations(Tensor),
+    /// N×H×W×C in f32, or f64 in the reference.
+    Numbers {
+        images: Tensor,
+        precision: DType,
+    },
     Bytes {
         images: Images,
         tables: Tables,
@@ -91,13 +117,14 @@ enum Content {
 }
 
 impl Batch {
-    /// One on the CPU.
+    /// One whose activations are there, N×H×W×C.
     pub fn of_activations(images: Tensor, labels: Integers<u32>) -> Batch {
-        Batch { content: Content::Activations(images), labels }
+        let precision = images.dtype();
+        Batch { content: Content::Numbers { images, precision }, labels }
     }
 
     /// One on a GPU, whose activations are stored in `precision`.
-    pub fn of_bytes(images: Images, tables: Rc<[[f32; 256]]>, precision: DType, labels: Integers<u32>) -> Batch {
+    pub fn of_bytes(images: Images, tables: Arc<[[f32; 256]]>, precision: DType, labels: Integers<u32>) -> Batch {
         Batch { content: Content::Bytes { images, tables, precision }, labels }
     }
 
@@ -109,7 +136,8 @@ impl Batch {
     /// N×H×W×C, for a network to read; on a GPU made by a launch.
     pub fn activations(&self) -> Tensor {
         match &self.content {
-            Content::Activations(images) => images.clone(),
+            Content::Numbers { images, precision } if images.dtype() == *precision => images.clone(),
+            Content::Numbers { images, precision } => images.cast(*precision),
             Content::Bytes { images, tables, precision } => {
                 let [n, h, w, _] = images.shape;
                 let mut x = Tensor::uninit([n, h, w, tables.len()], *precision, self.labels.device());
@@ -120,12 +148,20 @@ impl Batch {
     }
 
     /// Puts another batch of as many images into the memory of this one, which is on a GPU.
-    pub(super) fn overwrite(&mut self, next: &RawBatch) {
-        let Content::Bytes { images, .. } = &mut self.content else { panic!("a batch on the CPU is not written over") };
-        images.bytes.write(&next.bytes);
-        if let (Some(on_device), Some(placements)) = (&mut images.placements, &next.placements) {
-            on_device.write(placements);
+    pub(super) fn overwrite(&mut self, next: &Loaded) {
+        match (&mut self.content, next) {
+            (Content::Bytes { images, .. }, Loaded::Bytes(next)) => {
+                images.bytes.write(&next.bytes);
+                if let (Some(on_device), Some(placements)) = (&mut images.placements, &next.placements) {
+                    on_device.write(placements);
+                }
+                self.labels.write(&next.labels);
+            }
+            (Content::Numbers { images, .. }, Loaded::Numbers(next)) => {
+                images.view_mut().copy_from(&Tensor::from_vec(next.images.clone(), next.shape));
+                self.labels.write(&next.labels);
+            }
+            _ => panic!("bytes over numbers, or numbers over bytes"),
         }
-        self.labels.write(&next.labels);
     }
 }

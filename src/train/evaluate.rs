@@ -64,12 +64,16 @@ impl Evaluator {
         let batches = Batches::new(loader, self.place);
         let mut scores = Vec::new();
         let mut done = 0;
-        for loaded in batches.epoch(0) {
-            done += loaded.images();
-            scores.extend(self.batch(&model, &batches, loaded)?);
-            self.place.device.check()?;
-            watch(done);
-        }
+        batches.ahead(0, |epoch| {
+            for loaded in epoch {
+                let loaded = loaded?;
+                done += loaded.images();
+                scores.extend(self.batch(&model, &batches, loaded)?);
+                self.place.device.check()?;
+                watch(done);
+            }
+            Ok::<(), Error>(())
+        })?;
         check_scores(&scores, model.network.classes, split)?;
         Ok(scores)
     }
@@ -133,6 +137,7 @@ pub fn reestimate_statistics(model: &mut Model, target: Target, batch_size: usiz
     let batches_per_epoch = loader.batches_per_epoch();
     let batches = Batches::new(loader, target.place);
     for loaded in batches.epoch(0) {
+        let loaded = loaded?;
         let images = loaded.images();
         // A last image on its own, where the smallest layer has one number for it, has no variance.
         if images == 1 && batches_per_epoch > 1 && target.is_degenerate(&network, 1) && batch_size > 1 {

@@ -168,7 +168,7 @@ pub fn learn_for(
             target.normalisation,
             &[],
             options.probe.phase(MERGE_WEIGHTS, &history),
-        ),
+        )?,
     };
     Ok(Learning { learned, history, anchor })
 }

@@ -94,10 +94,10 @@ impl Recorder {
         model: &mut Model,
         subject: &mut Subject,
         batches: &Batches,
-        epoch: &mut dyn Iterator<Item = Loaded>,
+        epoch: &mut dyn Iterator<Item = Result<Loaded>>,
         factor: f64,
     ) -> Result<bool> {
-        let Some(loaded) = epoch.next() else { return Ok(false) };
+        let Some(loaded) = epoch.next().transpose()? else { return Ok(false) };
         let Recorder { optimizers, loss, losses, on_gpu, .. } = self;
         let Some(OnGpu { control, replays, run, .. }) = on_gpu else {
             let value = step(model, subject, optimizers, loss, &batches.place(loaded), factor, None);

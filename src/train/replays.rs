@@ -70,8 +70,7 @@ impl Replays {
             gpu.check()?;
             return Ok(Done::Ran);
         };
-        let Loaded::Bytes(next) = &loaded else { panic!("a GPU takes images as bytes") };
-        recorded.batch.overwrite(next);
+        recorded.batch.overwrite(&loaded);
         let Recorded { batch, plan, graph, addresses: recorded_at } = recorded;
         let done = match graph {
             _ if !*uses_graphs => {

@@ -192,32 +192,33 @@ impl<'a> Training<'a> {
     fn learn(&mut self, epoch: usize) -> Result<f64> {
         let Training { model, subject, options, observer, batches, recorder, done, steps, .. } = self;
         let (mut sum, first) = (0.0, *done);
-        let mut batches_of_epoch = batches.epoch(epoch);
-        loop {
-            if interrupted() || observer.stops() {
-                return Err(Error::Interrupted { kept: observer.kept() });
-            }
-            let factor = options.schedule.factor(*done + recorder.pending(), *steps);
-            let is_over = !recorder.step(model, subject, batches, &mut batches_of_epoch, factor)?;
-            if recorder.pending() < recorder.longest_wait() && !is_over {
-                continue;
-            }
-            let finished = recorder.losses()?;
-            for value in finished.losses {
-                *done += 1;
-                if !value.is_finite() {
-                    return Err(Divergence { step: *done, epoch }.error(value, *observer));
+        batches.ahead(epoch, |batches_of_epoch| {
+            loop {
+                if interrupted() || observer.stops() {
+                    return Err(Error::Interrupted { kept: observer.kept() });
                 }
-                sum += f64::from(value);
-                observer.step(*done, *steps, value);
+                let factor = options.schedule.factor(*done + recorder.pending(), *steps);
+                let is_over = !recorder.step(model, subject, batches, batches_of_epoch, factor)?;
+                if recorder.pending() < recorder.longest_wait() && !is_over {
+                    continue;
+                }
+                let finished = recorder.losses()?;
+                for value in finished.losses {
+                    *done += 1;
+                    if !value.is_finite() {
+                        return Err(Divergence { step: *done, epoch }.error(value, *observer));
+                    }
+                    sum += f64::from(value);
+                    observer.step(*done, *steps, value);
+                }
+                if finished.diverged {
+                    return Err(Divergence { step: *done, epoch }.error(f32::NAN, *observer));
+                }
+                if is_over {
+                    return Ok(sum / (*done - first) as f64);
+                }
             }
-            if finished.diverged {
-                return Err(Divergence { step: *done, epoch }.error(f32::NAN, *observer));
-            }
-            if is_over {
-                return Ok(sum / (*done - first) as f64);
-            }
-        }
+        })
     }
 
     fn save(&self, file: &mut ResumeFile) -> Result<()> {

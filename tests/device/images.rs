@@ -1,8 +1,17 @@
 //! Augmentation and normalisation on the device give the bits of the loader.
 
-use medmerge::data::{Augmentation, Loader, LoaderOptions, Normalisation, Split};
+use std::sync::Arc;
+
+use medmerge::data::{
+    Augmentation, Dataset, Depth, Image, Loader, LoaderOptions, Normalisation, Samples, Split, SplitName,
+};
+use medmerge::error::{Error, Result};
+use medmerge::nn::{Architecture, Model};
 use medmerge::ops::images::{Images, prepare};
 use medmerge::tensor::{DType, Device, Integers, Tensor};
+use medmerge::train::{Place, Silent, Subject, Target, TrainOptions, scores, train};
+
+use crate::common::{Numbers, normalized_error};
 
 use crate::devices;
 
@@ -26,9 +35,10 @@ fn batches_have_the_loaders_bits() {
             for augmentation in &augmentations {
                 let count = 13;
                 let images = (0..count * 6 * 7 * channels).map(|at| (at * 37 % 256) as u8).collect();
-                let split = Split { images, labels: (0..count as u32).collect() };
+                let split = Split::in_memory(images, [6, 7, channels], (0..count as u32).collect());
                 let loader = Loader::new(&split, 6, 7, channels, options(network_channels, *augmentation));
                 for (batch, raw) in loader.epoch(4).zip(loader.raw_epoch(4)) {
+                    let (batch, raw) = (batch.unwrap(), raw.unwrap());
                     let device = Device::Gpu(gpu);
                     let images = Images {
                         bytes: Integers::from_vec(raw.bytes).to_device(device),
@@ -65,5 +75,92 @@ fn windows_come_home_whole() {
             }
         }
         gpu.check().unwrap();
+    }
+}
+
+/// Images that are no array: sixteen bits, each of another size. One may be broken.
+#[derive(Debug)]
+struct Scans {
+    count: usize,
+    broken: Option<usize>,
+}
+
+impl medmerge::data::Images for Scans {
+    fn len(&self) -> usize {
+        self.count
+    }
+
+    fn depth(&self) -> Depth {
+        Depth::Sixteen
+    }
+
+    fn read(&self, indices: &[usize]) -> Result<Vec<Image<'_>>> {
+        let image = |&index: &usize| {
+            if self.broken == Some(index) {
+                return Err(Error::usage("scan 17 is torn", "mend it"));
+            }
+            let shape = [8 + index % 3, 9, 1];
+            let mut numbers = Numbers(index as u64);
+            let samples: Vec<u16> = (0..shape.iter().product()).map(|_| (numbers.next() % 65_536) as u16).collect();
+            Ok(Image { shape, samples: Samples::Sixteen(samples.into()) })
+        };
+        indices.iter().map(image).collect()
+    }
+}
+
+fn scans(broken: Option<usize>) -> Dataset {
+    let split = |count: usize, broken| {
+        Split::new(Arc::new(Scans { count, broken }), (0..count).map(|index| (index % 2) as u32).collect())
+    };
+    Dataset {
+        path: "scans".into(),
+        train: split(22, broken),
+        val: split(8, None),
+        test: split(16, None),
+        height: 8,
+        width: 8,
+        channels: 1,
+        classes: 2,
+        class_names: None,
+    }
+}
+
+/// What is no byte reaches a GPU as numbers, in replayed graphs too; the CPU sees the same.
+#[test]
+fn images_of_sixteen_bits_and_any_size() {
+    let data = scans(None);
+    let network = Architecture::named("resnet8", None, Some(4)).unwrap().build(1, 2);
+    let trained = |place: Place| {
+        let target = Target { data: &data, normalisation: &Normalisation::default(), place };
+        let mut model = Model::initialized(network.clone(), 1);
+        let augmentation = Some(Augmentation { flip: true, shift: 1 });
+        let options = TrainOptions { epochs: 2, batch_size: 4, augmentation, ..TrainOptions::default() };
+        let history = train(&mut model, &mut Subject::Everything, target, &options, &mut Silent).unwrap();
+        let logits = scores(&model, target, SplitName::Test, 4, |_| {}).unwrap();
+        (history[1].train_loss, logits.into_iter().map(f64::from).collect::<Vec<f64>>())
+    };
+    let (loss, logits) = trained(Place::default());
+    assert!(logits[0] != logits[2], "all images look alike");
+    for gpu in devices() {
+        for (precision, tolerance) in [(DType::F32, 1e-3), (DType::BF16, 0.1)] {
+            let (ours, found) = trained(Place { device: Device::Gpu(gpu), precision, ..Place::default() });
+            let error = normalized_error(&found, &logits);
+            assert!(error < tolerance && (ours / loss - 1.0).abs() < tolerance, "{precision} on {gpu}: {error:.1e}");
+        }
+    }
+}
+
+/// The error of an image that cannot be read ends the run, whichever thread met it.
+#[test]
+fn an_image_that_cannot_be_read_ends_the_run() {
+    let data = scans(Some(17));
+    let network = Architecture::named("resnet8", None, Some(4)).unwrap().build(1, 2);
+    for device in devices().into_iter().map(Device::Gpu).chain([Device::Cpu]) {
+        let place = Place { device, ..Place::default() };
+        let target = Target { data: &data, normalisation: &Normalisation::default(), place };
+        let mut model = Model::initialized(network.clone(), 1);
+        let options = TrainOptions { epochs: 1, batch_size: 4, ..TrainOptions::default() };
+        let error = train(&mut model, &mut Subject::Everything, target, &options, &mut Silent).unwrap_err();
+        assert!(error.to_string().contains("torn"), "{error} on {device}");
     }
 }

@@ -24,10 +24,8 @@ const CLASSES: usize = 3;
 
 pub fn split(count: usize, seed: u64) -> Split {
     let mut numbers = Numbers(seed);
-    Split {
-        images: (0..count * 8 * 8).map(|_| (numbers.next() % 256) as u8).collect(),
-        labels: (0..count).map(|i| (i % CLASSES) as u32).collect(),
-    }
+    let images = (0..count * 8 * 8).map(|_| (numbers.next() % 256) as u8).collect();
+    Split::in_memory(images, [8, 8, 1], (0..count).map(|i| (i % CLASSES) as u32).collect())
 }
 
 fn model(seed: u64) -> Model {
@@ -318,7 +316,6 @@ fn numbers(model: &Model, subject: &Subject) -> Vec<Vec<f32>> {
 }
 
 fn empty() -> Dataset {
-    let none = || Split { images: Vec::new(), labels: Vec::new() };
     Dataset {
         path: "generated".into(),
         height: 8,
@@ -326,9 +323,9 @@ fn empty() -> Dataset {
         channels: 1,
         classes: CLASSES,
         class_names: None,
-        train: none(),
-        val: none(),
-        test: none(),
+        train: Split::empty(),
+        val: Split::empty(),
+        test: Split::empty(),
     }
 }
 
