@@ -8,6 +8,7 @@
 //!  nn                            a network is data: a graph of named layers
 //!  tape ── ops                   differentiation; the primitives, each with its definition and a fast form
 //!  tensor ── gpu                 memory
+//!  dtype                         types of numbers
 //! ```
 //!
 //! Each line uses only those below it. A first program:
@@ -33,6 +34,7 @@
 pub mod bench;
 pub mod checkpoint;
 pub mod data;
+pub mod dtype;
 pub mod error;
 pub mod file_kind;
 pub mod gpu;

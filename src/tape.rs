@@ -9,15 +9,15 @@
 //! windows of the arena's gradient, which is therefore complete, and in one piece, when the arena's own record runs:
 //! merging and the optimiser see one buffer, never a list of layers.
 //!
-//! An arena that was merged from frozen ones may have a [`Projection`]: of the gradient of its filters only the products with
-//! the sources' are wanted, a number per source and filter. Whoever can compute those alone reserves a place for them
-//! ([`Tape::reserve_products`]) and contributes them; what any other op contributes to a window is multiplied on the spot.
+//! Of the first numbers of an arena its record may want something else than the gradient: a [`Projection`] of it, which takes
+//! what ops contribute to windows there. Whoever can compute the projection alone contributes that.
 //!
-//! The tape knows tensors, not ops: each op's record stands beside its formula, in `ops`.
+//! The tape knows tensors, not ops: each op's record stands beside its formula, in `ops`, and so does the sum of two gradients,
+//! which a tape is given when it is made.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 
-use crate::ops::{merge, pointwise};
 use crate::tensor::{DType, Device, Shape, Tensor, TensorMut};
 
 /// Which gradient on its tape.
@@ -111,57 +111,44 @@ impl Var {
 
 type Backward = Box<dyn FnOnce(Tensor, &mut Gradients)>;
 
-/// What is wanted of the gradient of an arena's filters: their products with those of `sources`, M frozen arenas of the same
-/// layout.
-pub struct Projection {
-    sources: Vec<Tensor>,
-    filters_len: usize,
-    /// Numbers that places have been reserved for.
-    reserved: usize,
-    sums: Option<Tensor>,
-    terms: Vec<Term>,
-}
-
-impl Projection {
-    pub fn new(sources: Vec<Tensor>, filters_len: usize) -> Projection {
-        Projection { sources, filters_len, reserved: 0, sums: None, terms: Vec::new() }
-    }
-
-    fn reserve(&mut self, count: usize) -> usize {
-        self.reserved += count;
-        self.reserved - count
-    }
-}
-
-/// Products that were contributed to the window at `offset`, whose sum over the parts counts: parts × M × filters numbers,
-/// from `at` on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Term {
-    pub offset: usize,
-    pub filters: usize,
-    pub at: usize,
-    pub parts: usize,
-}
-
-/// A place for the products of one op with a window's filters.
+/// Where a window lies in its arena.
 #[derive(Clone, Copy, Debug)]
-pub struct Place {
-    arena: Id,
-    term: Term,
-    shape: Shape,
-    pitch: usize,
+pub struct Window {
+    pub offset: usize,
+    pub shape: Shape,
+    /// Numbers from row to row.
+    pub pitch: usize,
 }
 
-#[derive(Default)]
+/// What is wanted of the gradient of the first numbers of an arena.
+pub trait Projection: Any {
+    /// How many numbers these are.
+    fn covered(&self) -> usize;
+
+    /// A window into them is in use: its gradient may be contributed.
+    fn expect(&mut self, window: &Window);
+
+    /// Takes the gradient of a window, which lies as the window does; once or several times.
+    fn contribute(&mut self, window: &Window, gradient: &Tensor);
+
+    /// Whether nothing has been contributed.
+    fn is_untouched(&self) -> bool;
+}
+
+/// Adds a tensor to numbers, whose rows may be padded.
+pub type AddAssign = fn(TensorMut, &Tensor);
+
 pub struct Tape {
     slots: Vec<Slot>,
     records: Vec<(Id, Backward)>,
     windows: BTreeMap<(usize, usize), Var>,
+    add_assign: AddAssign,
 }
 
 /// Gradients gathered so far, one slot per [`Id`].
 pub struct Gradients {
     slots: Vec<Slot>,
+    add_assign: AddAssign,
 }
 
 /// What is known of a gradient.
@@ -180,24 +167,23 @@ enum State {
     Arena {
         gradient: Option<Tensor>,
         written: BTreeMap<usize, usize>,
-        /// With one, the gradient is that of the arena behind its filters.
-        projection: Option<Projection>,
+        /// With one, the gradient is that of the arena behind what it covers.
+        projection: Option<Box<dyn Projection>>,
     },
-    /// The products of an arena's filters, whose gradient has been taken.
-    Projected(Projection),
-    /// A window into an arena's gradient.
+    /// A projection, when the gradient of its arena has been taken.
+    Projected(Box<dyn Projection>),
+    /// A window into an arena's gradient, or into what a projection covers.
     Window {
         arena: Id,
-        offset: usize,
-        pitch: usize,
-        /// Among the filters of an arena with a projection: where the products go of what ops contribute as a gradient.
-        products_at: Option<usize>,
+        window: Window,
+        is_projected: bool,
     },
 }
 
 impl Tape {
-    pub fn new() -> Tape {
-        Tape::default()
+    /// An empty one, whose gradients are summed by `add_assign`.
+    pub fn summing_by(add_assign: AddAssign) -> Tape {
+        Tape { slots: Vec::new(), records: Vec::new(), windows: BTreeMap::new(), add_assign }
     }
 
     /// A value whose gradient [`Gradients::take`] will be asked for.
@@ -217,13 +203,13 @@ impl Tape {
     }
 
     /// The same for an op whose output is an arena of `len` numbers. `backward`, which is told the arena's id, gets the
-    /// gradient of all of it, or with a `projection` that of the rest: then it takes the products too.
+    /// gradient of all of it, or with a `projection` that of the rest: then it takes the projection too.
     pub fn record_arena(
         &mut self,
         arena: Split,
         len: usize,
         inputs: &[Option<Id>],
-        projection: Option<Projection>,
+        projection: Option<Box<dyn Projection>>,
         backward: impl FnOnce(Id) -> Backward,
     ) -> Var {
         let Split { value, filters } = arena;
@@ -232,7 +218,7 @@ impl Tape {
         }
         let id = self.slot(&value, State::Empty);
         let slot = &mut self.slots[id.0];
-        slot.shape = [len - projection.as_ref().map_or(0, |projection| projection.filters_len)].into();
+        slot.shape = [len - projection.as_ref().map_or(0, |projection| projection.covered())].into();
         if projection.is_some() {
             slot.state = State::Arena { gradient: None, written: BTreeMap::new(), projection };
         }
@@ -254,35 +240,32 @@ impl Tape {
             slot.state = State::Arena { gradient: None, written: BTreeMap::new(), projection: None };
         }
         let dtype = slot.dtype;
-        let products_at = match &mut slot.state {
-            State::Arena { projection: Some(projection), .. } if offset < projection.filters_len => {
-                Some(projection.reserve(projection.sources.len() * value.shape().rows()))
+        let window = Window { offset, shape: value.shape(), pitch };
+        let is_projected = match &mut slot.state {
+            State::Arena { projection: Some(projection), .. } if offset < projection.covered() => {
+                projection.expect(&window);
+                true
             }
-            _ => None,
+            _ => false,
         };
-        let id = self.slot(&value, State::Window { arena, offset, pitch, products_at });
+        let id = self.slot(&value, State::Window { arena, window, is_projected });
         self.slots[id.0].dtype = dtype;
         let window = Var { value, filters: None, id: Some(id) };
         self.windows.insert((arena.0, offset), window.clone());
         window
     }
 
-    /// A place for products, where they are what is wanted of a window's gradient: for [`Gradients::contribute_products`],
-    /// once, instead of [`Gradients::contribute`]. `parts` says into how many they come for so many sources.
-    pub fn reserve_products(&mut self, window: &Var, parts: impl FnOnce(usize) -> usize) -> Option<Place> {
-        let State::Window { arena, offset, pitch, products_at: Some(_) } = self.slots[window.id?.0].state else {
-            return None;
-        };
+    /// The projection that takes the gradient of a window, with its arena and where the window lies; `None` where the gradient
+    /// itself is wanted, or nothing.
+    pub fn projection(&mut self, window: &Var) -> Option<(&mut dyn Projection, Id, Window)> {
+        let State::Window { arena, window, is_projected: true } = self.slots[window.id?.0].state else { return None };
         let State::Arena { projection: Some(projection), .. } = &mut self.slots[arena.0].state else { return None };
-        let (shape, filters) = (window.shape(), window.shape().rows());
-        let parts = parts(projection.sources.len());
-        let at = projection.reserve(parts * projection.sources.len() * filters);
-        Some(Place { arena, term: Term { offset, filters, at, parts }, shape, pitch })
+        Some((projection.as_mut(), arena, window))
     }
 
     /// The gradients of every leaf with respect to `loss`, a single number.
     pub fn backward(mut self, loss: Var) -> Gradients {
-        let mut gradients = Gradients { slots: std::mem::take(&mut self.slots) };
+        let mut gradients = Gradients { slots: std::mem::take(&mut self.slots), add_assign: self.add_assign };
         self.windows.clear();
         assert_eq!(loss.shape().len(), 1, "backward starts from a single number, not from {}", loss.shape());
         let Some(id) = loss.id else { return gradients };
@@ -307,18 +290,16 @@ impl Gradients {
     pub fn contribute(&mut self, id: Id, fill: impl FnOnce(TensorMut)) {
         let slot = &self.slots[id.0];
         let (shape, dtype, device) = (slot.shape, slot.dtype, slot.device);
-        if let State::Window { arena, offset, pitch, products_at: Some(at) } = slot.state {
-            // As the sources' filters lie.
+        if let State::Window { arena, window, is_projected: true } = slot.state {
+            let Window { shape, pitch, .. } = window;
             let mut whole = Tensor::uninit([shape.rows() * pitch], dtype, device);
             fill(whole.view_mut().window(0, shape, pitch));
-            let dw = whole.window(0, shape, pitch);
-            let term = Term { offset, filters: shape.rows(), at, parts: 1 };
-            return self.contribute_products(Place { arena, term, shape, pitch }, |sources, products| {
-                let all = [sources.len(), shape.rows()];
-                merge::products(&dw, sources, products.window(0, all, shape.rows()));
-            });
+            let gradient = whole.window(0, shape, pitch);
+            let projection = self.projection(arena).expect("a window that is projected");
+            return projection.contribute(&window, &gradient);
         }
-        if let State::Window { arena, offset, pitch, .. } = slot.state {
+        if let State::Window { arena, window: Window { offset, pitch, .. }, .. } = slot.state {
+            let add_assign = self.add_assign;
             let (gradient, written, begin) = self.arena(arena);
             let offset = offset - begin;
             let mut window = gradient.view_mut().window(offset, shape, pitch);
@@ -331,7 +312,7 @@ impl Gradients {
             }
             let mut second = Tensor::uninit(shape, dtype, device);
             fill(second.view_mut());
-            return pointwise::add_assign(window, &second);
+            return add_assign(window, &second);
         }
         let mut gradient = Tensor::uninit(shape, dtype, device);
         fill(gradient.view_mut());
@@ -358,33 +339,19 @@ impl Gradients {
         }
     }
 
-    /// Hands `fill` the sources' filters, each as the window's value is laid out, and parts × M × K numbers, which it must
-    /// overwrite whole: their sum over the parts is added to the products of the window's gradient with the sources.
-    pub fn contribute_products(&mut self, place: Place, fill: impl FnOnce(&[Tensor], TensorMut)) {
-        let Place { arena, term, shape, pitch } = place;
-        let Slot { dtype, device, state, .. } = &mut self.slots[arena.0];
-        let State::Arena { projection: Some(projection), .. } = state else { panic!("products of what is no merge") };
-        let Projection { sources, reserved, sums, terms, .. } = projection;
-        let sources: Vec<Tensor> = sources.iter().map(|source| source.window(term.offset, shape, pitch)).collect();
-        let sums = sums.get_or_insert_with(|| Tensor::uninit([*reserved], *dtype, *device));
-        let all = [term.parts, sources.len(), term.filters];
-        let to = sums.view_mut().window(term.at, all, sources.len() * term.filters);
-        if !terms.contains(&term) {
-            terms.push(term);
-            return fill(&sources, to);
+    /// The projection of an arena, for whoever contributes to it alone.
+    pub fn projection(&mut self, arena: Id) -> Option<&mut dyn Projection> {
+        match &mut self.slots[arena.0].state {
+            State::Arena { projection: Some(projection), .. } => Some(projection.as_mut()),
+            _ => None,
         }
-        let mut second = Tensor::uninit(all, *dtype, *device);
-        fill(&sources, second.view_mut());
-        pointwise::add_assign(to, &second);
     }
 
-    /// The products of an arena's filters, and where they lie, in the record of that arena; `None` if it has no projection.
-    pub fn take_products(&mut self, arena: Id) -> Option<(Tensor, Vec<Term>)> {
-        let Slot { dtype, device, state, .. } = &mut self.slots[arena.0];
+    /// The projection of an arena, in that arena's record; `None` if it has none.
+    pub fn take_projection(&mut self, arena: Id) -> Option<Box<dyn Projection>> {
+        let state = &mut self.slots[arena.0].state;
         match std::mem::replace(state, State::Empty) {
-            State::Projected(Projection { sums, terms, .. }) => {
-                Some((sums.unwrap_or_else(|| Tensor::uninit([0], *dtype, *device)), terms))
-            }
+            State::Projected(projection) => Some(projection),
             other => {
                 *state = other;
                 None
@@ -395,7 +362,9 @@ impl Gradients {
     /// Two vectors in one arena of which neither has been written; from now on they count as written.
     fn fresh_windows(&mut self, first: Id, second: Id) -> Option<[TensorMut<'_>; 2]> {
         let window = |id: Id| match self.slots[id.0] {
-            Slot { shape, state: State::Window { arena, offset, pitch: 1, .. }, .. } => Some((arena, offset, shape)),
+            Slot { shape, state: State::Window { arena, window: Window { offset, pitch: 1, .. }, .. }, .. } => {
+                Some((arena, offset, shape))
+            }
             _ => None,
         };
         let ((arena, offset, shape), (other_arena, other_offset, other_shape)) = (window(first)?, window(second)?);
@@ -420,7 +389,7 @@ impl Gradients {
             State::Empty => State::Ready(gradient),
             State::Ready(mut sum) => {
                 sum.make_unique();
-                pointwise::add_assign(sum.view_mut(), &gradient);
+                (self.add_assign)(sum.view_mut(), &gradient);
                 State::Ready(sum)
             }
             State::Arena { .. } | State::Projected(_) | State::Window { .. } => {
@@ -439,8 +408,8 @@ impl Gradients {
         match std::mem::replace(&mut slot.state, State::Empty) {
             State::Ready(gradient) => Some(gradient),
             State::Arena { gradient, written, projection } => {
-                let has_products = projection.as_ref().is_some_and(|projection| projection.sums.is_some());
-                if gradient.is_none() && !has_products {
+                let is_projected = projection.as_ref().is_some_and(|projection| !projection.is_untouched());
+                if gradient.is_none() && !is_projected {
                     return None;
                 }
                 let fresh = || Tensor::uninit(slot.shape, slot.dtype, slot.device);
@@ -457,7 +426,7 @@ impl Gradients {
     fn arena(&mut self, id: Id) -> (&mut Tensor, &mut BTreeMap<usize, usize>, usize) {
         let Slot { shape, dtype, device, state } = &mut self.slots[id.0];
         let State::Arena { gradient, written, projection } = state else { panic!("a window into what is no arena") };
-        let begin = projection.as_ref().map_or(0, |projection| projection.filters_len);
+        let begin = projection.as_ref().map_or(0, |projection| projection.covered());
         (gradient.get_or_insert_with(|| Tensor::uninit(*shape, *dtype, *device)), written, begin)
     }
 }

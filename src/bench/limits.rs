@@ -16,10 +16,10 @@ use serde::{Deserialize, Serialize};
 use super::measure::{Clock, is_emulated};
 use super::{random, random_tensor};
 use crate::error::Result;
-use crate::gpu::limits::Pass;
 use crate::gpu::{Description, Gpu, Handle};
 use crate::ops::Cost;
 use crate::ops::gemm::{Matrix, gemm};
+use crate::ops::limits::Pass;
 use crate::tensor::{DType, Device, Tensor};
 
 /// Bytes and operations per second.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::cache::{Cache, Key};
 use super::nvrtc::{Nvrtc, Refusal};
 use super::{Failure, KERNELS};
-use crate::tensor::DType;
+use crate::dtype::DType;
 
 /// A file of `kernels/` to compile for one storage type.
 #[derive(Clone, Copy, Debug)]

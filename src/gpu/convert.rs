@@ -1,8 +1,8 @@
 //! Filling, and conversion between f32 and the storage types of activations: `kernels/convert.cu`.
 
 use super::{Address, Cost, Gpu};
+use crate::dtype::DType;
 use crate::parameters;
-use crate::tensor::DType;
 
 parameters! {
     struct Fill: 24 bytes { x: Address, count: u64, value: f32, padding: u32 }

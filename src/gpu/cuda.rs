@@ -24,7 +24,7 @@ use super::libcuda::{self, Api};
 use super::library::Status;
 use super::nvrtc::{self, Nvrtc, Version};
 use super::{Failure, KERNELS, lock};
-use crate::tensor::DType;
+use crate::dtype::DType;
 
 /// Uploads wait in pinned memory for their copy: so many buffers of so many bytes.
 const SLOTS: usize = 4;

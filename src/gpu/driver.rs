@@ -4,7 +4,7 @@
 //! (`emulator`), which runs the same kernel sources on the CPU. Nothing above knows which one it talks to.
 
 use super::Failure;
-use crate::tensor::DType;
+use crate::dtype::DType;
 
 /// A place in a device's memory; what kernels get as a pointer.
 #[repr(transparent)]

@@ -16,7 +16,6 @@ pub mod emulator;
 mod failure;
 pub mod libcuda;
 pub mod library;
-pub(crate) mod limits;
 mod memory;
 pub mod nvrtc;
 pub(crate) mod plan;
@@ -39,7 +38,7 @@ pub use plan::{Life, Plan};
 use trace::Ledger;
 pub use trace::{Trace, Work, WorkOf};
 
-use crate::tensor::DType;
+use crate::dtype::DType;
 
 /// The embedded sources of the GPU kernels: file name and content.
 pub const KERNELS: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/kernels.rs"));

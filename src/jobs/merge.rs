@@ -93,7 +93,8 @@ impl Merge {
                 let stem = self.stem.or(learned.architecture.stem());
                 let sources = networks::load_sources(&self.models, stem, observer)?;
                 learned.check_sources(path, &sources)?;
-                let model = learned.fold_on(place.device, &sources.trunks())?;
+                let trunk = place.blend(&learned.plan()?, &sources.trunks(), &learned.numbers)?;
+                let model = learned.with_trunk(trunk);
                 (sources, Whole { model, has_head: true, metadata: learned.metadata() })
             }
             By::Coefficients { .. } => {
@@ -123,7 +124,9 @@ impl Merge {
             None => None,
         };
         let Fixed { mut model, head, mut metadata, mut provenance } =
-            fold_fixed(sources, values, anchor, *batch_norm, place.device)?;
+            fold_fixed(sources, values, anchor, *batch_norm, |plan, trunks, numbers| {
+                place.blend(plan, trunks, numbers)
+            })?;
         match &head {
             Head::Merged => {}
             Head::Anchors(why) => observer.remark(&format!("the anchor's classifier is kept: {why}")),

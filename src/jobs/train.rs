@@ -15,7 +15,6 @@ use crate::error::{Error, Result};
 use crate::merge::training_metadata;
 use crate::nn::{Architecture, Model, Network, Region, Stem, init};
 use crate::output::{Named, OutputPath, check_apart};
-use crate::tensor::{DType, Device};
 use crate::train::{
     EpochRecord, FINE_TUNE, LINEAR_PROBE, Observer, Place, ResumeFile, Settings, Subject, TRAIN, Target, TrainOptions,
     train_resumable,
@@ -183,7 +182,7 @@ impl Train {
             return Ok(from.model.clone());
         }
         observer.remark(&format!("the head is new: {} classes", data.classes));
-        let mut model = Model::zeros(network, DType::F32, Device::Cpu);
+        let mut model = Model::blank(network);
         model.trunk = from.model.trunk.clone();
         model.statistics = from.model.statistics.clone();
         model.batches_tracked = from.model.batches_tracked.clone();

@@ -5,7 +5,7 @@ use super::{Constraint, Source, Sources};
 use crate::checkpoint::{Metadata, Provenance};
 use crate::error::Result;
 use crate::nn::{Model, Region};
-use crate::tensor::{Device, Tensor};
+use crate::tensor::Tensor;
 
 pub struct Fixed {
     pub model: Model,
@@ -41,14 +41,14 @@ impl Head {
     }
 }
 
-/// `Σ coefficient·source`, computed on `device`, with the running statistics of the anchor. Heads are merged where all
+/// `Σ coefficient·source` by `blend`, which is [`Plan::blend`] wherever it is computed, with the running statistics of the anchor. Heads are merged where all
 /// sources tell equally many classes apart.
 pub fn fold_fixed(
     sources: &Sources,
     coefficients: &[f64],
     anchor: usize,
     batch_norm: BatchNormPolicy,
-    device: Device,
+    blend: impl FnOnce(&Plan, &[Tensor], &Tensor) -> Result<Tensor>,
 ) -> Result<Fixed> {
     let of_anchor = &sources.get(anchor).checkpoint.model;
     let method = Method {
@@ -61,7 +61,7 @@ pub fn fold_fixed(
     let plan = Plan::new(&of_anchor.network, method)?;
     let numbers = Tensor::from_vec(coefficients.iter().map(|&c| c as f32).collect(), [sources.len(), 1]);
     let mut model = of_anchor.copy();
-    model.trunk = plan.blend_on(device, &sources.trunks(), &numbers)?;
+    model.trunk = blend(&plan, &sources.trunks(), &numbers)?;
 
     let head = Head::of(sources, anchor);
     if head == Head::Merged {

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::nn::{Feed, Network, Parameter, Region, Role, Rows};
 use crate::ops::merge::constraint::{Constraint, Mean, Parametrization};
 use crate::ops::merge::{Choice, Segment, Table};
-use crate::tensor::{DType, Device, Tensor};
+use crate::tensor::{DType, Tensor};
 
 /// How many weights share one merge weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -183,18 +183,8 @@ impl Plan {
         self.blend_by(&self.parametrization.alpha(learned), trunks)
     }
 
-    /// [`Plan::blend`], computed on `device` from what is on the CPU, with the same bits: α comes from the CPU, and every
-    /// device blends in the reference's order.
-    pub fn blend_on(&self, device: Device, trunks: &[Tensor], learned: &Tensor) -> Result<Tensor> {
-        let alpha = self.parametrization.alpha(learned).to_device(device);
-        let trunks: Vec<Tensor> = trunks.iter().map(|trunk| trunk.to_device(device)).collect();
-        let blend = self.blend_by(&alpha, &trunks).to_device(Device::Cpu);
-        device.check()?;
-        Ok(blend)
-    }
-
-    /// On the device where all of them are.
-    fn blend_by(&self, alpha: &Tensor, trunks: &[Tensor]) -> Tensor {
+    /// The blended trunk for α, sources × α, with the same bits wherever all of them are.
+    pub fn blend_by(&self, alpha: &Tensor, trunks: &[Tensor]) -> Tensor {
         let mut blend = Tensor::uninit([self.table.arena_len()], DType::F32, alpha.device());
         crate::ops::merge::blend(&self.table, &trunks.iter().collect::<Vec<_>>(), alpha, blend.view_mut());
         blend

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::file_kind::Wanted;
 use crate::nn::{Architecture, Model, Region};
 use crate::output::OutputPath;
-use crate::tensor::{DType, Device, Tensor};
+use crate::tensor::Tensor;
 
 /// What identifies a source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,12 +50,12 @@ impl Learned {
 
     /// The merged network: an ordinary one.
     pub fn fold(&self, trunks: &[Tensor]) -> Result<Model> {
-        Ok(Model { trunk: self.plan()?.blend(trunks, &self.numbers), ..self.model.clone() })
+        Ok(self.with_trunk(self.plan()?.blend(trunks, &self.numbers)))
     }
 
-    /// [`Learned::fold`], computed on `device`, with the same bits.
-    pub fn fold_on(&self, device: Device, trunks: &[Tensor]) -> Result<Model> {
-        Ok(Model { trunk: self.plan()?.blend_on(device, trunks, &self.numbers)?, ..self.model.clone() })
+    /// The merged network with a trunk that was blended elsewhere.
+    pub fn with_trunk(&self, trunk: Tensor) -> Model {
+        Model { trunk, ..self.model.clone() }
     }
 
     /// What the header of the merged network says.
@@ -152,7 +152,7 @@ impl Learned {
         // What the header claims is believed, and memory taken for it, only if the statistics say the same.
         checkpoint::check_statistics(&network, file)?;
         let plan = Plan::new(&network, method)?;
-        let mut model = Model::zeros(network.clone(), DType::F32, Device::Cpu);
+        let mut model = Model::blank(network.clone());
         for parameter in network.region(Region::Head) {
             model.set_parameter(parameter, &file.floats(&parameter.name, parameter.shape.dims())?);
         }

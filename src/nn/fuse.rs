@@ -21,8 +21,8 @@
 //! In f32, where no tensor cores serve, the numbers are the same as layer by layer, bit for bit; in half precision a fused
 //! stage rounds once instead of two or three times, and sums are grouped by other tiles.
 
-use super::graph::{Layer, Network, Node, Operation, Region};
-use crate::ops::conv2d::{Pass, suits_tensor_cores};
+use super::graph::{Layer, Network, Node, Operation, Parameter, Region};
+use crate::ops::conv2d::{Geometry, Operands, Pass, on_tensor_cores};
 use crate::tensor::DType;
 
 /// Layers that run as one.
@@ -173,8 +173,12 @@ impl Network {
     /// Whether a pass of a stage that is a convolution runs on tensor cores, operands being aligned.
     fn is_on_tensor_cores(&self, stage: &Stage, pass: Pass, precision: DType) -> bool {
         let Operation::Conv2d { conv, weight } = *self.operation(stage) else { return false };
-        let [k, _, _, c] = self.parameters[weight].shape.four();
-        suits_tensor_cores(conv, [c * conv.groups, k], pass, precision)
+        let Parameter { shape, pitch, .. } = self.parameters[weight];
+        let [_, r, s, c] = shape.four();
+        // Of images as small as the window: no usual size makes a difference.
+        let [h, w] = [0, 1].map(|axis| conv.dilation[axis] * ([r, s][axis] - 1) + 1);
+        let g = Geometry::new(conv, [1, h, w, c * conv.groups].into(), shape, pitch);
+        on_tensor_cores(&g, pass, precision, Operands::ALIGNED).is_some()
     }
 
     /// What a stage launches in a training step in which everything learns, with activations of this precision.

@@ -36,9 +36,14 @@ impl Model {
         model
     }
 
+    /// The same in f32 on the CPU.
+    pub fn blank(network: Arc<Network>) -> Model {
+        Model::zeros(network, DType::F32, Device::Cpu)
+    }
+
     /// A fresh network, initialised from `seed`.
     pub fn initialized(network: Arc<Network>, seed: u64) -> Model {
-        let mut model = Model::zeros(network, DType::F32, Device::Cpu);
+        let mut model = Model::blank(network);
         init::initialize(&mut model, Region::Trunk, seed);
         init::initialize(&mut model, Region::Head, seed);
         model

@@ -18,6 +18,7 @@ pub mod control;
 pub mod conv2d;
 pub mod gemm;
 pub mod images;
+pub(crate) mod limits;
 pub mod linear;
 pub mod merge;
 pub mod optimizer;

@@ -1,45 +1,10 @@
-//! Which numbers a tensor holds, and the bridge from that value to Rust's types.
+//! The bridge from a [`DType`] to Rust's types.
 
 use std::fmt;
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
-use super::{Buffer, DataMut, Storage};
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum DType {
-    F32,
-    F64,
-    /// Stored as f32; tensor cores round what they multiply to 10 bits of fraction. On GPUs only.
-    TF32,
-    /// 8 bits of exponent, 7 of fraction; on GPUs only.
-    BF16,
-    /// IEEE half precision; on GPUs only.
-    F16,
-}
-
-impl DType {
-    /// Bytes of one number.
-    pub const fn size(self) -> usize {
-        match self {
-            DType::F64 => 8,
-            DType::F32 | DType::TF32 => 4,
-            DType::BF16 | DType::F16 => 2,
-        }
-    }
-}
-
-impl fmt::Display for DType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            DType::F32 => "f32",
-            DType::F64 => "f64",
-            DType::TF32 => "tf32",
-            DType::BF16 => "bf16",
-            DType::F16 => "f16",
-        })
-    }
-}
+use super::{Buffer, DType, DataMut, Storage};
 
 /// A number that the reference implementations compute with.
 pub trait Element:

@@ -17,7 +17,8 @@ use std::sync::Arc;
 
 use crate::gpu::{self, Address};
 
-pub use dtype::{DType, Element};
+pub use crate::dtype::DType;
+pub use dtype::Element;
 pub use integers::Integers;
 pub use pool::Buffer;
 pub use shape::Shape;

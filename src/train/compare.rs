@@ -198,7 +198,11 @@ impl Protocol {
             Baseline::Average => {
                 let share = 1.0 / sources.len() as f64;
                 let coefficients = vec![share; sources.len()];
-                let average = fold_fixed(sources, &coefficients, 0, BatchNormPolicy::Merge, target.place.device)?.model;
+                let average =
+                    fold_fixed(sources, &coefficients, 0, BatchNormPolicy::Merge, |plan, trunks, numbers| {
+                        target.place.blend(plan, trunks, numbers)
+                    })?
+                    .model;
                 let mut model = sources.transfer(0, &sources.network(target.data.classes));
                 model.trunk = average.trunk;
                 reestimate_statistics(&mut model, target, self.learn.probe.batch_size)?;

@@ -432,7 +432,7 @@ fn a_blend_has_the_bits_of_the_cpu() {
                 let numbers = Numbers(9).reals(shape[0] * shape[1]).iter().map(|&v| v as f32).collect();
                 let numbers = Tensor::from_vec(numbers, shape);
                 let bits = |trunk: Tensor| trunk.to_vec::<f32>().into_iter().map(f32::to_bits).collect::<Vec<_>>();
-                let ours = plan.blend_on(Device::Gpu(gpu), &trunks, &numbers).unwrap();
+                let ours = place(gpu, DType::F32).blend(&plan, &trunks, &numbers).unwrap();
                 assert!(bits(ours) == bits(plan.blend(&trunks, &numbers)), "{method:?} on {gpu}");
             }
         }

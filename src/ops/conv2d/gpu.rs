@@ -1,5 +1,6 @@
 //! Convolution on a GPU: `kernels/conv2d.cu`, and which convolutions are left to the kernels for tensor cores.
 
+use super::layout::{Operands, is_packed, on_tensor_cores};
 use super::{Geometry, Pass, tensor};
 use crate::gpu::{Address, Cost, Gpu, Handle};
 use crate::ops::batch_norm::{Normalized, Tiles};
@@ -77,12 +78,6 @@ fn is_depthwise(g: &Geometry) -> bool {
     g.group_channels() == 1 && g.conv.groups > 1
 }
 
-/// Whether lines of `len` elements, `pitch` apart, can be taken 16 bytes at a time.
-pub(super) fn is_packed(address: Address, dtype: DType, len: usize, pitch: usize) -> bool {
-    let pack = 16 / dtype.size();
-    address.0.is_multiple_of(16) && len.is_multiple_of(pack) && pitch.is_multiple_of(pack)
-}
-
 /// The sizes for the kernels. `x` and `y` are the tensors of these shapes, whichever direction they go; `w` is absent
 /// in wgrad.
 pub(super) fn sizes(g: &Geometry, dtype: DType, x: Address, y: Address, w: Option<Address>) -> Sizes {
@@ -143,7 +138,7 @@ pub fn fprop(
     let dtype = x.dtype();
     assert!(w.dtype() == dtype && y.dtype() == dtype, "convolution of {dtype} by {} to {}", w.dtype(), y.dtype());
     let (x, w, y) = (x.address(), w.address(), y.address());
-    if tensor::serves(g, Pass::Fprop, dtype, x, y, Some(w)) {
+    if on_tensor_cores(g, Pass::Fprop, dtype, Operands { x, y, w: Some(w) }).is_some() {
         return tensor::fprop(gpu, g, dtype, [x, w, y], leaves_statistics);
     }
     let parameters = Fprop { x, w, y, g: sizes(g, dtype, x, y, Some(w)) };
@@ -174,7 +169,7 @@ pub fn dgrad(
     let dtype = dy.dtype();
     assert!(w.dtype() == dtype && dx.dtype() == dtype, "dgrad of {dtype} by {} to {}", w.dtype(), dx.dtype());
     let (dy, w, dx) = (dy.address(), w.address(), dx.address());
-    if tensor::serves(g, Pass::Dgrad, dtype, dx, dy, Some(w)) {
+    if on_tensor_cores(g, Pass::Dgrad, dtype, Operands { x: dx, y: dy, w: Some(w) }).is_some() {
         let norm = norm.filter(|norm| tensor::serves_norm(dtype, norm));
         return tensor::dgrad(gpu, g, dtype, [dy, w, dx], norm);
     }
@@ -197,7 +192,7 @@ pub fn wgrad(gpu: Handle, g: &Geometry, x: &Tensor, dy: &Tensor, dw: TensorMut) 
     let dtype = dy.dtype();
     assert!(x.dtype() == dtype && dw.dtype() == DType::F32, "wgrad of {} by {dtype} to {}", x.dtype(), dw.dtype());
     let (x, dy, dw) = (x.address(), dy.address(), dw.address());
-    if tensor::serves(g, Pass::Wgrad, dtype, x, dy, None) {
+    if on_tensor_cores(g, Pass::Wgrad, dtype, Operands { x, y: dy, w: None }).is_some() {
         return tensor::wgrad(gpu, g, dtype, x, dy, dw);
     }
     let columns = g.k / g.conv.groups;

@@ -11,12 +11,13 @@
 
 pub mod cpu;
 mod gpu;
+mod layout;
 mod products;
 pub mod reference;
 mod tensor;
 pub mod tiles;
 
-pub use tensor::suits as suits_tensor_cores;
+pub use layout::{OnTensorCores, Operands, on_tensor_cores};
 
 use std::collections::BTreeSet;
 use std::fmt;

@@ -7,7 +7,8 @@
 //! On tensor cores a part is what one block sums: `kernels/conv2d_tensor_products.cu`, and dW is never written. Elsewhere
 //! the one part is taken from a dW that is dropped behind it.
 
-use super::gpu::{is_packed, sizes};
+use super::gpu::sizes;
+use super::layout::{self, Operands, is_packed};
 use super::tensor::{self, Product, STEM_WGRAD};
 use super::tiles::{self, Choice, Tile};
 use super::{Conv2d, Geometry, Pass, wgrad};
@@ -40,12 +41,9 @@ struct Division {
 
 /// `None` if operands of this shape and dtype, aligned as tensors are, do not run on tensor cores.
 fn division(g: &Geometry, dtype: DType, sources: usize) -> Option<Division> {
-    if !tensor::serves(g, Pass::Wgrad, dtype, Address::NULL, Address::NULL, None) {
-        return None;
-    }
-    let g = tensor::plain(&tensor::padded(g, dtype).unwrap_or(*g));
+    let layout::OnTensorCores { g, has_tiles } = layout::on_tensor_cores(g, Pass::Wgrad, dtype, Operands::ALIGNED)?;
     // Packs of 16 bits that span two taps have a kernel of their own.
-    let is_split = !g.c.is_multiple_of(tensor::pack(dtype));
+    let is_split = !has_tiles;
     let Choice { tile, stretches } = tiles::choose_products(&g, dtype, sources, is_split.then_some(STEM_WGRAD));
     let kernel = match tile {
         _ if is_split => "conv2d_tensor_products_stem",
@@ -78,7 +76,8 @@ pub fn wgrad_products(conv: Conv2d, x: &Tensor, dy: &Tensor, sources: &[Tensor],
     let parts = division.as_ref().map_or(1, |division| division.parts);
     assert_eq!(products.shape().dims(), [parts, sources.len(), g.k], "the products of {} sources", sources.len());
     if let (Implementation::Gpu(gpu), Some(division)) = (x.implementation(), division)
-        && tensor::serves(&g, Pass::Wgrad, x.dtype(), x.address(), dy.address(), None)
+        && layout::on_tensor_cores(&g, Pass::Wgrad, x.dtype(), Operands { x: x.address(), y: dy.address(), w: None })
+            .is_some()
     {
         return on_tensor_cores(gpu, &g, &division, [x, dy], sources, products);
     }
@@ -106,7 +105,7 @@ fn on_tensor_cores(
     let are_f32 = sources.iter().all(|source| source.dtype() == DType::F32) && products.dtype() == DType::F32;
     assert!(are_f32, "sources and products are f32");
     let Division { g: seen, tile, stretches, stretch, kernel, parts } = division;
-    let padded = tensor::padded(g, dtype).map(|padded| tensor::pad_x(gpu, dtype, x.address(), g, &padded));
+    let padded = layout::padded(g, dtype).map(|padded| tensor::pad_x(gpu, dtype, x.address(), g, &padded));
     let x = padded.as_ref().map_or(x.address(), Tensor::address);
     let addresses: Vec<Address> = sources.iter().map(Tensor::address).collect();
     // In pairs; more would not hurt.
@@ -130,11 +129,11 @@ fn on_tensor_cores(
     // Of the sources once: what other stretches read comes from the cache.
     let weights = (sources.len() * g.k * g.filter_len()) as u64;
     let numbers = (parts * sources.len() * g.k) as u64;
-    let cost = tensor::padded(g, dtype).unwrap_or(*g).cost(Pass::Wgrad, dtype);
+    let cost = layout::padded(g, dtype).unwrap_or(*g).cost(Pass::Wgrad, dtype);
     let flops = cost.flops + 2 * weights * *stretches as u64;
     gpu.account(Cost { flops, read: cost.read + 4 * weights, written: 4 * numbers });
     let grid = [seen.k.div_ceil(tile.rows()), seen.filter_len().div_ceil(tile.columns()), *stretches].map(tensor::dim);
-    // SAFETY: `serves` was asked whether operands come in packs; the contract checked their shapes, that the sources' are those
+    // SAFETY: `layout` was asked whether operands come in packs; the contract checked their shapes, that the sources' are those
     // of the filters, and that `products` has a place for each part, of which there is one for each stretch and tile of
     // columns.
     unsafe { gpu.launch("conv2d_tensor_products", kernel, dtype, grid, tile.threads(), &parameters) }

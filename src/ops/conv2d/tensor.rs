@@ -1,9 +1,10 @@
 //! Convolution on a GPU's tensor cores: `kernels/conv2d_tensor.cu`. For a batch norm behind it fprop leaves the statistics of
 //! each tile of rows, and for one before it dgrad the sums that its backward begins with.
 
-use super::gpu::{PACKED_DW, Sizes, direct_grid, is_packed, sizes};
+use super::gpu::{PACKED_DW, Sizes, direct_grid, sizes};
+use super::layout::{is_packed, pack, padded, plain};
 use super::tiles::{self, Choice, Tile};
-use super::{Conv2d, Geometry, Pass};
+use super::{Geometry, Pass};
 use crate::gpu::{self, Address, Cost, Gpu, Handle};
 use crate::ops::batch_norm::{Normalized, Tiles};
 use crate::parameters;
@@ -66,8 +67,6 @@ parameters! {
 }
 
 const DIRECT_THREADS: u32 = 128;
-/// The channels that a stem is padded to.
-const STEM: usize = 4;
 
 /// The tiles of the kernels for a padded stem.
 const STEM_FPROP: Tile = Tile::Medium;
@@ -105,72 +104,12 @@ fn kernel_for_norm(pass: Pass, tile: Tile) -> &'static str {
     }
 }
 
-/// Elements of 16 bytes.
-pub(super) fn pack(dtype: DType) -> usize {
-    16 / dtype.size()
-}
-
 pub(super) fn dim(size: usize) -> u32 {
     u32::try_from(size).expect("fewer than 2³² blocks")
 }
 
 pub(super) fn int(size: usize) -> i32 {
     i32::try_from(size).expect("sizes below 2³¹")
-}
-
-/// Whether convolutions of C channels by K filters are what tensor cores take, aligned operands of any usual size provided.
-/// What has to come in packs are the numbers that are read one after the other: channels, and in dgrad and wgrad filters.
-/// Fewer channels than a pack are padded in fprop and wgrad.
-pub fn suits(conv: Conv2d, [c, k]: [usize; 2], pass: Pass, dtype: DType) -> bool {
-    let in_packs = |size: usize| size.is_multiple_of(pack(dtype));
-    let [channels, filters] = [in_packs(c) || c < pack(dtype), in_packs(k)];
-    let fits = match pass {
-        Pass::Fprop => channels,
-        Pass::Dgrad => in_packs(c) && filters,
-        Pass::Wgrad => channels && filters,
-    };
-    matches!(dtype, DType::BF16 | DType::F16 | DType::TF32) && conv.groups == 1 && fits
-}
-
-/// Whether a pass over operands at these addresses runs on tensor cores; the filters' is absent in wgrad.
-pub fn serves(g: &Geometry, pass: Pass, dtype: DType, x: Address, y: Address, w: Option<Address>) -> bool {
-    // The kernels count elements in 32 bits, and beyond the last ones: those of padded channels, and of rows out of sight.
-    let pixels = g.n * (g.h + 2 * g.conv.padding[0]) * (g.w + 2 * g.conv.padding[1]);
-    let most = [pixels * g.c.next_multiple_of(pack(dtype)), g.y().len() + 256 * g.k, g.k * g.pitch];
-    let is_padded = g.c < pack(dtype);
-    suits(g.conv, [g.c, g.k], pass, dtype)
-        && most.into_iter().all(|elements| elements < 1 << 31)
-        && (is_padded || is_packed(x, dtype, g.c, g.c))
-        && (is_padded || w.is_none_or(|w| is_packed(w, dtype, g.c, g.pitch)))
-        && (pass == Pass::Fprop || is_packed(y, dtype, g.k, g.k))
-}
-
-/// The sizes that a 1×1 convolution of stride 1 has as a plain matrix product: one image of one line.
-pub(super) fn plain(g: &Geometry) -> Geometry {
-    let is_plain = (g.r, g.s) == (1, 1) && g.conv.stride == [1, 1] && g.conv.padding == [0, 0];
-    if !is_plain {
-        return *g;
-    }
-    let pixels = g.n * g.h * g.w;
-    Geometry { n: 1, h: 1, w: pixels, p: 1, q: pixels, conv: Conv2d::new(1, 0), ..*g }
-}
-
-/// The geometry with padded channels, where they are padded.
-pub(super) fn padded(g: &Geometry, dtype: DType) -> Option<Geometry> {
-    let c = match g.c {
-        c if c.is_multiple_of(pack(dtype)) => return None,
-        c if c <= STEM => STEM,
-        c => c.next_multiple_of(pack(dtype)),
-    };
-    Some(Geometry { c, pitch: (g.r * g.s * c).next_multiple_of(pack(dtype)), ..*g })
-}
-
-/// The sizes that the kernels see, of operands that lie well; `None` if there is no choice of tiles for them.
-pub fn seen(g: &Geometry, pass: Pass, dtype: DType) -> Option<Geometry> {
-    let [x, y, w] = [Address::NULL; 3];
-    let w = (pass != Pass::Wgrad).then_some(w);
-    let seen = plain(padded(g, dtype).as_ref().unwrap_or(g));
-    (serves(g, pass, dtype, x, y, w) && seen.c.is_multiple_of(pack(dtype))).then_some(seen)
 }
 
 /// How a pass is divided, and which kernel does it.
@@ -199,7 +138,7 @@ fn launch<P: gpu::Parameters>(
     grids: usize,
 ) {
     let grid = [size[0].div_ceil(tile.rows()), size[1].div_ceil(tile.columns()), grids].map(dim);
-    // SAFETY: `serves` was asked whether operands come in packs; the contract checked their shapes, and the callers below
+    // SAFETY: `layout` was asked whether operands come in packs; the contract checked their shapes, and the callers below
     // give a result, and sums of its tiles, of the size that the grid covers.
     unsafe { gpu.launch("conv2d_tensor", name, dtype, grid, tile.threads(), product) }
 }
@@ -284,7 +223,7 @@ fn fprop_packed(
     Some(Tiles { sums, span: tile.rows(), pixels })
 }
 
-/// Whether dgrad can work for this batch norm, beside what [`serves`] asks.
+/// Whether dgrad can work for this batch norm, beside what [`on_tensor_cores`](super::layout::on_tensor_cores) asks.
 pub fn serves_norm(dtype: DType, norm: &Normalized) -> bool {
     norm.x.dtype() == dtype && norm.x.is_contiguous() && norm.x.address().0.is_multiple_of(16)
 }
@@ -375,6 +314,8 @@ mod tests {
     use super::super::{dgrad, dgrad_and_sums, fprop, fprop_and_statistics, reference, wgrad};
     use super::*;
     use crate::ops::cases;
+    use crate::ops::conv2d::Conv2d;
+    use crate::ops::conv2d::layout::{Operands, on_tensor_cores};
     use crate::selftest::numbers::{Numbers, normalized_error};
     use crate::tensor::Shape;
 
@@ -465,8 +406,7 @@ mod tests {
     /// The cases that suit tensor cores, each with a tile: every tile meets every kind of case.
     fn for_each_tile(pass: Pass, mut check: impl FnMut(&cases::ConvCase, DType, Tile)) {
         let suits = |case: &&cases::ConvCase, dtype| {
-            let g = case.geometry();
-            suits(g.conv, [g.c, g.k], pass, dtype)
+            on_tensor_cores(&case.geometry(), pass, dtype, Operands::ALIGNED).is_some()
         };
         for dtype in [DType::BF16, DType::F16, DType::TF32] {
             for (i, case) in cases::CONV2D.iter().filter(|case| suits(case, dtype)).enumerate() {

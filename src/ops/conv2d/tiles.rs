@@ -12,7 +12,8 @@ use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Geometry, Pass, tensor};
+use super::layout::{self, Operands};
+use super::{Geometry, Pass};
 use crate::error::{Error, Result};
 use crate::tensor::DType;
 
@@ -199,7 +200,8 @@ pub fn choose(g: &Geometry, pass: Pass, dtype: DType) -> Choice {
 /// The sizes by which the kernels for tensor cores see a convolution, and which [`choose`] is asked about; `None` if the
 /// pass does not run on them, or has one tile alone.
 pub fn on_tensor_cores(g: &Geometry, pass: Pass, dtype: DType) -> Option<Geometry> {
-    tensor::seen(g, pass, dtype)
+    let seen = layout::on_tensor_cores(g, pass, dtype, Operands::ALIGNED)?;
+    seen.has_tiles.then_some(seen.g)
 }
 
 /// What is worth timing: each tile as the rule would use it, and wgrad also with half and twice the stretches.

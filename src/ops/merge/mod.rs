@@ -25,15 +25,18 @@
 pub mod constraint;
 pub mod cpu;
 mod gpu;
+mod projection;
 pub mod reference;
 
 use std::sync::Arc;
 
 use super::Cost;
-use crate::tape::{Projection, Split, Tape, Var};
+use crate::tape::{self, Split, Tape, Var};
 use crate::tensor::{DType, Implementation, Tensor, TensorMut};
 
-pub use crate::tape::Term;
+pub use projection::{Place, Term};
+
+use projection::OfSources;
 
 /// Where the α of a stretch come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -359,7 +362,8 @@ impl Tape {
             blend_in_parts(table, &frozen, alpha.value(), parts);
             Split::at(table.filters_len, filters, rest)
         };
-        let projection = (backward == Backward::Products).then(|| Projection::new(sources.to_vec(), table.filters_len));
+        let projection = (backward == Backward::Products)
+            .then(|| -> Box<dyn tape::Projection> { Box::new(OfSources::new(sources.to_vec(), table.filters_len)) });
         let id = alpha.id();
         self.record_arena(split, table.arena_len, &[id], projection, |arena| {
             let (table, sources) = (table.clone(), sources.to_vec());

@@ -15,6 +15,19 @@ pub mod reference;
 use crate::tape::{Tape, Var};
 use crate::tensor::{Implementation, Tensor, TensorMut};
 
+impl Tape {
+    /// An empty one.
+    pub fn new() -> Tape {
+        Tape::summing_by(add_assign)
+    }
+}
+
+impl Default for Tape {
+    fn default() -> Tape {
+        Tape::new()
+    }
+}
+
 /// `sum += term`. Rows of `sum` may be padded, those of `term` not.
 pub fn add_assign(sum: TensorMut, term: &Tensor) {
     assert_eq!(sum.shape(), term.shape(), "add");

@@ -1,6 +1,6 @@
 //! What the device can do at most, to measure kernels against: `kernels/limits.cu` and `kernels/limits_tensor.cu`.
 
-use super::{Address, Gpu};
+use crate::gpu::{Address, Gpu};
 use crate::parameters;
 use crate::tensor::{DType, Tensor, TensorMut};
 
