@@ -4,7 +4,6 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-#[cfg(feature = "emulator")]
 /// The types that activations are stored as: the name in symbols, and the macro that chooses it.
 const STORAGE: [(&str, &str); 4] =
     [("f32", "STORAGE_F32"), ("tf32", "STORAGE_TF32"), ("bf16", "STORAGE_BF16"), ("f16", "STORAGE_F16")];
@@ -26,8 +25,56 @@ fn main() {
     table.push_str("]\n");
     let out = std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR");
     std::fs::write(Path::new(&out).join("kernels.rs"), table).expect("OUT_DIR can be written to");
+    std::fs::write(Path::new(&out).join("modules.rs"), modules(&sources)).expect("OUT_DIR can be written to");
     #[cfg(feature = "emulator")]
     emulator::build(&sources, Path::new(&out));
+}
+
+fn is_kernels(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "cu")
+}
+
+/// What the first line of a file of kernels says: the storage types that it is compiled for, a module each, and the
+/// architectures, if these are not all.
+///
+/// ```text
+/// // modules: f32 bf16 f16
+/// // modules: bf16 f16 for sm_90a
+/// ```
+struct Declared {
+    storage: Vec<String>,
+    architectures: Vec<String>,
+}
+
+impl Declared {
+    fn of(path: &Path) -> Declared {
+        let text = std::fs::read_to_string(path).expect("a file that was just listed");
+        let line = text.lines().next().and_then(|line| line.strip_prefix("// modules: "));
+        let line = line.unwrap_or_else(|| panic!("{}: the first line does not say which modules", path.display()));
+        let (storage, architectures) = line.split_once(" for ").unwrap_or((line, ""));
+        let words = |text: &str| text.split_whitespace().map(str::to_string).collect::<Vec<_>>();
+        let declared = Declared { storage: words(storage), architectures: words(architectures) };
+        let unknown = declared.storage.iter().find(|word| STORAGE.iter().all(|(name, _)| name != word));
+        if let Some(word) = unknown.or(declared.storage.is_empty().then_some(&line.to_string())) {
+            panic!("{}: '{word}' is no storage type", path.display());
+        }
+        declared
+    }
+}
+
+/// A line of Rust for each file of kernels.
+fn modules(sources: &[PathBuf]) -> String {
+    let mut table = String::from("&[\n");
+    for path in sources.iter().filter(|path| is_kernels(path)) {
+        let Declared { storage, architectures } = Declared::of(path);
+        let name = path.file_stem().expect("a file has a name").to_string_lossy();
+        let storage: Vec<String> = storage.iter().map(|name| format!("DType::{}", name.to_uppercase())).collect();
+        let storage = storage.join(", ");
+        writeln!(table, "    Modules {{ file: {name:?}, storage: &[{storage}], architectures: &{architectures:?} }},")
+            .expect("writing to a string");
+    }
+    table.push_str("]\n");
+    table
 }
 
 #[cfg(feature = "emulator")]
@@ -67,15 +114,9 @@ mod emulator {
                 build.flag(flag);
             }
             build.define("MEDMERGE_EMULATOR", None).define(macro_name, None).include("kernels");
-            for path in sources.iter().filter(|path| path.extension().is_some_and(|extension| extension == "cu")) {
+            for path in sources.iter().filter(|path| is_kernels(path)) {
                 let source = std::fs::read_to_string(path).expect("a file that was just listed");
-                // As in src/gpu/compile.rs: tensor cores take tf32 for f32.
-                let is_stored = match storage {
-                    "f32" => !source.contains("tensor.cuh"),
-                    "tf32" => source.contains("tensor.cuh"),
-                    _ => source.contains("element"),
-                };
-                if !is_stored {
+                if !Declared::of(path).storage.iter().any(|name| name == storage) {
                     continue;
                 }
                 // A namespace each: what several files, or one file for several types, call by one name would otherwise be

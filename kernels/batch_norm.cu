@@ -1,3 +1,4 @@
+// modules: f32 bf16 f16
 // Batch normalisation per channel, over the n = N·H·W pixels of an NHWC tensor, with what follows it in a network.
 //
 //   statistics       μ = Σ x / n,   σ² = Σ (x − μ)² / n,   rstd = 1 / √(σ² + ε);   for running statistics also σ²·n/(n − 1)

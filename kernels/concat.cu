@@ -1,3 +1,4 @@
+// modules: f32 bf16 f16
 // Concatenation along the channels of NHWC tensors, one input at a time.
 //
 //   concat_insert    y[pixel, first + c] = x[pixel, c]

@@ -1,3 +1,4 @@
+// modules: f32 bf16 f16
 // Convolution: fprop, dgrad and wgrad.
 //
 //   fprop   y[n,p,q,k]  = Σ_{r,s,c} x[n, p·stride_h − pad_h + r·dilation_h, q·stride_w − pad_w + s·dilation_w, c] · w[k,r,s,c]

@@ -1,3 +1,4 @@
+// modules: tf32 bf16 f16
 // Convolution on tensor cores: fprop, dgrad and wgrad for activations in bf16, f16 or tf32, without groups.
 //
 //   pass    rows                      columns   summed over

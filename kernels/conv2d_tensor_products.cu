@@ -1,3 +1,4 @@
+// modules: tf32 bf16 f16
 // wgrad on tensor cores where the filters are a blend of frozen ones: products with the sources' filters in place of dW.
 //
 //   P[part, m, k] = Σ dW[k, …]·W_m[k, …]   over the pixels of one stretch and the weights of one tile of columns

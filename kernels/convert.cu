@@ -1,3 +1,4 @@
+// modules: f32 bf16 f16
 // Fill, and conversion between f32 and the storage type of activations.
 //
 //   fill       x[i] = value

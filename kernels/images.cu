@@ -1,3 +1,4 @@
+// modules: f32 bf16 f16
 // From images as bytes to a batch of activations: shift, flip, normalise.
 //
 //   y[n, h, w, k] = table[k][x[n, clamp(h − down), clamp(w' − right), k or 0]],   w' = flip ? W − 1 − w : w

@@ -1,3 +1,4 @@
+// modules: f32
 // What a GPU can do at most, for other kernels to be measured against: its memory by three mixes of reads and writes, and
 // its f32 arithmetic.
 //

@@ -1,3 +1,4 @@
+// modules: tf32 bf16 f16
 // What a GPU's tensor cores can do at most through mma.sync, for convolutions to be measured against: matrix products that
 // stay in registers.
 //

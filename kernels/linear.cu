@@ -1,3 +1,4 @@
+// modules: f32
 // The fully connected layer, in f32 throughout: heads are small, and their gradients decide what is learned.
 //
 //   forward           y[n,k]  = Σ_c x[n,c]·w[k,c] + b[k]

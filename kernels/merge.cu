@@ -1,3 +1,4 @@
+// modules: f32
 // The backward of the merge, and α from what is learned. The merge itself: merge_blend.cu.
 //
 //   dα        dα[m,j] = Σ_{i : a(i) = j} dW[i]·W_m[i]

@@ -1,3 +1,4 @@
+// modules: f32 bf16 f16
 // The merge: every weight of a network as a weighted sum of the same weight in M source networks, stored as a step reads it.
 //
 //   W[i] = α[0, a(i)]·W_0[i] + α[1, a(i)]·W_1[i] + …, added from left to right, each operation rounded

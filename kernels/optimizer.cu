@@ -1,3 +1,4 @@
+// modules: f32
 // Updates of whole arenas, and the decision whether a step's update is made.
 //
 //   square_sums   partial[b] = Σ g[i]² over block b's CHUNK numbers

@@ -1,3 +1,4 @@
+// modules: f32 bf16 f16
 // Sums and rectification, element by element, written over the first operand.
 //
 //   relu            x = max(x, 0)

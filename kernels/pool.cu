@@ -1,3 +1,4 @@
+// modules: f32 bf16 f16
 // Pooling of NHWC images, N × H × W × C to N × P × Q × C, over an R × S window, and over the whole image.
 //
 //   max_pool                y = max over the window of x, and which tap (r·S + s) attained it first; a NaN wins

@@ -1,3 +1,4 @@
+// modules: f32
 // Softmax and cross-entropy, loss and gradient in one launch.
 //
 //   loss    = Σ_n [ (1 − e)·v[l_n]·(−log p[n, l_n]) + (e/K)·Σ_k v[k]·(−log p[n, k]) ] / Σ_n v[l_n],      p = softmax(z)

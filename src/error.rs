@@ -10,6 +10,7 @@ use crate::gpu::Failure;
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The operating system refused something.
     #[error("cannot {action} {}", path.display())]

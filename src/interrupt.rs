@@ -22,6 +22,7 @@ fn end() -> ! {
     std::process::exit(1)
 }
 
+#[cfg(feature = "cli")]
 /// Installs the handler; called once by the program, which tells by `say` that it was interrupted. A library's user keeps
 /// their own.
 pub fn watch_for_interrupt(say: fn()) {

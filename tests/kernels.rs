@@ -26,8 +26,13 @@ fn compiler() -> &'static Nvrtc {
 /// All kernels, compiled by whoever comes first.
 fn compiled(architecture: &str) -> Vec<Module> {
     let _turn = binaries::turn(architecture);
-    compile::compile_all(compiler(), Some(&Cache::at(&binaries::folder())), &compile::sources(), architecture)
-        .unwrap_or_else(|failure| panic!("{failure}\nhint: {}", failure.hint()))
+    compile::compile_all(
+        compiler(),
+        Some(&Cache::at(&binaries::folder())),
+        &compile::sources(architecture),
+        architecture,
+    )
+    .unwrap_or_else(|failure| panic!("{failure}\nhint: {}", failure.hint()))
 }
 
 /// The names in `KERNEL(name, Parameters, THREADS)`.
@@ -38,7 +43,7 @@ fn entry_points(text: &str) -> impl Iterator<Item = &str> {
 #[test]
 fn every_kernel_compiles_everywhere_and_fits_its_registers() {
     let nvrtc = compiler();
-    let sources = compile::sources();
+    let sources = compile::sources("sm_90a");
     let files: BTreeSet<&str> = KERNELS.iter().filter_map(|(name, _)| name.strip_suffix(".cu")).collect();
     assert!(!files.is_empty());
     assert_eq!(sources.iter().map(|source| source.file).collect::<BTreeSet<_>>(), files);
@@ -48,7 +53,7 @@ fn every_kernel_compiles_everywhere_and_fits_its_registers() {
     assert_eq!(files.iter().filter(without_f32).copied().collect::<Vec<_>>(), for_tensor_cores);
     let mut problems = Vec::new();
     for architecture in ARCHITECTURES {
-        for (source, module) in sources.iter().zip(&compiled(architecture)) {
+        for (source, module) in compile::sources(architecture).iter().zip(&compiled(architecture)) {
             let mut expected: Vec<String> =
                 entry_points(source.text).map(|name| format!("{name}_{}", source.dtype)).collect();
             expected.sort();
@@ -82,7 +87,7 @@ fn needs_on_hopper_are_those_on_record() {
     }
     let mut found = head(&nvrtc.version.to_string());
     found.push_str("\nkernel,threads,registers,shared bytes,blocks per processor\n");
-    for (source, module) in compile::sources().iter().zip(compiled("sm_90a")) {
+    for (source, module) in compile::sources("sm_90a").iter().zip(compiled("sm_90a")) {
         let mut rows = rows(&module);
         if !record.contains(&rows) {
             // The compiler does not always choose the same registers: one of a hundred kernels had 149 once where it has
@@ -111,7 +116,7 @@ fn rows(module: &Module) -> String {
 /// they are stored alike, under names that a test of `compile` checks.
 #[test]
 fn a_shared_binary_is_what_the_compiler_makes_now() {
-    let sources = compile::sources();
+    let sources = compile::sources("sm_90a");
     let source = sources.iter().find(|source| source.file == "convert" && source.dtype == DType::BF16).unwrap();
     let cache = Cache::at(&binaries::folder());
     let now = compile::compile(compiler(), None, source, "sm_90a").unwrap();

@@ -25,6 +25,9 @@ step "cargo clippy --all-targets"
 cargo clippy --locked --all-targets -- -D warnings
 cargo clippy --locked --all-targets --features emulator -- -D warnings
 
+step "the library alone"
+cargo clippy --locked --no-default-features --lib --examples -- -D warnings
+
 step "cargo doc"
 cargo doc --locked --no-deps --document-private-items --features emulator
 
@@ -63,6 +66,21 @@ rm -rf target/cubins
 # What the tests compiled for this architecture is taken from their cache.
 XDG_CACHE_HOME=$PWD/target/tmp/cache cargo run --locked --quiet --features emulator -- kernels --arch sm_90a --cubin target/cubins > /dev/null
 python3 tests/sass.py "$disassembler" target/cubins
+
+# What a stranger downloads: everything that is needed to compile it, under the version of Rust that it states.
+step "cargo package"
+stated=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+rm -rf target/package
+cargo package --locked --quiet --no-verify --allow-dirty
+tar -xzf target/package/medmerge-*.crate -C target/package
+of_package=(--quiet --locked --lib --bins --manifest-path target/package/medmerge-*/Cargo.toml)
+case $(rustc --version) in
+  "rustc $stated."*) CARGO_TARGET_DIR=target cargo check "${of_package[@]}" ;;
+  *) rustup toolchain install --profile minimal "$stated" && CARGO_TARGET_DIR=target/stated cargo "+$stated" check "${of_package[@]}" ;;
+esac
+
+step "cargo deny"
+if cargo deny --version >/dev/null 2>&1; then cargo deny check; else echo "not run: cargo-deny is not installed"; fi
 
 # On the CPU and the emulator, the tests have done the same.
 for device in ${MEDMERGE_REQUIRE_DEVICE:-}; do

@@ -27,7 +27,7 @@ pub fn run(options: &Kernels, global: &Global) -> Result<()> {
     if let Some(folder) = &options.cubin {
         make_folder(folder, options.force)?;
     }
-    let sources = compile::sources();
+    let sources = compile::sources(&architecture);
     let modules = compile::compile_all(nvrtc, Cache::of_user().as_ref(), &sources, &architecture)?;
     let all: Vec<(&Source, &Module)> = sources.iter().zip(&modules).collect();
     if let Some(folder) = &options.cubin {

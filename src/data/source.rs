@@ -31,6 +31,7 @@ pub trait Images: fmt::Debug + Send + Sync {
 
 /// Bits of a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Depth {
     Eight,
     Sixteen,

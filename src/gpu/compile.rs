@@ -83,34 +83,43 @@ impl Processor {
     }
 }
 
-/// All that a training run may need.
-pub fn sources() -> Vec<Source<'static>> {
-    let mut all = Vec::new();
-    for (name, text) in KERNELS {
-        let Some(file) = name.strip_suffix(".cu") else { continue };
-        let dtypes: &[DType] = match () {
-            _ if is_for_tensor_cores(text) => &[DType::TF32, DType::BF16, DType::F16],
-            _ if text.contains("element") => &[DType::F32, DType::BF16, DType::F16],
-            _ => &[DType::F32],
-        };
-        all.extend(dtypes.iter().map(|&dtype| Source { file, text, dtype }));
-    }
-    all
+/// What a file of `kernels/` says in its first line: the storage types that it is compiled for, and the architectures, none
+/// for all.
+struct Modules {
+    /// Without `.cu`.
+    file: &'static str,
+    storage: &'static [DType],
+    architectures: &'static [&'static str],
 }
 
-fn is_for_tensor_cores(text: &str) -> bool {
-    text.contains("tensor.cuh")
+const MODULES: &[Modules] = include!(concat!(env!("OUT_DIR"), "/modules.rs"));
+
+/// All that a training run on `architecture` may need.
+pub fn sources(architecture: &str) -> Vec<Source<'static>> {
+    let of = |modules: &&Modules| modules.architectures.is_empty() || modules.architectures.contains(&architecture);
+    let modules = MODULES.iter().filter(of);
+    modules
+        .flat_map(|&Modules { file, storage, .. }| {
+            let text = text(file).expect("build.rs embeds what it lists");
+            storage.iter().map(move |&dtype| Source { file, text, dtype })
+        })
+        .collect()
+}
+
+/// A file of `kernels/`, without `.cu`.
+pub(super) fn text(file: &str) -> Option<&'static str> {
+    KERNELS.iter().find(|(name, _)| name.strip_suffix(".cu") == Some(file)).map(|(_, text)| *text)
 }
 
 /// The storage type for which a file is compiled where activations are of `dtype`: tf32 is f32 to everything that does not
 /// use tensor cores.
 pub fn storage(file: &str, dtype: DType) -> DType {
-    if dtype != DType::TF32 {
-        return dtype;
+    let modules = MODULES.iter().find(|modules| modules.file == file);
+    match modules {
+        Some(modules) if dtype == DType::TF32 && !modules.storage.contains(&DType::TF32) => DType::F32,
+        // What is not among them are the kernels of tests, which mean what they say.
+        _ => dtype,
     }
-    let text = KERNELS.iter().find(|(name, _)| name.strip_suffix(".cu") == Some(file)).map(|(_, text)| *text);
-    // What is not among them are the kernels of tests, which mean what they say.
-    if text.is_none_or(is_for_tensor_cores) { DType::TF32 } else { DType::F32 }
 }
 
 /// Compiles many modules at once, in the order of `sources`.

@@ -24,7 +24,7 @@ impl Gpu {
     /// Fills `count` numbers of `dtype` at `x`.
     pub(crate) fn fill_numbers(&self, x: Address, dtype: DType, count: usize, value: f64) {
         let parameters = Fill { x, count: count as u64, value: value as f32, padding: 0 };
-        self.account(Cost::moving(0, count * dtype.size()));
+        self.account(|| Cost::moving(0, count * dtype.size()));
         // SAFETY: callers own `count` numbers of `dtype` at `x`.
         unsafe { self.launch("convert", "fill", dtype, grid(count, dtype), THREADS, &parameters) }
     }
@@ -37,7 +37,7 @@ impl Gpu {
             _ => panic!("no conversion from {from} to {to}"),
         };
         let parameters = Convert { x, y, count: count as u64 };
-        self.account(Cost::moving(count * from.size(), count * to.size()));
+        self.account(|| Cost::moving(count * from.size(), count * to.size()));
         // SAFETY: callers own `count` numbers at both addresses, of the types that the kernel is compiled for.
         unsafe { self.launch("convert", name, dtype, grid(count, dtype), THREADS, &parameters) }
     }

@@ -23,7 +23,7 @@ use super::driver::{Address, Description, Driver, Event, GraphId, Kernel, Launch
 use super::libcuda::{self, Api};
 use super::library::Status;
 use super::nvrtc::{self, Nvrtc, Version};
-use super::{Failure, KERNELS, lock};
+use super::{Failure, lock};
 use crate::dtype::DType;
 
 /// Uploads wait in pinned memory for their copy: so many buffers of so many bytes.
@@ -412,8 +412,8 @@ impl Cuda {
 
     fn load(&self, kernel: Kernel) -> Result<CUmodule, Failure> {
         let architecture = &self.description.architecture;
-        let text = KERNELS.iter().find(|(name, _)| name.strip_suffix(".cu") == Some(kernel.file));
-        let Some((_, text)) = text else {
+        let text = compile::text(kernel.file);
+        let Some(text) = text else {
             let log = "there is no such file".to_string();
             return Err(Failure::Compile { file: kernel.file.to_string(), architecture: architecture.clone(), log });
         };
@@ -567,7 +567,7 @@ impl Driver for Cuda {
     fn compile_ahead(&self, dtype: DType) {
         // Without a cache there is nowhere to put them.
         if self.cache.is_some() {
-            let needed: Vec<Source> = compile::sources()
+            let needed: Vec<Source> = compile::sources(&self.description.architecture)
                 .into_iter()
                 .filter(|source| !source.file.starts_with("limits"))
                 .filter(|source| source.dtype == compile::storage(source.file, dtype) || source.dtype == DType::F32)

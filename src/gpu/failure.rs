@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 /// Everything here is shown to the user with its hint; none of it is a panic.
 #[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Failure {
     /// `tried` is what the loader says to each name.
     #[error("libcuda, the NVIDIA driver's library, was not found")]

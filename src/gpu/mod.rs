@@ -234,19 +234,23 @@ impl Gpu {
     }
 
     pub fn copy(&self, to: Address, from: Address, bytes: usize) {
-        self.account(Cost::moving(bytes, bytes));
+        self.account(|| Cost::moving(bytes, bytes));
         self.enter(WorkOf::Copy);
         self.run(|driver| driver.copy(to, from, bytes));
     }
 
     pub fn fill(&self, to: Address, byte: u8, bytes: usize) {
-        self.account(Cost::moving(0, bytes));
+        self.account(|| Cost::moving(0, bytes));
         self.enter(WorkOf::Fill);
         self.run(|driver| driver.fill(to, byte, bytes));
     }
 
-    /// States what the next launch reads, writes and computes at least. Whoever launches a kernel says so first.
-    pub fn account(&self, cost: Cost) {
+    /// States what the next launch reads, writes and computes at least. Whoever launches a kernel says so first; the cost is
+    /// computed where somebody keeps account.
+    pub fn account(&self, cost: impl FnOnce() -> Cost) {
+        let is_kept = lock(&self.ledger).is_some();
+        // Not while the account is locked: a cost may take long.
+        let Some(cost) = is_kept.then(cost) else { return };
         if let Some(ledger) = &mut *lock(&self.ledger) {
             ledger.account(cost);
         }

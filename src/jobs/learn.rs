@@ -10,10 +10,11 @@ use super::settings::settings;
 use super::{Compute, EpochLog, Images, networks};
 use crate::checkpoint::{self, Provenance};
 use crate::data::Dataset;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::merge::{BatchNormPolicy, Constraint, Granularity, Learned, Sources, Start};
 use crate::nn::{Network, Stem};
 use crate::output::{Named, OutputPath, check_apart};
+#[cfg(feature = "cli")]
 use crate::report::{LayerWeights, SourceWeights, merge_weights, save};
 use crate::train::{
     Anchor, AnchorChoice, EpochRecord, LearnOptions, Observer, Place, ResumeFile, Settings, Target, TrainOptions,
@@ -69,6 +70,9 @@ impl Learn {
     pub fn check(&self) -> Result<()> {
         self.options.check()?;
         self.compute.check()?;
+        if self.picture.is_some() && cfg!(not(feature = "cli")) {
+            return Err(Error::usage("pictures are not part of this build", "build with the feature `cli`"));
+        }
         let inputs = self.models.iter().map(|path| ("--models", path.as_path()));
         let inputs: Vec<Named> = inputs.chain([("--data", self.images.data.as_path())]).collect();
         let (weights, log, state) = (self.weights_path(), EpochLog::beside(&self.out), self.state_path());
@@ -120,6 +124,7 @@ impl Learn {
         learned.save(&mut weights_output)?;
         let folded = learned.fold(&sources.trunks())?;
         checkpoint::save(&mut output, &folded, &learned.metadata())?;
+        #[cfg(feature = "cli")]
         if let Some(path) = &self.picture {
             let svg = picture(&learned, &sources)?;
             save(&svg, &mut OutputPath::check(path, self.force, 0)?)?;
@@ -208,6 +213,7 @@ impl Learn {
 }
 
 /// The α of every source, layer by layer.
+#[cfg(feature = "cli")]
 pub fn picture(learned: &Learned, sources: &Sources) -> Result<String> {
     let plan = learned.plan()?;
     let of_entries: Vec<_> = plan.entries.iter().map(|entry| plan.alphas_of(entry, &learned.numbers)).collect();

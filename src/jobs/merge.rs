@@ -32,6 +32,7 @@ pub struct Merge {
 /// How much of each source is kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum By {
     /// A file of merge weights that [`Learn`](super::Learn) wrote.
     Weights { path: PathBuf },

@@ -30,7 +30,9 @@ use serde::{Deserialize, Serialize};
 pub use compare::Compare;
 pub use compute::Compute;
 pub use evaluate::{Evaluate, Evaluation, Predict};
-pub use learn::{Learn, LearnedFiles, picture};
+#[cfg(feature = "cli")]
+pub use learn::picture;
+pub use learn::{Learn, LearnedFiles};
 pub use log::EpochLog;
 pub use merge::{By, Merge, Merged};
 pub use train::{Start, Train, Trained};

@@ -16,6 +16,7 @@ use crate::tensor::{DType, Tensor};
 /// How many weights share one merge weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Granularity {
     /// All of the network.
     Model,
@@ -30,6 +31,7 @@ pub enum Granularity {
 /// What becomes of γ and β.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum BatchNormPolicy {
     /// Merged by the α of the filter that feeds the channel.
     Merge,
@@ -40,6 +42,7 @@ pub enum BatchNormPolicy {
 /// The weight that every source but the anchor starts with.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Start {
     /// 1/M for each of M sources.
     Uniform,

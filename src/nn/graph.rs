@@ -31,6 +31,7 @@ impl Node {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Operation {
     Conv2d {
         conv: Conv2d,
@@ -71,6 +72,7 @@ pub enum Region {
 
 /// A parameter's part in its layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Role {
     /// Weights with a row for each output channel: K×R×S×C of a convolution, K×C of a linear layer.
     Filters,
@@ -84,6 +86,7 @@ pub enum Role {
 
 /// The order of a parameter's dimensions in PyTorch, and so in files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Order {
     /// As here.
     Same,
@@ -93,6 +96,7 @@ pub enum Order {
 
 /// The distribution of a parameter's first numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Initial {
     Constant(f32),
     /// Normal with mean 0.

@@ -11,6 +11,7 @@ use crate::ops::conv2d::Conv2d;
 /// A convolution, and max pooling or none. Tensors in a file tell the window alone: of the stems with one window, the first
 /// is the usual one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum Stem {
     /// 3×3, stride 1.
     #[serde(rename = "3x3")]

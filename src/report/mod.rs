@@ -1,12 +1,16 @@
-//! What a run leaves for people to read: tables for the terminal and for Markdown, charts as SVG.
+//! What a run leaves for people to read: tables for the terminal and for Markdown, charts as SVG
+//! (with the feature `cli`).
 //!
 //! Everything here turns numbers into a `String`, the same bytes for the same numbers; only [`save`] touches a disk. It
 //! knows nothing of networks or data sets: whoever has results hands over names and numbers.
 
+#[cfg(feature = "cli")]
 mod canvas;
+#[cfg(feature = "cli")]
 mod plots;
 mod table;
 
+#[cfg(feature = "cli")]
 pub use plots::{Curve, LayerWeights, SourceWeights, curves, merge_weights};
 pub use table::{Table, mean_and_spread};
 
@@ -18,7 +22,7 @@ pub fn save(text: &str, output: &mut OutputPath) -> Result<()> {
     output.write(|file| file.write_all(text.as_bytes()))
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "cli"))]
 mod tests {
     use super::*;
 

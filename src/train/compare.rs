@@ -21,6 +21,7 @@ use crate::nn::{Model, Region, init};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Baseline {
     Scratch,
     /// A new head on a frozen source.

@@ -8,6 +8,7 @@ use crate::tensor::Tensor;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum OptimizerKind {
     /// With a momentum of 0.9.
     Sgd,
@@ -21,6 +22,7 @@ pub(crate) const BETAS: [f64; 2] = [0.9, 0.999];
 /// How the learning rate falls from its first value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Schedule {
     Constant,
     /// Half a cosine, to 0 after the last step.

@@ -204,7 +204,7 @@ fn statistics_divided(gpu: Handle, division: Division, x: &Tensor, epsilon: f64,
     let x = activation(x, dtype);
     let tile = Tile::new([pixels, channels], dtype, &[x], &[], division);
     let workspace = workspace(gpu, &tile, channels);
-    gpu.account(Cost::moving(bytes, workspace.bytes()));
+    gpu.account(|| Cost::moving(bytes, workspace.bytes()));
     let partial = workspace.address();
     launch(gpu, "batch_norm_statistics", dtype, tile.grid(dtype), &PartialStatistics { x, partial, tile });
     let [splits, span] = [tile.splits(), tile.span];
@@ -245,14 +245,14 @@ fn finish_statistics(
         vectorised,
     };
     let written = if to.running.is_some() { 4 } else { 2 };
-    gpu.account(Cost::moving(floats((2 * splits * channels) as usize), floats(written * channels as usize)));
+    gpu.account(|| Cost::moving(floats((2 * splits * channels) as usize), floats(written * channels as usize)));
     launch_of(gpu, name, dtype, grid, threads, &finish);
 }
 
 pub fn normalize(gpu: &Gpu, x: &Tensor, by: PerChannel, residual: Option<&Tensor>, relu: bool, out: TensorMut) {
     let (dtype, matrix) = (x.dtype(), matrix(x));
     let read = x.bytes() + residual.map_or(0, Tensor::bytes) + floats(4 * matrix[1]);
-    gpu.account(Cost::moving(read, out.bytes()));
+    gpu.account(|| Cost::moving(read, out.bytes()));
     let (x, out) = (activation(x, dtype), activation_mut(&out, dtype));
     let residual = residual.map_or(Address::NULL, |residual| activation(residual, dtype));
     let all = by.all().map(per_channel);
@@ -287,7 +287,7 @@ fn gradients_divided(gpu: Handle, division: Division, x: &Tensor, dy: Cut, by: P
     let partial = workspace.address();
     let [mean, rstd, gamma, beta] = all;
     let sums = GradientSums { x, dy, out, dz, mean, rstd, gamma, beta, partial, cut, padding: 0, tile };
-    gpu.account(Cost::moving(read + floats(4 * channels), kept + workspace.bytes()));
+    gpu.account(|| Cost::moving(read + floats(4 * channels), kept + workspace.bytes()));
     launch(gpu, "batch_norm_gradients", dtype, tile.grid(dtype), &sums);
     finish_gradients(gpu, partial, rstd, [pixels as u32, channels as u32, tile.splits()], to);
 }
@@ -311,7 +311,7 @@ fn finish_gradients(
     let finish = FinishGradients { partial, rstd, dgamma, dbeta, means, pixels, channels, splits, vectorised };
     let each = to.dgamma.iter().chain(&to.dbeta).chain(&to.means);
     let written = each.map(TensorMut::bytes).sum();
-    gpu.account(Cost::moving(floats(((2 * splits + 1) * channels) as usize), written));
+    gpu.account(|| Cost::moving(floats(((2 * splits + 1) * channels) as usize), written));
     launch_of(gpu, name, DType::F32, grid, threads, &finish);
 }
 
@@ -326,7 +326,7 @@ pub fn input_gradient(
 ) {
     let (dtype, matrix) = (x.dtype(), matrix(x));
     let read = 2 * x.bytes() + floats(4 * matrix[1]) + means.map_or(0, Tensor::bytes);
-    gpu.account(Cost::moving(read, dx.bytes()));
+    gpu.account(|| Cost::moving(read, dx.bytes()));
     let (x, dx) = (activation(x, dtype), activation_mut(&dx, dtype));
     let dy = dy.map_or(dx, |dy| activation(dy, dtype));
     let all = by.all().map(per_channel);
@@ -346,7 +346,7 @@ pub fn reciprocal_deviation(gpu: &Gpu, variance: &Tensor, epsilon: f64, rstd: Te
         count: count as u32,
         epsilon: epsilon as f32,
     };
-    gpu.account(Cost::moving(variance.bytes(), rstd.bytes()));
+    gpu.account(|| Cost::moving(variance.bytes(), rstd.bytes()));
     launch(gpu, "batch_norm_deviation", DType::F32, blocks(count, THREADS as usize), &parameters);
 }
 
@@ -361,7 +361,7 @@ pub fn update_running(gpu: &Gpu, running: TensorMut, batch: &Tensor, momentum: f
         count: count as u32,
         padding: 0,
     };
-    gpu.account(Cost::moving(2 * batch.bytes(), running.bytes()));
+    gpu.account(|| Cost::moving(2 * batch.bytes(), running.bytes()));
     launch(gpu, "batch_norm_update_running", DType::F32, blocks(count, THREADS as usize), &parameters);
 }
 

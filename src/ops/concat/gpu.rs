@@ -24,13 +24,13 @@ type Channels = [usize; 3];
 
 pub fn insert(gpu: &Gpu, x: &Tensor, channels: Channels, y: TensorMut) {
     assert!(x.is_contiguous() && y.is_contiguous() && x.dtype() == y.dtype(), "concatenation");
-    gpu.account(Cost::moving(x.bytes(), x.bytes()));
+    gpu.account(|| Cost::moving(x.bytes(), x.bytes()));
     launch(gpu, "concat_insert", x.dtype(), x.shape().pixels(), channels, x.address(), y.address());
 }
 
 pub fn extract(gpu: &Gpu, dy: &Tensor, channels: Channels, dx: TensorMut) {
     assert!(dy.is_contiguous() && dx.is_contiguous() && dy.dtype() == dx.dtype(), "concatenation's gradient");
-    gpu.account(Cost::moving(dx.bytes(), dx.bytes()));
+    gpu.account(|| Cost::moving(dx.bytes(), dx.bytes()));
     launch(gpu, "concat_extract", dy.dtype(), dy.shape().pixels(), channels, dx.address(), dy.address());
 }
 

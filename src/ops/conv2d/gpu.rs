@@ -150,7 +150,7 @@ pub fn fprop(
         let (width, threads, name) = tile(columns, ["conv2d_fprop_wide", "conv2d_fprop_narrow"]);
         (name, [pixels.div_ceil(ROWS), columns.div_ceil(width), g.conv.groups].map(dim), threads)
     };
-    gpu.account(g.cost(Pass::Fprop, dtype));
+    gpu.account(|| g.cost(Pass::Fprop, dtype));
     // SAFETY: the shapes of all three tensors were checked against `g`, their dtypes above.
     unsafe { gpu.launch("conv2d", name, dtype, grid, threads, &parameters) }
     None
@@ -182,7 +182,7 @@ pub fn dgrad(
         let (width, threads, name) = tile(columns, ["conv2d_dgrad_wide", "conv2d_dgrad_narrow"]);
         (name, [pixels.div_ceil(ROWS), columns.div_ceil(width), g.conv.groups].map(dim), threads)
     };
-    gpu.account(g.cost(Pass::Dgrad, dtype));
+    gpu.account(|| g.cost(Pass::Dgrad, dtype));
     // SAFETY: the shapes of all three tensors were checked against `g`, their dtypes above.
     unsafe { gpu.launch("conv2d", name, dtype, grid, threads, &parameters) }
     None
@@ -231,7 +231,7 @@ pub fn wgrad(gpu: Handle, g: &Geometry, x: &Tensor, dy: &Tensor, dw: TensorMut) 
     };
     let cost = g.cost(Pass::Wgrad, dtype);
     let written = workspace.as_ref().map_or(cost.written, |sums| sums.bytes() as u64);
-    gpu.account(Cost { written, ..cost });
+    gpu.account(|| Cost { written, ..cost });
     let grid = [rows, columns, groups * stretches].map(dim);
     // SAFETY: the shapes of x, dy and dw were checked against `g`, their dtypes above; `partial` is dw or as large as
     // all stretches.
@@ -259,7 +259,7 @@ fn sum_stretches(gpu: &Gpu, g: &Geometry, dtype: DType, partial: Address, dw: Ad
         stretches: stretches as i32,
     };
     let bytes = size_of::<f32>() * g.k * columns;
-    gpu.account(Cost::moving(stretches * bytes, bytes));
+    gpu.account(|| Cost::moving(stretches * bytes, bytes));
     // SAFETY: `partial` holds `stretches` dense K × R·S·C/G, `dw` one with rows `pitch` apart.
     unsafe {
         gpu.launch("conv2d", "conv2d_wgrad_sum", dtype, direct_grid(g.k * columns), DIRECT_THREADS as u32, &parameters);

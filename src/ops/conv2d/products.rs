@@ -131,7 +131,7 @@ fn on_tensor_cores(
     let numbers = (parts * sources.len() * g.k) as u64;
     let cost = layout::padded(g, dtype).unwrap_or(*g).cost(Pass::Wgrad, dtype);
     let flops = cost.flops + 2 * weights * *stretches as u64;
-    gpu.account(Cost { flops, read: cost.read + 4 * weights, written: 4 * numbers });
+    gpu.account(|| Cost { flops, read: cost.read + 4 * weights, written: 4 * numbers });
     let grid = [seen.k.div_ceil(tile.rows()), seen.filter_len().div_ceil(tile.columns()), *stretches].map(tensor::dim);
     // SAFETY: `layout` was asked whether operands come in packs; the contract checked their shapes, that the sources' are those
     // of the filters, and that `products` has a place for each part, of which there is one for each stretch and tile of

@@ -171,7 +171,7 @@ fn pad(
         padding: 0,
     };
     let grid = direct_grid(all_lines);
-    gpu.account(Cost::moving(rows * lines * channels * dtype.size(), y.bytes()));
+    gpu.account(|| Cost::moving(rows * lines * channels * dtype.size(), y.bytes()));
     // SAFETY: the callers below give the layout of x or w, which the contract checked.
     unsafe { gpu.launch("conv2d_tensor", "conv2d_tensor_pad", dtype, grid, DIRECT_THREADS, &parameters) }
     y
@@ -205,7 +205,7 @@ fn fprop_packed(
     [x, w, y]: [Address; 3],
     leaves_statistics: bool,
 ) -> Option<Tiles> {
-    gpu.account(g.cost(Pass::Fprop, dtype));
+    gpu.account(|| g.cost(Pass::Fprop, dtype));
     let g = &plain(g);
     let (Choice { tile, .. }, name) = division(g, Pass::Fprop, dtype);
     let product = Product { from: x, by: w, to: y, g: sizes(g, dtype, x, y, Some(w)), stretch: 0, to_pitch: 0 };
@@ -217,7 +217,7 @@ fn fprop_packed(
     let is_split = !g.c.is_multiple_of(pack(dtype));
     let name = if is_split { "conv2d_tensor_fprop_statistics_stem" } else { kernel_for_norm(Pass::Fprop, tile) };
     let sums = sums_of_tiles(gpu, pixels, tile, 1, g.k);
-    gpu.account(Cost::moving(0, sums.bytes()));
+    gpu.account(|| Cost::moving(0, sums.bytes()));
     let parameters = ProductStatistics { product, partial: sums.address() };
     launch(gpu, name, dtype, &parameters, tile, [pixels, g.k], 1);
     Some(Tiles { sums, span: tile.rows(), pixels })
@@ -236,7 +236,7 @@ pub fn dgrad(
     [dy, w, dx]: [Address; 3],
     norm: Option<&Normalized>,
 ) -> Option<Tensor> {
-    gpu.account(g.cost(Pass::Dgrad, dtype));
+    gpu.account(|| g.cost(Pass::Dgrad, dtype));
     let g = &plain(g);
     let (choice, name) = division(g, Pass::Dgrad, dtype);
     let product = Product { from: dy, by: w, to: dx, g: sizes(g, dtype, dx, dy, Some(w)), stretch: 0, to_pitch: 0 };
@@ -250,7 +250,7 @@ pub fn dgrad(
         assert_eq!((per_channel.dtype(), per_channel.dims()), (DType::F32, &[g.c][..]), "a batch norm's numbers");
         per_channel.address()
     });
-    gpu.account(Cost::moving(norm.x.bytes() + 4 * norm.mean.bytes(), sums.bytes()));
+    gpu.account(|| Cost::moving(norm.x.bytes() + 4 * norm.mean.bytes(), sums.bytes()));
     let (x, partial, relu) = (norm.x.address(), sums.address(), norm.relu.into());
     let parameters = ProductGradient { product, x, mean, rstd, gamma, beta, partial, relu, padding: 0 };
     let name = kernel_for_norm(Pass::Dgrad, choice.tile);
@@ -286,7 +286,7 @@ pub fn wgrad(gpu: Handle, g: &Geometry, dtype: DType, x: Address, dy: Address, d
     let product = Product { from: dy, by: x, to: partial, g: sizes, stretch: int(stretch), to_pitch: int(pitch) };
     let cost = padded.as_ref().unwrap_or(g).cost(Pass::Wgrad, dtype);
     let sums = workspace.as_ref().map_or(0, Tensor::bytes);
-    gpu.account(if writes_dw { cost } else { Cost { written: sums as u64, ..cost } });
+    gpu.account(|| if writes_dw { cost } else { Cost { written: sums as u64, ..cost } });
     launch(gpu, name, dtype, &product, tile, [seen.k, seen.filter_len()], stretches);
     if writes_dw {
         return;
@@ -303,7 +303,7 @@ pub fn wgrad(gpu: Handle, g: &Geometry, dtype: DType, x: Address, dy: Address, d
     };
     // SAFETY: `partial` holds the stretches' K × R·S·C sums, with padded channels, and `dw` has rows `pitch` apart.
     unsafe {
-        gpu.account(Cost::moving(sums, size_of::<f32>() * g.k * g.filter_len()));
+        gpu.account(|| Cost::moving(sums, size_of::<f32>() * g.k * g.filter_len()));
         let grid = direct_grid(g.k * g.filter_len());
         gpu.launch("conv2d_tensor", "conv2d_tensor_wgrad_sum", dtype, grid, DIRECT_THREADS, &sum);
     }

@@ -40,7 +40,7 @@ pub fn images(images: &Images, tables: &[[f32; 256]], y: TensorMut) {
     let pixels = images.shape[..3].iter().product::<usize>();
     let blocks = u32::try_from(pixels.div_ceil(THREADS as usize)).expect("fewer than 2⁴⁰ pixels");
     let placements = images.placements.as_ref().map_or(0, Integers::bytes);
-    gpu.account(Cost::moving(images.bytes.bytes() + placements, y.bytes()));
+    gpu.account(|| Cost::moving(images.bytes.bytes() + placements, y.bytes()));
     // SAFETY: the contract checked all sizes; a placement keeps every read inside its image.
     unsafe { gpu.launch("images", "images", y.dtype(), [blocks, 1, 1], THREADS, &parameters) }
 }

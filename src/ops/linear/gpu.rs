@@ -54,7 +54,7 @@ fn check(dtypes: impl IntoIterator<Item = DType>) {
 
 pub fn forward(gpu: Handle, g: &Geometry, x: &Tensor, w: &Tensor, b: &Tensor, y: TensorMut) {
     check([x.dtype(), w.dtype(), b.dtype(), y.dtype()]);
-    gpu.account(cost(g, x.bytes() + w.bytes() + b.bytes(), y.bytes()));
+    gpu.account(|| cost(g, x.bytes() + w.bytes() + b.bytes(), y.bytes()));
     let (x, w, b, y) = (x.address(), w.address(), b.address(), y.address());
     let packed = [x.0, w.0].iter().all(|address| address.is_multiple_of(16))
         && g.c.is_multiple_of(4)
@@ -75,7 +75,7 @@ fn product(gpu: Handle, parameters: &Product) {
 
 pub fn input_gradient(gpu: Handle, g: &Geometry, dy: &Tensor, w: &Tensor, dx: TensorMut) {
     check([dy.dtype(), w.dtype(), dx.dtype()]);
-    gpu.account(cost(g, dy.bytes() + w.bytes(), dx.bytes()));
+    gpu.account(|| cost(g, dy.bytes() + w.bytes(), dx.bytes()));
     let [n, c, k, pitch] = [g.n, g.c, g.k, g.pitch].map(small);
     product(
         gpu,
@@ -97,7 +97,7 @@ pub fn input_gradient(gpu: Handle, g: &Geometry, dy: &Tensor, w: &Tensor, dx: Te
 
 pub fn weight_gradient(gpu: Handle, g: &Geometry, x: &Tensor, dy: &Tensor, dw: TensorMut) {
     check([x.dtype(), dy.dtype(), dw.dtype()]);
-    gpu.account(cost(g, x.bytes() + dy.bytes(), dw.bytes()));
+    gpu.account(|| cost(g, x.bytes() + dy.bytes(), dw.bytes()));
     let [n, c, k, pitch] = [g.n, g.c, g.k, g.pitch].map(small);
     product(
         gpu,
@@ -121,7 +121,7 @@ pub fn bias_gradient(gpu: Handle, dy: &Tensor, db: TensorMut) {
     check([dy.dtype(), db.dtype()]);
     let k = db.shape().len();
     let parameters = BiasGradient { dy: dy.address(), db: db.address(), n: small(dy.shape().len() / k), k: small(k) };
-    gpu.account(Cost::moving(dy.bytes(), db.bytes()));
+    gpu.account(|| Cost::moving(dy.bytes(), db.bytes()));
     let grid = [small(k.div_ceil(WARP)), 1, 1];
     // SAFETY: dy is N × K and db K, which the caller checked.
     unsafe { gpu.launch("linear", "linear_bias_gradient", DType::F32, grid, THREADS as u32, &parameters) }

@@ -20,6 +20,7 @@ use crate::tensor::{Element, Implementation, Tensor, TensorMut};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Constraint {
     Affine,
     Clamp,

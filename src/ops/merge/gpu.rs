@@ -615,7 +615,7 @@ impl GradientTable {
             true => ("merge_gradient_many", shares),
             false => ("merge_gradient_few", shares.div_ceil(THREADS)),
         };
-        gpu.account(Cost::moving(FLOAT * sources * self.partials, FLOAT * sources * shares));
+        gpu.account(|| Cost::moving(FLOAT * sources * self.partials, FLOAT * sources * shares));
         let grid = [small(blocks), small(sources), 1];
         // SAFETY: `partial` has all slots and dα the table's size; shares name slots and α of the table.
         unsafe { gpu.launch("merge", name, DType::F32, grid, THREADS as u32, &parameters) }
@@ -658,7 +658,7 @@ fn launch_blend(gpu: Handle, table: &Table, sources: &[&Tensor], alpha: &Tensor,
         packed: is_aligned(sources.iter().map(|source| source.address()).chain(to).chain([alpha.address()]))
             & u32::from(is_in_fours),
     };
-    gpu.account(table.blend_cost_in(dtype, sources.len()));
+    gpu.account(|| table.blend_cost_in(dtype, sources.len()));
     let grid = [small(chunks.len), 1, 1];
     // SAFETY: the callers check the sizes of sources, α and both parts against the table, whose chunks lie within them.
     unsafe { gpu.launch("merge_blend", "merge_blend", dtype, grid, THREADS as u32, &parameters) }
@@ -681,7 +681,7 @@ pub(super) fn alpha_gradient(gpu: Handle, table: &Table, sources: &[&Tensor], dw
         source_count: small(sources.len()),
         packed: is_aligned(sources.iter().map(|source| source.address()).chain([dw.address()])),
     };
-    gpu.account(table.gradient_cost(sources.len()));
+    gpu.account(|| table.gradient_cost(sources.len()));
     let grid = [small(of_table.chunks.len), 1, 1];
     // SAFETY: sources, dW and dα have the table's sizes, its chunks lie within them; `partial` has all slots.
     unsafe { gpu.launch("merge", "merge_gradient", DType::F32, grid, THREADS as u32, &parameters) }
@@ -708,7 +708,7 @@ pub(super) fn products(gpu: Handle, dw: &Tensor, sources: &[Tensor], products: T
     };
     let (count, weights) = (sources.len(), rows * len);
     let cost = Cost::moving(FLOAT * (count + 1) * weights, FLOAT * count * rows);
-    gpu.account(Cost { flops: 2 * (count * weights) as u64, ..cost });
+    gpu.account(|| Cost { flops: 2 * (count * weights) as u64, ..cost });
     let grid = [small(rows.div_ceil(rows_per_block)), 1, 1];
     // SAFETY: dW and the sources have one shape and pitch, and `products` a number for each source and row of them.
     unsafe { gpu.launch("merge", "merge_products", DType::F32, grid, THREADS as u32, &parameters) }
@@ -743,7 +743,7 @@ pub(super) fn alpha_gradient_of_products(
     // Every product, and what is no filter of the gradient and of each source.
     let (numbers, rest) = (terms.iter().map(|term| term.parts * term.filters).sum::<usize>(), rest.shape().len());
     let read = FLOAT * (sources.len() * (numbers + rest) + rest);
-    gpu.account(Cost::moving(read, FLOAT * sources.len() * table.alphas()));
+    gpu.account(|| Cost::moving(read, FLOAT * sources.len() * table.alphas()));
     let grid = [small(of_terms.chunks.len), small(sources.len()), 1];
     // SAFETY: sources, `rest` and dα have the table's sizes, every term lies within `sums`; `partial` has all slots.
     unsafe { gpu.launch("merge", "merge_gradient_of_products", DType::F32, grid, THREADS as u32, &parameters) }
@@ -812,7 +812,7 @@ pub(super) fn constrain(gpu: Handle, of: &Parametrization, learned: &Tensor, alp
         anchor: small(of.anchor),
         constraint: number_of(of.constraint),
     };
-    gpu.account(Cost::moving(FLOAT * of.rows() * of.learned, FLOAT * of.sources * of.learned));
+    gpu.account(|| Cost::moving(FLOAT * of.rows() * of.learned, FLOAT * of.sources * of.learned));
     let grid = [small(of.learned.div_ceil(THREADS)), 1, 1];
     // SAFETY: the shapes of both were checked against `of`.
     unsafe { gpu.launch("merge", "merge_constrain", DType::F32, grid, THREADS as u32, &parameters) }
@@ -828,7 +828,7 @@ pub(super) fn constrain(gpu: Handle, of: &Parametrization, learned: &Tensor, alp
         row_count: small(means.rows.len),
     };
     let averaged: usize = of.means.iter().map(|mean| mean.rows * mean.period).sum();
-    gpu.account(Cost::moving(FLOAT * of.sources * averaged, FLOAT * of.sources * means.rows.len));
+    gpu.account(|| Cost::moving(FLOAT * of.sources * averaged, FLOAT * of.sources * means.rows.len));
     let grid = [small(means.rows.len.div_ceil(THREADS / WARP)), small(of.sources), 1];
     // SAFETY: means are of learned α, and their own lie behind those.
     unsafe { gpu.launch("merge", "merge_means", DType::F32, grid, THREADS as u32, &parameters) }
@@ -859,7 +859,7 @@ pub(super) fn constrain_backward(
     // Of α only the simplex reads anything.
     let alphas = if of.constraint == Constraint::Simplex { of.learned } else { 0 };
     let read = FLOAT * of.sources * (of.alphas() + alphas);
-    gpu.account(Cost::moving(read, FLOAT * of.rows() * of.learned));
+    gpu.account(|| Cost::moving(read, FLOAT * of.rows() * of.learned));
     let grid = [small(of.learned.div_ceil(THREADS)), 1, 1];
     // SAFETY: the shapes of all three were checked against `of`; there are begins for every block and one more.
     unsafe { gpu.launch("merge", "merge_constrain_backward", DType::F32, grid, THREADS as u32, &parameters) }

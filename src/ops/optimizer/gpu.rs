@@ -77,13 +77,13 @@ pub fn decide(control: &Control, loss: &Tensor, gradients: &[&Tensor], betas: [f
         assert!(gradient.is_contiguous(), "the gradient of an arena has no padding of its own");
         let count = gradient.shape().len() as u64;
         let parameters = SquareSums { g: gradient.address(), partial: base.offset(4 * first), count };
-        gpu.account(Cost::moving(gradient.bytes(), 4 * blocks));
+        gpu.account(|| Cost::moving(gradient.bytes(), 4 * blocks));
         // SAFETY: a block for each of `blocks` partial sums; the gradient holds `count` numbers.
         unsafe { gpu.launch("optimizer", "square_sums", DType::F32, [blocks as u32, 1, 1], THREADS, &parameters) };
         first += blocks;
     }
     let parameters = decision(control, loss, base, total, betas);
-    gpu.account(Cost::moving(4 * total + size_of::<Values>(), size_of::<Values>()));
+    gpu.account(|| Cost::moving(4 * total + size_of::<Values>(), size_of::<Values>()));
     // SAFETY: `total` partial sums were written above; the control block holds `LOSSES` losses.
     unsafe { gpu.launch("optimizer", "decide", DType::F32, [1, 1, 1], THREADS, &parameters) }
 }
@@ -92,7 +92,7 @@ pub fn decide(control: &Control, loss: &Tensor, gradients: &[&Tensor], betas: [f
 pub fn rescale(control: &Control, loss: &Tensor) {
     if control.is_scaled() {
         let parameters = decision(control, loss, Address::NULL, 0, [0.0; 2]);
-        control.gpu().account(Cost::moving(size_of::<Values>(), size_of::<Values>()));
+        control.gpu().account(|| Cost::moving(size_of::<Values>(), size_of::<Values>()));
         // SAFETY: reads and writes the control block alone.
         unsafe { control.gpu().launch("optimizer", "rescale", DType::F32, [1, 1, 1], 32, &parameters) }
     }
@@ -101,7 +101,7 @@ pub fn rescale(control: &Control, loss: &Tensor) {
 /// `read` and `written` say how many of the four arrays.
 fn launch(gpu: &Gpu, name: &'static str, [read, written]: [usize; 2], update: &Update) {
     let array = 4 * update.count as usize;
-    gpu.account(Cost::moving(read * array, written * array));
+    gpu.account(|| Cost::moving(read * array, written * array));
     let blocks = update.count.div_ceil(4 * u64::from(THREADS)) as u32;
     // SAFETY: the callers below check that every tensor holds `count` numbers.
     unsafe { gpu.launch("optimizer", name, DType::F32, [blocks, 1, 1], THREADS, update) }

@@ -37,7 +37,7 @@ pub fn relu_assign(gpu: &Gpu, x: TensorMut) {
     let (dtype, count) = (x.dtype(), x.shape().len());
     assert!(x.is_contiguous(), "ReLU of padded rows");
     let parameters = Relu { x: x.address(), count: count as u64, vectorised: vectorised(&[x.address()]), padding: 0 };
-    gpu.account(Cost::moving(x.bytes(), x.bytes()));
+    gpu.account(|| Cost::moving(x.bytes(), x.bytes()));
     launch(gpu, "relu", dtype, grid(count, 16 / dtype.size()), &parameters);
 }
 
@@ -60,7 +60,7 @@ pub fn add_assign(gpu: &Gpu, sum: TensorMut, term: &Tensor) {
         pitch: dim(sum.pitch()),
         padding: 0,
     };
-    gpu.account(Cost::moving(sum.bytes() + term.bytes(), sum.bytes()));
+    gpu.account(|| Cost::moving(sum.bytes() + term.bytes(), sum.bytes()));
     launch(gpu, "add_rows", dtype, grid(shape.len(), 1), &parameters);
 }
 
@@ -69,7 +69,7 @@ fn both(gpu: &Gpu, name: &'static str, to: TensorMut, from: &Tensor) {
     let (dtype, count) = (to.dtype(), to.shape().len());
     assert!(from.dtype() == dtype, "{name} of {dtype} and {}", from.dtype());
     assert!(to.is_contiguous() && from.is_contiguous(), "{name} of padded rows");
-    gpu.account(Cost::moving(to.bytes() + from.bytes(), to.bytes()));
+    gpu.account(|| Cost::moving(to.bytes() + from.bytes(), to.bytes()));
     let (to, from) = (to.address(), from.address());
     let parameters = Both { to, from, count: count as u64, vectorised: vectorised(&[to, from]), padding: 0 };
     launch(gpu, name, dtype, grid(count, 16 / dtype.size()), &parameters);

@@ -70,7 +70,7 @@ fn launch<P: crate::gpu::Parameters>(gpu: &Gpu, name: &'static str, dtype: DType
 
 pub fn max_pool(gpu: &Gpu, g: &Geometry, x: &Tensor, y: TensorMut, taps: &mut Integers<u8>) {
     let dtype = check(x, &y);
-    gpu.account(Cost::moving(x.bytes(), y.bytes() + taps.bytes()));
+    gpu.account(|| Cost::moving(x.bytes(), y.bytes() + taps.bytes()));
     let (x, y, taps) = (x.address(), y.address(), taps.address());
     let (window, grid) = window(g, dtype, &[x, y, taps], [g.p, g.q]);
     launch(gpu, "max_pool", dtype, grid, &MaxPool { x, y, taps, window });
@@ -78,7 +78,7 @@ pub fn max_pool(gpu: &Gpu, g: &Geometry, x: &Tensor, y: TensorMut, taps: &mut In
 
 pub fn max_pool_backward(gpu: &Gpu, g: &Geometry, dy: &Tensor, taps: &Integers<u8>, dx: TensorMut) {
     let dtype = check(dy, &dx);
-    gpu.account(Cost::moving(dy.bytes() + taps.bytes(), dx.bytes()));
+    gpu.account(|| Cost::moving(dy.bytes() + taps.bytes(), dx.bytes()));
     let (dy, taps, dx) = (dy.address(), taps.address(), dx.address());
     let (window, grid) = window(g, dtype, &[dy, taps, dx], [g.h, g.w]);
     launch(gpu, "max_pool_backward", dtype, grid, &MaxPoolBackward { dy, taps, dx, window });
@@ -86,7 +86,7 @@ pub fn max_pool_backward(gpu: &Gpu, g: &Geometry, dy: &Tensor, taps: &Integers<u
 
 pub fn average_pool(gpu: &Gpu, g: &Geometry, x: &Tensor, y: TensorMut) {
     let dtype = check(x, &y);
-    gpu.account(Cost::moving(x.bytes(), y.bytes()));
+    gpu.account(|| Cost::moving(x.bytes(), y.bytes()));
     let (x, y) = (x.address(), y.address());
     let (window, grid) = window(g, dtype, &[x, y], [g.p, g.q]);
     launch(gpu, "average_pool", dtype, grid, &AveragePool { x, y, window });
@@ -94,7 +94,7 @@ pub fn average_pool(gpu: &Gpu, g: &Geometry, x: &Tensor, y: TensorMut) {
 
 pub fn average_pool_backward(gpu: &Gpu, g: &Geometry, dy: &Tensor, dx: TensorMut) {
     let dtype = check(dy, &dx);
-    gpu.account(Cost::moving(dy.bytes(), dx.bytes()));
+    gpu.account(|| Cost::moving(dy.bytes(), dx.bytes()));
     let (dy, dx) = (dy.address(), dx.address());
     let (window, grid) = window(g, dtype, &[dy, dx], [g.h, g.w]);
     launch(gpu, "average_pool_backward", dtype, grid, &AveragePool { x: dy, y: dx, window });
@@ -104,7 +104,7 @@ pub fn average_pool_backward(gpu: &Gpu, g: &Geometry, dy: &Tensor, dx: TensorMut
 pub fn global_average_pool(gpu: &Gpu, pixels: usize, x: &Tensor, y: TensorMut) {
     assert!(x.is_contiguous() && y.is_contiguous() && y.dtype() == DType::F32, "global average pooling");
     let (dtype, matrix) = (x.dtype(), [x.shape().pixels(), x.shape().channels()]);
-    gpu.account(Cost::moving(x.bytes(), y.bytes()));
+    gpu.account(|| Cost::moving(x.bytes(), y.bytes()));
     let (x, y) = (x.address(), y.address());
     let tile = Tile::of_image(matrix, pixels, dtype, &[x], &[]);
     launch(gpu, "global_average_pool", dtype, tile.grid(dtype), &GlobalPool { x, y, tile });
@@ -113,7 +113,7 @@ pub fn global_average_pool(gpu: &Gpu, pixels: usize, x: &Tensor, y: TensorMut) {
 pub fn global_average_pool_backward(gpu: &Gpu, pixels: usize, dy: &Tensor, dx: TensorMut) {
     assert!(dy.is_contiguous() && dx.is_contiguous() && dy.dtype() == DType::F32, "global average pooling");
     let (dtype, matrix) = (dx.dtype(), [dx.shape().pixels(), dx.shape().channels()]);
-    gpu.account(Cost::moving(dy.bytes(), dx.bytes()));
+    gpu.account(|| Cost::moving(dy.bytes(), dx.bytes()));
     let (dy, dx) = (dy.address(), dx.address());
     let tile = Tile::of_image(matrix, pixels, dtype, &[dx], &[dy]);
     launch(gpu, "global_average_pool_backward", dtype, tile.grid(dtype), &GlobalPoolBackward { dy, dx, tile });

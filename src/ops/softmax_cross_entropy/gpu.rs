@@ -46,7 +46,7 @@ pub fn forward_backward(
         padding: 0,
     };
     let read = logits.bytes() + labels.bytes() + size_of_val(weights.as_slice());
-    gpu.account(Cost::moving(read, value.bytes() + gradient.bytes()));
+    gpu.account(|| Cost::moving(read, value.bytes() + gradient.bytes()));
     // SAFETY: the contract checked the shapes; labels on a GPU are below the number of classes, as every data set's.
     unsafe { gpu.launch("softmax_cross_entropy", "softmax_cross_entropy", DType::F32, [1, 1, 1], THREADS, &parameters) }
 }
