@@ -137,7 +137,7 @@ mod emulator {
                     .expect("writing to a string");
                     writeln!(
                         table,
-                        "    Entry {{ symbol: \"{name}_{storage}\", run: {name}_{storage}, \
+                        "    EntryPoint {{ symbol: \"{name}_{storage}\", run: {name}_{storage}, \
                          size: unsafe {{ &{name}_size_{storage} }}, threads: unsafe {{ &{name}_threads_{storage} }} }},"
                     )
                     .expect("writing to a string");
@@ -147,7 +147,7 @@ mod emulator {
                 build.compile(&format!("kernels_{storage}"));
             }
         }
-        let text = format!("unsafe extern \"C\" {{\n{externs}}}\n\nstatic ENTRIES: &[Entry] = &[\n{table}];\n");
+        let text = format!("unsafe extern \"C\" {{\n{externs}}}\n\nstatic ENTRIES: &[EntryPoint] = &[\n{table}];\n");
         std::fs::write(out.join("entries.rs"), text).expect("OUT_DIR can be written to");
     }
 }

@@ -26,7 +26,7 @@ cargo clippy --locked --all-targets -- -D warnings
 cargo clippy --locked --all-targets --features emulator -- -D warnings
 
 step "the library alone"
-cargo clippy --locked --no-default-features --lib --examples -- -D warnings
+cargo clippy --locked --no-default-features --lib -- -D warnings
 
 step "cargo doc"
 cargo doc --locked --no-deps --document-private-items --features emulator

@@ -10,7 +10,7 @@ use super::report::{KernelFigures, Row, StepFigures};
 use super::shapes::{self, Scale};
 use super::{Measured, Settings, merge};
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, Plan as MemoryPlan, Trace, Work, WorkOf};
+use crate::gpu::{Gpu, MemoryPlan, Trace, Work, WorkOf};
 use crate::merge::{Plan, Start};
 use crate::nn::{Model, Network};
 use crate::ops::Cost;

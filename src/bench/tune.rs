@@ -4,13 +4,13 @@ use super::conv::Case;
 use super::measure::Clock;
 use super::report;
 use crate::error::Result;
-use crate::ops::conv2d::tiles::{self, Choice, Entry, Key, with_choice};
+use crate::ops::conv2d::tiles::{self, Key, MeasuredTiling, Tiling, with_choice};
 use crate::report::Table;
 
 /// What a pass of a convolution takes with one choice.
 #[derive(Clone, Copy, Debug)]
 pub struct Timed {
-    pub choice: Choice,
+    pub choice: Tiling,
     /// The median.
     pub seconds: f64,
 }
@@ -23,7 +23,7 @@ pub struct Tuned {
     pub ruled: Timed,
     /// The fastest, and for which sizes.
     pub best: Timed,
-    pub entry: Entry,
+    pub entry: MeasuredTiling,
 }
 
 /// Times every choice for a convolution; `None` if it has none, because it does not run on tensor cores.
@@ -40,7 +40,7 @@ pub(super) fn tune(case: &Case, clock: &Clock) -> Result<Option<Tuned>> {
             best = candidate;
         }
     }
-    let entry = Entry { key: Key::new(&g, pass, dtype), choice: best.choice };
+    let entry = MeasuredTiling { key: Key::new(&g, pass, dtype), choice: best.choice };
     Ok(Some(Tuned { name: case.name(), ruled, best, entry }))
 }
 

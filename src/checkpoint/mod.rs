@@ -150,7 +150,9 @@ fn architecture_in_header(file: &TensorFile) -> Result<Option<Architecture>> {
         Ok(named) => Ok(Some(named)),
         Err(reason) => {
             let message = format!("its header's medmerge.architecture makes no sense: {reason}");
-            Err(Error::checkpoint(&file.path, message, ALTERED))
+            let hint =
+                "a newer medmerge wrote it, or the header was altered; write the file again, or remove the entry";
+            Err(Error::checkpoint(&file.path, message, hint))
         }
     }
 }

@@ -10,7 +10,7 @@ use medmerge::bench::{self, Kind, Limits, Machine, Report, Row, Settings, is_emu
 use medmerge::error::{Error, Result};
 use medmerge::gpu::{self, Description, Failure, Library};
 use medmerge::ops::conv2d::Pass;
-use medmerge::ops::conv2d::tiles::Entry;
+use medmerge::ops::conv2d::tiles::MeasuredTiling;
 use medmerge::output::{OutputPath, shown};
 use medmerge::tensor::Device;
 
@@ -135,7 +135,7 @@ fn tune(bench: &bench::Bench, mut path: OutputPath, emulated: bool, global: &Glo
         let hint = "the kernels for tensor cores take bf16, f16 and tf32: --precision bf16";
         return Err(Error::usage("no convolution here has a choice of tiles", hint));
     }
-    let entries: Vec<&Entry> = all.iter().map(|tuned| &tuned.entry).collect();
+    let entries: Vec<&MeasuredTiling> = all.iter().map(|tuned| &tuned.entry).collect();
     path.write(|file| Ok(serde_json::to_writer_pretty(file, &entries)?))?;
     let result = json!({"bench": "conv", "out": shown(path.path()), "tiles": json_of(&entries)});
     report(global, &result, |out| writeln!(out, "{}", bench::tune::table(&all).to_text()))?;

@@ -4,9 +4,6 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use fast_image_resize::images::{Image as Resized, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
-
 use super::check_channels;
 use crate::error::{Error, Result};
 
@@ -78,33 +75,80 @@ impl<'a> Image<'a> {
         if [h, w] == [height, width] {
             return Ok(self);
         }
-        let bytes = match &self.samples {
-            Samples::Eight(bytes) => bytes,
-            Samples::Sixteen(samples) => bytemuck::cast_slice(samples),
-        };
-        let pixels = match (&self.samples, channels) {
-            (Samples::Eight(_), 1) => PixelType::U8,
-            (Samples::Eight(_), _) => PixelType::U8x3,
-            (Samples::Sixteen(_), 1) => PixelType::U16,
-            (Samples::Sixteen(_), _) => PixelType::U16x3,
-        };
-        let failed = |error: &dyn fmt::Display| {
-            let message = format!("an image of {h}×{w} pixels cannot be brought to {height}×{width}: {error}");
-            Error::usage(message, "images have one or three channels, and at least one pixel")
-        };
-        let from = ImageRef::new(w as u32, h as u32, bytes, pixels).map_err(|error| failed(&error))?;
-        let mut to = Resized::new(width as u32, height as u32, pixels);
-        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
-        Resizer::new().resize(&from, &mut to, &options).map_err(|error| failed(&error))?;
-        let samples = match self.samples {
-            Samples::Eight(_) => Samples::Eight(to.into_vec().into()),
-            Samples::Sixteen(_) => {
-                let pairs = to.buffer().chunks_exact(2).map(|pair| u16::from_ne_bytes([pair[0], pair[1]]));
-                Samples::Sixteen(pairs.collect())
-            }
+        if [h, w].contains(&0) {
+            return Err(Error::usage("an image without pixels", "leave it out"));
+        }
+        let to = [height, width];
+        let samples = match &self.samples {
+            Samples::Eight(samples) => Samples::Eight(resized(samples, [h, w], to, channels).into()),
+            Samples::Sixteen(samples) => Samples::Sixteen(resized(samples, [h, w], to, channels).into()),
         };
         Ok(Image { shape: [height, width, channels], samples })
     }
+}
+
+/// A sample of eight or sixteen bits.
+trait Sample: Copy {
+    fn to_f32(self) -> f32;
+    /// The nearest one.
+    fn from_f32(value: f32) -> Self;
+}
+
+impl Sample for u8 {
+    fn to_f32(self) -> f32 {
+        self.into()
+    }
+
+    fn from_f32(value: f32) -> u8 {
+        value.round() as u8
+    }
+}
+
+impl Sample for u16 {
+    fn to_f32(self) -> f32 {
+        self.into()
+    }
+
+    fn from_f32(value: f32) -> u16 {
+        value.round() as u16
+    }
+}
+
+/// H×W×C samples in another size: first each row, then each column.
+fn resized<T: Sample>(samples: &[T], [h, w]: [usize; 2], [height, width]: [usize; 2], channels: usize) -> Vec<T> {
+    let numbers: Vec<f32> = samples.iter().map(|sample| sample.to_f32()).collect();
+    let (rows, columns) = (weights(h, height), weights(w, width));
+    let mut wide = vec![0f32; h * width * channels];
+    for (row, out) in numbers.chunks_exact(w * channels).zip(wide.chunks_exact_mut(width * channels)) {
+        for ((first, weights), out) in columns.iter().zip(out.chunks_exact_mut(channels)) {
+            for (pixel, weight) in row[first * channels..].chunks_exact(channels).zip(weights) {
+                out.iter_mut().zip(pixel).for_each(|(out, sample)| *out += weight * sample);
+            }
+        }
+    }
+    let mut all = vec![0f32; height * width * channels];
+    for ((first, weights), out) in rows.iter().zip(all.chunks_exact_mut(width * channels)) {
+        for (row, weight) in wide[first * width * channels..].chunks_exact(width * channels).zip(weights) {
+            out.iter_mut().zip(row).for_each(|(out, sample)| *out += weight * sample);
+        }
+    }
+    all.into_iter().map(T::from_f32).collect()
+}
+
+/// For each of `to` places, the first of `from` that it is made of, and their weights, which sum to 1: a triangle as wide on
+/// either side as two places are apart, in the coarser of the two.
+fn weights(from: usize, to: usize) -> Vec<(usize, Vec<f32>)> {
+    let scale = from as f64 / to as f64;
+    let reach = scale.max(1.0);
+    let of_place = |place: usize| {
+        let center = (place as f64 + 0.5) * scale;
+        let first = (center - reach).floor().max(0.0) as usize;
+        let end = ((center + reach).ceil() as usize).min(from);
+        let weight = |at: usize| (1.0 - ((at as f64 + 0.5 - center) / reach).abs()).max(0.0);
+        let sum: f64 = (first..end).map(weight).sum();
+        (first, (first..end).map(|at| (weight(at) / sum) as f32).collect())
+    };
+    (0..to).map(of_place).collect()
 }
 
 /// Images of one size and eight bits in memory, one after the other.
@@ -165,6 +209,19 @@ mod tests {
         let Samples::Sixteen(samples) = &larger.samples else { panic!("{larger:?}") };
         assert_eq!((samples.len(), samples[0], samples[7]), (32, 0, 60_000));
         assert!(samples[3] > 0 && samples[3] < samples[4] && samples[4] < 60_000, "{samples:?}");
+    }
+
+    /// By hand: 4 to 2 takes triangles two wide, cut off at the edge; 2 to 4 quarters and three quarters.
+    #[test]
+    fn weights_are_those_of_triangles() {
+        let [halved, doubled] = [weights(4, 2), weights(2, 4)];
+        assert_eq!(halved[0].0, 0);
+        for (weight, expected) in halved[0].1.iter().zip([3.0 / 7.0, 3.0 / 7.0, 1.0 / 7.0]) {
+            assert!((weight - expected).abs() < 1e-6, "{halved:?}");
+        }
+        assert_eq!(doubled[1], (0, vec![0.75, 0.25]));
+        assert!(weights(5, 3).iter().all(|(_, weights)| (weights.iter().sum::<f32>() - 1.0).abs() < 1e-6));
+        assert_eq!(weights(3, 3)[1].1.iter().filter(|weight| **weight > 0.0).count(), 1);
     }
 
     #[test]

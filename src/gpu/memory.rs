@@ -1,7 +1,7 @@
 //! Device memory that is used again, so that a step allocates nothing after the first.
 //!
 //! A dropped buffer waits on a shelf for the next one of exactly its size. While a graph is captured, buffers have a place
-//! in an arena, if the step was traced and a [`Plan`] made of it; what no plan knows comes from and returns to a shelf
+//! in an arena, if the step was traced and a [`MemoryPlan`] made of it; what no plan knows comes from and returns to a shelf
 //! that belongs to graphs. Either way, what a graph's launches touch stays theirs for as long as a graph lives, or a
 //! replay would overwrite somebody else's numbers.
 //!
@@ -15,7 +15,7 @@
 use std::collections::BTreeMap;
 
 use super::driver::{Address, Driver};
-use super::plan::{Log, Plan};
+use super::plan::{Log, MemoryPlan};
 use super::{Failure, Handle};
 
 /// Where a buffer returns to.
@@ -66,7 +66,7 @@ struct Capture {
 
 /// A capture that follows a plan.
 struct Planned {
-    plan: Plan,
+    plan: MemoryPlan,
     arena: Address,
     /// Buffers so far.
     count: usize,
@@ -178,7 +178,7 @@ impl Memory {
 
     /// The arena for a plan: the one there is, if it is large enough. A new one takes the place of all that waits on shelves,
     /// which are the buffers of the step that was planned.
-    pub fn reserve(&mut self, driver: &dyn Driver, plan: &Plan) -> Result<ArenaId, Failure> {
+    pub fn reserve(&mut self, driver: &dyn Driver, plan: &MemoryPlan) -> Result<ArenaId, Failure> {
         let last = self.arenas.last_key_value().map(|(id, arena)| (*id, arena.bytes));
         if let Some((id, bytes)) = last
             && bytes >= plan.arena()
@@ -193,7 +193,7 @@ impl Memory {
         Ok(id)
     }
 
-    pub fn begin_capture(&mut self, planned: Option<(&Plan, ArenaId)>) {
+    pub fn begin_capture(&mut self, planned: Option<(&MemoryPlan, ArenaId)>) {
         let planned = planned.map(|(plan, id)| {
             let arena = self.arenas.get_mut(&id).expect("it was just reserved");
             arena.graphs += 1;
@@ -290,10 +290,10 @@ mod tests {
     const SIZES: [usize; 3] = [1000, 3000, 500];
 
     /// The first and the last of three buffers may share a place.
-    fn plan() -> Plan {
+    fn plan() -> MemoryPlan {
         let lives = [(0, 2), (1, 5), (3, 4)];
         let life = |(bytes, (begin, end)): (usize, (usize, usize))| Life { bytes, begin, end };
-        Plan::new(&SIZES.into_iter().zip(lives).map(life).collect::<Vec<_>>())
+        MemoryPlan::new(&SIZES.into_iter().zip(lives).map(life).collect::<Vec<_>>())
     }
 
     fn begin(memory: &mut Memory, driver: &Emulator) -> ArenaId {
@@ -355,7 +355,7 @@ mod tests {
         let first = begin(&mut memory, &driver);
         memory.end_capture();
         assert_eq!(memory.reserve(&driver, &plan()).unwrap(), first);
-        let larger = Plan::new(&[Life { bytes: 5000, begin: 0, end: 1 }]);
+        let larger = MemoryPlan::new(&[Life { bytes: 5000, begin: 0, end: 1 }]);
         let second = memory.reserve(&driver, &larger).unwrap();
         memory.begin_capture(Some((&larger, second)));
         memory.end_capture();

@@ -34,7 +34,7 @@ pub use failure::Failure;
 pub use memory::Buffer;
 use memory::{ArenaId, Memory, Owner};
 use plan::Log;
-pub use plan::{Life, Plan};
+pub use plan::{Life, MemoryPlan};
 use trace::Ledger;
 pub use trace::{Trace, Work, WorkOf};
 
@@ -335,7 +335,7 @@ impl Gpu {
         let ledger = lock(&self.ledger).take().unwrap_or_default();
         drop(tracing);
         let lives = log.lives();
-        Trace { plan: Plan::new(&lives), lives, work: ledger.into_work() }
+        Trace { plan: MemoryPlan::new(&lives), lives, work: ledger.into_work() }
     }
 
     /// Records what `work` launches instead of running it. What `work` allocates, and must drop before it
@@ -349,11 +349,11 @@ impl Gpu {
     ///
     /// # Panics
     /// If a planned buffer outlives `work`.
-    pub fn capture_planned(&'static self, plan: &Plan, work: impl FnOnce()) -> Result<Graph, Failure> {
+    pub fn capture_planned(&'static self, plan: &MemoryPlan, work: impl FnOnce()) -> Result<Graph, Failure> {
         self.record(Some(plan), work)
     }
 
-    fn record(&'static self, plan: Option<&Plan>, work: impl FnOnce()) -> Result<Graph, Failure> {
+    fn record(&'static self, plan: Option<&MemoryPlan>, work: impl FnOnce()) -> Result<Graph, Failure> {
         self.check()?;
         let reserve = |plan| lock(&self.memory).reserve(&*self.driver, plan);
         let arena = plan.map(reserve).transpose().inspect_err(|failure| self.fail(failure.clone()))?;

@@ -1,7 +1,7 @@
 //! Where the buffers of a step lie in one arena.
 //!
 //! A step allocates and drops the same sizes in the same order every time. A [`Log`] of one step says of each buffer when
-//! it lived; a [`Plan`] made of it gives each a place, so that buffers which live at the same time never overlap and those
+//! it lived; a [`MemoryPlan`] made of it gives each a place, so that buffers which live at the same time never overlap and those
 //! which do not may. Work runs in the order of one stream: who takes the place of a buffer that was dropped before is
 //! launched behind the last one that used it.
 //!
@@ -34,19 +34,19 @@ pub struct Log {
 
 /// Places in an arena for the buffers of a step, in the order in which it allocates them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
-    places: Vec<Place>,
+pub struct MemoryPlan {
+    places: Vec<Slot>,
     arena: usize,
     peak_live: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct Slot {
     pub offset: usize,
     pub bytes: usize,
 }
 
-impl Place {
+impl Slot {
     pub fn end(self) -> usize {
         self.offset + self.bytes.next_multiple_of(ALIGNMENT)
     }
@@ -75,27 +75,27 @@ impl Log {
     }
 }
 
-impl Plan {
+impl MemoryPlan {
     /// `lives` in the order of their beginnings.
-    pub fn new(lives: &[Life]) -> Plan {
+    pub fn new(lives: &[Life]) -> MemoryPlan {
         let mut order: Vec<usize> = (0..lives.len()).collect();
         order.sort_by_key(|&index| (std::cmp::Reverse(lives[index].bytes), index));
-        let mut places: Vec<Option<Place>> = vec![None; lives.len()];
+        let mut places: Vec<Option<Slot>> = vec![None; lives.len()];
         for index in order {
             let Life { bytes, begin, end } = lives[index];
             let is_neighbour = |other: &Life| other.begin < end && begin < other.end;
             let placed = lives.iter().zip(&places).filter(|(other, _)| is_neighbour(other));
-            let mut taken: Vec<Place> = placed.filter_map(|(_, place)| *place).collect();
+            let mut taken: Vec<Slot> = placed.filter_map(|(_, place)| *place).collect();
             taken.sort_by_key(|place| place.offset);
-            places[index] = Some(Place { offset: best_fit(&taken, bytes), bytes });
+            places[index] = Some(Slot { offset: best_fit(&taken, bytes), bytes });
         }
-        let places: Vec<Place> = places.into_iter().flatten().collect();
+        let places: Vec<Slot> = places.into_iter().flatten().collect();
         let arena = places.iter().map(|place| place.end()).max().unwrap_or(0);
-        Plan { places, arena, peak_live: peak_live(lives) }
+        MemoryPlan { places, arena, peak_live: peak_live(lives) }
     }
 
     /// The i-th buffer's place. A capture may run the step several times.
-    pub fn place(&self, index: usize) -> Option<Place> {
+    pub fn place(&self, index: usize) -> Option<Slot> {
         self.places.get(index.checked_rem(self.places.len())?).copied()
     }
 
@@ -120,7 +120,7 @@ impl Plan {
 }
 
 /// The offset of the smallest gap between `taken`, sorted by offset, that holds `bytes`; else behind them all.
-fn best_fit(taken: &[Place], bytes: usize) -> usize {
+fn best_fit(taken: &[Slot], bytes: usize) -> usize {
     let (mut end, mut best) = (0, None);
     for place in taken {
         let gap = place.offset.saturating_sub(end);
@@ -155,13 +155,13 @@ pub(crate) mod tests {
         Life { bytes, begin, end }
     }
 
-    fn offsets(plan: &Plan) -> Vec<usize> {
+    fn offsets(plan: &MemoryPlan) -> Vec<usize> {
         plan.places.iter().map(|place| place.offset).collect()
     }
 
     /// What every plan must keep, said once more and by brute force.
     #[track_caller]
-    pub(crate) fn check(lives: &[Life], plan: &Plan) {
+    pub(crate) fn check(lives: &[Life], plan: &MemoryPlan) {
         assert_eq!(plan.len(), lives.len());
         let last = lives.iter().map(|life| life.end).max().unwrap_or(0);
         let mut most = 0;
@@ -187,7 +187,7 @@ pub(crate) mod tests {
     #[test]
     fn buffers_that_never_meet_share_their_place() {
         let lives = [life(1000, 0, 2), life(600, 1, 4), life(900, 3, 5)];
-        let plan = Plan::new(&lives);
+        let plan = MemoryPlan::new(&lives);
         check(&lives, &plan);
         assert_eq!((offsets(&plan), plan.arena(), plan.peak_live()), (vec![0, 1024, 0], 1792, 1600));
     }
@@ -195,11 +195,11 @@ pub(crate) mod tests {
     #[test]
     fn the_smallest_gap_is_taken() {
         // Two large ones leave gaps of 1,024 and 512 bytes below others; the last two buffers fit one each.
-        let taken = [Place { offset: 1024, bytes: 256 }, Place { offset: 1792, bytes: 256 }];
+        let taken = [Slot { offset: 1024, bytes: 256 }, Slot { offset: 1792, bytes: 256 }];
         assert_eq!([1, 512, 513, 1024, 1025].map(|bytes| best_fit(&taken, bytes)), [1280, 1280, 0, 0, 2048]);
         assert_eq!(best_fit(&[], 7), 0);
         // The rest of a last unit is nobody's.
-        assert_eq!(best_fit(&[Place { offset: 0, bytes: 1 }], 7), 256);
+        assert_eq!(best_fit(&[Slot { offset: 0, bytes: 1 }], 7), 256);
     }
 
     #[test]
@@ -217,7 +217,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_plan_of_nothing() {
-        let plan = Plan::new(&[]);
+        let plan = MemoryPlan::new(&[]);
         assert_eq!((plan.arena(), plan.peak_live(), plan.place(0)), (0, 0, None));
     }
 
@@ -243,7 +243,7 @@ pub(crate) mod tests {
             live.into_iter().for_each(|address| log.give_back(address));
             let lives = log.lives();
             assert_eq!(lives.len(), count);
-            let plan = Plan::new(&lives);
+            let plan = MemoryPlan::new(&lives);
             check(&lives, &plan);
             let aligned = |life: &Life| Life { bytes: life.bytes.next_multiple_of(ALIGNMENT), ..*life };
             let least = peak_live(&lives.iter().map(aligned).collect::<Vec<_>>());
@@ -274,7 +274,7 @@ pub(crate) mod tests {
         }
         log.give_back(gradient);
         let lives = log.lives();
-        let plan = Plan::new(&lives);
+        let plan = MemoryPlan::new(&lives);
         check(&lives, &plan);
         assert!(plan.arena() as f64 <= 1.02 * plan.peak_live() as f64, "{} {}", plan.arena(), plan.peak_live());
     }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use super::Cost;
 use super::driver::Kernel;
-use super::plan::{Life, Plan};
+use super::plan::{Life, MemoryPlan};
 
 /// One thing that a device was asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ impl WorkOf {
 #[derive(Clone, Debug, Default)]
 pub struct Trace {
     /// For [`Gpu::capture_planned`](super::Gpu::capture_planned).
-    pub plan: Plan,
+    pub plan: MemoryPlan,
     /// What the plan was made of.
     pub lives: Vec<Life>,
     pub work: Vec<Work>,

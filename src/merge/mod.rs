@@ -11,7 +11,7 @@ mod plan;
 mod sources;
 mod weights;
 
-pub use plan::{BatchNormPolicy, Entry, Granularity, Method, Plan, Start};
+pub use plan::{BatchNormPolicy, Granularity, Method, Plan, Start, WeightGroup};
 pub use sources::{Source, Sources};
 pub use weights::{Learned, SourceRecord, training_metadata};
 

@@ -114,7 +114,7 @@ pub struct Method {
 
 /// The merge weights of one convolution, or of the whole network.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct WeightGroup {
     /// The convolution's name, or "model".
     pub name: String,
     /// Where its numbers begin in each learned row.
@@ -123,7 +123,7 @@ pub struct Entry {
     pub shape: Vec<usize>,
 }
 
-impl Entry {
+impl WeightGroup {
     pub fn count(&self) -> usize {
         self.shape.iter().product()
     }
@@ -135,7 +135,7 @@ pub struct Plan {
     pub method: Method,
     pub table: Arc<Table>,
     pub parametrization: Arc<Parametrization>,
-    pub entries: Vec<Entry>,
+    pub entries: Vec<WeightGroup>,
 }
 
 impl Plan {
@@ -194,7 +194,7 @@ impl Plan {
     }
 
     /// α of a layer: for each source, its numbers.
-    pub fn alphas_of(&self, entry: &Entry, learned: &Tensor) -> Vec<Vec<f32>> {
+    pub fn alphas_of(&self, entry: &WeightGroup, learned: &Tensor) -> Vec<Vec<f32>> {
         let alpha = self.parametrization.alpha(learned).to_vec::<f32>();
         alpha.chunks(self.parametrization.alphas()).map(|row| row[entry.first..][..entry.count()].to_vec()).collect()
     }
@@ -204,7 +204,7 @@ impl Plan {
 struct RowsOfAlpha<'a> {
     network: &'a Network,
     granularity: Granularity,
-    entries: Vec<Entry>,
+    entries: Vec<WeightGroup>,
     /// α that are learned.
     learned: usize,
     /// The first α of each parameter that holds filters.
@@ -220,7 +220,7 @@ impl RowsOfAlpha<'_> {
     fn new(network: &Network, granularity: Granularity) -> RowsOfAlpha<'_> {
         let (mut entries, mut first, mut learned) = (Vec::new(), BTreeMap::new(), 0);
         if granularity == Granularity::Model {
-            entries.push(Entry { name: "model".into(), first: 0, shape: vec![] });
+            entries.push(WeightGroup { name: "model".into(), first: 0, shape: vec![] });
             learned = 1;
         }
         let holds_filters = |p: &Parameter| p.region == Region::Trunk && p.role == Role::Filters;
@@ -235,7 +235,8 @@ impl RowsOfAlpha<'_> {
                 Granularity::Filter => vec![filters],
                 Granularity::Kernel => vec![filters, channels],
             };
-            let entry = Entry { name: parameter.name.trim_end_matches(".weight").to_string(), first: learned, shape };
+            let entry =
+                WeightGroup { name: parameter.name.trim_end_matches(".weight").to_string(), first: learned, shape };
             first.insert(index, learned);
             learned += entry.count();
             entries.push(entry);

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::plan::{Entry, Method, Plan};
+use super::plan::{Method, Plan, WeightGroup};
 use super::{Sources, Start};
 use crate::checkpoint::{self, Checkpoint, Metadata, Provenance, StoredTensor, TensorFile};
 use crate::error::{Error, Result};
@@ -217,7 +217,7 @@ impl Learned {
 }
 
 /// Learned rows first, then the entry's own shape.
-fn stored_shape(plan: &Plan, entry: &Entry) -> Vec<usize> {
+fn stored_shape(plan: &Plan, entry: &WeightGroup) -> Vec<usize> {
     [&[plan.parametrization.rows()], entry.shape.as_slice()].concat()
 }
 

@@ -2,7 +2,7 @@
 
 use super::numbers::{error_beyond_storage, normalized_error, stored};
 use super::operand::{Target, Values};
-use super::pass::{Kind, Pass, Wrong};
+use super::pass::{Draw, Pass, Wrong};
 
 impl Pass {
     /// Runs every check on `target`. Returns the normalised error with random inputs, the rounding of stored results
@@ -21,7 +21,7 @@ impl Pass {
         if !self.is_exact {
             return Ok(());
         }
-        self.compare(Kind::Integers, target, &self.draw(Kind::Integers, target), |index, actual, expected| {
+        self.compare(Draw::Integers, target, &self.draw(Draw::Integers, target), |index, actual, expected| {
             let dtype = target.dtype_of(self.layout(&self.outputs[index]).role);
             let wrong = actual.iter().zip(expected).position(|(&actual, &expected)| {
                 let expected = stored(expected, dtype);
@@ -36,7 +36,7 @@ impl Pass {
     fn check_reals(&self, target: Target) -> Result<f64, Wrong> {
         let mut worst = 0f64;
         let tolerance = if target == Target::CPU { self.tolerance_on_cpu } else { self.tolerance };
-        self.compare(Kind::Reals, target, &self.draw(Kind::Reals, target), |index, actual, expected| {
+        self.compare(Draw::Reals, target, &self.draw(Draw::Reals, target), |index, actual, expected| {
             worst = worst.max(normalized_error(actual, expected));
             let dtype = target.dtype_of(self.layout(&self.outputs[index]).role);
             let beyond = error_beyond_storage(actual, expected, dtype);
@@ -50,7 +50,7 @@ impl Pass {
 
     /// Whatever is not finite in the reference's result is not finite here, wherever a NaN or an infinity came in.
     fn check_not_finite(&self, target: Target) -> Result<(), Wrong> {
-        let drawn = self.draw(Kind::Reals, target);
+        let drawn = self.draw(Draw::Reals, target);
         for (index, input) in self.inputs.iter().enumerate() {
             if matches!(input.values, Values::Below(_)) {
                 continue;
@@ -60,7 +60,7 @@ impl Pass {
             for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
                 let mut inputs = drawn.clone();
                 inputs[index][place] = value;
-                self.compare(Kind::Reals, target, &inputs, |output, actual, expected| {
+                self.compare(Draw::Reals, target, &inputs, |output, actual, expected| {
                     let pairs = || actual.iter().zip(expected);
                     if let Some(i) = pairs().position(|(a, e)| !e.is_finite() && a.is_finite()) {
                         return Err(format!("{value} in input {index} does not reach {i} of output {output}"));
@@ -80,7 +80,7 @@ impl Pass {
     /// Runs on `target` and in the reference, and compares output by output: its index, and the numbers of both.
     fn compare(
         &self,
-        kind: Kind,
+        kind: Draw,
         target: Target,
         inputs: &[Vec<f64>],
         mut compare: impl FnMut(usize, &[f64], &[f64]) -> Result<(), Wrong>,

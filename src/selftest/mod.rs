@@ -21,7 +21,7 @@ mod passes;
 use std::collections::BTreeSet;
 
 pub use operand::{Input, Layout, Output, Role, Target, Values};
-pub use pass::{Kind, Pass, Wrong};
+pub use pass::{Draw, Pass, Wrong};
 pub use passes::{OPS, Op};
 
 use crate::error::{Error, Result};

@@ -13,7 +13,7 @@ type Run = Box<dyn Fn(&[Tensor], Vec<TensorMut>) + Send + Sync>;
 
 /// Which values a check draws.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum Draw {
     /// From −3 to 3: index errors cannot hide behind rounding.
     Integers,
     Reals,
@@ -143,13 +143,13 @@ impl Pass {
     }
 
     /// Inputs that are exact in what `target` stores them as, the same at every call.
-    pub fn draw(&self, kind: Kind, target: Target) -> Vec<Vec<f64>> {
+    pub fn draw(&self, kind: Draw, target: Target) -> Vec<Vec<f64>> {
         let mut numbers = Numbers::named(&self.name());
         let mut draw = |input: &Input| -> Vec<f64> {
             let len = input.layout.len();
             let mut around = |centre: f64, spread: f64| match kind {
-                Kind::Integers => numbers.integers(len),
-                Kind::Reals => numbers.reals(len).into_iter().map(|v| centre + spread * v).collect(),
+                Draw::Integers => numbers.integers(len),
+                Draw::Reals => numbers.reals(len).into_iter().map(|v| centre + spread * v).collect(),
             };
             let mut values: Vec<f64> = match input.values {
                 Values::Around { centre, spread } => around(centre, spread),
@@ -170,27 +170,27 @@ impl Pass {
 
     /// Every output's numbers, without padding. `kind` also decides where operands in arenas lie, so that the checks
     /// together see every alignment.
-    pub fn execute(&self, kind: Kind, target: Target, inputs: &[Vec<f64>]) -> Result<Vec<Vec<f64>>, Wrong> {
+    pub fn execute(&self, kind: Draw, target: Target, inputs: &[Vec<f64>]) -> Result<Vec<Vec<f64>>, Wrong> {
         let layouts: Vec<&Layout> = self.outputs.iter().map(|output| self.layout(output)).collect();
-        let places: Vec<Place> = self
+        let places: Vec<Framed> = self
             .inputs
             .iter()
             .zip(inputs)
-            .map(|(input, numbers)| Place::new(&input.layout, kind, target, f64::NAN, |i| numbers[i]))
+            .map(|(input, numbers)| Framed::new(&input.layout, kind, target, f64::NAN, |i| numbers[i]))
             .collect();
         let fresh = |output: &Output, i: usize| match output {
             Output::Over(input) => inputs[*input][i],
             Output::Fresh(_) => f64::NAN,
         };
-        let mut results: Vec<Place> = self
+        let mut results: Vec<Framed> = self
             .outputs
             .iter()
             .zip(&layouts)
-            .map(|(output, layout)| Place::new(layout, kind, target, SENTINEL, |i| fresh(output, i)))
+            .map(|(output, layout)| Framed::new(layout, kind, target, SENTINEL, |i| fresh(output, i)))
             .collect();
 
-        let arguments: Vec<Tensor> = places.iter().map(Place::window).collect();
-        let outputs = results.iter_mut().map(Place::window_mut).collect();
+        let arguments: Vec<Tensor> = places.iter().map(Framed::window).collect();
+        let outputs = results.iter_mut().map(Framed::window_mut).collect();
         catch_unwind(AssertUnwindSafe(|| (self.run)(&arguments, outputs))).map_err(message)?;
 
         // On the CPU the compiler sees to it that nobody writes an input.
@@ -216,7 +216,7 @@ impl Pass {
 }
 
 /// An operand in a buffer of its own, with margins.
-struct Place<'a> {
+struct Framed<'a> {
     layout: &'a Layout,
     start: usize,
     /// What the buffer holds at first.
@@ -224,10 +224,10 @@ struct Place<'a> {
     whole: Tensor,
 }
 
-impl<'a> Place<'a> {
+impl<'a> Framed<'a> {
     /// `inside` where elements count, `outside` elsewhere.
-    fn new(layout: &'a Layout, kind: Kind, target: Target, outside: f64, inside: impl Fn(usize) -> f64) -> Place<'a> {
-        let start = if layout.in_arena && kind == Kind::Integers { MARGIN + SHIFT } else { MARGIN };
+    fn new(layout: &'a Layout, kind: Draw, target: Target, outside: f64, inside: impl Fn(usize) -> f64) -> Framed<'a> {
+        let start = if layout.in_arena && kind == Draw::Integers { MARGIN + SHIFT } else { MARGIN };
         let mut before = vec![outside; start + layout.len() + MARGIN];
         layout.indices().for_each(|i| before[start + i] = inside(i));
         let len = [before.len()];
@@ -238,7 +238,7 @@ impl<'a> Place<'a> {
                 numbers.to_device(target.device).cast(dtype)
             }
         };
-        Place { layout, start, before, whole }
+        Framed { layout, start, before, whole }
     }
 
     fn window(&self) -> Tensor {
@@ -285,11 +285,11 @@ mod tests {
     /// What no safe code on the CPU can do.
     #[test]
     fn a_write_beyond_an_output_is_found() {
-        for kind in [Kind::Integers, Kind::Reals] {
+        for kind in [Draw::Integers, Draw::Reals] {
             for layout in [Layout::dense([3, 4]), Layout::padded([3, 4], 8).in_arena()] {
                 let len = layout.len() as isize;
                 for at in [-(MARGIN as isize), -1, len, len + MARGIN as isize - 1] {
-                    let mut place = Place::new(&layout, kind, Target::CPU, SENTINEL, |_| 0.0);
+                    let mut place = Framed::new(&layout, kind, Target::CPU, SENTINEL, |_| 0.0);
                     assert_eq!(place.result(0), Ok(vec![0.0; 12]));
                     let index = (place.start as isize + at) as usize;
                     place.whole.view_mut().data::<f32>()[index] = 0.0;

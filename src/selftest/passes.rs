@@ -515,7 +515,7 @@ fn gradient_of_products(case: &'static MergeCase) -> Pass {
     let dalpha = Layout::dense([case.sources, case.alphas]);
     Pass::with_many("α's gradient from products", inputs, vec![dalpha.into()], move |inputs, outputs| {
         let ([sums, rest, sources @ ..], [dalpha]) = (inputs, only(outputs)) else { unreachable!() };
-        let products = merge::Products { sums, terms: &terms, rest };
+        let products = merge::FilterProducts { sums, terms: &terms, rest };
         let sources: Vec<&Tensor> = sources.iter().collect();
         merge::alpha_gradient_of_products(&table, &sources, &products, dalpha);
     })

@@ -58,7 +58,7 @@ impl Evaluator {
         batch_size: usize,
         mut watch: impl FnMut(usize),
     ) -> Result<Vec<f32>> {
-        let model = self.place.host(model);
+        let model = self.place.bring(model);
         let loader = target.in_order(split, model.network.input_channels, batch_size);
         target.check_memory(&model.network, loader.largest_batch(), false, 0)?;
         let batches = Batches::new(loader, self.place);
@@ -129,7 +129,7 @@ pub fn evaluate(model: &Model, target: Target, split: SplitName, batch_size: usi
 /// and without augmentation: what a blend needs, whose layers see what no source's layers saw.
 pub fn reestimate_statistics(model: &mut Model, target: Target, batch_size: usize) -> Result<()> {
     let home = model.device();
-    *model = target.place.host(model);
+    *model = target.place.bring(model);
     model.reset_statistics();
     let network = model.network.clone();
     let loader = target.in_order(SplitName::Train, network.input_channels, batch_size);

@@ -35,7 +35,7 @@ impl Place {
     }
 
     /// A model as it runs here.
-    pub(super) fn host(self, model: &Model) -> Model {
+    pub(super) fn bring(self, model: &Model) -> Model {
         let mut model = model.to_device(self.device);
         if !self.is_fused {
             model.network = Arc::new(model.network.planned(false));

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use super::batches::{Batch, Batches, Loaded};
 use crate::error::Result;
-use crate::gpu::{Address, Graph, Handle, Plan};
+use crate::gpu::{Address, Graph, Handle, MemoryPlan};
 
 pub(super) struct Replays {
     gpu: Handle,
@@ -20,7 +20,7 @@ pub(super) struct Replays {
 pub(super) struct Recorded {
     batch: Batch,
     /// Where the work's own memory lies in a graph.
-    pub plan: Plan,
+    pub plan: MemoryPlan,
     pub graph: Option<Graph>,
     /// Where everything lies that the graph reads and writes beside its own memory.
     addresses: Vec<Address>,

@@ -119,7 +119,7 @@ impl<'a> Training<'a> {
             observer.resumed(&selection.history);
         }
         // Its own buffers: a transferred trunk is still the source's.
-        *model = target.place.host(&model.copy());
+        *model = target.place.bring(&model.copy());
         let trunks = subject.move_to(target.place.device);
         let recorder = Recorder::new(target.place, optimizers, loss, control);
         let (batches, evaluator) = (Batches::new(loader, target.place), Evaluator::new(target.place));

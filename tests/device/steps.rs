@@ -9,7 +9,7 @@ use medmerge::gpu::Handle;
 use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Method, Plan, Start};
 use medmerge::nn::{Architecture, Model, Network};
 use medmerge::ops::control::{FIRST_SCALE, LOSSES, Values};
-use medmerge::ops::merge::{Products, Term, alpha_gradient_of_products};
+use medmerge::ops::merge::{FilterProducts, Term, alpha_gradient_of_products};
 use medmerge::ops::softmax_cross_entropy::CrossEntropy;
 use medmerge::tensor::{DType, Device, Integers, Tensor};
 use medmerge::train::{
@@ -475,7 +475,7 @@ fn a_merge_is_one_launch_each_way() {
             }
             let sums = Tensor::zeros([len], DType::F32, device);
             let rest = Tensor::zeros([plan.table.arena_len() - plan.table.filters_len()], DType::F32, device);
-            let products = Products { sums: &sums, terms: &terms, rest: &rest };
+            let products = FilterProducts { sums: &sums, terms: &terms, rest: &rest };
             let before = gpu.launches();
             alpha_gradient_of_products(&plan.table, &trunks, &products, dalpha.view_mut());
             assert_eq!(gpu.launches() - before, backward, "{method:?}");

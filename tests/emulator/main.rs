@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
-use medmerge::gpu::emulator::{Context, Emulator, Entry};
+use medmerge::gpu::emulator::{Context, Emulator, EntryPoint};
 use medmerge::gpu::{Address, Failure, Gpu, Handle};
 use medmerge::parameters;
 use medmerge::tensor::{DType, Device, Tensor};
@@ -23,14 +23,14 @@ parameters! {
 const THREADS: u32 = 64;
 
 /// The kernels of a file beside this one, compiled for a storage type into a library made for this process.
-fn guests(file: &'static str, storage: DType) -> Vec<&'static Entry> {
-    type Known = BTreeMap<(&'static str, String), Vec<&'static Entry>>;
+fn guests(file: &'static str, storage: DType) -> Vec<&'static EntryPoint> {
+    type Known = BTreeMap<(&'static str, String), Vec<&'static EntryPoint>>;
     static COMPILED: Mutex<Known> = Mutex::new(Known::new());
     let mut compiled = COMPILED.lock().unwrap();
     compiled.entry((file, storage.to_string())).or_insert_with(|| compile(file, storage)).clone()
 }
 
-fn compile(file: &str, storage: DType) -> Vec<&'static Entry> {
+fn compile(file: &str, storage: DType) -> Vec<&'static EntryPoint> {
     let source = format!("tests/emulator/{file}.cu");
     // SAFETY: the library has no initialisers. It is never unloaded.
     let library: &libloading::Library =
@@ -47,7 +47,7 @@ fn compile(file: &str, storage: DType) -> Vec<&'static Entry> {
                     let symbol = format!("{name}_{kind}_{storage}");
                     &**library.get::<&'static u32>(symbol.as_bytes()).expect("a number beside its kernel")
                 };
-                Entry {
+                EntryPoint {
                     symbol,
                     run: *library.get::<Run>(symbol.as_bytes()).expect("a kernel"),
                     size: number("size"),

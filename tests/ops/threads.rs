@@ -3,7 +3,7 @@
 use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Method, Plan, Start};
 use medmerge::nn::{Architecture, Mode, Model, Stem};
 use medmerge::ops::softmax_cross_entropy::CrossEntropy;
-use medmerge::selftest::{Kind, OPS, Target};
+use medmerge::selftest::{Draw, OPS, Target};
 use medmerge::tape::Tape;
 use medmerge::tensor::{Integers, Tensor};
 use medmerge::train::{Batch, MergeState, OptimizerKind, Subject, TrainOptions, step};
@@ -26,9 +26,9 @@ fn bits(values: &[f32]) -> Vec<u32> {
 #[test]
 fn every_pass() {
     for pass in OPS.iter().flat_map(|op| (op.passes)()) {
-        let inputs = pass.draw(Kind::Reals, Target::CPU);
+        let inputs = pass.draw(Draw::Reals, Target::CPU);
         same_with_any_number_of_threads(&pass.name(), || {
-            let outputs = pass.execute(Kind::Reals, Target::CPU, &inputs).unwrap();
+            let outputs = pass.execute(Draw::Reals, Target::CPU, &inputs).unwrap();
             outputs.iter().flatten().map(|value| value.to_bits()).collect::<Vec<_>>()
         });
     }

@@ -15,7 +15,7 @@ use corosensei::stack::{DefaultStack, Stack, StackPointer};
 use corosensei::{Coroutine, CoroutineResult, Yielder};
 
 use super::trap::{self, Fault};
-use super::{Entry, mix, shuffle};
+use super::{EntryPoint, mix, shuffle};
 
 const WARP: usize = 32;
 /// Bytes of shared memory that can be declared without asking a GPU for more.
@@ -174,7 +174,7 @@ struct Declared {
 }
 
 pub struct Block {
-    entry: &'static Entry,
+    entry: &'static EntryPoint,
     parameters: *const c_void,
     grid: [u32; 3],
     index: [u32; 3],
@@ -214,7 +214,7 @@ thread_local! {
 
 impl Block {
     /// Runs the blocks of one launch, one after the other.
-    pub fn new(entry: &'static Entry, parameters: *const c_void, grid: [u32; 3]) -> Block {
+    pub fn new(entry: &'static EntryPoint, parameters: *const c_void, grid: [u32; 3]) -> Block {
         let threads = *entry.threads as usize;
         let Handed { contexts, mut copies, shared, shadow } = HANDED.take();
         if copies.len() < threads * COPIES {

@@ -32,7 +32,7 @@ use block::{Block, Broken};
 use memory::Memory;
 
 /// A kernel compiled for the host.
-pub struct Entry {
+pub struct EntryPoint {
     pub symbol: &'static str,
     pub run: unsafe extern "C" fn(*const c_void, *const *const Context),
     /// Bytes of its parameter struct.
@@ -46,7 +46,7 @@ mod entries {
     use super::*;
     include!(concat!(env!("OUT_DIR"), "/entries.rs"));
 
-    pub fn all() -> &'static [Entry] {
+    pub fn all() -> &'static [EntryPoint] {
         ENTRIES
     }
 }
@@ -54,7 +54,7 @@ mod entries {
 /// Something the stream does.
 #[derive(Clone)]
 enum Command {
-    Launch { entry: &'static Entry, grid: [u32; 3], parameters: Vec<u8> },
+    Launch { entry: &'static EntryPoint, grid: [u32; 3], parameters: Vec<u8> },
     Copy { to: Address, from: Address, bytes: usize },
     Fill { to: Address, byte: u8, bytes: usize },
 }
@@ -68,7 +68,7 @@ pub struct Emulator {
     recording: Mutex<Option<Vec<Command>>>,
     graphs: Mutex<HashMap<u64, Vec<Command>>>,
     /// Kernels that are not part of the program: tests bring their own.
-    guests: Vec<&'static Entry>,
+    guests: Vec<&'static EntryPoint>,
 }
 
 impl Emulator {
@@ -86,12 +86,12 @@ impl Emulator {
     }
 
     /// An emulator that also knows `guests`.
-    pub fn with_guests(seed: u64, guests: Vec<&'static Entry>) -> Emulator {
+    pub fn with_guests(seed: u64, guests: Vec<&'static EntryPoint>) -> Emulator {
         Emulator { guests, ..Emulator::new(seed) }
     }
 
-    fn entry(&self, kernel: Kernel) -> Result<&'static Entry, Failure> {
-        static BY_SYMBOL: OnceLock<HashMap<&str, &Entry>> = OnceLock::new();
+    fn entry(&self, kernel: Kernel) -> Result<&'static EntryPoint, Failure> {
+        static BY_SYMBOL: OnceLock<HashMap<&str, &EntryPoint>> = OnceLock::new();
         let known = BY_SYMBOL.get_or_init(|| entries::all().iter().map(|entry| (entry.symbol, entry)).collect());
         let symbol = kernel.symbol();
         let guest = || self.guests.iter().find(|entry| entry.symbol == symbol);
@@ -130,7 +130,7 @@ impl Emulator {
         }
     }
 
-    fn run(&self, entry: &'static Entry, grid: [u32; 3], parameters: &[u8]) -> Result<(), Failure> {
+    fn run(&self, entry: &'static EntryPoint, grid: [u32; 3], parameters: &[u8]) -> Result<(), Failure> {
         let clock = self.clock.fetch_add(1, Ordering::Relaxed);
         let seed = mix(self.seed ^ mix(clock));
         let count = grid.iter().map(|&n| n as usize).product::<usize>();

@@ -10,7 +10,7 @@
 use super::gpu::sizes;
 use super::layout::{self, Operands, is_packed};
 use super::tensor::{self, Product, STEM_WGRAD};
-use super::tiles::{self, Choice, Tile};
+use super::tiles::{self, Tile, Tiling};
 use super::{Conv2d, Geometry, Pass, wgrad};
 use crate::gpu::{Address, Cost, Handle};
 use crate::ops::merge;
@@ -44,7 +44,7 @@ fn division(g: &Geometry, dtype: DType, sources: usize) -> Option<Division> {
     let layout::OnTensorCores { g, has_tiles } = layout::on_tensor_cores(g, Pass::Wgrad, dtype, Operands::ALIGNED)?;
     // Packs of 16 bits that span two taps have a kernel of their own.
     let is_split = !has_tiles;
-    let Choice { tile, stretches } = tiles::choose_products(&g, dtype, sources, is_split.then_some(STEM_WGRAD));
+    let Tiling { tile, stretches } = tiles::choose_products(&g, dtype, sources, is_split.then_some(STEM_WGRAD));
     let kernel = match tile {
         _ if is_split => "conv2d_tensor_products_stem",
         Tile::Large => "conv2d_tensor_products_128x128",
@@ -181,7 +181,7 @@ mod tests {
             let expected = products(&g, sources, None);
             for tile in Tile::ALL.into_iter().filter(|tile| tile.serves(Pass::Wgrad)) {
                 let place = Some((Device::Gpu(gpu), dtype));
-                let actual = tiles::with_choice(Choice { tile, stretches: 3 }, || products(&g, sources, place));
+                let actual = tiles::with_choice(Tiling { tile, stretches: 3 }, || products(&g, sources, place));
                 gpu.check().unwrap();
                 let wrong = (0..actual.len()).find(|&i| actual[i] != expected[i]).map(|i| (i, actual[i], expected[i]));
                 assert!(wrong.is_none(), "{dtype}, {sources} sources, {}, {tile:?}: {wrong:?}", case.name);

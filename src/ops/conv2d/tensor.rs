@@ -3,7 +3,7 @@
 
 use super::gpu::{PACKED_DW, Sizes, direct_grid, sizes};
 use super::layout::{is_packed, pack, padded, plain};
-use super::tiles::{self, Choice, Tile};
+use super::tiles::{self, Tile, Tiling};
 use super::{Geometry, Pass};
 use crate::gpu::{self, Address, Cost, Gpu, Handle};
 use crate::ops::batch_norm::{Normalized, Tiles};
@@ -113,14 +113,14 @@ pub(super) fn int(size: usize) -> i32 {
 }
 
 /// How a pass is divided, and which kernel does it.
-fn division(g: &Geometry, pass: Pass, dtype: DType) -> (Choice, &'static str) {
+fn division(g: &Geometry, pass: Pass, dtype: DType) -> (Tiling, &'static str) {
     let choice = tiles::choose(g, pass, dtype);
     // Packs of 16 bits that span two taps have kernels of their own.
     let is_split = !g.c.is_multiple_of(pack(dtype));
     match pass {
-        Pass::Fprop if is_split => (Choice { tile: STEM_FPROP, stretches: 1 }, "conv2d_tensor_fprop_stem"),
+        Pass::Fprop if is_split => (Tiling { tile: STEM_FPROP, stretches: 1 }, "conv2d_tensor_fprop_stem"),
         Pass::Wgrad if is_split => {
-            let product = tiles::Product::of(g, pass);
+            let product = tiles::Gemm::of(g, pass);
             let mut choices = tiles::choices(product, pass, dtype);
             (choices.find(|choice| choice.tile == STEM_WGRAD).expect("a tile of wgrad"), "conv2d_tensor_wgrad_stem")
         }
@@ -207,7 +207,7 @@ fn fprop_packed(
 ) -> Option<Tiles> {
     gpu.account(|| g.cost(Pass::Fprop, dtype));
     let g = &plain(g);
-    let (Choice { tile, .. }, name) = division(g, Pass::Fprop, dtype);
+    let (Tiling { tile, .. }, name) = division(g, Pass::Fprop, dtype);
     let product = Product { from: x, by: w, to: y, g: sizes(g, dtype, x, y, Some(w)), stretch: 0, to_pitch: 0 };
     let pixels = g.n * g.p * g.q;
     if !leaves_statistics {
@@ -240,7 +240,7 @@ pub fn dgrad(
     let g = &plain(g);
     let (choice, name) = division(g, Pass::Dgrad, dtype);
     let product = Product { from: dy, by: w, to: dx, g: sizes(g, dtype, dx, dy, Some(w)), stretch: 0, to_pitch: 0 };
-    let tiles::Product { rows, columns, grids, .. } = tiles::Product::of(g, Pass::Dgrad);
+    let tiles::Gemm { rows, columns, grids, .. } = tiles::Gemm::of(g, Pass::Dgrad);
     let Some(norm) = norm else {
         launch(gpu, name, dtype, &product, choice.tile, [rows, columns], grids);
         return None;
@@ -263,7 +263,7 @@ pub fn wgrad(gpu: Handle, g: &Geometry, dtype: DType, x: Address, dy: Address, d
     let padded_x = padded.as_ref().map(|padded| pad_x(gpu, dtype, x, g, padded));
     let x = padded_x.as_ref().map_or(x, Tensor::address);
     let seen = plain(padded.as_ref().unwrap_or(g));
-    let (Choice { tile, stretches }, name) = division(&seen, Pass::Wgrad, dtype);
+    let (Tiling { tile, stretches }, name) = division(&seen, Pass::Wgrad, dtype);
     let pixels = g.n * g.p * g.q;
     let stretch = pixels.div_ceil(stretches).next_multiple_of(tiles::depth(dtype));
     let stretches = pixels.div_ceil(stretch);
@@ -390,7 +390,7 @@ mod tests {
                     continue;
                 }
                 let stretches = if pass == Pass::Wgrad { 3 } else { 1 };
-                let (actual, expected) = tiles::with_choice(Choice { tile, stretches }, || example.run(pass));
+                let (actual, expected) = tiles::with_choice(Tiling { tile, stretches }, || example.run(pass));
                 let expected: Vec<f64> = match pass {
                     Pass::Wgrad => expected.to_vec(),
                     _ => seen(expected, dtype),
@@ -429,7 +429,7 @@ mod tests {
             let Example { g, x, w, dy, .. } = Example::new(Device::Gpu(gpu), dtype, &case.geometry(), &mut draw);
             let like_y = || Tensor::uninit(dy.shape(), dtype, dy.device());
             let (mut y, mut plain) = (like_y(), like_y());
-            let tiles = tiles::with_choice(Choice { tile, stretches: 1 }, || {
+            let tiles = tiles::with_choice(Tiling { tile, stretches: 1 }, || {
                 fprop(g.conv, &x, &w, plain.view_mut());
                 fprop_and_statistics(g.conv, &x, &w, y.view_mut()).expect("on tensor cores")
             });
@@ -473,7 +473,7 @@ mod tests {
                 let [mean, rstd, gamma, beta] = [&mean, &rstd, &gamma, &beta].map(Tensor::clone);
                 let norm = Normalized { x: x.clone(), mean, rstd, gamma, beta, relu };
                 let mut dz = Tensor::uninit(x.shape(), dtype, device);
-                let sums = tiles::with_choice(Choice { tile, stretches: 1 }, || {
+                let sums = tiles::with_choice(Tiling { tile, stretches: 1 }, || {
                     dgrad_and_sums(g.conv, &dy, &w, &norm, dz.view_mut()).expect("on tensor cores")
                 });
                 gpu.check().unwrap();

@@ -57,7 +57,7 @@ impl Tile {
 
 /// How a product is divided between blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Choice {
+pub struct Tiling {
     pub tile: Tile,
     /// Of wgrad's summands; 1 in the other passes.
     pub stretches: usize,
@@ -65,25 +65,25 @@ pub struct Choice {
 
 /// A matrix product: `grids` times `rows` × `columns` sums of `depth` summands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Product {
+pub struct Gemm {
     pub rows: usize,
     pub columns: usize,
     pub depth: usize,
     pub grids: usize,
 }
 
-impl Product {
-    pub fn of(g: &Geometry, pass: Pass) -> Product {
+impl Gemm {
+    pub fn of(g: &Geometry, pass: Pass) -> Gemm {
         let taps = g.r * g.s;
         match pass {
-            Pass::Fprop => Product { rows: g.n * g.p * g.q, columns: g.k, depth: taps * g.c, grids: 1 },
+            Pass::Fprop => Gemm { rows: g.n * g.p * g.q, columns: g.k, depth: taps * g.c, grids: 1 },
             Pass::Dgrad => {
                 let [down, right] = g.conv.stride;
                 // Of the largest residue; the taps are shared out among all.
                 let rows = g.n * g.h.div_ceil(down) * g.w.div_ceil(right);
-                Product { rows, columns: g.c, depth: (taps * g.k).div_ceil(down * right), grids: down * right }
+                Gemm { rows, columns: g.c, depth: (taps * g.k).div_ceil(down * right), grids: down * right }
             }
-            Pass::Wgrad => Product { rows: g.k, columns: taps * g.c, depth: g.n * g.p * g.q, grids: 1 },
+            Pass::Wgrad => Gemm { rows: g.k, columns: taps * g.c, depth: g.n * g.p * g.q, grids: 1 },
         }
     }
 }
@@ -112,8 +112,8 @@ pub fn depth(dtype: DType) -> usize {
 }
 
 /// The blocks that a choice makes, and the clocks of each.
-fn blocks(product: Product, dtype: DType, choice: Choice) -> (usize, usize) {
-    let Choice { tile, stretches } = choice;
+fn blocks(product: Gemm, dtype: DType, choice: Tiling) -> (usize, usize) {
+    let Tiling { tile, stretches } = choice;
     let step = depth(dtype);
     // tf32 has half the rate.
     let rate = if dtype.size() == 2 { PRODUCTS } else { PRODUCTS / 2 };
@@ -126,7 +126,7 @@ fn blocks(product: Product, dtype: DType, choice: Choice) -> (usize, usize) {
 }
 
 /// Clocks that the rule expects.
-pub fn cost(product: Product, dtype: DType, choice: Choice) -> usize {
+pub fn cost(product: Gemm, dtype: DType, choice: Tiling) -> usize {
     let (blocks, clocks) = blocks(product, dtype, choice);
     let sums = match choice.stretches {
         1 => 0,
@@ -138,44 +138,44 @@ pub fn cost(product: Product, dtype: DType, choice: Choice) -> usize {
 
 /// The same of wgrad with products in place of dW: each block reads the tiles of so many sources, which the L2 cache holds
 /// but for the first stretch, and what it writes is not worth counting.
-fn cost_of_products(product: Product, dtype: DType, sources: usize, choice: Choice) -> usize {
+fn cost_of_products(product: Gemm, dtype: DType, sources: usize, choice: Tiling) -> usize {
     let (blocks, clocks) = blocks(product, dtype, choice);
     let of_sources = choice.tile.rows() * choice.tile.columns() * 4 * sources / TILE_BYTES;
     blocks.div_ceil(PROCESSORS) * (clocks + of_sources)
 }
 
 /// The choices there are, each tile with the stretches that cost least.
-pub fn choices(product: Product, pass: Pass, dtype: DType) -> impl Iterator<Item = Choice> {
+pub fn choices(product: Gemm, pass: Pass, dtype: DType) -> impl Iterator<Item = Tiling> {
     with_best_stretches(product, pass, move |choice| cost(product, dtype, choice))
 }
 
-fn with_best_stretches(product: Product, pass: Pass, cost: impl Fn(Choice) -> usize) -> impl Iterator<Item = Choice> {
+fn with_best_stretches(product: Gemm, pass: Pass, cost: impl Fn(Tiling) -> usize) -> impl Iterator<Item = Tiling> {
     let most = match pass {
         Pass::Wgrad => (product.depth / SHORTEST).clamp(1, MOST_STRETCHES),
         _ => 1,
     };
     Tile::ALL.into_iter().filter(move |tile| tile.serves(pass)).map(move |tile| {
-        let all = (1..=most).map(|stretches| Choice { tile, stretches });
+        let all = (1..=most).map(|stretches| Tiling { tile, stretches });
         all.min_by_key(|&choice| cost(choice)).expect("one stretch at least")
     })
 }
 
 /// What wgrad gets with products of so many sources in place of dW; of `tile` alone, where there is but one kernel.
-pub fn choose_products(g: &Geometry, dtype: DType, sources: usize, tile: Option<Tile>) -> Choice {
-    let fits = |choice: &Choice| tile.is_none_or(|tile| tile == choice.tile) && choice.tile.serves(Pass::Wgrad);
-    let product = Product::of(g, Pass::Wgrad);
+pub fn choose_products(g: &Geometry, dtype: DType, sources: usize, tile: Option<Tile>) -> Tiling {
+    let fits = |choice: &Tiling| tile.is_none_or(|tile| tile == choice.tile) && choice.tile.serves(Pass::Wgrad);
+    let product = Gemm::of(g, Pass::Wgrad);
     let cost = |choice| cost_of_products(product, dtype, sources, choice);
     let all = || with_best_stretches(product, Pass::Wgrad, cost).filter(fits);
     FORCED.get().filter(fits).unwrap_or_else(|| all().min_by_key(|&choice| cost(choice)).expect("tiles"))
 }
 
 thread_local! {
-    static FORCED: Cell<Option<Choice>> = const { Cell::new(None) };
+    static FORCED: Cell<Option<Tiling>> = const { Cell::new(None) };
 }
 
 /// Runs `work` with one choice for every convolution that this thread starts and for which there is such a kernel.
-pub fn with_choice<R>(choice: Choice, work: impl FnOnce() -> R) -> R {
-    struct Restore(Option<Choice>);
+pub fn with_choice<R>(choice: Tiling, work: impl FnOnce() -> R) -> R {
+    struct Restore(Option<Tiling>);
     impl Drop for Restore {
         fn drop(&mut self) {
             FORCED.set(self.0);
@@ -186,13 +186,13 @@ pub fn with_choice<R>(choice: Choice, work: impl FnOnce() -> R) -> R {
 }
 
 /// What a convolution gets. `g` is as the kernels see it.
-pub fn choose(g: &Geometry, pass: Pass, dtype: DType) -> Choice {
+pub fn choose(g: &Geometry, pass: Pass, dtype: DType) -> Tiling {
     if let Some(forced) = FORCED.get().filter(|choice| choice.tile.serves(pass)) {
         return forced;
     }
     let measured = MEASURED.get().and_then(|measured| measured.get(&Key::new(g, pass, dtype)).copied());
     measured.unwrap_or_else(|| {
-        let product = Product::of(g, pass);
+        let product = Gemm::of(g, pass);
         choices(product, pass, dtype).min_by_key(|&choice| cost(product, dtype, choice)).expect("tiles")
     })
 }
@@ -205,13 +205,13 @@ pub fn on_tensor_cores(g: &Geometry, pass: Pass, dtype: DType) -> Option<Geometr
 }
 
 /// What is worth timing: each tile as the rule would use it, and wgrad also with half and twice the stretches.
-pub fn candidates(g: &Geometry, pass: Pass, dtype: DType) -> Vec<Choice> {
-    let of_tile = |choice: Choice| {
+pub fn candidates(g: &Geometry, pass: Pass, dtype: DType) -> Vec<Tiling> {
+    let of_tile = |choice: Tiling| {
         let stretches = [choice.stretches, choice.stretches / 2, choice.stretches * 2];
         let possible = stretches.into_iter().filter(move |&n| n == choice.stretches || is_cut(g, pass, n));
-        possible.map(move |stretches| Choice { stretches, ..choice })
+        possible.map(move |stretches| Tiling { stretches, ..choice })
     };
-    choices(Product::of(g, pass), pass, dtype).flat_map(of_tile).collect()
+    choices(Gemm::of(g, pass), pass, dtype).flat_map(of_tile).collect()
 }
 
 fn is_cut(g: &Geometry, pass: Pass, stretches: usize) -> bool {
@@ -220,7 +220,7 @@ fn is_cut(g: &Geometry, pass: Pass, stretches: usize) -> bool {
         && stretches <= g.n * g.p * g.q / depth(DType::BF16)
 }
 
-impl fmt::Display for Choice {
+impl fmt::Display for Tiling {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}×{}", self.tile.rows(), self.tile.columns())?;
         match self.stretches {
@@ -260,19 +260,19 @@ impl Key {
 
 /// A line of the file that `bench conv --tune` writes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Entry {
+pub struct MeasuredTiling {
     #[serde(flatten)]
     pub key: Key,
     #[serde(flatten)]
-    pub choice: Choice,
+    pub choice: Tiling,
 }
 
-static MEASURED: OnceLock<HashMap<Key, Choice>> = OnceLock::new();
+static MEASURED: OnceLock<HashMap<Key, Tiling>> = OnceLock::new();
 
 /// Follows the choices in a file from now on; at most once in a program.
 pub fn follow(path: &Path) -> Result<()> {
     let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-    let entries: Vec<Entry> = serde_json::from_str(&text).map_err(|error| {
+    let entries: Vec<MeasuredTiling> = serde_json::from_str(&text).map_err(|error| {
         let hint = "it should be what 'medmerge bench conv --tune FILE' writes";
         Error::usage(format!("'{}' is no table of tiles: {error}", path.display()), hint)
     })?;
@@ -285,9 +285,9 @@ pub fn follow(path: &Path) -> Result<()> {
     Ok(())
 }
 
-impl Entry {
+impl MeasuredTiling {
     fn is_possible(&self) -> bool {
-        let Choice { tile, stretches } = self.choice;
+        let Tiling { tile, stretches } = self.choice;
         let Ok(pass) = self.key.pass.parse::<Pass>() else { return false };
         let most = if pass == Pass::Wgrad { MOST_STRETCHES } else { 1 };
         tile.serves(pass) && (1..=most).contains(&stretches)
@@ -299,12 +299,12 @@ mod tests {
     use super::*;
     use crate::ops::conv2d::Conv2d;
 
-    fn product(x: [usize; 4], filters: [usize; 3], conv: Conv2d, pass: Pass) -> Product {
+    fn product(x: [usize; 4], filters: [usize; 3], conv: Conv2d, pass: Pass) -> Gemm {
         let [k, r, s] = filters;
-        Product::of(&Geometry::new(conv, x.into(), [k, r, s, x[3]].into(), r * s * x[3]), pass)
+        Gemm::of(&Geometry::new(conv, x.into(), [k, r, s, x[3]].into(), r * s * x[3]), pass)
     }
 
-    fn best(product: Product, pass: Pass) -> Choice {
+    fn best(product: Gemm, pass: Pass) -> Tiling {
         choices(product, pass, DType::BF16).min_by_key(|&choice| cost(product, DType::BF16, choice)).unwrap()
     }
 
@@ -313,11 +313,11 @@ mod tests {
     fn large_products_get_large_tiles_and_few_columns_narrow_ones() {
         let same = Conv2d::new(1, 1);
         let wide = product([128, 14, 14, 256], [256, 3, 3], same, Pass::Fprop);
-        assert_eq!(best(wide, Pass::Fprop), Choice { tile: Tile::Large, stretches: 1 });
+        assert_eq!(best(wide, Pass::Fprop), Tiling { tile: Tile::Large, stretches: 1 });
         let narrow = product([128, 56, 56, 64], [64, 3, 3], same, Pass::Fprop);
-        assert_eq!(best(narrow, Pass::Fprop), Choice { tile: Tile::Medium, stretches: 1 });
+        assert_eq!(best(narrow, Pass::Fprop), Tiling { tile: Tile::Medium, stretches: 1 });
         let growth = product([128, 56, 56, 128], [32, 3, 3], same, Pass::Fprop);
-        assert_eq!(best(growth, Pass::Fprop), Choice { tile: Tile::Narrow, stretches: 1 });
+        assert_eq!(best(growth, Pass::Fprop), Tiling { tile: Tile::Narrow, stretches: 1 });
     }
 
     #[test]
@@ -336,21 +336,23 @@ mod tests {
     fn residues_share_the_taps() {
         let forward = product([8, 28, 28, 64], [128, 3, 3], Conv2d::new(2, 1), Pass::Fprop);
         let backward = product([8, 28, 28, 64], [128, 3, 3], Conv2d::new(2, 1), Pass::Dgrad);
-        assert_eq!(backward, Product { rows: 8 * 14 * 14, columns: 64, depth: 288, grids: 4 });
-        let products = |p: Product| p.rows * p.columns * p.depth * p.grids;
+        assert_eq!(backward, Gemm { rows: 8 * 14 * 14, columns: 64, depth: 288, grids: 4 });
+        let products = |p: Gemm| p.rows * p.columns * p.depth * p.grids;
         assert_eq!(products(backward), products(forward));
     }
 
     #[test]
     fn a_table_is_read_as_it_is_written() {
         let g = Geometry::new(Conv2d::new(2, 1), [8, 28, 28, 64].into(), [128, 3, 3, 64].into(), 576);
-        let entry =
-            |pass, tile, stretches| Entry { key: Key::new(&g, pass, DType::BF16), choice: Choice { tile, stretches } };
+        let entry = |pass, tile, stretches| MeasuredTiling {
+            key: Key::new(&g, pass, DType::BF16),
+            choice: Tiling { tile, stretches },
+        };
         let entries = vec![entry(Pass::Fprop, Tile::Large, 1), entry(Pass::Wgrad, Tile::Small, 7)];
         let text = serde_json::to_string(&entries).unwrap();
         assert!(text.contains("\"tile\":\"128x128\""), "{text}");
-        assert_eq!(serde_json::from_str::<Vec<Entry>>(&text).unwrap(), entries);
-        assert!(entries.iter().all(Entry::is_possible));
+        assert_eq!(serde_json::from_str::<Vec<MeasuredTiling>>(&text).unwrap(), entries);
+        assert!(entries.iter().all(MeasuredTiling::is_possible));
         for (pass, tile, stretches) in
             [(Pass::Fprop, Tile::Small, 2), (Pass::Wgrad, Tile::Narrow, 1), (Pass::Wgrad, Tile::Large, 0)]
         {

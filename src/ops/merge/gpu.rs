@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use bytemuck::{Pod, Zeroable};
 
 use super::constraint::{Constraint, Parametrization};
-use super::{Choice, Parts, Products, Segment, Table, Term};
+use super::{Choice, FilterProducts, Parts, Segment, Table, Term};
 use crate::gpu::{self, Address, Cost, Handle};
 use crate::parameters;
 use crate::tensor::{DType, Device, Tensor, TensorMut};
@@ -718,10 +718,10 @@ pub(super) fn alpha_gradient_of_products(
     gpu: Handle,
     table: &Table,
     sources: &[&Tensor],
-    products: &Products,
+    products: &FilterProducts,
     dalpha: TensorMut,
 ) {
-    let Products { sums, terms, rest } = products;
+    let FilterProducts { sums, terms, rest } = products;
     assert!(sources.iter().all(|source| source.dtype() == DType::F32), "sources of a merge are f32");
     assert!([sums.dtype(), rest.dtype(), dalpha.dtype()] == [DType::F32; 3], "gradients are f32");
     let of_terms = table.on_gpus.of_products(gpu, table, terms);

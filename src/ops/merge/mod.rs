@@ -34,7 +34,7 @@ use super::Cost;
 use crate::tape::{self, Split, Tape, Var};
 use crate::tensor::{DType, Implementation, Tensor, TensorMut};
 
-pub use projection::{Place, Term};
+pub use projection::{Reservation, Term};
 
 use projection::OfSources;
 
@@ -271,7 +271,7 @@ pub fn products(dw: &Tensor, sources: &[Tensor], products: TensorMut) {
 }
 
 /// What the layers of a network left behind in place of dW.
-pub struct Products<'a> {
+pub struct FilterProducts<'a> {
     /// The sums of all layers, where `terms` say.
     pub sums: &'a Tensor,
     pub terms: &'a [Term],
@@ -283,7 +283,7 @@ pub struct Products<'a> {
 ///
 /// # Panics
 /// If the table does not take products.
-pub fn alpha_gradient_of_products(table: &Table, sources: &[&Tensor], products: &Products, dalpha: TensorMut) {
+pub fn alpha_gradient_of_products(table: &Table, sources: &[&Tensor], products: &FilterProducts, dalpha: TensorMut) {
     assert!(table.takes_products(), "a table whose α are not those of whole filters");
     assert_eq!(dalpha.shape().dims(), [sources.len(), table.alphas], "dα of a merge of {} sources", sources.len());
     assert!(sources.iter().all(|source| source.dims() == [table.arena_len]), "sources of a merge differ in layout");
@@ -373,7 +373,7 @@ impl Tape {
                 match gradients.take_products(arena) {
                     None => gradients.contribute(id, |dalpha| alpha_gradient(&table, &sources, &gradient, dalpha)),
                     Some((sums, terms)) => {
-                        let products = Products { sums: &sums, terms: &terms, rest: &gradient };
+                        let products = FilterProducts { sums: &sums, terms: &terms, rest: &gradient };
                         gradients.contribute(id, |dalpha| {
                             alpha_gradient_of_products(&table, &sources, &products, dalpha);
                         });

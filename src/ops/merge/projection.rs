@@ -19,7 +19,7 @@ pub struct Term {
 
 /// A place for the products of one op with a window's filters.
 #[derive(Clone, Copy, Debug)]
-pub struct Place {
+pub struct Reservation {
     arena: Id,
     window: Window,
     term: Term,
@@ -101,19 +101,19 @@ fn of_sources(projection: &mut dyn tape::Projection) -> &mut OfSources {
 impl Tape {
     /// A place for products, where they are what is wanted of a window's gradient: for [`Gradients::contribute_products`],
     /// once, instead of [`Gradients::contribute`]. `parts` says into how many they come for so many sources.
-    pub fn reserve_products(&mut self, window: &Var, parts: impl FnOnce(usize) -> usize) -> Option<Place> {
+    pub fn reserve_products(&mut self, window: &Var, parts: impl FnOnce(usize) -> usize) -> Option<Reservation> {
         let (projection, arena, window) = self.projection(window)?;
         let (projection, filters) = (of_sources(projection), window.shape.rows());
         let parts = parts(projection.sources.len());
         let at = projection.reserve(parts * projection.sources.len() * filters);
-        Some(Place { arena, window, term: Term { offset: window.offset, filters, at, parts } })
+        Some(Reservation { arena, window, term: Term { offset: window.offset, filters, at, parts } })
     }
 }
 
 impl Gradients {
     /// Hands `fill` the sources' filters, each as the window's value is laid out, and parts × M × K numbers, which it must
     /// overwrite whole: their sum over the parts is added to the products of the window's gradient with the sources.
-    pub fn contribute_products(&mut self, place: Place, fill: impl FnOnce(&[Tensor], TensorMut)) {
+    pub fn contribute_products(&mut self, place: Reservation, fill: impl FnOnce(&[Tensor], TensorMut)) {
         let projection = self.projection(place.arena).expect("products of what is a merge");
         of_sources(projection).add(&place.window, place.term, fill);
     }

@@ -1,6 +1,6 @@
 //! The definition of the merge and of its backward.
 
-use super::{Choice, Products, Table};
+use super::{Choice, FilterProducts, Table};
 use crate::tensor::Element;
 
 /// Calls `visit(weight, choice)` for every weight, where the choice is the index of its α or a source.
@@ -51,7 +51,12 @@ pub fn products<T: Element>(len: usize, pitch: usize, dw: &[T], sources: &[&[T]]
 }
 
 /// Every term, then what is no filter.
-pub fn alpha_gradient_of_products<T: Element>(table: &Table, sources: &[&[T]], products: &Products, dalpha: &mut [T]) {
+pub fn alpha_gradient_of_products<T: Element>(
+    table: &Table,
+    sources: &[&[T]],
+    products: &FilterProducts,
+    dalpha: &mut [T],
+) {
     dalpha.fill(T::default());
     for segment in table.segments() {
         let Choice::Alpha { first, row_step, period } = segment.choice else { continue };
