@@ -177,6 +177,10 @@ fn what_is_wrong_in_itself_is_refused_before_anything_is_read() {
     refused(Train { compute: Compute { precision: "bf16".into(), ..compute() }, ..job.clone() }, "bf16");
     refused(Train { out: folder.path("data.npz"), ..job }, "data.npz");
     // A misspelt option is no option that is silently as usual.
+    let mut json = serde_json::to_value(folder.train("out.safetensors", 1)).unwrap();
+    json["resum"] = true.into();
+    let error = serde_json::from_value::<Train>(json).unwrap_err().to_string();
+    assert!(error.contains("unknown field `resum`"), "{error}");
     let error = serde_json::from_str::<TrainOptions>(r#"{"epoch": 3}"#).unwrap_err().to_string();
     assert!(error.contains("unknown field `epoch`"), "{error}");
 }

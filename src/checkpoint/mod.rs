@@ -22,7 +22,6 @@ use order::file_shape;
 use crate::error::{Error, Result};
 use crate::nn::{Architecture, Model, Network, Region, Stem};
 use crate::output::OutputPath;
-use crate::tensor::{DType, Device};
 
 pub type Metadata = BTreeMap<String, String>;
 
@@ -69,7 +68,7 @@ impl Checkpoint {
         let provenance = Provenance::read(&path, &file.metadata)?;
         provenance.check(&path, &network, classes.is_some())?;
 
-        let mut model = Model::zeros(network.clone(), DType::F32, Device::Cpu);
+        let mut model = Model::blank(network.clone());
         for parameter in &network.parameters {
             if let Some(stored) = file.tensors.get(&parameter.name) {
                 model.set_parameter(parameter, &to_our_order(parameter, &stored.floats(&path, &parameter.name)?));

@@ -159,6 +159,10 @@ impl<'a> Loader<'a> {
     fn read(&self, indices: &[usize]) -> Result<Vec<Image<'_>>> {
         let images = self.split.images().read(indices)?;
         assert_eq!(images.len(), indices.len(), "as many images as were asked for");
+        // Nothing to share out among threads.
+        if images.iter().all(|image| image.shape == self.shape) {
+            return Ok(images);
+        }
         images.into_par_iter().map(|image| image.resized(self.shape)).collect()
     }
 

@@ -11,6 +11,7 @@ use crate::nn::Stem;
 use crate::train::{Baseline, Observer, Outcome, Protocol, Target};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Compare {
     /// The sources, two or more.
     pub models: Vec<PathBuf>,

@@ -13,6 +13,7 @@ use crate::tensor::{DType, Device};
 use crate::train::{Observer, Place};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Compute {
     /// `auto`, `cpu`, `cuda`, `cuda:N` or `emulator`.
     pub device: String,

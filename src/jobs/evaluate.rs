@@ -15,6 +15,7 @@ use crate::output::{OutputPath, check_apart};
 use crate::train::{Observer, Target, scores};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Evaluate {
     pub model: PathBuf,
     /// Of a file that leaves it open.
@@ -38,8 +39,8 @@ pub struct Evaluation {
 
 /// Scores per image, as CSV.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Predict {
-    #[serde(flatten)]
     pub evaluate: Evaluate,
     /// Whether scores are logits, or probabilities.
     #[serde(default)]

@@ -22,6 +22,7 @@ use crate::train::{
 };
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Learn {
     /// The sources, two or more.
     pub models: Vec<PathBuf>,

@@ -14,6 +14,7 @@ use crate::output::{Named, OutputPath, check_apart};
 use crate::train::{Observer, Place, Target, reestimate_statistics};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Merge {
     /// The sources, two or more, in the order in which the weights were learned.
     pub models: Vec<PathBuf>,

@@ -39,15 +39,17 @@ pub use train::{Start, Train, Trained};
 
 /// A data set in a file, and how its bytes become numbers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Images {
     pub data: PathBuf,
-    #[serde(flatten)]
+    #[serde(default)]
     pub normalise: Normalise,
 }
 
 /// (v / 255 − mean) / std, per channel or one for all. What is left out is as the networks were trained, else as MedMNIST has
 /// it: 0.5.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Normalise {
     #[serde(default)]
     pub mean: Option<Vec<f32>>,

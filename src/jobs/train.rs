@@ -21,6 +21,7 @@ use crate::train::{
 };
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Train {
     pub images: Images,
     pub start: Start,

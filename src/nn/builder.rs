@@ -1,5 +1,6 @@
 //! Networks layer by layer: what each owns is laid out, named, and told what feeds it.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use super::feeds::{self, Feed};
@@ -10,8 +11,8 @@ use crate::tensor::Shape;
 /// Adds layers one by one, and lays out what they own.
 pub struct NetworkBuilder {
     network: Network,
-    /// Of each node.
-    feeds: Vec<Vec<Feed>>,
+    /// Of each node; shared by those that leave channels where they are.
+    feeds: Vec<Rc<Vec<Feed>>>,
 }
 
 /// What a parameter is before it has a place.
@@ -39,7 +40,7 @@ impl NetworkBuilder {
             stages: Vec::new(),
             last_use: Vec::new(),
         };
-        NetworkBuilder { network, feeds: vec![vec![Feed::of_nobody(input_channels)]] }
+        NetworkBuilder { network, feeds: vec![Rc::new(vec![Feed::of_nobody(input_channels)])] }
     }
 
     pub fn input(&self) -> Node {
@@ -55,7 +56,7 @@ impl NetworkBuilder {
     pub fn conv2d(&mut self, name: &str, input: Node, filters: usize, window: usize, conv: Conv2d) -> Node {
         let shape = Shape::from([filters, window, window, self.channels(input) / conv.groups]);
         let weight = self.filters(name, shape, Initial::he_fan_out(shape), Region::Trunk);
-        let feeds = vec![Feed::of_filters(weight, filters)];
+        let feeds = Rc::new(vec![Feed::of_filters(weight, filters)]);
         self.layer(name, Operation::Conv2d { conv, weight }, vec![input], feeds)
     }
 
@@ -63,7 +64,7 @@ impl NetworkBuilder {
     pub fn conv2d_with_bias(&mut self, name: &str, input: Node, filters: usize, window: usize, conv: Conv2d) -> Node {
         let y = self.conv2d(name, input, filters, window, conv);
         let bias = self.per_channel(format!("{name}.bias"), Role::Bias, Initial::Constant(0.0), Region::Trunk, y);
-        let feeds = self.feeds[y.0].clone();
+        let feeds = Rc::clone(&self.feeds[y.0]);
         self.layer(&format!("{name}.add_bias"), Operation::Bias { bias }, vec![y], feeds)
     }
 
@@ -78,7 +79,7 @@ impl NetworkBuilder {
         self.network.statistics_len = variance + channels.next_multiple_of(ROW);
         let name_owned = name.to_string();
         self.network.batch_norms.push(BatchNorm { name: name_owned, channels, gamma, beta, mean, variance });
-        let feeds = self.feeds[input.0].clone();
+        let feeds = Rc::clone(&self.feeds[input.0]);
         self.layer(name, Operation::BatchNorm { index }, vec![input], feeds)
     }
 
@@ -105,16 +106,19 @@ impl NetworkBuilder {
             shape: [outputs].into(),
             feeds: feeds.clone(),
         });
-        self.layer(name, Operation::Linear { weight, bias }, vec![input], feeds)
+        self.layer(name, Operation::Linear { weight, bias }, vec![input], Rc::new(feeds))
     }
 
     /// A layer that owns nothing.
     pub fn plain(&mut self, name: &str, operation: Operation, inputs: &[Node]) -> Node {
-        let of_inputs = inputs.iter().map(|input| self.feeds[input.0].as_slice());
+        let mut of_inputs = inputs.iter().map(|input| &self.feeds[input.0]);
         let feeds = match operation {
-            Operation::Concat => of_inputs.collect::<Vec<_>>().concat(),
-            Operation::Add => of_inputs.map(<[Feed]>::to_vec).reduce(|a, b| feeds::of_sum(&a, &b)).unwrap_or_default(),
-            _ => self.feeds[inputs[0].0].clone(),
+            Operation::Concat => Rc::new(of_inputs.flat_map(|feeds| feeds.iter().cloned()).collect()),
+            Operation::Add => {
+                let first = of_inputs.next().expect("a sum has operands");
+                of_inputs.fold(Rc::clone(first), |sum, feeds| Rc::new(feeds::of_sum(&sum, feeds)))
+            }
+            _ => Rc::clone(&self.feeds[inputs[0].0]),
         };
         self.layer(name, operation, inputs.to_vec(), feeds)
     }
@@ -127,11 +131,11 @@ impl NetworkBuilder {
             parameter.offset += network.filters_len;
         }
         network.trunk_len += network.filters_len;
-        network.classes = self.feeds.last().into_iter().flatten().map(|feed| feed.channels).sum();
+        network.classes = self.feeds.last().into_iter().flat_map(|feeds| feeds.iter()).map(|feed| feed.channels).sum();
         Arc::new(self.network.planned(true))
     }
 
-    fn layer(&mut self, name: &str, operation: Operation, inputs: Vec<Node>, feeds: Vec<Feed>) -> Node {
+    fn layer(&mut self, name: &str, operation: Operation, inputs: Vec<Node>, feeds: Rc<Vec<Feed>>) -> Node {
         self.network.layers.push(Layer { name: name.to_string(), operation, inputs });
         self.feeds.push(feeds);
         Node::of_layer(self.network.layers.len() - 1)
@@ -146,7 +150,7 @@ impl NetworkBuilder {
     /// A vector with a number for each channel of a node.
     fn per_channel(&mut self, name: String, role: Role, initial: Initial, region: Region, node: Node) -> usize {
         let shape = [self.channels(node)].into();
-        let feeds = self.feeds[node.0].clone();
+        let feeds = self.feeds[node.0].to_vec();
         self.parameter(Owned { name, role, initial, region, shape, feeds })
     }
 

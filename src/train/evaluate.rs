@@ -13,7 +13,8 @@ use crate::nn::{Mode, Model};
 use crate::tape::{Tape, Var};
 use crate::tensor::{DType, Device, Tensor};
 
-/// Scores splits, one after the other, where a job computes. On a GPU it replays what it recorded.
+/// Scores splits, one after the other, where a job computes: models of one network, images of one size. On a GPU it replays
+/// what it recorded.
 pub struct Evaluator {
     place: Place,
     replays: Option<Replays>,

@@ -255,7 +255,7 @@ fn a_replayed_graph_gives_the_bits_of_launches() {
 /// Evaluation too: batches of 6, 6, 6 and 4, twice, and of another network in between, which lies elsewhere.
 #[test]
 fn evaluation_replays_the_bits_of_launches() {
-    let data = Dataset { val: split(22, 5), ..empty() };
+    let data = Dataset { val: split(22, 5), ..dataset() };
     for (gpu, precision) in devices().into_iter().flat_map(|gpu| [DType::F32, DType::BF16].map(|dtype| (gpu, dtype))) {
         let place = place(gpu, precision);
         let target = Target { data: &data, normalisation: &Normalisation::default(), place };
@@ -313,20 +313,6 @@ fn numbers(model: &Model, subject: &Subject) -> Vec<Vec<f32>> {
     let learned = subject.numbers().map(|numbers| numbers.to_vec()).unwrap_or_default();
     let arenas = [&model.trunk, &model.head, &model.statistics].map(|arena| arena.to_vec());
     [vec![learned], arenas.to_vec()].concat()
-}
-
-fn empty() -> Dataset {
-    Dataset {
-        path: "generated".into(),
-        height: 8,
-        width: 8,
-        channels: 1,
-        classes: CLASSES,
-        class_names: None,
-        train: Split::empty(),
-        val: Split::empty(),
-        test: Split::empty(),
-    }
 }
 
 /// A batch that is larger than those before needs a larger arena, into which they move when they come again.
