@@ -7,6 +7,7 @@
 //
 //   KERNEL(op_direction, Parameters, THREADS) { … }   an entry point; its one argument is `p`, a const Parameters
 //   SHARED(float, tile, COUNT);                       an array in shared memory, COUNT known at compile time
+//   DYNAMIC_SHARED(float, stages);                    all the shared memory that the launch asks for beyond that; one per kernel
 //   DEVICE float f(…) { … }                           a device function
 //   SharedArray<float>                                how such a function takes an array in shared memory
 #pragma once
@@ -18,6 +19,8 @@
 #define KERNEL(name, Parameters, THREADS) \
   extern "C" __global__ void __launch_bounds__(THREADS) STORED_NAME(name)(const Parameters p)
 #define SHARED(type, name, count) __shared__ __align__(16) type name[count]
+// Aligned for what wants it most: tiles that TMA copies in its widest swizzle.
+#define DYNAMIC_SHARED(type, name) extern __shared__ __align__(1024) type name[]
 template <class T>
 using SharedArray = T*;
 // CUDA's own 16-byte accesses; the emulator checks their alignment.

@@ -143,6 +143,21 @@ fn a_spill_would_be_noticed() {
     assert!(module.kernels[0].spill_bytes > 0, "{:?}", module.kernels);
 }
 
+/// What a launch asks for is none of what a kernel declares: 48 KiB and no more would be the end of that.
+#[test]
+fn dynamic_shared_memory_is_not_declared() {
+    let text = include_str!("emulator/dynamic.cu");
+    let source = Source { file: "dynamic", text, dtype: DType::F32 };
+    for architecture in ["sm_80", "sm_90a"] {
+        let module = compile::compile(compiler(), None, &source, architecture).unwrap();
+        let declared = |symbol: &str| {
+            let kernel = module.kernels.iter().find(|kernel| kernel.symbol == symbol);
+            kernel.unwrap_or_else(|| panic!("{symbol} in {:?}", module.kernels)).shared_bytes
+        };
+        assert_eq!((declared("reverses_f32"), declared("declares_and_stages_f32")), (0, 16 << 10), "{architecture}");
+    }
+}
+
 #[test]
 fn an_error_names_file_and_line() {
     let text = "#include \"common.cuh\"\n\nKERNEL(broken, float, 32) {\n  unknown();\n}\n";

@@ -44,6 +44,8 @@ struct Runtime {
   uint64_t (*collective)(const Context*, Collective, unsigned mask, uint64_t value, unsigned argument, const char* file,
                          unsigned line);
   void (*shared)(const Context*, const char* site, unsigned bytes, unsigned count, void** data, Shadow** shadow);
+  // Returns the bytes of dynamic shared memory.
+  unsigned (*dynamic)(const Context*, const char* site, void** data, Shadow** shadow);
   void (*fault)(const Context*, const char* what, const char* name, uint64_t where, unsigned other_thread);
   // Gives `bytes` to the warp; returns those of its 32 lanes, one's behind the other's, good until the next call.
   const unsigned char* (*exchange)(const Context*, const void* offer, unsigned bytes, const char* file, unsigned line);
@@ -132,6 +134,15 @@ static inline SharedArray<T> shared(const char* name, unsigned count) {
   return {static_cast<T*>(data), shadow, count, name};
 }
 
+template <class T>
+static inline SharedArray<T> dynamic_shared(const char* name) {
+  void* data;
+  Shadow* shadow;
+  const Context* now = context();
+  const unsigned bytes = now->runtime->dynamic(now, name, &data, &shadow);
+  return {static_cast<T*>(data), shadow, static_cast<int64_t>(bytes / sizeof(T)), name};
+}
+
 static inline void check_aligned(const void* address, size_t bytes) {
   if (reinterpret_cast<uintptr_t>(address) % bytes != 0) {
     const Context* now = context();
@@ -212,6 +223,9 @@ static inline void wait_for_copies(unsigned left) {
 #define SHARED(type, name, count)               \
   const emulator::SharedArray<type> name =      \
       emulator::shared<type>(#name " (" __FILE__ ":" EMULATOR_TEXT(__LINE__) ")", count)
+#define DYNAMIC_SHARED(type, name)              \
+  const emulator::SharedArray<type> name =      \
+      emulator::dynamic_shared<type>(#name " (" __FILE__ ":" EMULATOR_TEXT(__LINE__) ")")
 using emulator::SharedArray;
 
 #define threadIdx (emulator::context()->thread)

@@ -13,8 +13,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use cudarc::driver::sys::{
-    CUcontext, CUdevice, CUdevice_attribute, CUevent, CUevent_flags, CUfunction, CUgraphExec, CUmodule, CUresult,
-    CUstream, CUstream_flags, CUstreamCaptureMode,
+    CUcontext, CUdevice, CUdevice_attribute, CUevent, CUevent_flags, CUfunction, CUfunction_attribute, CUgraphExec,
+    CUlaunchAttribute, CUlaunchAttributeID, CUlaunchConfig, CUmodule, CUresult, CUstream, CUstream_flags,
+    CUstreamCaptureMode,
 };
 
 use super::cache::Cache;
@@ -291,8 +292,15 @@ unsafe impl Sync for Cuda {}
 /// What was loaded: modules by file and storage type.
 #[derive(Default)]
 struct Code {
-    functions: HashMap<Kernel, CUfunction>,
+    functions: HashMap<Kernel, Function>,
     modules: HashMap<(&'static str, DType), CUmodule>,
+}
+
+#[derive(Clone, Copy)]
+struct Function {
+    handle: CUfunction,
+    /// Bytes of dynamic shared memory that it may be launched with.
+    dynamic_shared: u32,
 }
 
 #[derive(Default)]
@@ -383,7 +391,7 @@ impl Cuda {
     }
 
     /// The kernel's entry point; loads its module where that has not happened yet.
-    fn function(&self, kernel: Kernel) -> Result<CUfunction, Failure> {
+    fn function(&self, kernel: Kernel) -> Result<Function, Failure> {
         let mut code = lock(&self.code);
         if let Some(function) = code.functions.get(&kernel) {
             return Ok(*function);
@@ -397,17 +405,31 @@ impl Cuda {
             }
         };
         let symbol = CString::new(kernel.symbol()).expect("a name in the source");
-        let mut function = null_mut();
+        let mut handle = null_mut();
         // SAFETY: the module is never unloaded, the name ends with a zero.
-        match unsafe { call!(self.api, cuModuleGetFunction(&mut function, module, symbol.as_ptr())) } {
+        match unsafe { call!(self.api, cuModuleGetFunction(&mut handle, module, symbol.as_ptr())) } {
             Err(Refused { call, code: NOT_FOUND, .. }) => {
                 let message = format!("kernels/{}.cu has no kernel {}", kernel.file, kernel.symbol());
                 return Err(Failure::Driver { call, message });
             }
             result => self.explained(result)?,
         }
+        let function = Function { handle, dynamic_shared: 0 };
         code.functions.insert(kernel, function);
         Ok(function)
+    }
+
+    /// Lets the kernel be launched with so much dynamic shared memory. 48 KiB need no permission, with what the kernel
+    /// declares; who asks for all of it need not know how much that is.
+    fn allow(&self, kernel: Kernel, function: Function, dynamic_shared: u32) -> Result<(), Refused> {
+        if dynamic_shared <= function.dynamic_shared {
+            return Ok(());
+        }
+        let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: the function exists.
+        unsafe { call!(self.api, cuFuncSetAttribute(function.handle, attribute, dynamic_shared as c_int)) }?;
+        lock(&self.code).functions.insert(kernel, Function { dynamic_shared, ..function });
+        Ok(())
     }
 
     fn load(&self, kernel: Kernel) -> Result<CUmodule, Failure> {
@@ -472,6 +494,14 @@ impl Cuda {
         }
         Ok(ready)
     }
+}
+
+fn cluster_attribute([x, y, z]: [u32; 3]) -> CUlaunchAttribute {
+    // SAFETY: whole numbers in a union of plain data, for which zeros are values.
+    let mut attribute: CUlaunchAttribute = unsafe { std::mem::zeroed() };
+    attribute.id = CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+    (attribute.value.clusterDim.x, attribute.value.clusterDim.y, attribute.value.clusterDim.z) = (x, y, z);
+    attribute
 }
 
 /// [`SLOT_BYTES`] of memory that the GPU can read while the host goes on.
@@ -580,20 +610,30 @@ impl Driver for Cuda {
         self.explained(self.enter())?;
         let function = self.function(launch.kernel)?;
         *lock(&self.last) = Some(Last::Kernel(launch.kernel));
-        let [x, y, z] = launch.grid;
+        let ([x, y, z], blocks) = (launch.grid, launch.blocks);
+        let mut clusters = cluster_attribute(blocks.cluster);
+        let config = CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: blocks.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: blocks.dynamic_shared,
+            hStream: self.stream,
+            attrs: &mut clusters,
+            // A GPU without clusters refuses the attribute, whatever it says.
+            numAttrs: blocks.are_clustered().into(),
+        };
         // The driver copies what this points to before it returns.
         let mut parameters = [launch.parameters.as_ptr().cast_mut().cast::<c_void>()];
-        let (list, none) = (parameters.as_mut_ptr(), null_mut());
-        // SAFETY: the kernel has one parameter, of the size that both sides state; what it does with the addresses in it
-        // is what `Gpu::launch` asks its callers to answer for.
-        let launched = self.explained(unsafe {
-            call!(self.api, cuLaunchKernel(function, x, y, z, launch.threads, 1, 1, 0, self.stream, list, none))
+        let launched = self.allow(launch.kernel, function, blocks.dynamic_shared).and_then(|()| {
+            // SAFETY: the kernel has one parameter, of the size that both sides state; what it does with the addresses in
+            // it is what `Gpu::launch` asks its callers to answer for.
+            unsafe { call!(self.api, cuLaunchKernelEx(&config, function.handle, parameters.as_mut_ptr(), null_mut())) }
         });
-        launched.map_err(|failure| match failure {
-            Failure::Driver { call, message } => {
-                let (kernel, threads) = (launch.kernel.symbol(), launch.threads);
-                Failure::Driver { call, message: format!("{message}: {x}×{y}×{z} blocks of {threads} of {kernel}") }
-            }
+        self.explained(launched).map_err(|failure| match failure {
+            Failure::Driver { call, message } => Failure::Driver { call, message: format!("{message}: {launch}") },
             other => other,
         })
     }

@@ -3,6 +3,8 @@
 //! There are two devices behind this interface: the NVIDIA driver (`cuda`) and the emulator
 //! (`emulator`), which runs the same kernel sources on the CPU. Nothing above knows which one it talks to.
 
+use std::fmt;
+
 use super::Failure;
 use crate::dtype::DType;
 
@@ -34,11 +36,64 @@ impl Kernel {
     }
 }
 
-/// One launch. Blocks are one-dimensional.
+/// The blocks of a launch. Most kernels need no more than a number of threads, which converts into them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blocks {
+    /// Threads of each, along one dimension.
+    pub threads: u32,
+    /// Bytes of shared memory of each, beyond what the kernel declares: its `DYNAMIC_SHARED`.
+    pub dynamic_shared: u32,
+    /// Blocks that run side by side as a cluster, by dimension of the grid, whose sizes are multiples of these. Clusters of
+    /// more than one need compute capability 9.0, of more than [`Blocks::CLUSTER`] the kernel's consent.
+    pub cluster: [u32; 3],
+}
+
+impl Blocks {
+    /// The most bytes of shared memory that a block may have, declared and dynamic: of compute capability 9.0, as the CUDA
+    /// programming guide's table says. Others have less (sm_80 163 KiB, sm_86 and sm_89 99 KiB).
+    pub const SHARED: usize = 227 << 10;
+    /// The most blocks of a cluster that every GPU with clusters takes.
+    pub const CLUSTER: u32 = 8;
+
+    pub fn with_dynamic_shared(self, bytes: u32) -> Blocks {
+        Blocks { dynamic_shared: bytes, ..self }
+    }
+
+    pub fn in_clusters(self, cluster: [u32; 3]) -> Blocks {
+        Blocks { cluster, ..self }
+    }
+
+    pub fn are_clustered(&self) -> bool {
+        self.cluster != [1; 3]
+    }
+}
+
+impl From<u32> for Blocks {
+    fn from(threads: u32) -> Blocks {
+        Blocks { threads, dynamic_shared: 0, cluster: [1; 3] }
+    }
+}
+
+/// `4×1×1 blocks of 256`, with what else there is to say of them.
+impl fmt::Display for Launch<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ([x, y, z], Blocks { threads, dynamic_shared, cluster: [a, b, c] }) = (self.grid, self.blocks);
+        write!(f, "{x}×{y}×{z} blocks of {threads}")?;
+        if dynamic_shared > 0 {
+            write!(f, " with {dynamic_shared} bytes of dynamic shared memory")?;
+        }
+        if self.blocks.are_clustered() {
+            write!(f, " in clusters of {a}×{b}×{c}")?;
+        }
+        write!(f, " of {}", self.kernel.symbol())
+    }
+}
+
+/// One launch.
 pub struct Launch<'a> {
     pub kernel: Kernel,
     pub grid: [u32; 3],
-    pub threads: u32,
+    pub blocks: Blocks,
     /// The kernel's one parameter, a `#[repr(C)]` struct.
     pub parameters: &'a [u8],
 }

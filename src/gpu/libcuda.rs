@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use cudarc::driver::sys::{
-    CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUevent, CUfunction, CUgraph, CUgraphExec, CUmodule,
-    CUresult, CUstream, CUstreamCaptureMode,
+    CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUevent, CUfunction, CUfunction_attribute, CUgraph,
+    CUgraphExec, CUlaunchConfig, CUmodule, CUresult, CUstream, CUstreamCaptureMode,
 };
 use libloading::Library;
 
@@ -57,7 +57,8 @@ api! {
     cuEventElapsedTime(*mut f32, CUevent, CUevent) -> Status;
     cuModuleLoadData(*mut CUmodule, *const c_void) -> Status;
     cuModuleGetFunction(*mut CUfunction, CUmodule, *const c_char) -> Status;
-    cuLaunchKernel(CUfunction, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, CUstream, *mut *mut c_void, *mut *mut c_void) -> Status;
+    cuFuncSetAttribute(CUfunction, CUfunction_attribute, c_int) -> Status;
+    cuLaunchKernelEx(*const CUlaunchConfig, CUfunction, *mut *mut c_void, *mut *mut c_void) -> Status;
     cuStreamBeginCapture_v2(CUstream, CUstreamCaptureMode) -> Status;
     cuStreamEndCapture(CUstream, *mut CUgraph) -> Status;
     cuGraphInstantiateWithFlags(*mut CUgraphExec, CUgraph, c_ulonglong) -> Status;

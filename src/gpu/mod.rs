@@ -28,7 +28,7 @@ use std::sync::{Mutex, MutexGuard};
 
 pub use cost::Cost;
 pub use cuda::{Found, Library, Probe, probe};
-pub use driver::{Address, Description, Event, Kernel};
+pub use driver::{Address, Blocks, Description, Event, Kernel};
 use driver::{Driver, GraphId, Launch};
 pub use failure::Failure;
 pub use memory::Buffer;
@@ -266,14 +266,14 @@ impl Gpu {
     ///
     /// # Safety
     /// The kernel takes a `P`; the addresses in it lie on this device and reach as far as the kernel reads and writes; and
-    /// `grid` and `threads` are what it expects.
+    /// `grid` and `blocks` are what it expects.
     pub unsafe fn launch<P: Parameters>(
         &self,
         file: &'static str,
         name: &'static str,
         dtype: DType,
         grid: [u32; 3],
-        threads: u32,
+        blocks: impl Into<Blocks>,
         parameters: &P,
     ) {
         if grid.contains(&0) {
@@ -285,8 +285,8 @@ impl Gpu {
         self.launches.fetch_add(1, Ordering::Relaxed);
         let kernel = Kernel { file, name, dtype: compile::storage(file, dtype) };
         self.enter(WorkOf::Launch(kernel));
-        let parameters = bytemuck::bytes_of(parameters);
-        self.run(|driver| driver.launch(&Launch { kernel, grid, threads, parameters }));
+        let launch = Launch { kernel, grid, blocks: blocks.into(), parameters: bytemuck::bytes_of(parameters) };
+        self.run(|driver| driver.launch(&launch));
     }
 
     /// Compiles and loads a kernel ahead of its first launch.

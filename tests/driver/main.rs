@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use medmerge::gpu::{Address, Failure, Gpu, Handle};
+use medmerge::gpu::{Address, Blocks, Failure, Gpu, Handle};
 use medmerge::parameters;
 use medmerge::tensor::DType;
 use serde_json::Value;
@@ -191,10 +191,47 @@ fn a_launch_that_is_refused_is_named() {
     assert!(failure.ends_with("CUDA_ERROR_INVALID_VALUE: 1×65536×1 blocks of 256 of fill_f32"), "{failure}");
 }
 
+/// More than what needs no permission, then less, then more again; and clusters, which a graph keeps.
+#[test]
+fn a_launch_asks_for_shared_memory_and_clusters() {
+    let gpu = gpu(8);
+    let a = gpu.allocate(64);
+    let launch = |grid, blocks: Blocks, value: f32| {
+        let parameters = Fill { x: a.address(), count: 16, value, padding: 0 };
+        // SAFETY: the memory is as long as that.
+        unsafe { gpu.launch("convert", "fill", DType::F32, grid, blocks, &parameters) }
+    };
+    let blocks = Blocks::from(256);
+    for (kib, value) in [(40, 1.0), (100, 2.0), (10, 3.0), (100, 4.0), (227, 5.0)] {
+        launch([1; 3], blocks.with_dynamic_shared(kib << 10), value);
+        assert_eq!(floats(gpu, a.address(), 1), [value]);
+    }
+    let clustered = blocks.with_dynamic_shared(60 << 10).in_clusters([2, 1, 4]);
+    let graph = gpu.capture(|| launch([6, 1, 8], clustered, 6.0)).unwrap();
+    graph.replay();
+    assert_eq!(floats(gpu, a.address(), 1), [6.0]);
+    launch([6, 1, 7], clustered, 7.0);
+    let failure = gpu.check().unwrap_err().to_string();
+    let says = "6×1×7 blocks of 256 with 61440 bytes of dynamic shared memory in clusters of 2×1×4 of fill_f32";
+    assert!(failure.ends_with(says), "{failure}");
+}
+
+#[test]
+fn shared_memory_that_no_block_has_is_refused_by_name() {
+    let gpu = gpu(9);
+    let parameters = Fill { x: Address::NULL, count: 0, value: 0.0, padding: 0 };
+    let blocks = Blocks::from(256).with_dynamic_shared(228 << 10);
+    // SAFETY: nothing is launched.
+    unsafe { gpu.launch("convert", "fill", DType::F32, [1; 3], blocks, &parameters) };
+    let failure = gpu.check().unwrap_err().to_string();
+    assert!(failure.contains("cuFuncSetAttribute"), "{failure}");
+    assert!(failure.contains("233472 bytes of dynamic shared memory of fill_f32"), "{failure}");
+}
+
 #[test]
 fn a_gpu_beyond_the_last_is_refused() {
     gpu(0);
-    assert!(matches!(Gpu::cuda(99), Err(Failure::NoDevice { index: 99, count: 8 })));
+    assert!(matches!(Gpu::cuda(99), Err(Failure::NoDevice { index: 99, count: 10 })));
 }
 
 /// The program with the stand-in, and variables that change it.
@@ -230,8 +267,8 @@ fn devices_shows_what_the_driver_reports() {
     assert_eq!(cuda["driver"]["version"], "13.0");
     let path: PathBuf = serde_json::from_value(cuda["driver"]["path"].clone()).unwrap();
     assert_eq!(path, stand_in().join("libcuda.so.1"));
-    assert_eq!(cuda["gpus"].as_array().unwrap().len(), 8);
-    assert_eq!((&cuda["gpus"][7]["device"], &cuda["gpus"][7]["name"]), (&"cuda:7".into(), &"Stand-in".into()));
+    assert_eq!(cuda["gpus"].as_array().unwrap().len(), 10);
+    assert_eq!((&cuda["gpus"][9]["device"], &cuda["gpus"][9]["name"]), (&"cuda:9".into(), &"Stand-in".into()));
     assert_eq!(cuda["gpus"][0]["memory_bytes"], 64 << 20);
     let (_, text, _) = program("devices", &[("FAKE_CUDA_CAPABILITY", "80")]);
     assert!(text.contains("cuda:1: Stand-in, sm_80, 0.1 GiB, 4 multiprocessors"), "{text}");

@@ -2,6 +2,7 @@
 #![cfg(feature = "emulator")]
 
 mod addresses;
+mod dynamic;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::c_void;

@@ -16,10 +16,11 @@ use corosensei::{Coroutine, CoroutineResult, Yielder};
 
 use super::trap::{self, Fault};
 use super::{EntryPoint, mix, shuffle};
+use crate::gpu::driver::Blocks;
 
 const WARP: usize = 32;
-/// Bytes of shared memory that can be declared without asking a GPU for more.
-const SHARED: usize = 48 << 10;
+/// Bytes of shared memory that a kernel can declare; more is dynamic, and asked for by the launch.
+const DECLARED: usize = 48 << 10;
 const STACK: usize = 128 << 10;
 const PAGE: usize = 4096;
 
@@ -60,11 +61,12 @@ struct Runtime {
     barrier: unsafe extern "C" fn(*const Context, *const c_char, u32),
     collective: unsafe extern "C" fn(*const Context, u32, u32, u64, u32, *const c_char, u32) -> u64,
     shared: unsafe extern "C" fn(*const Context, *const c_char, u32, u32, *mut *mut c_void, *mut *mut Shadow),
+    dynamic: unsafe extern "C" fn(*const Context, *const c_char, *mut *mut c_void, *mut *mut Shadow) -> u32,
     fault: unsafe extern "C" fn(*const Context, *const c_char, *const c_char, u64, u32),
     exchange: unsafe extern "C" fn(*const Context, *const u8, u32, *const c_char, u32) -> *const u8,
 }
 
-static RUNTIME: Runtime = Runtime { barrier, collective, shared, fault, exchange };
+static RUNTIME: Runtime = Runtime { barrier, collective, shared, dynamic, fault, exchange };
 
 /// The twin of `emulator::Shadow`: two marks of eight bytes.
 #[repr(C)]
@@ -195,11 +197,16 @@ pub struct Block {
     worker_of: Vec<usize>,
     current: u32,
     worker: usize,
+    /// What the kernel declares, and from [`DECLARED`] on `dynamic_shared` bytes more; the shadow likewise, a mark for each
+    /// number and at most one for each byte.
     shared: Vec<u128>,
     shared_used: usize,
     shadow: Vec<Shadow>,
     shadow_used: usize,
     declared: Vec<Declared>,
+    dynamic_shared: usize,
+    /// Where the kernel names its dynamic shared memory; null before it does.
+    dynamic_site: *const c_char,
     fault: Option<String>,
 }
 
@@ -214,7 +221,7 @@ thread_local! {
 
 impl Block {
     /// Runs the blocks of one launch, one after the other.
-    pub fn new(entry: &'static EntryPoint, parameters: *const c_void, grid: [u32; 3]) -> Block {
+    pub fn new(entry: &'static EntryPoint, parameters: *const c_void, grid: [u32; 3], dynamic_shared: usize) -> Block {
         let threads = *entry.threads as usize;
         let Handed { contexts, mut copies, shared, shadow } = HANDED.take();
         if copies.len() < threads * COPIES {
@@ -242,6 +249,8 @@ impl Block {
             shadow,
             shadow_used: 0,
             declared: Vec::new(),
+            dynamic_shared,
+            dynamic_site: std::ptr::null(),
             fault: None,
         }
     }
@@ -268,6 +277,7 @@ impl Block {
         self.states.fill(State::NotBegun);
         (self.begun, self.shared_used, self.shadow_used) = (0, 0, 0);
         self.declared.clear();
+        self.dynamic_site = std::ptr::null();
         shuffle(&mut self.order, seed);
         // From here on the coroutines write to the block too: nothing below holds a reference to it while one runs.
         let block: *mut Block = self;
@@ -556,21 +566,42 @@ impl Block {
             Some(index) => index,
             None => {
                 let start = self.shared_used.next_multiple_of(16);
-                if start + bytes > SHARED {
-                    return Err(format!("{} bytes of shared memory; {SHARED} can be declared", start + bytes));
+                let room = DECLARED.min(Blocks::SHARED - self.dynamic_shared);
+                if start + bytes > room {
+                    return Err(format!("{} bytes of shared memory; {room} can be declared", start + bytes));
                 }
                 self.declared.push(Declared { site, data: start, shadow: self.shadow_used });
                 self.shared_used = start + bytes;
                 self.shadow_used += count;
-                // Of full size at once: kernels keep pointers into both.
-                self.shared.resize(SHARED / 16, 0);
-                self.shadow.resize(SHARED, Shadow::default());
+                self.reserve_shared();
                 bytemuck::cast_slice_mut(&mut self.shared)[start..start + bytes].fill(super::memory::POISON);
                 self.shadow[self.shadow_used - count..self.shadow_used].fill(Shadow::default());
                 self.declared.len() - 1
             }
         };
         Ok(&self.declared[index])
+    }
+
+    /// Of full size at once: kernels keep pointers into both.
+    fn reserve_shared(&mut self) {
+        let bytes = DECLARED + self.dynamic_shared.next_multiple_of(16);
+        self.shared.resize(self.shared.len().max(bytes / 16), 0);
+        self.shadow.resize(self.shadow.len().max(bytes), Shadow::default());
+    }
+
+    /// Makes the dynamic shared memory known, under the one name and type that a kernel gives it.
+    fn name_dynamic(&mut self, site: *const c_char) -> Result<(), String> {
+        if self.dynamic_site.is_null() {
+            self.reserve_shared();
+            let range = DECLARED..DECLARED + self.dynamic_shared;
+            bytemuck::cast_slice_mut(&mut self.shared)[range.clone()].fill(super::memory::POISON);
+            self.shadow[range].fill(Shadow::default());
+            self.dynamic_site = site;
+        }
+        match self.dynamic_site == site {
+            true => Ok(()),
+            false => Err(format!("{} is a second name of the dynamic shared memory", text(site))),
+        }
     }
 }
 
@@ -650,6 +681,27 @@ unsafe extern "C" fn shared(
             }
             Err(what) => Block::fail(block, what),
         }
+    }
+}
+
+/// Returns how many bytes there are.
+unsafe extern "C" fn dynamic(
+    _: *const Context,
+    site: *const c_char,
+    data: *mut *mut c_void,
+    shadow: *mut *mut Shadow,
+) -> u32 {
+    // SAFETY: as in `shared`.
+    unsafe {
+        let block = CURRENT.get();
+        match (*block).name_dynamic(site) {
+            Ok(()) => {
+                *data = (*block).shared.as_mut_ptr().byte_add(DECLARED).cast();
+                *shadow = (*block).shadow.as_mut_ptr().add(DECLARED);
+            }
+            Err(what) => Block::fail(block, what),
+        }
+        (*block).dynamic_shared as u32
     }
 }
 

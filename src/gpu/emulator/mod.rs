@@ -12,6 +12,9 @@
 //!
 //! All of these are a [`Failure::Fault`] that names kernel, block and thread. Blocks run in parallel, the threads of a
 //! block as coroutines on one thread of the host. Graphs are recorded and replayed command by command.
+//!
+//! Clusters are checked where they are launched, and their blocks run like all others: no kernel can wait for the rest of its
+//! cluster yet, or reach into its shared memory, because `kernels/` has no words for that.
 
 mod block;
 mod memory;
@@ -25,7 +28,7 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
-use super::driver::{Address, Description, Driver, Event, GraphId, Kernel, Launch};
+use super::driver::{Address, Blocks, Description, Driver, Event, GraphId, Kernel, Launch};
 use super::{Failure, lock};
 pub use block::Context;
 use block::{Block, Broken};
@@ -54,7 +57,7 @@ mod entries {
 /// Something the stream does.
 #[derive(Clone)]
 enum Command {
-    Launch { entry: &'static EntryPoint, grid: [u32; 3], parameters: Vec<u8> },
+    Launch { entry: &'static EntryPoint, grid: [u32; 3], blocks: Blocks, parameters: Vec<u8> },
     Copy { to: Address, from: Address, bytes: usize },
     Fill { to: Address, byte: u8, bytes: usize },
 }
@@ -113,7 +116,7 @@ impl Emulator {
 
     fn execute(&self, command: &Command) -> Result<(), Failure> {
         match command {
-            Command::Launch { entry, grid, parameters } => self.run(entry, *grid, parameters),
+            Command::Launch { entry, grid, blocks, parameters } => self.run(entry, *grid, *blocks, parameters),
             &Command::Copy { to, from, bytes } => {
                 self.memory.check("a copy", from, bytes)?;
                 self.memory.check("a copy", to, bytes)?;
@@ -130,7 +133,13 @@ impl Emulator {
         }
     }
 
-    fn run(&self, entry: &'static EntryPoint, grid: [u32; 3], parameters: &[u8]) -> Result<(), Failure> {
+    fn run(
+        &self,
+        entry: &'static EntryPoint,
+        grid: [u32; 3],
+        blocks: Blocks,
+        parameters: &[u8],
+    ) -> Result<(), Failure> {
         let clock = self.clock.fetch_add(1, Ordering::Relaxed);
         let seed = mix(self.seed ^ mix(clock));
         let count = grid.iter().map(|&n| n as usize).product::<usize>();
@@ -143,7 +152,7 @@ impl Emulator {
         bytemuck::cast_slice_mut(&mut aligned)[..parameters.len()].copy_from_slice(parameters);
         let aligned: &[u128] = &aligned;
         let work = |_| {
-            let mut block = Block::new(entry, aligned.as_ptr().cast(), grid);
+            let mut block = Block::new(entry, aligned.as_ptr().cast(), grid, blocks.dynamic_shared as usize);
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
                 if index >= count || lock(&broken).is_some() {
@@ -245,14 +254,34 @@ impl Driver for Emulator {
         if launch.parameters.len() != *entry.size as usize {
             return refuse(format!("{} bytes of parameters, not {}", launch.parameters.len(), entry.size));
         }
-        if launch.threads != *entry.threads || !launch.threads.is_multiple_of(32) || launch.threads > 1024 {
-            return refuse(format!("launched with {} threads per block, made for {}", launch.threads, entry.threads));
+        let Launch { grid, blocks, .. } = *launch;
+        let threads = blocks.threads;
+        if threads != *entry.threads || !threads.is_multiple_of(32) || threads > 1024 {
+            return refuse(format!("launched with {threads} threads per block, made for {}", entry.threads));
         }
-        let [x, y, z] = launch.grid;
+        let [x, y, z] = grid;
         if x > i32::MAX as u32 || y > 65_535 || z > 65_535 {
             return refuse(format!("a grid of {x}×{y}×{z} blocks is beyond what a GPU takes"));
         }
-        self.submit(Command::Launch { entry, grid: launch.grid, parameters: launch.parameters.to_vec() })
+        if blocks.dynamic_shared as usize > Blocks::SHARED {
+            return refuse(format!(
+                "{} bytes of dynamic shared memory; a block has {}",
+                blocks.dynamic_shared,
+                Blocks::SHARED
+            ));
+        }
+        let [a, b, c] = blocks.cluster;
+        let divides = |(size, cluster): (&u32, &u32)| *cluster > 0 && size.is_multiple_of(*cluster);
+        if !grid.iter().zip(&blocks.cluster).all(divides) {
+            return refuse(format!("clusters of {a}×{b}×{c} blocks do not divide a grid of {x}×{y}×{z}"));
+        }
+        if a.saturating_mul(b).saturating_mul(c) > Blocks::CLUSTER {
+            return refuse(format!(
+                "clusters of {a}×{b}×{c} blocks; every GPU takes {}, some take more",
+                Blocks::CLUSTER
+            ));
+        }
+        self.submit(Command::Launch { entry, grid, blocks, parameters: launch.parameters.to_vec() })
     }
 
     fn synchronize(&self) -> Result<(), Failure> {
