@@ -60,7 +60,7 @@ pub fn main() -> Result<()> {
         force: false,
     };
     let learned = learn.run(&mut Silent)?.learned;
-    println!("{} merge weights", learned.numbers.shape().len());
+    println!("{} merge weights", learned.merge_weights.shape().len());
 
     let tune = Train {
         images: images("target"),

@@ -22,7 +22,7 @@
 //   gradients                    dy x                                  with a residual and ReLU: dy x out, dz
 //   input_gradient               dz x                 dx               in inference: dz, and x where there is a ReLU
 //
-// some 5 FLOPs per element. Geometry: tile.cuh. The sums take two launches: each
+// some 5 FLOPs per element. Geometry: pixel_walk.cuh. The sums take two launches: each
 // block writes those over its pixels to a workspace of splits × 2 × C floats, and a second kernel adds them up and finishes
 // everything that is per channel. A convolution on tensor cores does the work of the first launch where it has the
 // numbers in registers (conv2d_tensor.cu); the second takes the sums of its tiles all the same.
@@ -33,20 +33,20 @@
 // and then blocks, are put together by  Σ (x − μ)² = Σᵢ [Mᵢ + nᵢ·(μᵢ − μ)²].  No clamping beyond the rounding of one thread:
 // a NaN or an infinity in x comes out as a variance that is not finite.
 #include "batch_norm.cuh"
-#include "tile.cuh"
+#include "pixel_walk.cuh"
 
 // ---- statistics ----------------------------------------------------------------------------------------------------
 
 struct PartialStatistics {
   const element* x;  // n × C
   float* partial;    // splits × 2 × C: mean less x[0, c], sum of squared distances from the mean
-  Tile tile;
+  PixelWalk walk;
 };
 static_assert(sizeof(PartialStatistics) == 40, "as in src/ops/batch_norm/gpu.rs");
 
 template <unsigned WIDTH>
 DEVICE void partial_statistics(const PartialStatistics& p, SharedArray<float> means, SharedArray<float> spreads) {
-  const Share s = share<WIDTH>(p.tile);
+  const Share s = share<WIDTH>(p.walk);
   Unit<WIDTH> mean = {}, spread = {};
   if (s.count > 0) {
     const element* x = p.x + s.first;
@@ -76,8 +76,8 @@ DEVICE void partial_statistics(const PartialStatistics& p, SharedArray<float> me
   share_unit<WIDTH>(means, mean);
   share_unit<WIDTH>(spreads, spread);
   __syncthreads();
-  const unsigned channel = channel_to_finish<WIDTH>(p.tile), width = p.tile.columns * WIDTH;
-  if (threadIdx.x >= width || channel >= p.tile.channels) return;
+  const unsigned channel = channel_to_finish<WIDTH>(p.walk), width = p.walk.columns * WIDTH;
+  if (threadIdx.x >= width || channel >= p.walk.channels) return;
   float sum = 0;
   for (unsigned row = 0; row < s.rows; ++row)
     sum += static_cast<float>(pixels_of_row(s.length, row, s.rows)) * means[row * width + threadIdx.x];
@@ -88,15 +88,15 @@ DEVICE void partial_statistics(const PartialStatistics& p, SharedArray<float> me
     const float count = static_cast<float>(pixels_of_row(s.length, row, s.rows));
     squares += spreads[row * width + threadIdx.x] + count * distance * distance;
   }
-  float* partial = p.partial + static_cast<unsigned long long>(blockIdx.x) * 2 * p.tile.channels + channel;
+  float* partial = p.partial + static_cast<unsigned long long>(blockIdx.x) * 2 * p.walk.channels + channel;
   partial[0] = middle;
-  partial[p.tile.channels] = squares;
+  partial[p.walk.channels] = squares;
 }
 
 KERNEL(batch_norm_statistics, PartialStatistics, THREADS) {
   SHARED(float, means, THREADS * PACK);
   SHARED(float, spreads, THREADS * PACK);
-  if (p.tile.vectorised) partial_statistics<PACK>(p, means, spreads);
+  if (p.walk.vectorised) partial_statistics<PACK>(p, means, spreads);
   else partial_statistics<1>(p, means, spreads);
 }
 
@@ -229,13 +229,13 @@ struct GradientSums {
   const float* beta;   // C
   float* partial;      // splits × 2 × C: Σ dz, Σ dz·(x − μ)
   unsigned cut, padding;
-  Tile tile;
+  PixelWalk walk;
 };
 static_assert(sizeof(GradientSums) == 104, "as in src/ops/batch_norm/gpu.rs");
 
 template <unsigned WIDTH, unsigned CUT>
 DEVICE void partial_gradients(const GradientSums& p, SharedArray<float> betas, SharedArray<float> gammas) {
-  const Share s = share<WIDTH>(p.tile);
+  const Share s = share<WIDTH>(p.walk);
   Unit<WIDTH> beta = {}, gamma = {};
   if (s.count > 0) {
     const Unit<WIDTH> mean = load_floats<WIDTH>(p.mean + s.channel);
@@ -272,11 +272,11 @@ DEVICE void partial_gradients(const GradientSums& p, SharedArray<float> betas, S
   share_unit<WIDTH>(betas, beta);
   share_unit<WIDTH>(gammas, gamma);
   __syncthreads();
-  const unsigned channel = channel_to_finish<WIDTH>(p.tile);
-  if (threadIdx.x >= p.tile.columns * WIDTH || channel >= p.tile.channels) return;
-  float* partial = p.partial + static_cast<unsigned long long>(blockIdx.x) * 2 * p.tile.channels + channel;
-  partial[0] = sum_over_rows<WIDTH>(p.tile, betas);
-  partial[p.tile.channels] = sum_over_rows<WIDTH>(p.tile, gammas);
+  const unsigned channel = channel_to_finish<WIDTH>(p.walk);
+  if (threadIdx.x >= p.walk.columns * WIDTH || channel >= p.walk.channels) return;
+  float* partial = p.partial + static_cast<unsigned long long>(blockIdx.x) * 2 * p.walk.channels + channel;
+  partial[0] = sum_over_rows<WIDTH>(p.walk, betas);
+  partial[p.walk.channels] = sum_over_rows<WIDTH>(p.walk, gammas);
 }
 
 template <unsigned WIDTH>
@@ -289,7 +289,7 @@ DEVICE void cut_gradients(const GradientSums& p, SharedArray<float> betas, Share
 KERNEL(batch_norm_gradients, GradientSums, THREADS) {
   SHARED(float, betas, THREADS * PACK);
   SHARED(float, gammas, THREADS * PACK);
-  if (p.tile.vectorised) cut_gradients<PACK>(p, betas, gammas);
+  if (p.walk.vectorised) cut_gradients<PACK>(p, betas, gammas);
   else cut_gradients<1>(p, betas, gammas);
 }
 
@@ -362,13 +362,13 @@ struct Normalize {
   const element* residual;  // n × C, or null
   element* out;             // n × C; may be x
   unsigned relu, padding;
-  Tile tile;
+  PixelWalk walk;
 };
 static_assert(sizeof(Normalize) == 88, "as in src/ops/batch_norm/gpu.rs");
 
 template <unsigned WIDTH, bool RESIDUAL>
 DEVICE void normalize(const Normalize& p) {
-  const Share s = share<WIDTH>(p.tile);
+  const Share s = share<WIDTH>(p.walk);
   if (s.count == 0) return;
   const Unit<WIDTH> mean = load_floats<WIDTH>(p.mean + s.channel), beta = load_floats<WIDTH>(p.beta + s.channel);
   const Unit<WIDTH> gamma = load_floats<WIDTH>(p.gamma + s.channel), rstd = load_floats<WIDTH>(p.rstd + s.channel);
@@ -399,7 +399,7 @@ DEVICE void normalize_any(const Normalize& p) {
 }
 
 KERNEL(batch_norm_normalize, Normalize, THREADS) {
-  if (p.tile.vectorised) normalize_any<PACK>(p);
+  if (p.walk.vectorised) normalize_any<PACK>(p);
   else normalize_any<1>(p);
 }
 
@@ -414,13 +414,13 @@ struct InputGradient {
   const float* means;  // 2 × C as batch_norm_gradients_finish leaves them, or null in inference
   unsigned cut;        // WHOLE or BY_INPUT
   unsigned padding;
-  Tile tile;
+  PixelWalk walk;
 };
 static_assert(sizeof(InputGradient) == 96, "as in src/ops/batch_norm/gpu.rs");
 
 template <unsigned WIDTH, bool CUT, bool TRAINING>
 DEVICE void input_gradient(const InputGradient& p) {
-  const Share s = share<WIDTH>(p.tile);
+  const Share s = share<WIDTH>(p.walk);
   if (s.count == 0) return;
   const Unit<WIDTH> gamma = load_floats<WIDTH>(p.gamma + s.channel), rstd = load_floats<WIDTH>(p.rstd + s.channel);
   // dx = scale·(dz − offset − (x − μ)·slope)
@@ -431,7 +431,7 @@ DEVICE void input_gradient(const InputGradient& p) {
   if constexpr (CUT) beta = load_floats<WIDTH>(p.beta + s.channel);
   if constexpr (TRAINING) {
     offset = load_floats<WIDTH>(p.means + s.channel);
-    slope = load_floats<WIDTH>(p.means + p.tile.channels + s.channel);
+    slope = load_floats<WIDTH>(p.means + p.walk.channels + s.channel);
   }
   // With five numbers per channel at hand, there are no registers for two pixels.
 #pragma unroll(CUT && TRAINING ? 1 : 2)
@@ -460,7 +460,7 @@ DEVICE void input_gradient_any(const InputGradient& p) {
 }
 
 KERNEL(batch_norm_input_gradient, InputGradient, THREADS) {
-  if (p.tile.vectorised) input_gradient_any<PACK>(p);
+  if (p.walk.vectorised) input_gradient_any<PACK>(p);
   else input_gradient_any<1>(p);
 }
 

@@ -11,14 +11,14 @@
 
 constexpr unsigned THREADS = 256;
 
-struct Tile {
+struct PixelWalk {
   unsigned pixels, channels;
   unsigned columns;     // threads side by side
   unsigned span;        // pixels per block
   unsigned vectorised;  // 1: units of 16 bytes; 0: units of one element
   unsigned padding;
 };
-static_assert(sizeof(Tile) == 24, "as in src/ops/tile.rs");
+static_assert(sizeof(PixelWalk) == 24, "as in src/ops/pixel_walk.rs");
 
 // A unit of channels, as floats.
 template <unsigned WIDTH>
@@ -43,23 +43,23 @@ DEVICE unsigned pixels_of_row(unsigned length, unsigned row, unsigned rows) {
 }
 
 template <unsigned WIDTH>
-DEVICE Share share(const Tile& tile) {
+DEVICE Share share(const PixelWalk& walk) {
   Share s;
-  s.rows = THREADS / tile.columns;
-  s.row = threadIdx.x / tile.columns;
-  s.channel = (blockIdx.y * tile.columns + threadIdx.x % tile.columns) * WIDTH;
-  s.begin = blockIdx.x * tile.span;
-  s.length = tile.pixels - s.begin < tile.span ? tile.pixels - s.begin : tile.span;
-  s.count = s.channel < tile.channels ? pixels_of_row(s.length, s.row, s.rows) : 0;
-  s.first = static_cast<unsigned long long>(s.begin + s.row) * tile.channels + s.channel;
-  s.stride = static_cast<unsigned long long>(s.rows) * tile.channels;
+  s.rows = THREADS / walk.columns;
+  s.row = threadIdx.x / walk.columns;
+  s.channel = (blockIdx.y * walk.columns + threadIdx.x % walk.columns) * WIDTH;
+  s.begin = blockIdx.x * walk.span;
+  s.length = walk.pixels - s.begin < walk.span ? walk.pixels - s.begin : walk.span;
+  s.count = s.channel < walk.channels ? pixels_of_row(s.length, s.row, s.rows) : 0;
+  s.first = static_cast<unsigned long long>(s.begin + s.row) * walk.channels + s.channel;
+  s.stride = static_cast<unsigned long long>(s.rows) * walk.channels;
   return s;
 }
 
 // The channel whose sums over the rows thread t < columns · WIDTH of the block finishes.
 template <unsigned WIDTH>
-DEVICE unsigned channel_to_finish(const Tile& tile) {
-  return blockIdx.y * tile.columns * WIDTH + threadIdx.x;
+DEVICE unsigned channel_to_finish(const PixelWalk& walk) {
+  return blockIdx.y * walk.columns * WIDTH + threadIdx.x;
 }
 
 template <unsigned WIDTH>
@@ -123,9 +123,9 @@ DEVICE void share_unit(SharedArray<float> to, const Unit<WIDTH>& unit) {
 // The sum over the rows of what `share_unit` put there, for thread t < columns · WIDTH. In groups, whose sums are small, so
 // that less is rounded away.
 template <unsigned WIDTH>
-DEVICE float sum_over_rows(const Tile& tile, SharedArray<float> units) {
+DEVICE float sum_over_rows(const PixelWalk& walk, SharedArray<float> units) {
   constexpr unsigned GROUP = 8;
-  const unsigned rows = THREADS / tile.columns, width = tile.columns * WIDTH;
+  const unsigned rows = THREADS / walk.columns, width = walk.columns * WIDTH;
   float sum = 0;
   for (unsigned row = 0; row < rows; row += GROUP) {
     float group = 0;

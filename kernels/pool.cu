@@ -14,8 +14,8 @@
 // Bound by memory: forward reads x R·S / stride² times, from the caches but for the first, and writes y; backward gathers,
 // so that it writes each dx once and adds in one order, which is the order of the outputs. Geometry: a thread per 16 bytes
 // of channels where C allows it, else per channel, of one pixel of what is written; 256 threads per block. The global mean
-// has a block per image and chunk of channels: tile.cuh.
-#include "tile.cuh"
+// has a block per image and chunk of channels: pixel_walk.cuh.
+#include "pixel_walk.cuh"
 
 struct Window {
   unsigned n, h, w, c, p, q;
@@ -232,13 +232,13 @@ KERNEL(average_pool_backward, AveragePool, THREADS) {
 struct GlobalPool {
   const element* x;  // N × H·W × C
   float* y;          // N × C
-  Tile tile;         // `span` is H·W: block (n, ·) has image n
+  PixelWalk walk;         // `span` is H·W: block (n, ·) has image n
 };
 static_assert(sizeof(GlobalPool) == 40, "as in src/ops/pool/gpu.rs");
 
 template <unsigned WIDTH>
 DEVICE void average_image(const GlobalPool& p, SharedArray<float> sums) {
-  const Share s = share<WIDTH>(p.tile);
+  const Share s = share<WIDTH>(p.walk);
   Unit<WIDTH> sum = {};
 #pragma unroll 4
   for (unsigned i = 0; i < s.count; ++i) {
@@ -248,37 +248,37 @@ DEVICE void average_image(const GlobalPool& p, SharedArray<float> sums) {
   }
   share_unit<WIDTH>(sums, sum);
   __syncthreads();
-  const unsigned channel = channel_to_finish<WIDTH>(p.tile);
-  if (threadIdx.x >= p.tile.columns * WIDTH || channel >= p.tile.channels) return;
-  const float pixels = static_cast<float>(p.tile.span);
-  p.y[static_cast<unsigned long long>(blockIdx.x) * p.tile.channels + channel] = sum_over_rows<WIDTH>(p.tile, sums) / pixels;
+  const unsigned channel = channel_to_finish<WIDTH>(p.walk);
+  if (threadIdx.x >= p.walk.columns * WIDTH || channel >= p.walk.channels) return;
+  const float pixels = static_cast<float>(p.walk.span);
+  p.y[static_cast<unsigned long long>(blockIdx.x) * p.walk.channels + channel] = sum_over_rows<WIDTH>(p.walk, sums) / pixels;
 }
 
 KERNEL(global_average_pool, GlobalPool, THREADS) {
   SHARED(float, sums, THREADS * PACK);
-  if (p.tile.vectorised) average_image<PACK>(p, sums);
+  if (p.walk.vectorised) average_image<PACK>(p, sums);
   else average_image<1>(p, sums);
 }
 
 struct GlobalPoolBackward {
   const float* dy;  // N × C
   element* dx;      // N × H·W × C
-  Tile tile;
+  PixelWalk walk;
 };
 static_assert(sizeof(GlobalPoolBackward) == 40, "as in src/ops/pool/gpu.rs");
 
 template <unsigned WIDTH>
 DEVICE void spread_over_image(const GlobalPoolBackward& p) {
-  const Share s = share<WIDTH>(p.tile);
+  const Share s = share<WIDTH>(p.walk);
   if (s.count == 0) return;
-  const float pixels = static_cast<float>(p.tile.span);
-  Unit<WIDTH> d = load_floats<WIDTH>(p.dy + static_cast<unsigned long long>(blockIdx.x) * p.tile.channels + s.channel);
+  const float pixels = static_cast<float>(p.walk.span);
+  Unit<WIDTH> d = load_floats<WIDTH>(p.dy + static_cast<unsigned long long>(blockIdx.x) * p.walk.channels + s.channel);
 #pragma unroll
   for (unsigned j = 0; j < WIDTH; ++j) d.v[j] /= pixels;
   for (unsigned i = 0; i < s.count; ++i) store_unit<WIDTH>(p.dx + s.first + i * s.stride, d);
 }
 
 KERNEL(global_average_pool_backward, GlobalPoolBackward, THREADS) {
-  if (p.tile.vectorised) spread_over_image<PACK>(p);
+  if (p.walk.vectorised) spread_over_image<PACK>(p);
   else spread_over_image<1>(p);
 }

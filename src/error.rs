@@ -42,7 +42,7 @@ pub enum Error {
 
     /// A loss that is no longer a number.
     #[error("the loss became {loss} at step {step} (epoch {epoch})")]
-    Diverged { loss: f32, step: usize, epoch: usize, kept: Option<PathBuf> },
+    Diverged { loss: f32, step: usize, epoch: usize, last_checkpoint: Option<PathBuf> },
 
     /// A result that is no number, or that no network may hold.
     #[error("{message}")]
@@ -62,7 +62,7 @@ pub enum Error {
 
     /// Ctrl-C.
     #[error("interrupted")]
-    Interrupted { kept: Option<PathBuf> },
+    Interrupted { last_checkpoint: Option<PathBuf> },
 }
 
 impl Error {
@@ -117,15 +117,15 @@ impl Error {
                 None => format!("known: {}", known.join(", ")),
             }),
             Error::Exists { .. } => Some("give another path, or --force to overwrite it".into()),
-            Error::Diverged { kept, .. } => Some(match kept {
+            Error::Diverged { last_checkpoint, .. } => Some(match last_checkpoint {
                 Some(path) => format!("use a smaller --learning-rate; the last good checkpoint is {}", path.display()),
                 None => "use a smaller --learning-rate; no checkpoint was written".into(),
             }),
             Error::Device { source, .. } => Some(source.hint()),
             Error::Gpu(failure) => Some(failure.hint()),
             Error::Selftest { .. } => Some("do not trust results of this device; report the lines above".into()),
-            Error::Interrupted { kept } => {
-                kept.as_ref().map(|path| format!("the last good checkpoint is {}", path.display()))
+            Error::Interrupted { last_checkpoint } => {
+                last_checkpoint.as_ref().map(|path| format!("the last good checkpoint is {}", path.display()))
             }
         }
     }

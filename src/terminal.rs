@@ -117,7 +117,7 @@ fn of_parser(error: &clap::Error) -> Value {
 
 /// Ctrl-C ended the program while nothing else could.
 pub fn interrupted() {
-    fail(&Error::Interrupted { kept: None });
+    fail(&Error::Interrupted { last_checkpoint: None });
 }
 
 /// Prints the object of a run that failed, unless the run has printed it itself, or is about to.

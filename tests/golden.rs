@@ -298,8 +298,8 @@ impl MergeCase {
         Method { sources: self.trunks.len(), anchor: 0, granularity, constraint, batch_norm }
     }
 
-    /// The learned numbers of a plan, from the tensors `{prefix}/{layer}`.
-    fn numbers(&self, plan: &Plan, prefix: &str) -> Tensor {
+    /// The merge weights of a plan, from the tensors `{prefix}/{layer}`.
+    fn merge_weights(&self, plan: &Plan, prefix: &str) -> Tensor {
         let (rows, count) = (plan.parametrization.rows(), plan.parametrization.learned);
         let mut numbers = vec![0f32; rows * count];
         for entry in &plan.entries {
@@ -311,18 +311,18 @@ impl MergeCase {
         self.form.tensor(&Tensor::from_vec(numbers, [rows, count]))
     }
 
-    /// Checks loss, logits and the gradients of the numbers learned and of the head under `prefix`, by both forms of dα.
-    fn check(&self, plan: &Plan, numbers: &str, prefix: &str, gradients: &str) {
-        self.check_by(Backward::Dw, plan, numbers, prefix, gradients);
+    /// Checks loss, logits and the gradients of the merge weights and of the head under `prefix`, by both forms of dα.
+    fn check(&self, plan: &Plan, weights: &str, prefix: &str, gradients: &str) {
+        self.check_by(Backward::Dw, plan, weights, prefix, gradients);
         if plan.table.takes_products() {
-            self.check_by(Backward::Products, plan, numbers, prefix, gradients);
+            self.check_by(Backward::Products, plan, weights, prefix, gradients);
         }
     }
 
-    fn check_by(&self, backward: Backward, plan: &Plan, numbers: &str, prefix: &str, gradients: &str) {
+    fn check_by(&self, backward: Backward, plan: &Plan, weights: &str, prefix: &str, gradients: &str) {
         let tolerance = self.form.tolerance();
         let mut tape = Tape::new();
-        let learned = tape.leaf(self.numbers(plan, numbers));
+        let learned = tape.leaf(self.merge_weights(plan, weights));
         let head = tape.leaf(self.head.clone());
         let alpha = tape.constrain(&plan.parametrization, &learned);
         let trunk = tape.merge_by(&plan.table, &self.trunks, &alpha, self.form.dtype, backward);

@@ -216,7 +216,7 @@ fn a_caller_can_stop_between_two_steps() {
     // Three steps an epoch.
     let mut observer = Stopping { before: 4, steps: 0, remarks: Vec::new() };
     let error = job.run(&mut observer).map(drop).unwrap_err();
-    assert!(matches!(&error, Error::Interrupted { kept: Some(path) } if *path == job.out), "{error:?}");
+    assert!(matches!(&error, Error::Interrupted { last_checkpoint: Some(path) } if *path == job.out), "{error:?}");
     assert_eq!(observer.steps, 4);
     let mut observer = Stopping { before: usize::MAX, steps: 0, remarks: Vec::new() };
     job.run(&mut observer).unwrap();

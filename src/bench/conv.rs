@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::ops::conv2d::{Geometry, Pass, dgrad, fprop, wgrad};
 use crate::tensor::{DType, Device, Shape, Tensor, TensorMut};
 
-pub(super) struct Case {
+pub(super) struct ConvCase {
     network: String,
     image_size: usize,
     batch_size: usize,
@@ -17,7 +17,7 @@ pub(super) struct Case {
     pass: Pass,
 }
 
-pub(super) fn cases(settings: &Settings, networks: &[String], scale: Scale) -> Result<Vec<Case>> {
+pub(super) fn cases(settings: &Settings, networks: &[String], scale: Scale) -> Result<Vec<ConvCase>> {
     let mut cases = Vec::new();
     for network in networks {
         for &image_size in settings.image_sizes(scale) {
@@ -28,7 +28,7 @@ pub(super) fn cases(settings: &Settings, networks: &[String], scale: Scale) -> R
             for convolution in convolutions {
                 // Nobody needs the gradient of the images.
                 let passes = settings.passes.iter().filter(|&&pass| pass != Pass::Dgrad || !convolution.is_first);
-                cases.extend(passes.map(|&pass| Case {
+                cases.extend(passes.map(|&pass| ConvCase {
                     network: network.clone(),
                     image_size,
                     batch_size,
@@ -69,9 +69,9 @@ impl Stack {
     }
 }
 
-impl Case {
+impl ConvCase {
     pub fn name(&self) -> String {
-        let Case { network, image_size, batch_size, precision, convolution, pass } = self;
+        let ConvCase { network, image_size, batch_size, precision, convolution, pass } = self;
         format!("conv/{network}/{image_size}px/{batch_size}/{}/{pass}/{precision}", convolution.name)
     }
 

@@ -193,13 +193,13 @@ impl Clock {
 fn event(gpu: Handle) -> Result<Event> {
     match gpu.record_event() {
         Some(event) => Ok(event),
-        None => Err(gpu.check().err().map_or(Error::Interrupted { kept: None }, Error::Gpu)),
+        None => Err(gpu.check().err().map_or(Error::Interrupted { last_checkpoint: None }, Error::Gpu)),
     }
 }
 
 /// Ctrl-C.
 fn check() -> Result<()> {
-    if interrupted() { Err(Error::Interrupted { kept: None }) } else { Ok(()) }
+    if interrupted() { Err(Error::Interrupted { last_checkpoint: None }) } else { Ok(()) }
 }
 
 #[cfg(test)]

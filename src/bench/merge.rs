@@ -18,7 +18,7 @@ pub(super) enum Direction {
     Gradient,
 }
 
-pub(super) struct Case {
+pub(super) struct MergeCase {
     network: String,
     sources: usize,
     direction: Direction,
@@ -32,7 +32,7 @@ pub fn plan(network: &crate::nn::Network, sources: usize) -> Plan {
     Plan::new(network, method).expect("filters feed every parameter of these networks")
 }
 
-pub(super) fn cases(networks: &[String], sources: &[usize]) -> Result<Vec<Case>> {
+pub(super) fn cases(networks: &[String], sources: &[usize]) -> Result<Vec<MergeCase>> {
     let mut cases = Vec::new();
     for name in networks {
         // The stem that the architecture usually has: merging is about parameters.
@@ -40,14 +40,14 @@ pub(super) fn cases(networks: &[String], sources: &[usize]) -> Result<Vec<Case>>
         let network = shapes::network(name, stem, 1000)?;
         for &sources in sources {
             let table = plan(&network, sources).table;
-            let case = |direction| Case { network: name.clone(), sources, direction, table: table.clone() };
+            let case = |direction| MergeCase { network: name.clone(), sources, direction, table: table.clone() };
             cases.extend([Direction::Blend, Direction::Gradient].map(case));
         }
     }
     Ok(cases)
 }
 
-impl Case {
+impl MergeCase {
     fn what(&self) -> &'static str {
         match self.direction {
             Direction::Blend => "blend",

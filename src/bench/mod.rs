@@ -32,18 +32,18 @@ use measure::Clock;
 use shapes::Scale;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum Suite {
     Merge,
     Conv,
     Step,
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for Suite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Kind::Merge => "merge",
-            Kind::Conv => "conv",
-            Kind::Step => "step",
+            Suite::Merge => "merge",
+            Suite::Conv => "conv",
+            Suite::Step => "step",
         })
     }
 }
@@ -79,7 +79,7 @@ impl Settings {
         if self.image_sizes.is_empty() { scale.image_sizes() } else { &self.image_sizes }
     }
 
-    fn check(&self, kind: Kind) -> Result<()> {
+    fn check(&self, suite: Suite) -> Result<()> {
         let of = |range: std::ops::RangeInclusive<usize>, option: &str, values: &[usize]| match values
             .iter()
             .find(|value| !range.contains(value))
@@ -97,7 +97,7 @@ impl Settings {
         if self.cache.is_some() && self.device != Device::Cpu {
             return Err(Error::usage("--cache-mib is of the CPU's cache", "leave it out"));
         }
-        if kind == Kind::Merge && self.precision != DType::F32 {
+        if suite == Suite::Merge && self.precision != DType::F32 {
             return Err(Error::usage(
                 format!("merging is f32, not {}", self.precision),
                 "leave --precision out; it is the precision of activations",
@@ -120,10 +120,10 @@ impl Settings {
     }
 
     /// Enough for quartiles, and for people who wait.
-    fn rounds(&self, kind: Kind) -> usize {
-        self.rounds.unwrap_or(match (self.scale(), kind) {
+    fn rounds(&self, suite: Suite) -> usize {
+        self.rounds.unwrap_or(match (self.scale(), suite) {
             (Scale::Gpu, _) => 31,
-            (Scale::Cpu, Kind::Step) => 5,
+            (Scale::Cpu, Suite::Step) => 5,
             (Scale::Cpu, _) => 11,
             (Scale::Tiny, _) => 3,
         })
@@ -132,9 +132,9 @@ impl Settings {
 
 /// One row to be.
 enum Case {
-    Merge(merge::Case),
-    Conv(conv::Case),
-    Step(step::Case),
+    Merge(merge::MergeCase),
+    Conv(conv::ConvCase),
+    Step(step::StepCase),
 }
 
 /// What a case came to, before it is compared with anything.
@@ -172,8 +172,8 @@ pub struct Bench {
 }
 
 impl Bench {
-    pub fn new(kind: Kind, settings: &Settings) -> Result<Bench> {
-        settings.check(kind)?;
+    pub fn new(suite: Suite, settings: &Settings) -> Result<Bench> {
+        settings.check(suite)?;
         let scale = settings.scale();
         let or = |given: &[String], known: &[&str]| match given {
             [] if scale == Scale::Tiny => vec!["resnet8".to_string()],
@@ -182,16 +182,16 @@ impl Bench {
         };
         let sources =
             |known: &[usize]| if settings.sources.is_empty() { known.to_vec() } else { settings.sources.clone() };
-        let all: Vec<Case> = match kind {
-            Kind::Merge => merge::cases(&or(&settings.networks, &shapes::NETWORKS), &sources(&shapes::SOURCES))?
+        let all: Vec<Case> = match suite {
+            Suite::Merge => merge::cases(&or(&settings.networks, &shapes::NETWORKS), &sources(&shapes::SOURCES))?
                 .into_iter()
                 .map(Case::Merge)
                 .collect(),
-            Kind::Conv => conv::cases(settings, &or(&settings.networks, &shapes::CONV_NETWORKS), scale)?
+            Suite::Conv => conv::cases(settings, &or(&settings.networks, &shapes::CONV_NETWORKS), scale)?
                 .into_iter()
                 .map(Case::Conv)
                 .collect(),
-            Kind::Step => {
+            Suite::Step => {
                 let sources = sources(&[shapes::STEP_SOURCES]);
                 step::cases(settings, &or(&settings.networks, &shapes::NETWORKS), &sources, scale)?
                     .into_iter()
@@ -209,7 +209,7 @@ impl Bench {
             };
             return Err(Error::usage(format!("no row's name contains '{filter}'"), hint));
         }
-        let clock = Clock { device: settings.device, rounds: settings.rounds(kind), cache: settings.cache() };
+        let clock = Clock { device: settings.device, rounds: settings.rounds(suite), cache: settings.cache() };
         Ok(Bench { clock, cases })
     }
 
@@ -236,7 +236,7 @@ impl Bench {
         let _listener = Listener::new();
         for case in &self.cases {
             if interrupted() {
-                return Err(Error::Interrupted { kept: None });
+                return Err(Error::Interrupted { last_checkpoint: None });
             }
             let measured = case.measure(&self.clock)?;
             self.clock.device.check()?;
@@ -260,7 +260,7 @@ impl Bench {
         let _listener = Listener::new();
         for case in &self.cases {
             if interrupted() {
-                return Err(Error::Interrupted { kept: None });
+                return Err(Error::Interrupted { last_checkpoint: None });
             }
             let Case::Conv(case) = case else { continue };
             if let Some(tuned) = tune::tune(case, &self.clock)? {

@@ -33,7 +33,7 @@ enum What {
     Learning,
 }
 
-pub(super) struct Case {
+pub(super) struct StepCase {
     network: String,
     graph: Arc<Network>,
     image_size: usize,
@@ -44,7 +44,12 @@ pub(super) struct Case {
     sources: usize,
 }
 
-pub(super) fn cases(settings: &Settings, networks: &[String], sources: &[usize], scale: Scale) -> Result<Vec<Case>> {
+pub(super) fn cases(
+    settings: &Settings,
+    networks: &[String],
+    sources: &[usize],
+    scale: Scale,
+) -> Result<Vec<StepCase>> {
     let mut cases = Vec::new();
     for network in networks {
         for &image_size in settings.image_sizes(scale) {
@@ -53,7 +58,7 @@ pub(super) fn cases(settings: &Settings, networks: &[String], sources: &[usize],
                 return Err(too_small(network, image_size));
             }
             let graph = if settings.is_fused { graph } else { Arc::new(graph.planned(false)) };
-            let case = |what, sources| Case {
+            let case = |what, sources| StepCase {
                 network: network.clone(),
                 graph: graph.clone(),
                 image_size,
@@ -69,7 +74,7 @@ pub(super) fn cases(settings: &Settings, networks: &[String], sources: &[usize],
     Ok(cases)
 }
 
-impl Case {
+impl StepCase {
     fn what(&self) -> String {
         match self.what {
             What::Training => "training".into(),
@@ -78,7 +83,7 @@ impl Case {
     }
 
     pub fn name(&self) -> String {
-        let Case { network, image_size, batch_size, precision, .. } = self;
+        let StepCase { network, image_size, batch_size, precision, .. } = self;
         format!("step/{network}/{image_size}px/{batch_size}/{}/{precision}", self.what())
     }
 
@@ -192,13 +197,13 @@ fn merging(clock: &Clock, plan: &Plan, state: &MergeState) -> Result<f64> {
         _ => Tensor::uninit([table.arena_len()], DType::F32, clock.device),
     };
     let timing = clock.time(1, &mut |_| {
-        let alpha = parametrization.alpha(&state.numbers);
+        let alpha = parametrization.alpha(&state.merge_weights);
         let mut arena = uninit(&[]);
         blend(table, &trunks, &alpha, arena.view_mut());
         let mut dalpha = uninit(alpha.dims());
         alpha_gradient(table, &trunks, &dw, dalpha.view_mut());
-        let mut dnumbers = uninit(state.numbers.dims());
-        parametrization.backward_into(&alpha, &dalpha, dnumbers.view_mut());
+        let mut dweights = uninit(state.merge_weights.dims());
+        parametrization.backward_into(&alpha, &dalpha, dweights.view_mut());
     })?;
     Ok(timing.median)
 }
@@ -216,16 +221,16 @@ struct Running {
 }
 
 impl Running {
-    fn new(case: &Case, device: Device, plan: Option<Plan>) -> Result<Running> {
+    fn new(case: &StepCase, device: Device, plan: Option<Plan>) -> Result<Running> {
         let (n, size, channels) = (case.batch_size, case.image_size, case.graph.input_channels);
         let source = |seed: usize| Model::initialized(case.graph.clone(), seed as u64);
         let model = source(0).to_device(device);
         let subject = match plan {
             None => Subject::Everything,
             Some(plan) => {
-                let numbers = plan.start(Start::Uniform)?.to_device(device);
+                let merge_weights = plan.start(Start::Uniform)?.to_device(device);
                 let trunks = (0..plan.method.sources).map(|seed| source(seed).trunk.to_device(device)).collect();
-                Subject::Merge(MergeState { plan, trunks, numbers, keeps_statistics: false })
+                Subject::Merge(MergeState { plan, trunks, merge_weights, keeps_statistics: false })
             }
         };
         let options = TrainOptions {
@@ -269,7 +274,7 @@ impl Running {
         self.batch.labels().device().check()?;
         let diverged = self.control.as_ref().is_some_and(|control| control.values().diverged != 0);
         if diverged || !self.last_loss.is_finite() {
-            return Err(Error::Diverged { loss: f32::NAN, step: steps, epoch: 1, kept: None });
+            return Err(Error::Diverged { loss: f32::NAN, step: steps, epoch: 1, last_checkpoint: None });
         }
         Ok(())
     }

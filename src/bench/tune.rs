@@ -1,6 +1,6 @@
 //! Which tile suits each convolution on tensor cores: all of them timed, on this GPU.
 
-use super::conv::Case;
+use super::conv::ConvCase;
 use super::measure::Clock;
 use super::report;
 use crate::error::Result;
@@ -27,7 +27,7 @@ pub struct Tuned {
 }
 
 /// Times every choice for a convolution; `None` if it has none, because it does not run on tensor cores.
-pub(super) fn tune(case: &Case, clock: &Clock) -> Result<Option<Tuned>> {
+pub(super) fn tune(case: &ConvCase, clock: &Clock) -> Result<Option<Tuned>> {
     let (convolution, pass, dtype) = case.what();
     let Some(g) = tiles::on_tensor_cores(convolution, pass, dtype) else { return Ok(None) };
     let timed =

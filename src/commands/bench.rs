@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use medmerge::bench::report::{account, compare, seconds};
-use medmerge::bench::{self, Kind, Limits, Machine, Report, Row, Settings, is_emulated};
+use medmerge::bench::{self, Limits, Machine, Report, Row, Settings, Suite, is_emulated};
 use medmerge::error::{Error, Result};
 use medmerge::gpu::{self, Description, Failure, Library};
 use medmerge::ops::conv2d::Pass;
@@ -21,9 +21,9 @@ use crate::terminal;
 pub fn run(verb: &Bench, global: &Global) -> Result<()> {
     let nothing = BenchImages { image_size: vec![], batch_size: None };
     let (kind, options, images, sources, passes) = match verb {
-        Bench::Merge { sources, options } => (Kind::Merge, options, &nothing, &sources[..], &[][..]),
-        Bench::Conv { pass, images, options, .. } => (Kind::Conv, options, images, &[][..], &pass[..]),
-        Bench::Step { sources, images, options, .. } => (Kind::Step, options, images, &sources[..], &[][..]),
+        Bench::Merge { sources, options } => (Suite::Merge, options, &nothing, &sources[..], &[][..]),
+        Bench::Conv { pass, images, options, .. } => (Suite::Conv, options, images, &[][..], &pass[..]),
+        Bench::Step { sources, images, options, .. } => (Suite::Step, options, images, &sources[..], &[][..]),
     };
     let baseline = options.baseline.as_ref().map(|path| Report::read(path, &kind.to_string()).map(|read| (path, read)));
     let baseline = baseline.transpose()?;
@@ -68,12 +68,12 @@ pub fn run(verb: &Bench, global: &Global) -> Result<()> {
     let done = measure_all(&bench, baseline.as_ref().map(|(_, earlier)| earlier), &mut result, global);
     result.complete = done.is_ok();
     let launches = matches!(verb, Bench::Step { launches: true, .. });
-    show(&result, baseline.as_ref().map(|(_, earlier)| earlier), launches, done.as_ref().err(), global)?;
+    print(&result, baseline.as_ref().map(|(_, earlier)| earlier), launches, done.as_ref().err(), global)?;
     done
 }
 
 /// Prints what was measured, all of it or until `failure`.
-fn show(
+fn print(
     result: &Report,
     baseline: Option<&Report>,
     launches: bool,

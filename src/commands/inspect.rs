@@ -183,27 +183,10 @@ fn reason(error: &Error) -> String {
 
 fn merge_weights(file: &TensorFile, global: &Global) -> Result<()> {
     let learned = Learned::from_file(file)?;
-    let plan = learned.plan()?;
-    // Per layer and source: smallest, mean and largest α.
-    let summary: Vec<_> = plan
-        .entries
-        .iter()
-        .map(|entry| {
-            let of_sources: Vec<[f32; 3]> = plan
-                .alphas_of(entry, &learned.numbers)
-                .iter()
-                .map(|alpha| {
-                    let smallest = alpha.iter().copied().fold(f32::INFINITY, f32::min);
-                    let largest = alpha.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                    [smallest, alpha.iter().sum::<f32>() / alpha.len() as f32, largest]
-                })
-                .collect();
-            (entry, of_sources)
-        })
-        .collect();
+    let summary = learned.summary()?;
     let layers: Vec<_> = summary
         .iter()
-        .map(|(entry, of_sources)| json!({"layer": entry.name, "shape": entry.shape, "min_mean_max": of_sources}))
+        .map(|layer| json!({"layer": layer.name, "shape": layer.shape, "min_mean_max": layer.of_sources}))
         .collect();
     let result = json!({"kind": "merge weights", "metadata": file.metadata, "sha256": file.sha256, "layers": layers});
     report(global, &result, |out| {
@@ -212,10 +195,10 @@ fn merge_weights(file: &TensorFile, global: &Global) -> Result<()> {
             writeln!(out, "  {key}: {value}")?;
         }
         writeln!(out, "\nlayer                         weights   of each source: smallest / mean / largest")?;
-        for (entry, of_sources) in &summary {
-            let columns: Vec<String> =
-                of_sources.iter().map(|[low, mean, high]| format!("{low:6.3} /{mean:6.3} /{high:6.3}")).collect();
-            writeln!(out, "{:28} {:>8}   {}", entry.name, entry.count(), columns.join("    "))?;
+        for layer in &summary {
+            let column = |[low, mean, high]: &[f32; 3]| format!("{low:6.3} /{mean:6.3} /{high:6.3}");
+            let columns: Vec<String> = layer.of_sources.iter().map(column).collect();
+            writeln!(out, "{:28} {:>8}   {}", layer.name, layer.shape.iter().product::<usize>(), columns.join("    "))?;
         }
         Ok(())
     })

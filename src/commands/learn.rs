@@ -35,7 +35,7 @@ pub fn run(options: &Learn, global: &Global) -> Result<()> {
     let files = job.run(&mut progress)?;
     progress.finish();
     let learned = &files.learned;
-    let (anchor, count) = (&job.models[learned.method.anchor], learned.numbers.shape().len());
+    let (anchor, count) = (&job.models[learned.method.anchor], learned.merge_weights.shape().len());
     let probes = &files.anchor.probes;
     let scores: Option<Vec<f64>> = (!probes.is_empty()).then(|| probes.iter().map(Probe::score).collect());
     let result = json!({

@@ -35,6 +35,13 @@ impl Progress {
         Progress { bar, name, verbose: global.verbose, quiet: global.quiet }
     }
 
+    /// A line for everybody who did not ask for quiet.
+    pub fn say(&self, text: std::fmt::Arguments) {
+        if !self.quiet {
+            self.bar.say(text);
+        }
+    }
+
     pub fn finish(self) {
         self.bar.finish();
     }
@@ -51,23 +58,19 @@ impl Observer for Progress {
     }
 
     fn step(&mut self, step: usize, steps: usize, loss: f32) {
-        self.bar.show(&self.name, step as u64, steps as u64, &format!("loss {loss:.3}"));
+        self.bar.update(&self.name, step as u64, steps as u64, &format!("loss {loss:.3}"));
     }
 
     fn images(&mut self, done: usize, images: usize) {
-        self.bar.show(&self.name, done as u64, images as u64, "");
+        self.bar.update(&self.name, done as u64, images as u64, "");
     }
 
     fn remark(&mut self, text: &str) {
-        if !self.quiet {
-            self.bar.say(format_args!("note: {text}"));
-        }
+        self.say(format_args!("note: {text}"));
     }
 
     fn note(&mut self, text: &str) {
-        if !self.quiet {
-            self.bar.say(format_args!("note: {}: {text}", self.name));
-        }
+        self.say(format_args!("note: {}: {text}", self.name));
     }
 
     fn detail(&mut self, text: &str) {
@@ -101,7 +104,7 @@ pub struct Bar {
 }
 
 impl Bar {
-    pub fn show(&self, name: &str, position: u64, length: u64, message: &str) {
+    pub fn update(&self, name: &str, position: u64, length: u64, message: &str) {
         self.bar.set_length(length);
         self.bar.set_position(position);
         self.bar.set_message(message.to_string());

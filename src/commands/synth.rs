@@ -4,17 +4,13 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use medmerge::data::synthetic::{SyntheticOptions, Task, generate};
+use medmerge::data::synthetic::{FILES, SyntheticOptions, Task, generate};
 use medmerge::error::Result;
 use medmerge::output::{OutputPath, shown};
 
 use super::progress::spinner;
 use super::report;
 use crate::cli::{Global, Synth};
-
-/// Which task becomes which file.
-pub const FILES: [(Task, &str); 3] =
-    [(Task::Texture, "texture.npz"), (Task::Shape, "shape.npz"), (Task::Both, "target.npz")];
 
 pub fn run(options: &Synth, global: &Global) -> Result<()> {
     let of_task = |task: Task| SyntheticOptions {

@@ -34,6 +34,10 @@ impl Task {
     }
 }
 
+/// Which task becomes which file, where all of them lie in one folder: two for sources, and the target.
+pub const FILES: [(Task, &str); 3] =
+    [(Task::Texture, "texture.npz"), (Task::Shape, "shape.npz"), (Task::Both, "target.npz")];
+
 impl std::fmt::Display for Task {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         f.write_str(self.name())

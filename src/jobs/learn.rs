@@ -217,7 +217,7 @@ impl Learn {
 #[cfg(feature = "cli")]
 pub fn picture(learned: &Learned, sources: &Sources) -> Result<String> {
     let plan = learned.plan()?;
-    let of_entries: Vec<_> = plan.entries.iter().map(|entry| plan.alphas_of(entry, &learned.numbers)).collect();
+    let of_entries: Vec<_> = plan.entries.iter().map(|entry| plan.alphas_of(entry, &learned.merge_weights)).collect();
     let of_source = |source: usize| SourceWeights {
         name: format!(
             "{}{}",

@@ -95,7 +95,7 @@ impl Merge {
                 let stem = self.stem.or(learned.architecture.stem());
                 let sources = networks::load_sources(&self.models, stem, observer)?;
                 learned.check_sources(path, &sources)?;
-                let trunk = place.blend(&learned.plan()?, &sources.trunks(), &learned.numbers)?;
+                let trunk = place.blend(&learned.plan()?, &sources.trunks(), &learned.merge_weights)?;
                 let model = learned.with_trunk(trunk);
                 (sources, Whole { model, has_head: true, metadata: learned.metadata() })
             }
@@ -126,8 +126,8 @@ impl Merge {
             None => None,
         };
         let Fixed { mut model, head, mut metadata, mut provenance } =
-            fold_fixed(sources, values, anchor, *batch_norm, |plan, trunks, numbers| {
-                place.blend(plan, trunks, numbers)
+            fold_fixed(sources, values, anchor, *batch_norm, |plan, trunks, merge_weights| {
+                place.blend(plan, trunks, merge_weights)
             })?;
         match &head {
             Head::Merged => {}

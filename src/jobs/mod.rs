@@ -7,6 +7,7 @@
 //! | [`Merge`] | sources, merge weights or coefficients | a network |
 //! | [`Evaluate`] | a network, a data set | metrics, or scores per image |
 //! | [`Compare`] | sources, a data set | what every method comes to |
+//! | `Demo` | nothing: it draws its data (feature `cli`, for its charts) | sources, a network of each method, a table |
 //!
 //! A job (de)serialises, so that it can be kept, compared and run elsewhere. `check` refuses what is wrong in itself, before
 //! anything is read; `run` does the work and tells an [`Observer`](crate::train::Observer), who can also stop it between two
@@ -14,6 +15,8 @@
 
 mod compare;
 mod compute;
+#[cfg(feature = "cli")]
+mod demo;
 mod evaluate;
 mod learn;
 mod log;
@@ -29,9 +32,11 @@ use serde::{Deserialize, Serialize};
 
 pub use compare::Compare;
 pub use compute::Compute;
+#[cfg(feature = "cli")]
+pub use demo::{Demo, DemoObserver, Demonstration};
 pub use evaluate::{Evaluate, Evaluation, Predict};
 #[cfg(feature = "cli")]
-pub use learn::picture;
+use learn::picture;
 pub use learn::{Learn, LearnedFiles};
 pub use log::EpochLog;
 pub use merge::{By, Merge, Merged};

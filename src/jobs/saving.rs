@@ -35,12 +35,12 @@ pub(super) struct Recording<'a> {
     /// The phase's name, and its epochs.
     name: String,
     history: Vec<EpochRecord>,
-    kept: Option<PathBuf>,
+    last_checkpoint: Option<PathBuf>,
 }
 
 impl<'a> Recording<'a> {
     pub fn new(observer: &'a mut dyn Observer, log: EpochLog, saving: Option<Saving>) -> Recording<'a> {
-        Recording { observer, log, saving, name: String::new(), history: Vec::new(), kept: None }
+        Recording { observer, log, saving, name: String::new(), history: Vec::new(), last_checkpoint: None }
     }
 }
 
@@ -82,13 +82,13 @@ impl Observer for Recording<'_> {
         self.history.push(record.clone());
         if let (Some(model), Some(saving)) = (best, &mut self.saving) {
             saving.save(model, &self.history)?;
-            self.kept = Some(saving.output.path().to_path_buf());
+            self.last_checkpoint = Some(saving.output.path().to_path_buf());
         }
         self.log.add(&self.name, record);
         self.log.save()
     }
 
-    fn kept(&self) -> Option<PathBuf> {
-        self.kept.clone()
+    fn last_checkpoint(&self) -> Option<PathBuf> {
+        self.last_checkpoint.clone()
     }
 }

@@ -59,9 +59,9 @@ pub fn fold_fixed(
         batch_norm,
     };
     let plan = Plan::new(&of_anchor.network, method)?;
-    let numbers = Tensor::from_vec(coefficients.iter().map(|&c| c as f32).collect(), [sources.len(), 1]);
+    let merge_weights = Tensor::from_vec(coefficients.iter().map(|&c| c as f32).collect(), [sources.len(), 1]);
     let mut model = of_anchor.copy();
-    model.trunk = blend(&plan, &sources.trunks(), &numbers)?;
+    model.trunk = blend(&plan, &sources.trunks(), &merge_weights)?;
 
     let head = Head::of(sources, anchor);
     if head == Head::Merged {

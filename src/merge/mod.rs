@@ -13,7 +13,7 @@ mod weights;
 
 pub use plan::{BatchNormPolicy, Granularity, Method, Plan, Start, WeightGroup};
 pub use sources::{Source, Sources};
-pub use weights::{Learned, SourceRecord, training_metadata};
+pub use weights::{LayerSummary, Learned, SourceRecord, training_metadata};
 
 pub use crate::ops::merge::constraint::Constraint;
 mod fixed;

@@ -158,7 +158,7 @@ impl Plan {
         })
     }
 
-    /// What learning begins with, learned rows × learned numbers.
+    /// The merge weights that learning begins with: learned rows × merge weights in each.
     pub fn start(&self, start: Start) -> Result<Tensor> {
         let Method { sources, anchor, constraint, .. } = self.method;
         let weight = start.weight(sources);
@@ -193,7 +193,7 @@ impl Plan {
         blend
     }
 
-    /// α of a layer: for each source, its numbers.
+    /// α of a layer, source by source.
     pub fn alphas_of(&self, entry: &WeightGroup, learned: &Tensor) -> Vec<Vec<f32>> {
         let alpha = self.parametrization.alpha(learned).to_vec::<f32>();
         alpha.chunks(self.parametrization.alphas()).map(|row| row[entry.first..][..entry.count()].to_vec()).collect()
@@ -414,9 +414,9 @@ mod tests {
         assert_eq!(alphas(&networks[2], &behind_shortcut, "bn.weight"), [2.0; 4], "of the branch");
     }
 
-    /// Learned numbers per source, counted by hand from torchvision's layers.
+    /// Merge weights per source, counted by hand from torchvision's layers.
     #[test]
-    fn counts_of_learned_numbers() {
+    fn counts_of_merge_weights() {
         for (name, per_filter, per_kernel) in [("resnet18", 4_800, 1_392_832), ("resnet50", 26_560, 13_424_832)] {
             let network = Architecture::named(name, None, None).unwrap().build(3, 10);
             let count = |granularity| plan(&network, granularity, Constraint::Affine).parametrization.learned;

@@ -1,4 +1,4 @@
-//! What learning leaves behind, in a file of its own: the learned numbers of every layer, the new head and the running
+//! What learning leaves behind, in a file of its own: the merge weights of every layer, the new head and the running
 //! statistics of the merged network. With the sources, that is all [`Learned::fold`] needs, so that folding again gives
 //! the same bytes.
 
@@ -31,11 +31,21 @@ pub struct Learned {
     pub start: Start,
     pub seed: u64,
     pub sources: Vec<SourceRecord>,
-    /// Learned rows × learned numbers.
-    pub numbers: Tensor,
+    /// Learned rows × merge weights in each.
+    pub merge_weights: Tensor,
     /// The head and the running statistics; its trunk is not used.
     pub model: Model,
     pub provenance: Provenance,
+}
+
+/// How much of each source a layer keeps.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerSummary {
+    pub name: String,
+    /// Shape of a source's α: none, K, or K×C.
+    pub shape: Vec<usize>,
+    /// The smallest α, their mean and the largest, source by source.
+    pub of_sources: Vec<[f32; 3]>,
 }
 
 /// The suffix of a layer's merge weights in a file.
@@ -48,9 +58,25 @@ impl Learned {
         Plan::new(&self.model.network, self.method)
     }
 
+    /// The spread of α, layer by layer.
+    pub fn summary(&self) -> Result<Vec<LayerSummary>> {
+        let plan = self.plan()?;
+        let spread = |alpha: &Vec<f32>| {
+            let smallest = alpha.iter().copied().fold(f32::INFINITY, f32::min);
+            let largest = alpha.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            [smallest, alpha.iter().sum::<f32>() / alpha.len() as f32, largest]
+        };
+        let of_entry = |entry: &WeightGroup| LayerSummary {
+            name: entry.name.clone(),
+            shape: entry.shape.clone(),
+            of_sources: plan.alphas_of(entry, &self.merge_weights).iter().map(spread).collect(),
+        };
+        Ok(plan.entries.iter().map(of_entry).collect())
+    }
+
     /// The merged network: an ordinary one.
     pub fn fold(&self, trunks: &[Tensor]) -> Result<Model> {
-        Ok(self.with_trunk(self.plan()?.blend(trunks, &self.numbers)))
+        Ok(self.with_trunk(self.plan()?.blend(trunks, &self.merge_weights)))
     }
 
     /// The merged network with a trunk that was blended elsewhere.
@@ -86,9 +112,9 @@ impl Learned {
     /// Writes what was learned, if it can be read again.
     pub fn save(&self, output: &mut OutputPath) -> Result<()> {
         let plan = self.plan()?;
-        let numbers = self.numbers.to_vec::<f32>();
+        let merge_weights = self.merge_weights.to_vec::<f32>();
         checkpoint::refuse_to_write(output.path(), &self.model)?;
-        if numbers.iter().any(|number| !number.is_finite()) {
+        if merge_weights.iter().any(|weight| !weight.is_finite()) {
             let message = format!("{} was not written: a merge weight is NaN or infinity", output.path().display());
             return Err(Error::NotFinite { message, hint: "use a smaller --merge-learning-rate".into() });
         }
@@ -96,7 +122,7 @@ impl Learned {
             .entries
             .iter()
             .map(|entry| {
-                let rows = numbers.chunks(plan.parametrization.learned);
+                let rows = merge_weights.chunks(plan.parametrization.learned);
                 let values = rows.flat_map(|row| &row[entry.first..][..entry.count()]).copied().collect();
                 StoredTensor::floats_named(format!("{}.{SUFFIX}", entry.name), stored_shape(&plan, entry), values)
             })
@@ -158,18 +184,18 @@ impl Learned {
         }
         checkpoint::restore_statistics(&mut model, file)?;
         let (rows, count) = (plan.parametrization.rows(), plan.parametrization.learned);
-        let mut numbers = vec![0f32; rows * count];
+        let mut merge_weights = vec![0f32; rows * count];
         for entry in &plan.entries {
             let values = file.floats(&format!("{}.{SUFFIX}", entry.name), &stored_shape(&plan, entry))?;
             for (row, values) in values.chunks(entry.count()).enumerate() {
-                numbers[row * count + entry.first..][..entry.count()].copy_from_slice(values);
+                merge_weights[row * count + entry.first..][..entry.count()].copy_from_slice(values);
             }
         }
-        if numbers.iter().any(|number| !number.is_finite()) {
+        if merge_weights.iter().any(|weight| !weight.is_finite()) {
             return Err(Error::checkpoint(&file.path, "a merge weight is NaN or infinity", hint));
         }
         checkpoint::check_numbers(&file.path, &model)?;
-        let numbers = Tensor::from_vec(numbers, [rows, count]);
+        let merge_weights = Tensor::from_vec(merge_weights, [rows, count]);
         let provenance = Provenance::read(&file.path, &file.metadata)?;
         provenance.check(&file.path, &network, true)?;
         Ok(Learned {
@@ -178,7 +204,7 @@ impl Learned {
             start: field("start")?.parse()?,
             seed: number("seed")?,
             sources,
-            numbers,
+            merge_weights,
             model,
             provenance,
         })
@@ -229,8 +255,8 @@ pub fn training_metadata(architecture: &Architecture, seed: u64, from: Option<&C
     metadata.insert("medmerge.seed".into(), seed.to_string());
     if let Some(from) = from {
         metadata.insert("medmerge.from".into(), from.sha256.clone());
-        let kept = ["sources", "granularity", "constraint", "batch_norm", "anchor", "start"];
-        for key in kept.map(|key| format!("medmerge.{key}")) {
+        let handed_on = ["sources", "granularity", "constraint", "batch_norm", "anchor", "start"];
+        for key in handed_on.map(|key| format!("medmerge.{key}")) {
             if let Some(value) = from.metadata.get(&key) {
                 metadata.insert(key, value.clone());
             }

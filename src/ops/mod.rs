@@ -22,9 +22,9 @@ pub(crate) mod limits;
 pub mod linear;
 pub mod merge;
 pub mod optimizer;
+mod pixel_walk;
 pub mod pointwise;
 pub mod pool;
 pub mod softmax_cross_entropy;
-mod tile;
 
 pub use crate::gpu::Cost;

@@ -1,4 +1,4 @@
-//! How a block of a GPU kernel walks over a matrix of pixels × C: the host's side of `kernels/tile.cuh`.
+//! How a block of a GPU kernel walks over a matrix of pixels × C: the host's side of `kernels/pixel_walk.cuh`.
 
 use crate::gpu::Address;
 use crate::tensor::DType;
@@ -9,7 +9,7 @@ pub const THREADS: u32 = 256;
 /// Part of the parameters of a kernel.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-pub struct Tile {
+pub struct PixelWalk {
     pixels: u32,
     channels: u32,
     /// Threads side by side, each with a unit of channels.
@@ -20,7 +20,7 @@ pub struct Tile {
     vectorised: u32,
     padding: u32,
 }
-const _: () = assert!(size_of::<Tile>() == 24);
+const _: () = assert!(size_of::<PixelWalk>() == 24);
 
 /// How the work is divided between the blocks and within them.
 #[derive(Clone, Copy)]
@@ -31,7 +31,7 @@ pub struct Division {
     pub pixels: usize,
 }
 
-impl Tile {
+impl PixelWalk {
     /// For activations of `dtype` at `activations` and `f32` per channel at `per_channel`.
     pub fn new(
         [pixels, channels]: [usize; 2],
@@ -39,14 +39,14 @@ impl Tile {
         activations: &[Address],
         per_channel: &[Address],
         division: Division,
-    ) -> Tile {
-        let mut tile = Tile::of_image([pixels, channels], pixels, dtype, activations, per_channel);
-        let rows = (THREADS / tile.columns) as usize;
-        let [_, chunks, _] = tile.grid(dtype);
+    ) -> PixelWalk {
+        let mut walk = PixelWalk::of_image([pixels, channels], pixels, dtype, activations, per_channel);
+        let rows = (THREADS / walk.columns) as usize;
+        let [_, chunks, _] = walk.grid(dtype);
         let blocks = pixels.div_ceil(rows) * chunks as usize;
         let pixels_each = (blocks / division.blocks).clamp(1, division.pixels);
-        tile.span = dim(rows * pixels_each);
-        tile
+        walk.span = dim(rows * pixels_each);
+        walk
     }
 
     /// A block for every `span` pixels, an image, in each chunk of the channels.
@@ -56,14 +56,14 @@ impl Tile {
         dtype: DType,
         activations: &[Address],
         per_channel: &[Address],
-    ) -> Tile {
+    ) -> PixelWalk {
         let aligned = activations.iter().chain(per_channel).all(|address| address.0.is_multiple_of(16));
         let vectorised = aligned && channels.is_multiple_of(16 / dtype.size());
         let unit = if vectorised { 16 / dtype.size() } else { 1 };
         let columns = (channels / unit).next_power_of_two().min(32);
         // Kernels add a span to a pixel in 32 bits.
         assert!(pixels < 1 << 31, "{pixels} pixels in a batch");
-        Tile {
+        PixelWalk {
             pixels: dim(pixels),
             channels: dim(channels),
             columns: dim(columns),

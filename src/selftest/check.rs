@@ -1,28 +1,28 @@
 //! What every pass has to withstand.
 
 use super::numbers::{error_beyond_storage, normalized_error, stored};
-use super::operand::{Target, Values};
+use super::operand::{Execution, Values};
 use super::pass::{Draw, Pass, Wrong};
 
 impl Pass {
-    /// Runs every check on `target`. Returns the normalised error with random inputs, the rounding of stored results
+    /// Runs every check on `execution`. Returns the normalised error with random inputs, the rounding of stored results
     /// included.
-    pub fn check(&self, target: Target) -> Result<f64, Wrong> {
+    pub fn check(&self, execution: Execution) -> Result<f64, Wrong> {
         let all = || {
-            self.check_integers(target)?;
-            self.check_not_finite(target)?;
-            self.check_reals(target)
+            self.check_integers(execution)?;
+            self.check_not_finite(execution)?;
+            self.check_reals(execution)
         };
-        all().map_err(|wrong| format!("{} {}: {wrong}", target.dtype, self.name()))
+        all().map_err(|wrong| format!("{} {}: {wrong}", execution.dtype, self.name()))
     }
 
     /// The same bits for integers, but for the sign of a zero, wherever the arithmetic is exact.
-    fn check_integers(&self, target: Target) -> Result<(), Wrong> {
+    fn check_integers(&self, execution: Execution) -> Result<(), Wrong> {
         if !self.is_exact {
             return Ok(());
         }
-        self.compare(Draw::Integers, target, &self.draw(Draw::Integers, target), |index, actual, expected| {
-            let dtype = target.dtype_of(self.layout(&self.outputs[index]).role);
+        self.compare(Draw::Integers, execution, &self.draw(Draw::Integers, execution), |index, actual, expected| {
+            let dtype = execution.dtype_of(self.layout(&self.outputs[index]).role);
             let wrong = actual.iter().zip(expected).position(|(&actual, &expected)| {
                 let expected = stored(expected, dtype);
                 actual.to_bits() != expected.to_bits() && !(actual == 0.0 && expected == 0.0)
@@ -33,12 +33,12 @@ impl Pass {
     }
 
     /// The worst normalised error with random inputs. What exceeds the storage's rounding is within the tolerance.
-    fn check_reals(&self, target: Target) -> Result<f64, Wrong> {
+    fn check_reals(&self, execution: Execution) -> Result<f64, Wrong> {
         let mut worst = 0f64;
-        let tolerance = if target == Target::CPU { self.tolerance_on_cpu } else { self.tolerance };
-        self.compare(Draw::Reals, target, &self.draw(Draw::Reals, target), |index, actual, expected| {
+        let tolerance = if execution == Execution::CPU { self.tolerance_on_cpu } else { self.tolerance };
+        self.compare(Draw::Reals, execution, &self.draw(Draw::Reals, execution), |index, actual, expected| {
             worst = worst.max(normalized_error(actual, expected));
-            let dtype = target.dtype_of(self.layout(&self.outputs[index]).role);
+            let dtype = execution.dtype_of(self.layout(&self.outputs[index]).role);
             let beyond = error_beyond_storage(actual, expected, dtype);
             if beyond <= tolerance {
                 return Ok(());
@@ -49,8 +49,8 @@ impl Pass {
     }
 
     /// Whatever is not finite in the reference's result is not finite here, wherever a NaN or an infinity came in.
-    fn check_not_finite(&self, target: Target) -> Result<(), Wrong> {
-        let drawn = self.draw(Draw::Reals, target);
+    fn check_not_finite(&self, execution: Execution) -> Result<(), Wrong> {
+        let drawn = self.draw(Draw::Reals, execution);
         for (index, input) in self.inputs.iter().enumerate() {
             if matches!(input.values, Values::Below(_)) {
                 continue;
@@ -60,7 +60,7 @@ impl Pass {
             for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
                 let mut inputs = drawn.clone();
                 inputs[index][place] = value;
-                self.compare(Draw::Reals, target, &inputs, |output, actual, expected| {
+                self.compare(Draw::Reals, execution, &inputs, |output, actual, expected| {
                     let pairs = || actual.iter().zip(expected);
                     if let Some(i) = pairs().position(|(a, e)| !e.is_finite() && a.is_finite()) {
                         return Err(format!("{value} in input {index} does not reach {i} of output {output}"));
@@ -77,17 +77,17 @@ impl Pass {
         Ok(())
     }
 
-    /// Runs on `target` and in the reference, and compares output by output: its index, and the numbers of both.
+    /// Runs on `execution` and in the reference, and compares output by output: its index, and the numbers of both.
     fn compare(
         &self,
         kind: Draw,
-        target: Target,
+        execution: Execution,
         inputs: &[Vec<f64>],
         mut compare: impl FnMut(usize, &[f64], &[f64]) -> Result<(), Wrong>,
     ) -> Result<(), Wrong> {
-        let actual = self.execute(kind, target, inputs)?;
+        let actual = self.execute(kind, execution, inputs)?;
         let expected =
-            self.execute(kind, Target::REFERENCE, inputs).map_err(|wrong| format!("the reference {wrong}"))?;
+            self.execute(kind, Execution::REFERENCE, inputs).map_err(|wrong| format!("the reference {wrong}"))?;
         for (index, (actual, expected)) in actual.iter().zip(&expected).enumerate() {
             compare(index, actual, expected)?;
         }
@@ -124,16 +124,16 @@ mod tests {
 
     #[track_caller]
     fn assert_caught(pass: Pass, says: &str) {
-        let wrong = pass.check(Target::CPU).expect_err("nothing was found");
+        let wrong = pass.check(Execution::CPU).expect_err("nothing was found");
         assert!(wrong.starts_with("f32 y of rows: "), "{wrong}");
         assert!(wrong.contains(says), "{wrong}");
     }
 
     #[test]
     fn a_right_pass_is_right() {
-        assert_eq!(doubling(|_, _| ()).check(Target::CPU), Ok(0.0));
+        assert_eq!(doubling(|_, _| ()).check(Execution::CPU), Ok(0.0));
         // Rounding within the tolerance.
-        let error = doubling(|_, y| y[3] = y[3].next_up()).inexact().check(Target::CPU).unwrap();
+        let error = doubling(|_, y| y[3] = y[3].next_up()).inexact().check(Execution::CPU).unwrap();
         assert!(error > 0.0 && error < 1e-6, "{error}");
     }
 
@@ -187,7 +187,7 @@ mod tests {
                 _ => y.data::<f32>().iter_mut().for_each(|v| *v = -*v),
             })
         };
-        assert_eq!(negate().exact().check(Target::CPU), Ok(0.0));
+        assert_eq!(negate().exact().check(Execution::CPU), Ok(0.0));
     }
 
     impl Pass {

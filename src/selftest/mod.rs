@@ -20,7 +20,7 @@ mod passes;
 
 use std::collections::BTreeSet;
 
-pub use operand::{Input, Layout, Output, Role, Target, Values};
+pub use operand::{Execution, Input, Layout, Output, Role, Values};
 pub use pass::{Draw, Pass, Wrong};
 pub use passes::{OPS, Op};
 
@@ -77,7 +77,7 @@ impl Op {
     /// Runs all passes of the op with activations of each of `dtypes`, until one fails.
     pub fn check(&self, device: Device, dtypes: &[DType]) -> OpReport {
         let mut passes = (self.passes)();
-        passes.retain(|pass| dtypes.iter().any(|&dtype| pass.runs_on(Target { device, dtype })));
+        passes.retain(|pass| dtypes.iter().any(|&dtype| pass.runs_on(Execution { device, dtype })));
         let cases: BTreeSet<&str> = passes.iter().map(|pass| pass.case.as_str()).collect();
         let mut report = OpReport {
             op: self.name,
@@ -88,12 +88,12 @@ impl Op {
         };
         for &dtype in dtypes {
             let mut worst = None;
-            let target = Target { device, dtype };
-            for pass in passes.iter().filter(|pass| pass.runs_on(target)) {
+            let execution = Execution { device, dtype };
+            for pass in passes.iter().filter(|pass| pass.runs_on(execution)) {
                 if interrupted() {
                     return report;
                 }
-                match pass.check(target) {
+                match pass.check(execution) {
                     Ok(error) => {
                         let worst = worst.get_or_insert(Worst { dtype, error, pass: pass.name() });
                         if error > worst.error {
@@ -125,7 +125,7 @@ pub fn run(device: Device, dtypes: &[DType], ops: &[&'static Op], mut report: im
             }
         };
         if interrupted() {
-            return Err(Error::Interrupted { kept: None });
+            return Err(Error::Interrupted { last_checkpoint: None });
         }
         passed &= of_op.outcome == Outcome::Passed;
         report(of_op);

@@ -7,16 +7,16 @@ use crate::tensor::{DType, Device, Shape};
 
 /// Which implementation runs: the one for tensors on this device, with activations of this dtype.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Target {
+pub struct Execution {
     pub device: Device,
     pub dtype: DType,
 }
 
-impl Target {
+impl Execution {
     /// The definition of every op.
-    pub const REFERENCE: Target = Target { device: Device::Cpu, dtype: DType::F64 };
+    pub const REFERENCE: Execution = Execution { device: Device::Cpu, dtype: DType::F64 };
     /// The fast forms on the CPU.
-    pub const CPU: Target = Target { device: Device::Cpu, dtype: DType::F32 };
+    pub const CPU: Execution = Execution { device: Device::Cpu, dtype: DType::F32 };
 
     pub(super) fn dtype_of(self, role: Role) -> DType {
         match (self.dtype, role) {

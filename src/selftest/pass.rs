@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::numbers::{Numbers, stored};
-use super::operand::{Input, Layout, Output, Role, Target, Values};
+use super::operand::{Execution, Input, Layout, Output, Role, Values};
 use crate::tensor::{DType, Device, Tensor, TensorMut};
 
 /// What a check found wrong.
@@ -110,9 +110,9 @@ impl Pass {
         Pass { is_of_cpu, ..self }
     }
 
-    /// Whether `target` is one to check it on.
-    pub fn runs_on(&self, target: Target) -> bool {
-        self.differs_in(target.dtype) && (!self.is_of_cpu || target.device == Device::Cpu)
+    /// Whether `execution` is one to check it on.
+    pub fn runs_on(&self, execution: Execution) -> bool {
+        self.differs_in(execution.dtype) && (!self.is_of_cpu || execution.device == Device::Cpu)
     }
 
     /// Every operand is `f32`, whatever activations are.
@@ -130,7 +130,7 @@ impl Pass {
         format!("{} of {}", self.direction, self.case)
     }
 
-    /// Whether this target runs other code, or on other operands, than any other dtype on its device.
+    /// Whether this execution runs other code, or on other operands, than any other dtype on its device.
     pub fn differs_in(&self, dtype: DType) -> bool {
         let mut layouts =
             self.inputs.iter().map(|input| &input.layout).chain(self.outputs.iter().map(|o| self.layout(o)));
@@ -142,8 +142,8 @@ impl Pass {
         }
     }
 
-    /// Inputs that are exact in what `target` stores them as, the same at every call.
-    pub fn draw(&self, kind: Draw, target: Target) -> Vec<Vec<f64>> {
+    /// Inputs that are exact in what `execution` stores them as, the same at every call.
+    pub fn draw(&self, kind: Draw, execution: Execution) -> Vec<Vec<f64>> {
         let mut numbers = Numbers::named(&self.name());
         let mut draw = |input: &Input| -> Vec<f64> {
             let len = input.layout.len();
@@ -161,7 +161,7 @@ impl Pass {
                 Values::Below(end) => (0..len).map(|_| (numbers.next() % end) as f64).collect(),
                 Values::Zero => vec![0.0; len],
             };
-            let dtype = target.dtype_of(input.layout.role);
+            let dtype = execution.dtype_of(input.layout.role);
             values.iter_mut().for_each(|value| *value = stored(f64::from(*value as f32), dtype));
             values
         };
@@ -170,13 +170,13 @@ impl Pass {
 
     /// Every output's numbers, without padding. `kind` also decides where operands in arenas lie, so that the checks
     /// together see every alignment.
-    pub fn execute(&self, kind: Draw, target: Target, inputs: &[Vec<f64>]) -> Result<Vec<Vec<f64>>, Wrong> {
+    pub fn execute(&self, kind: Draw, execution: Execution, inputs: &[Vec<f64>]) -> Result<Vec<Vec<f64>>, Wrong> {
         let layouts: Vec<&Layout> = self.outputs.iter().map(|output| self.layout(output)).collect();
         let places: Vec<Framed> = self
             .inputs
             .iter()
             .zip(inputs)
-            .map(|(input, numbers)| Framed::new(&input.layout, kind, target, f64::NAN, |i| numbers[i]))
+            .map(|(input, numbers)| Framed::new(&input.layout, kind, execution, f64::NAN, |i| numbers[i]))
             .collect();
         let fresh = |output: &Output, i: usize| match output {
             Output::Over(input) => inputs[*input][i],
@@ -186,7 +186,7 @@ impl Pass {
             .outputs
             .iter()
             .zip(&layouts)
-            .map(|(output, layout)| Framed::new(layout, kind, target, SENTINEL, |i| fresh(output, i)))
+            .map(|(output, layout)| Framed::new(layout, kind, execution, SENTINEL, |i| fresh(output, i)))
             .collect();
 
         let arguments: Vec<Tensor> = places.iter().map(Framed::window).collect();
@@ -194,7 +194,7 @@ impl Pass {
         catch_unwind(AssertUnwindSafe(|| (self.run)(&arguments, outputs))).map_err(message)?;
 
         // On the CPU the compiler sees to it that nobody writes an input.
-        if let Device::Gpu(gpu) = target.device {
+        if let Device::Gpu(gpu) = execution.device {
             gpu.synchronize().map_err(|failure| failure.to_string())?;
             for (index, place) in places.iter().enumerate() {
                 let after = place.whole.to_f64();
@@ -226,16 +226,22 @@ struct Framed<'a> {
 
 impl<'a> Framed<'a> {
     /// `inside` where elements count, `outside` elsewhere.
-    fn new(layout: &'a Layout, kind: Draw, target: Target, outside: f64, inside: impl Fn(usize) -> f64) -> Framed<'a> {
+    fn new(
+        layout: &'a Layout,
+        kind: Draw,
+        execution: Execution,
+        outside: f64,
+        inside: impl Fn(usize) -> f64,
+    ) -> Framed<'a> {
         let start = if layout.in_arena && kind == Draw::Integers { MARGIN + SHIFT } else { MARGIN };
         let mut before = vec![outside; start + layout.len() + MARGIN];
         layout.indices().for_each(|i| before[start + i] = inside(i));
         let len = [before.len()];
-        let whole = match target.dtype_of(layout.role) {
+        let whole = match execution.dtype_of(layout.role) {
             DType::F64 => Tensor::from_vec(before.clone(), len),
             dtype => {
                 let numbers = Tensor::from_vec(before.iter().map(|&v| v as f32).collect(), len);
-                numbers.to_device(target.device).cast(dtype)
+                numbers.to_device(execution.device).cast(dtype)
             }
         };
         Framed { layout, start, before, whole }
@@ -289,7 +295,7 @@ mod tests {
             for layout in [Layout::dense([3, 4]), Layout::padded([3, 4], 8).in_arena()] {
                 let len = layout.len() as isize;
                 for at in [-(MARGIN as isize), -1, len, len + MARGIN as isize - 1] {
-                    let mut place = Framed::new(&layout, kind, Target::CPU, SENTINEL, |_| 0.0);
+                    let mut place = Framed::new(&layout, kind, Execution::CPU, SENTINEL, |_| 0.0);
                     assert_eq!(place.result(0), Ok(vec![0.0; 12]));
                     let index = (place.start as isize + at) as usize;
                     place.whole.view_mut().data::<f32>()[index] = 0.0;

@@ -200,8 +200,8 @@ impl Protocol {
                 let share = 1.0 / sources.len() as f64;
                 let coefficients = vec![share; sources.len()];
                 let average =
-                    fold_fixed(sources, &coefficients, 0, BatchNormPolicy::Merge, |plan, trunks, numbers| {
-                        target.place.blend(plan, trunks, numbers)
+                    fold_fixed(sources, &coefficients, 0, BatchNormPolicy::Merge, |plan, trunks, merge_weights| {
+                        target.place.blend(plan, trunks, merge_weights)
                     })?
                     .model;
                 let mut model = sources.transfer(0, &sources.network(target.data.classes));

@@ -148,10 +148,10 @@ pub fn learn_for(
 ) -> Result<Learning> {
     let classes = target.data.classes;
     let plan = Plan::new(&sources.network(classes), options.method(sources, anchor.index))?;
-    let numbers = plan.start(options.start)?;
+    let merge_weights = plan.start(options.start)?;
     let mut model = with_new_head(sources, anchor.index, classes, options.probe.seed);
     let keeps_statistics = options.keep_statistics;
-    let mut subject = Subject::Merge(MergeState { plan, trunks: sources.trunks(), numbers, keeps_statistics });
+    let mut subject = Subject::Merge(MergeState { plan, trunks: sources.trunks(), merge_weights, keeps_statistics });
     observer.phase("learning merge weights");
     let history = train_resumable(&mut model, &mut subject, target, &options.probe, observer, state)?;
     let Subject::Merge(merge) = subject else { unreachable!("made above") };
@@ -161,7 +161,7 @@ pub fn learn_for(
         start: options.start,
         seed: options.probe.seed,
         sources: sources.records(),
-        numbers: merge.numbers,
+        merge_weights: merge.merge_weights,
         model,
         provenance: Provenance::of(
             target.data,

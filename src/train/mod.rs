@@ -95,8 +95,8 @@ impl<'a> Target<'a> {
         if self.place.device != Device::Cpu {
             return Ok(());
         }
-        let kept = if is_step { stages.iter().sum() } else { stages.iter().copied().max().unwrap_or(0) };
-        let needed = size_of::<f32>() as u128 * (kept as u128 * images as u128 + parameters as u128);
+        let held = if is_step { stages.iter().sum() } else { stages.iter().copied().max().unwrap_or(0) };
+        let needed = size_of::<f32>() as u128 * (held as u128 * images as u128 + parameters as u128);
         let free = crate::memory::available();
         if needed <= free.into() {
             return Ok(());
@@ -277,8 +277,8 @@ pub trait Observer {
         Ok(())
     }
 
-    /// The file to which a good checkpoint has been written, if any.
-    fn kept(&self) -> Option<std::path::PathBuf> {
+    /// The file of the last good checkpoint, if one has been written.
+    fn last_checkpoint(&self) -> Option<std::path::PathBuf> {
         None
     }
 }

@@ -172,7 +172,7 @@ impl Learning<'_> {
         let mut tensors = vec![&self.model.head, &self.model.statistics];
         match &*self.subject {
             Subject::Everything | Subject::Head => tensors.push(&self.model.trunk),
-            Subject::Merge(state) => tensors.extend(state.trunks.iter().chain([&state.numbers])),
+            Subject::Merge(state) => tensors.extend(state.trunks.iter().chain([&state.merge_weights])),
         }
         tensors.into_iter().chain(self.optimizers.moments()).map(Tensor::address).collect()
     }

@@ -65,7 +65,7 @@ impl ResumeFile {
         steps: usize,
     ) -> Result<()> {
         let mut tensors = stored_model("model", model);
-        tensors.extend(subject.numbers().map(|numbers| stored("numbers".into(), &numbers)));
+        tensors.extend(subject.merge_weights().map(|weights| stored("merge_weights".into(), &weights)));
         let mut metadata = Metadata::from([
             (SETTINGS.to_string(), serde_json::to_string(&self.settings).expect("plain data is JSON")),
             ("steps".into(), steps.to_string()),
@@ -86,7 +86,7 @@ impl ResumeFile {
         }
         if let Some(best) = &selection.best {
             tensors.extend(stored_model("best", &best.model));
-            tensors.extend(best.numbers.iter().map(|numbers| stored("best.numbers".into(), numbers)));
+            tensors.extend(best.merge_weights.iter().map(|weights| stored("best.merge_weights".into(), weights)));
             metadata.insert("best.epoch".into(), best.epoch.to_string());
             // As bits: a decimal number may come back as another one.
             metadata.insert("best.macro_f1".into(), best.macro_f1.to_bits().to_string());
@@ -153,12 +153,12 @@ impl ResumeFile {
         let number = |key: &str| text(key)?.parse::<u64>().map_err(|_| self.refuse(NO_STATE));
         let history: Vec<EpochRecord> = serde_json::from_str(text("history")?).map_err(|_| self.refuse(NO_STATE))?;
         restore_model(&file, "model", model)?;
-        let shape = subject.numbers().map(|numbers| numbers.shape());
-        let numbers = |name: &str| match shape {
+        let shape = subject.merge_weights().map(|weights| weights.shape());
+        let merge_weights = |name: &str| match shape {
             Some(shape) => file.floats(name, shape.dims()).map(|values| Some(Tensor::from_vec(values, shape))),
             None => Ok(None),
         };
-        subject.restore(numbers("numbers")?);
+        subject.restore(merge_weights("merge_weights")?);
         for (name, optimizer) in optimizers.named_mut() {
             let mut moments = Vec::new();
             while let Some(stored) = file.tensors.get(&format!("{name}.moment{}", moments.len())) {
@@ -172,7 +172,12 @@ impl ResumeFile {
                 let mut best = model.copy();
                 restore_model(&file, "best", &mut best)?;
                 let (epoch, bits) = (number("best.epoch")? as usize, number("best.macro_f1")?);
-                Some(Best { macro_f1: f64::from_bits(bits), epoch, model: best, numbers: numbers("best.numbers")? })
+                Some(Best {
+                    macro_f1: f64::from_bits(bits),
+                    epoch,
+                    model: best,
+                    merge_weights: merge_weights("best.merge_weights")?,
+                })
             }
         };
         let control = match file.metadata.get("control") {

@@ -10,7 +10,7 @@ pub(super) struct Best {
     pub epoch: usize,
     pub model: Model,
     /// Merge weights, where some are learned.
-    pub numbers: Option<Tensor>,
+    pub merge_weights: Option<Tensor>,
 }
 
 /// The epochs so far, and the best of them by macro F1 on the validation split.
@@ -27,10 +27,10 @@ impl Selection {
     }
 
     /// Adds an epoch, with its model if it [improves](Selection::improves).
-    pub fn add(&mut self, record: EpochRecord, kept: Option<(Model, Option<Tensor>)>) {
-        if let Some((model, numbers)) = kept {
+    pub fn add(&mut self, record: EpochRecord, best: Option<(Model, Option<Tensor>)>) {
+        if let Some((model, merge_weights)) = best {
             let macro_f1 = record.val_macro_f1.unwrap_or(f64::INFINITY);
-            self.best = Some(Best { macro_f1, epoch: record.epoch - 1, model, numbers });
+            self.best = Some(Best { macro_f1, epoch: record.epoch - 1, model, merge_weights });
         }
         self.history.push(record);
     }

@@ -26,8 +26,8 @@ pub struct MergeState {
     pub plan: Plan,
     /// The frozen sources.
     pub trunks: Vec<Tensor>,
-    /// Learned rows × learned numbers.
-    pub numbers: Tensor,
+    /// Learned rows × merge weights in each.
+    pub merge_weights: Tensor,
     /// Whether the merged network keeps the running statistics of learning, instead of ones re-estimated on the target.
     pub keeps_statistics: bool,
 }
@@ -99,7 +99,7 @@ impl Subject {
     /// Moves what learns, and what it learns from, to a device; returns the frozen sources as they were.
     pub(super) fn move_to(&mut self, device: Device) -> Vec<Tensor> {
         let Subject::Merge(state) = self else { return Vec::new() };
-        state.numbers = state.numbers.to_device(device);
+        state.merge_weights = state.merge_weights.to_device(device);
         let moved = state.trunks.iter().map(|trunk| trunk.to_device(device)).collect();
         std::mem::replace(&mut state.trunks, moved)
     }
@@ -107,7 +107,7 @@ impl Subject {
     /// The way back from [`Subject::move_to`].
     pub(super) fn move_back(&mut self, trunks: Vec<Tensor>) {
         if let Subject::Merge(state) = self {
-            state.numbers = state.numbers.to_device(Device::Cpu);
+            state.merge_weights = state.merge_weights.to_device(Device::Cpu);
             state.trunks = trunks;
         }
     }
@@ -116,7 +116,7 @@ impl Subject {
     /// is that already.
     pub(super) fn outcome(&self, model: &Model, target: Target, batch_size: usize) -> Result<Option<Model>> {
         let Subject::Merge(state) = self else { return Ok(None) };
-        let trunk = state.plan.blend(&state.trunks, &state.numbers);
+        let trunk = state.plan.blend(&state.trunks, &state.merge_weights);
         // Buffers of its own: a recorded step goes on with the others.
         let mut outcome = Model { trunk, statistics: model.statistics.copy(), ..model.clone() };
         if !state.keeps_statistics {
@@ -126,16 +126,16 @@ impl Subject {
     }
 
     /// A copy of the merge weights.
-    pub fn numbers(&self) -> Option<Tensor> {
+    pub fn merge_weights(&self) -> Option<Tensor> {
         match self {
-            Subject::Merge(state) => Some(state.numbers.copy()),
+            Subject::Merge(state) => Some(state.merge_weights.copy()),
             _ => None,
         }
     }
 
-    pub fn restore(&mut self, numbers: Option<Tensor>) {
-        if let (Subject::Merge(state), Some(numbers)) = (self, numbers) {
-            state.numbers = numbers;
+    pub fn restore(&mut self, merge_weights: Option<Tensor>) {
+        if let (Subject::Merge(state), Some(merge_weights)) = (self, merge_weights) {
+            state.merge_weights = merge_weights;
         }
     }
 }
@@ -169,10 +169,10 @@ pub fn gradients(
         }
         Subject::Head => (Var::constant(model.trunk.clone()), Var::constant(model.trunk.clone())),
         Subject::Merge(state) => {
-            let numbers = tape.leaf(state.numbers.clone());
-            let alpha = tape.constrain(&state.plan.parametrization, &numbers);
+            let merge_weights = tape.leaf(state.merge_weights.clone());
+            let alpha = tape.constrain(&state.plan.parametrization, &merge_weights);
             let trunk = tape.merge_for_step(&state.plan.table, &state.trunks, &alpha, images.dtype());
-            (numbers, trunk)
+            (merge_weights, trunk)
         }
     };
     let output = model.network.forward(&mut tape, &trunk, &head, &model.statistics, images, subject.mode());
@@ -219,9 +219,9 @@ pub fn apply(
         }
         (Subject::Merge(state), Some(gradient)) => {
             let optimizer = optimizers.merge.as_mut().expect("made for this subject");
-            optimizer.update(&mut state.numbers, &gradient, factor, control);
+            optimizer.update(&mut state.merge_weights, &gradient, factor, control);
             if state.plan.method.constraint == Constraint::Clamp {
-                optimizer::clamp(&mut state.numbers, control);
+                optimizer::clamp(&mut state.merge_weights, control);
             }
         }
         _ => {}

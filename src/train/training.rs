@@ -73,7 +73,7 @@ struct Divergence {
 
 impl Divergence {
     fn error(self, loss: f32, observer: &dyn Observer) -> Error {
-        Error::Diverged { loss, step: self.step, epoch: self.epoch + 1, kept: observer.kept() }
+        Error::Diverged { loss, step: self.step, epoch: self.epoch + 1, last_checkpoint: observer.last_checkpoint() }
     }
 }
 
@@ -180,7 +180,7 @@ impl<'a> Training<'a> {
             return Err(end.error(f32::NAN, self.observer));
         }
         let improved = self.selection.improves(&record);
-        let best = improved.then(|| (outcome.copy(), self.subject.numbers()));
+        let best = improved.then(|| (outcome.copy(), self.subject.merge_weights()));
         let on_cpu = improved.then(|| outcome.to_device(Device::Cpu));
         self.target.place.device.check()?;
         self.observer.epoch(&record, on_cpu.as_ref())?;
@@ -195,7 +195,7 @@ impl<'a> Training<'a> {
         batches.ahead(epoch, |batches_of_epoch| {
             loop {
                 if interrupted() || observer.stops() {
-                    return Err(Error::Interrupted { kept: observer.kept() });
+                    return Err(Error::Interrupted { last_checkpoint: observer.last_checkpoint() });
                 }
                 let factor = options.schedule.factor(*done + recorder.pending(), *steps);
                 let is_over = !recorder.step(model, subject, batches, batches_of_epoch, factor)?;
@@ -231,7 +231,7 @@ impl<'a> Training<'a> {
         let Training { model, subject, target, selection: Selection { history, best }, .. } = self;
         if let Some(best) = best {
             *model = best.model;
-            subject.restore(best.numbers);
+            subject.restore(best.merge_weights);
         }
         *model = model.to_device(Device::Cpu);
         subject.move_back(trunks);

@@ -76,9 +76,9 @@ impl What {
         };
         let method = Method { sources, anchor: 0, granularity, constraint, batch_norm: BatchNormPolicy::Merge };
         let plan = Plan::new(&start.network, method).unwrap();
-        let numbers = plan.start(Start::Weight(0.3)).unwrap();
+        let merge_weights = plan.start(Start::Weight(0.3)).unwrap();
         let trunks = (0..sources as u64).map(|seed| model(100 + seed).trunk).collect();
-        Subject::Merge(MergeState { plan, trunks, numbers, keeps_statistics: false })
+        Subject::Merge(MergeState { plan, trunks, merge_weights, keeps_statistics: false })
     }
 }
 
@@ -151,7 +151,7 @@ impl Run {
         let device = self.place.device;
         let mut model = start.copy().to_device(device);
         if let Subject::Merge(state) = &mut subject {
-            state.numbers = state.numbers.to_device(device);
+            state.merge_weights = state.merge_weights.to_device(device);
             state.trunks = state.trunks.iter().map(|trunk| trunk.to_device(device)).collect();
         }
         let (mut losses, mut steps, mut places_left) = (Vec::new(), 0, Vec::new());
@@ -169,7 +169,7 @@ impl Run {
             }
             losses.extend(recorder.losses().unwrap().losses);
         }
-        let learned = subject.numbers().map(|numbers| numbers.to_vec::<f32>()).unwrap_or_default();
+        let learned = subject.merge_weights().map(|weights| weights.to_vec::<f32>()).unwrap_or_default();
         let mut numbers = vec![learned];
         numbers.extend([&model.trunk, &model.head, &model.statistics].map(|arena| arena.to_vec::<f32>()));
         numbers.push(model.batches_tracked.iter().map(|&count| count as f32).collect());
@@ -184,7 +184,7 @@ impl Moved {
             (Moved::Head, _) => &mut model.head,
             (Moved::Statistics, _) => &mut model.statistics,
             (Moved::Trunk, _) => &mut model.trunk,
-            (Moved::Numbers, Subject::Merge(state)) => &mut state.numbers,
+            (Moved::Numbers, Subject::Merge(state)) => &mut state.merge_weights,
             (Moved::Source, Subject::Merge(state)) => &mut state.trunks[1],
             _ => panic!("no merge"),
         };
@@ -310,7 +310,7 @@ fn a_step_is_gradients_that_are_applied() {
 
 /// Everything that steps change.
 fn numbers(model: &Model, subject: &Subject) -> Vec<Vec<f32>> {
-    let learned = subject.numbers().map(|numbers| numbers.to_vec()).unwrap_or_default();
+    let learned = subject.merge_weights().map(|weights| weights.to_vec()).unwrap_or_default();
     let arenas = [&model.trunk, &model.head, &model.statistics].map(|arena| arena.to_vec());
     [vec![learned], arenas.to_vec()].concat()
 }

@@ -145,11 +145,11 @@ fn it_is_merged_like_the_others() {
     for (granularity, count) in GRANULARITIES.into_iter().zip(counts) {
         let learning = learn(&sources, target, &options(granularity), &mut Silent).unwrap();
         let learned = learning.learned;
-        assert_eq!(learned.numbers.shape().len(), count, "{granularity}");
+        assert_eq!(learned.merge_weights.shape().len(), count, "{granularity}");
         let started = learned.plan().unwrap().start(Start::Weight(0.3)).unwrap().to_vec::<f32>();
-        let numbers_now = learned.numbers.to_vec::<f32>();
+        let weights_now = learned.merge_weights.to_vec::<f32>();
         // What a ReLU lets nothing through of learns nothing.
-        let moved = numbers_now.iter().zip(&started).filter(|(a, b)| a != b).count();
+        let moved = weights_now.iter().zip(&started).filter(|(a, b)| a != b).count();
         assert!(2 * moved > count, "{granularity}: {moved} of {count} have learned");
         let path = folder.path().join(format!("{granularity}.weights.safetensors"));
         learned.save(&mut OutputPath::check(&path, true, 0).unwrap()).unwrap();
@@ -206,7 +206,7 @@ fn it_runs_on_every_device() {
             train(&mut model, &mut Subject::Everything, target, &options, &mut Silent).unwrap();
             model
         };
-        [learned.numbers.to_f64(), folded.trunk.to_f64(), tuned.trunk.to_f64()]
+        [learned.merge_weights.to_f64(), folded.trunk.to_f64(), tuned.trunk.to_f64()]
     };
     for gpu in devices() {
         for granularity in [Granularity::Filter, Granularity::Kernel] {

@@ -3,7 +3,7 @@
 use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Method, Plan, Start};
 use medmerge::nn::{Architecture, Mode, Model, Stem};
 use medmerge::ops::softmax_cross_entropy::CrossEntropy;
-use medmerge::selftest::{Draw, OPS, Target};
+use medmerge::selftest::{Draw, Execution, OPS};
 use medmerge::tape::Tape;
 use medmerge::tensor::{Integers, Tensor};
 use medmerge::train::{Batch, MergeState, OptimizerKind, Subject, TrainOptions, step};
@@ -26,9 +26,9 @@ fn bits(values: &[f32]) -> Vec<u32> {
 #[test]
 fn every_pass() {
     for pass in OPS.iter().flat_map(|op| (op.passes)()) {
-        let inputs = pass.draw(Draw::Reals, Target::CPU);
+        let inputs = pass.draw(Draw::Reals, Execution::CPU);
         same_with_any_number_of_threads(&pass.name(), || {
-            let outputs = pass.execute(Draw::Reals, Target::CPU, &inputs).unwrap();
+            let outputs = pass.execute(Draw::Reals, Execution::CPU, &inputs).unwrap();
             outputs.iter().flatten().map(|value| value.to_bits()).collect::<Vec<_>>()
         });
     }
@@ -74,8 +74,8 @@ fn merge_of(model: &Model, granularity: Granularity) -> Subject {
     let method = Method { sources: 3, anchor: 1, granularity, constraint: Constraint::Affine, batch_norm };
     let plan = Plan::new(&model.network, method).unwrap();
     let trunks = (1..4).map(|seed| Model::initialized(model.network.clone(), seed).trunk).collect();
-    let numbers = plan.start(Start::Uniform).unwrap();
-    Subject::Merge(MergeState { plan, trunks, numbers, keeps_statistics: false })
+    let merge_weights = plan.start(Start::Uniform).unwrap();
+    Subject::Merge(MergeState { plan, trunks, merge_weights, keeps_statistics: false })
 }
 
 /// Two steps, so that what the first one wrote is read by the second.
@@ -101,9 +101,9 @@ fn training_steps() {
                     step(&mut model, &mut subject, &mut optimizers, &loss, &batch, factor, None).data::<f32>()[0]
                 });
                 assert!(losses[1].is_finite() && losses[0] != losses[1], "{name}: nothing was learned");
-                let numbers = subject.numbers().map(|numbers| numbers.to_vec()).unwrap_or_default();
+                let merge_weights = subject.merge_weights().map(|weights| weights.to_vec()).unwrap_or_default();
                 let arenas = [&model.trunk, &model.head, &model.statistics].map(|arena| arena.to_vec::<f32>());
-                [bits(&losses), bits(&numbers), bits(&arenas.concat())]
+                [bits(&losses), bits(&merge_weights), bits(&arenas.concat())]
             });
         }
     }

@@ -151,9 +151,9 @@ fn per_filter(sources: usize, constraint: Constraint) -> Method {
 fn merge_state(step: &works::Step) -> MergeState {
     let models: Vec<Model> = (0..LEARN_SOURCES as u32).map(|m| resnet18(step, (m + 1) * seed::STEP)).collect();
     let plan = Plan::new(&models[0].network, per_filter(LEARN_SOURCES, Constraint::Affine)).expect("a ResNet");
-    let numbers = plan.start(Start::Uniform).expect("every constraint allows a uniform start");
+    let merge_weights = plan.start(Start::Uniform).expect("every constraint allows a uniform start");
     let trunks = models.into_iter().map(|model| model.trunk).collect();
-    MergeState { plan, trunks, numbers, keeps_statistics: false }
+    MergeState { plan, trunks, merge_weights, keeps_statistics: false }
 }
 
 struct TrainingStep {
@@ -199,10 +199,10 @@ struct LearnMerge {
 
 impl Work for LearnMerge {
     fn run(&mut self) {
-        let MergeState { plan, trunks, numbers, .. } = &self.state;
+        let MergeState { plan, trunks, merge_weights, .. } = &self.state;
         let mut tape = Tape::new();
-        let numbers = tape.leaf(numbers.clone());
-        let alpha = tape.constrain(&plan.parametrization, &numbers);
+        let merge_weights = tape.leaf(merge_weights.clone());
+        let alpha = tape.constrain(&plan.parametrization, &merge_weights);
         let trunk = tape.merge(&plan.table, trunks, &alpha);
         // Stands for the network: something whose gradient with respect to the blend is dw.
         let id = trunk.id();
@@ -211,7 +211,7 @@ impl Work for LearnMerge {
             Box::new(move |_, gradients| gradients.give(id.expect("α are learned"), dw))
         });
         drop(trunk);
-        self.result = tape.backward(loss).take(&numbers);
+        self.result = tape.backward(loss).take(&merge_weights);
     }
 
     fn check(&mut self) -> Vec<f64> {

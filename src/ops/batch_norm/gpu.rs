@@ -2,12 +2,12 @@
 
 use super::{Cut, Moments, ParameterGradients, PerChannel, Tiles};
 use crate::gpu::{Address, Buffer, Cost, Gpu, Handle};
-use crate::ops::tile::{Division, THREADS, Tile};
+use crate::ops::pixel_walk::{Division, PixelWalk, THREADS};
 use crate::parameters;
 use crate::tensor::{DType, Tensor, TensorMut};
 
 parameters! {
-    struct PartialStatistics: 40 bytes { x: Address, partial: Address, tile: Tile }
+    struct PartialStatistics: 40 bytes { x: Address, partial: Address, walk: PixelWalk }
 }
 
 parameters! {
@@ -40,7 +40,7 @@ parameters! {
         partial: Address,
         cut: u32,
         padding: u32,
-        tile: Tile,
+        walk: PixelWalk,
     }
 }
 
@@ -69,7 +69,7 @@ parameters! {
         out: Address,
         relu: u32,
         padding: u32,
-        tile: Tile,
+        walk: PixelWalk,
     }
 }
 
@@ -85,7 +85,7 @@ parameters! {
         means: Address,
         cut: u32,
         padding: u32,
-        tile: Tile,
+        walk: PixelWalk,
     }
 }
 
@@ -98,7 +98,7 @@ parameters! {
         running: Address,
         batch: Address,
         gate: Address,
-        kept: f64,
+        decay: f64,
         step: f64,
         count: u32,
         padding: u32,
@@ -180,8 +180,8 @@ fn matrix(x: &Tensor) -> [usize; 2] {
 }
 
 /// Two sums per channel and split.
-fn workspace(gpu: Handle, tile: &Tile, channels: usize) -> Buffer {
-    gpu.allocate(tile.splits() as usize * 2 * channels * size_of::<f32>())
+fn workspace(gpu: Handle, walk: &PixelWalk, channels: usize) -> Buffer {
+    gpu.allocate(walk.splits() as usize * 2 * channels * size_of::<f32>())
 }
 
 /// Bytes of f32.
@@ -202,12 +202,12 @@ fn statistics_divided(gpu: Handle, division: Division, x: &Tensor, epsilon: f64,
     assert!(pixels > 0, "statistics of no pixel");
     let bytes = x.bytes();
     let x = activation(x, dtype);
-    let tile = Tile::new([pixels, channels], dtype, &[x], &[], division);
-    let workspace = workspace(gpu, &tile, channels);
+    let walk = PixelWalk::new([pixels, channels], dtype, &[x], &[], division);
+    let workspace = workspace(gpu, &walk, channels);
     gpu.account(|| Cost::moving(bytes, workspace.bytes()));
     let partial = workspace.address();
-    launch(gpu, "batch_norm_statistics", dtype, tile.grid(dtype), &PartialStatistics { x, partial, tile });
-    let [splits, span] = [tile.splits(), tile.span];
+    launch(gpu, "batch_norm_statistics", dtype, walk.grid(dtype), &PartialStatistics { x, partial, walk });
+    let [splits, span] = [walk.splits(), walk.span];
     finish_statistics(gpu, dtype, x, partial, [pixels as u32, channels as u32, splits, span], epsilon, to);
 }
 
@@ -256,11 +256,11 @@ pub fn normalize(gpu: &Gpu, x: &Tensor, by: PerChannel, residual: Option<&Tensor
     let (x, out) = (activation(x, dtype), activation_mut(&out, dtype));
     let residual = residual.map_or(Address::NULL, |residual| activation(residual, dtype));
     let all = by.all().map(per_channel);
-    let tile = Tile::new(matrix, dtype, &[x, residual, out], &all, OF_ELEMENTS);
+    let walk = PixelWalk::new(matrix, dtype, &[x, residual, out], &all, OF_ELEMENTS);
     let [mean, rstd, gamma, beta] = all;
     let relu = relu.into();
-    let parameters = Normalize { x, mean, rstd, gamma, beta, residual, out, relu, padding: 0, tile };
-    launch(gpu, "batch_norm_normalize", dtype, tile.grid(dtype), &parameters);
+    let parameters = Normalize { x, mean, rstd, gamma, beta, residual, out, relu, padding: 0, walk };
+    launch(gpu, "batch_norm_normalize", dtype, walk.grid(dtype), &parameters);
 }
 
 pub fn gradients(gpu: Handle, x: &Tensor, dy: Cut, by: PerChannel, to: ParameterGradients) {
@@ -271,7 +271,7 @@ fn gradients_divided(gpu: Handle, division: Division, x: &Tensor, dy: Cut, by: P
     let (dtype, [pixels, channels]) = (x.dtype(), matrix(x));
     // Where ReLU cut by its output, the gradient in front of it is kept.
     let bytes = x.bytes();
-    let (read, kept) = if let Cut::ByOutput(..) = dy { (3 * bytes, bytes) } else { (2 * bytes, 0) };
+    let (read, written) = if let Cut::ByOutput(..) = dy { (3 * bytes, bytes) } else { (2 * bytes, 0) };
     let x = activation(x, dtype);
     let (cut, dy, out, dz) = match dy {
         Cut::Whole(dy) => (WHOLE, activation(dy, dtype), Address::NULL, Address::NULL),
@@ -282,14 +282,14 @@ fn gradients_divided(gpu: Handle, division: Division, x: &Tensor, dy: Cut, by: P
         }
     };
     let all = by.all().map(per_channel);
-    let tile = Tile::new([pixels, channels], dtype, &[x, dy, out], &all, division);
-    let workspace = workspace(gpu, &tile, channels);
+    let walk = PixelWalk::new([pixels, channels], dtype, &[x, dy, out], &all, division);
+    let workspace = workspace(gpu, &walk, channels);
     let partial = workspace.address();
     let [mean, rstd, gamma, beta] = all;
-    let sums = GradientSums { x, dy, out, dz, mean, rstd, gamma, beta, partial, cut, padding: 0, tile };
-    gpu.account(|| Cost::moving(read + floats(4 * channels), kept + workspace.bytes()));
-    launch(gpu, "batch_norm_gradients", dtype, tile.grid(dtype), &sums);
-    finish_gradients(gpu, partial, rstd, [pixels as u32, channels as u32, tile.splits()], to);
+    let sums = GradientSums { x, dy, out, dz, mean, rstd, gamma, beta, partial, cut, padding: 0, walk };
+    gpu.account(|| Cost::moving(read + floats(4 * channels), written + workspace.bytes()));
+    launch(gpu, "batch_norm_gradients", dtype, walk.grid(dtype), &sums);
+    finish_gradients(gpu, partial, rstd, [pixels as u32, channels as u32, walk.splits()], to);
 }
 
 pub fn gradients_of_tiles(gpu: &Gpu, sums: &Tensor, pixels: usize, rstd: &Tensor, to: ParameterGradients) {
@@ -331,11 +331,11 @@ pub fn input_gradient(
     let dy = dy.map_or(dx, |dy| activation(dy, dtype));
     let all = by.all().map(per_channel);
     let means = means.map_or(Address::NULL, per_channel);
-    let tile = Tile::new(matrix, dtype, &[x, dy, dx], &[&all[..], &[means]].concat(), OF_ELEMENTS);
+    let walk = PixelWalk::new(matrix, dtype, &[x, dy, dx], &[&all[..], &[means]].concat(), OF_ELEMENTS);
     let [mean, rstd, gamma, beta] = all;
     let cut = if relu { BY_INPUT } else { WHOLE };
-    let parameters = InputGradient { dy, dx, x, mean, rstd, gamma, beta, means, cut, padding: 0, tile };
-    launch(gpu, "batch_norm_input_gradient", dtype, tile.grid(dtype), &parameters);
+    let parameters = InputGradient { dy, dx, x, mean, rstd, gamma, beta, means, cut, padding: 0, walk };
+    launch(gpu, "batch_norm_input_gradient", dtype, walk.grid(dtype), &parameters);
 }
 
 pub fn reciprocal_deviation(gpu: &Gpu, variance: &Tensor, epsilon: f64, rstd: TensorMut) {
@@ -356,7 +356,7 @@ pub fn update_running(gpu: &Gpu, running: TensorMut, batch: &Tensor, momentum: f
         running: per_channel_mut(&running),
         batch: per_channel(batch),
         gate: gate.unwrap_or(Address::NULL),
-        kept: 1.0 - momentum,
+        decay: 1.0 - momentum,
         step: momentum,
         count: count as u32,
         padding: 0,
@@ -472,8 +472,8 @@ mod tests {
         let mut numbers = Numbers(2);
         let (x, stored_x) = activations(device, DType::F32, &numbers.reals(pixels * channels), channels);
         let (mut dy, stored_dy) = activations(device, DType::F32, &numbers.reals(pixels * channels), channels);
-        let tile = Tile::new(matrix(&x), DType::F32, &[], &[], OF_ELEMENTS);
-        assert!(tile.span > THREADS / 32, "the shape is too small to test this");
+        let walk = PixelWalk::new(matrix(&x), DType::F32, &[], &[], OF_ELEMENTS);
+        assert!(walk.span > THREADS / 32, "the shape is too small to test this");
         let channel = [1, 1, 1, 1, 2].map(|rows| {
             let numbers: Vec<f32> = numbers.reals(rows * channels).iter().map(|&v| v as f32).collect();
             if rows == 1 { Tensor::from_vec(numbers, [channels]) } else { Tensor::from_vec(numbers, [rows, channels]) }

@@ -2,7 +2,7 @@
 
 use super::Geometry;
 use crate::gpu::{Address, Cost, Gpu};
-use crate::ops::tile::{THREADS, Tile};
+use crate::ops::pixel_walk::{PixelWalk, THREADS};
 use crate::parameters;
 use crate::tensor::{DType, Integers, Tensor, TensorMut};
 
@@ -30,11 +30,11 @@ parameters! {
 }
 
 parameters! {
-    struct GlobalPool: 40 bytes { x: Address, y: Address, tile: Tile }
+    struct GlobalPool: 40 bytes { x: Address, y: Address, walk: PixelWalk }
 }
 
 parameters! {
-    struct GlobalPoolBackward: 40 bytes { dy: Address, dx: Address, tile: Tile }
+    struct GlobalPoolBackward: 40 bytes { dy: Address, dx: Address, walk: PixelWalk }
 }
 
 /// The geometry, and the grid that writes one pixel's unit of channels with each thread.
@@ -106,8 +106,8 @@ pub fn global_average_pool(gpu: &Gpu, pixels: usize, x: &Tensor, y: TensorMut) {
     let (dtype, matrix) = (x.dtype(), [x.shape().pixels(), x.shape().channels()]);
     gpu.account(|| Cost::moving(x.bytes(), y.bytes()));
     let (x, y) = (x.address(), y.address());
-    let tile = Tile::of_image(matrix, pixels, dtype, &[x], &[]);
-    launch(gpu, "global_average_pool", dtype, tile.grid(dtype), &GlobalPool { x, y, tile });
+    let walk = PixelWalk::of_image(matrix, pixels, dtype, &[x], &[]);
+    launch(gpu, "global_average_pool", dtype, walk.grid(dtype), &GlobalPool { x, y, walk });
 }
 
 pub fn global_average_pool_backward(gpu: &Gpu, pixels: usize, dy: &Tensor, dx: TensorMut) {
@@ -115,6 +115,6 @@ pub fn global_average_pool_backward(gpu: &Gpu, pixels: usize, dy: &Tensor, dx: T
     let (dtype, matrix) = (dx.dtype(), [dx.shape().pixels(), dx.shape().channels()]);
     gpu.account(|| Cost::moving(dy.bytes(), dx.bytes()));
     let (dy, dx) = (dy.address(), dx.address());
-    let tile = Tile::of_image(matrix, pixels, dtype, &[dx], &[dy]);
-    launch(gpu, "global_average_pool_backward", dtype, tile.grid(dtype), &GlobalPoolBackward { dy, dx, tile });
+    let walk = PixelWalk::of_image(matrix, pixels, dtype, &[dx], &[dy]);
+    launch(gpu, "global_average_pool_backward", dtype, walk.grid(dtype), &GlobalPoolBackward { dy, dx, walk });
 }

@@ -1,0 +1,359 @@
+//! The whole job on data that is drawn for it: two sources, every method, a table.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{Compute, picture};
+use crate::checkpoint::{self, Provenance};
+use crate::data::synthetic::{FILES, SyntheticOptions, Task, generate};
+use crate::data::{Augmentation, Normalisation};
+use crate::error::Result;
+use crate::merge::{BatchNormPolicy, Constraint, Granularity, Sources, Start, training_metadata};
+use crate::nn::{Architecture, Model};
+use crate::output::{OutputPath, make_folder, shown};
+use crate::report::{Curve, Table, curves, mean_and_spread, save};
+use crate::train::{
+    AnchorChoice, Baseline, LearnOptions, Observer, Outcome, Place, Protocol, Subject, TRAIN, Target, TrainOptions,
+    train,
+};
+
+/// Names of the two sources: what each was trained to see.
+const SOURCES: [(&str, Task); 2] = [("texture", Task::Texture), ("shape", Task::Shape)];
+const ARCHITECTURE: &str = "resnet8";
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Demo {
+    /// Three seeds, larger networks and images: long enough to compare methods by.
+    #[serde(default)]
+    pub full: bool,
+    /// The first of the seeds.
+    pub seed: u64,
+    pub compute: Compute,
+    /// A folder, new or empty.
+    pub out: PathBuf,
+    /// Writes into a folder that is not empty.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Sees each part of a [`Demo`] as it is finished, with the seconds that the rest will take if it goes on like this.
+pub trait DemoObserver: Observer {
+    fn seed(&mut self, _seed: u64, _folder: &Path) {}
+
+    fn source(&mut self, _name: &str, _seconds_left: f64) {}
+
+    fn method(&mut self, _label: &str, _outcome: &Outcome, _seconds_left: f64) {}
+}
+
+/// What a run of [`Demo`] came to.
+pub struct Demonstration {
+    /// A row per method: figures on the test split, over the seeds.
+    pub table: Table,
+    pub seeds: usize,
+    /// Images that were drawn to test on.
+    pub test_images: usize,
+    pub seconds: f64,
+    /// All of it, as it stands in `results.json`.
+    pub results: Value,
+}
+
+/// How much of everything there is, and how large it is.
+#[derive(Clone, Copy)]
+struct Size {
+    seeds: u64,
+    /// Filters of the first stage.
+    width: usize,
+    /// Height and width of the images.
+    pixels: usize,
+    batch_size: usize,
+    source_images: usize,
+    target_images: usize,
+    validation_images: usize,
+    test_images: usize,
+    source_epochs: usize,
+    probe_epochs: usize,
+    fine_tuning_epochs: usize,
+}
+
+/// Ends within a minute on two slow cores.
+const QUICK: Size = Size {
+    seeds: 1,
+    width: 8,
+    pixels: 20,
+    batch_size: 16,
+    source_images: 1600,
+    target_images: 400,
+    validation_images: 128,
+    test_images: 500,
+    source_epochs: 4,
+    probe_epochs: 3,
+    fine_tuning_epochs: 6,
+};
+
+const FULL: Size = Size {
+    seeds: 3,
+    width: 16,
+    pixels: 28,
+    batch_size: 64,
+    source_images: 2000,
+    target_images: 600,
+    validation_images: 256,
+    test_images: 2000,
+    source_epochs: 8,
+    probe_epochs: 4,
+    fine_tuning_epochs: 10,
+};
+
+impl Size {
+    /// Passes over images, forward and backward, that training a source takes.
+    fn of_source(&self) -> f64 {
+        (self.source_images * self.source_epochs) as f64
+    }
+
+    fn of_method(&self, protocol: &Protocol, baseline: Baseline) -> f64 {
+        let evaluated = (self.test_images + self.validation_images) as f64 / 3.0;
+        protocol.passes(baseline, SOURCES.len()) * self.target_images as f64 + evaluated
+    }
+}
+
+/// What there is to do, in passes over images, and how much of it is done.
+struct Work {
+    start: Instant,
+    all: f64,
+    done: f64,
+}
+
+impl Work {
+    fn new(size: &Size) -> Work {
+        // Each method of each seed is asked for when none has run.
+        let of_methods = |seed| {
+            let protocol = protocol(size, seed);
+            Baseline::all(SOURCES.len()).into_iter().map(|b| size.of_method(&protocol, b)).sum::<f64>()
+        };
+        let all = (0..size.seeds).map(|seed| SOURCES.len() as f64 * size.of_source() + of_methods(seed)).sum();
+        Work { start: Instant::now(), all, done: 0.0 }
+    }
+
+    /// `part` has been done; what is left takes so many seconds if it goes on like this.
+    fn finish(&mut self, part: f64) -> f64 {
+        self.done += part;
+        seconds_left(self.start.elapsed().as_secs_f64(), self.done, self.all)
+    }
+}
+
+fn seconds_left(elapsed: f64, done: f64, all: f64) -> f64 {
+    elapsed * (all - done).max(0.0) / done
+}
+
+impl Demo {
+    /// Refuses what is wrong in itself, before anything is drawn.
+    pub fn check(&self) -> Result<()> {
+        self.compute.check()
+    }
+
+    pub fn run(&self, observer: &mut dyn DemoObserver) -> Result<Demonstration> {
+        self.check()?;
+        let place = self.compute.open(observer)?;
+        make_folder(&self.out, self.force)?;
+        let size = self.size();
+        let seeds: Vec<u64> = (0..size.seeds).map(|seed| self.seed + seed).collect();
+        let mut work = Work::new(&size);
+        let start = Instant::now();
+        let mut outcomes = Vec::new();
+        for &seed in &seeds {
+            let folder = self.out.join(format!("seed{seed}"));
+            make_folder(&folder, self.force)?;
+            observer.seed(seed, &folder);
+            outcomes.push(one_seed(&size, seed, &folder, place, &mut work, observer)?);
+        }
+        let table = table(&outcomes);
+        save(
+            &format!("{}\n", table.to_markdown()),
+            &mut OutputPath::check(&self.out.join("table.md"), self.force, 0)?,
+        )?;
+        let seconds = start.elapsed().as_secs_f64();
+        let runs = runs(&seeds, &outcomes);
+        let results = json!({"seeds": seeds, "seconds": seconds, "out": shown(&self.out), "runs": runs});
+        write(&self.out.join("results.json"), &format!("{results:#}\n"))?;
+        Ok(Demonstration { table, seeds: seeds.len(), test_images: size.test_images, seconds, results })
+    }
+
+    fn size(&self) -> Size {
+        if self.full { FULL } else { QUICK }
+    }
+}
+
+fn protocol(size: &Size, seed: u64) -> Protocol {
+    let probe = TrainOptions {
+        epochs: size.probe_epochs,
+        batch_size: size.batch_size,
+        learning_rate: 3e-3,
+        merge_learning_rate: 3e-2,
+        augmentation: Some(Augmentation { flip: true, shift: 2 }),
+        seed,
+        ..TrainOptions::default()
+    };
+    let fine_tuning = TrainOptions { epochs: size.fine_tuning_epochs, learning_rate: 2e-3, ..probe.clone() };
+    let learn = LearnOptions {
+        granularity: Granularity::Filter,
+        constraint: Constraint::Affine,
+        start: Start::Weight(0.0),
+        anchor: AnchorChoice::Auto,
+        batch_norm: BatchNormPolicy::Merge,
+        keep_statistics: false,
+        probe,
+    };
+    Protocol::new(learn, fine_tuning)
+}
+
+/// Makes the tasks and the sources, runs every method, and leaves all files in `folder`.
+fn one_seed(
+    size: &Size,
+    seed: u64,
+    folder: &Path,
+    place: Place,
+    work: &mut Work,
+    observer: &mut dyn DemoObserver,
+) -> Result<Vec<Outcome>> {
+    let data = FILES.map(|(task, name)| {
+        let train = if task == Task::Both { size.target_images } else { size.source_images };
+        let (val, test) = (size.validation_images, size.test_images);
+        let options = SyntheticOptions { size: size.pixels, train, val, test, seed, ..SyntheticOptions::default() };
+        (generate(task, &options), name)
+    });
+    for (dataset, name) in &data {
+        dataset.save(&folder.join(name))?;
+    }
+    let [(texture, _), (shape, _), (target, _)] = &data;
+    let normalisation = Normalisation::default();
+    let paths: Vec<_> = SOURCES.iter().map(|(name, _)| folder.join(format!("{name}.safetensors"))).collect();
+    for (index, (dataset, path)) in [texture, shape].into_iter().zip(&paths).enumerate() {
+        // Different initialisations: the case in which averaging destroys what both know.
+        let target = Target { data: dataset, normalisation: &normalisation, place };
+        let name = SOURCES[index].0;
+        observer.phase(&format!("source {name}"));
+        train_source(size, target, seed * SOURCES.len() as u64 + index as u64, path, observer)?;
+        observer.source(name, work.finish(size.of_source()));
+    }
+    let sources = Sources::load(&paths)?;
+    let target = Target { data: target, normalisation: &normalisation, place };
+    let protocol = protocol(size, seed);
+    let names = SOURCES.map(|(name, _)| name);
+    let mut outcomes = Vec::new();
+    for baseline in Baseline::all(sources.len()) {
+        let label = baseline.label(&names);
+        observer.phase(&label);
+        let planned = size.of_method(&protocol, baseline);
+        let outcome = protocol.run(baseline, &sources, target, observer)?;
+        save_outcome(&outcome, &label, &sources, target, folder)?;
+        observer.method(&label, &outcome, work.finish(planned));
+        outcomes.push(outcome);
+    }
+    let shown: Vec<Curve> = outcomes
+        .iter()
+        .map(|outcome| Curve {
+            name: outcome.baseline.label(&names),
+            points: outcome.history.iter().map(|r| (r.epoch as f64, r.val_macro_f1.unwrap_or(f64::NAN))).collect(),
+        })
+        .collect();
+    write(&folder.join("curves.svg"), &curves("Target, validation split", "epoch", "macro F1", &shown))?;
+    Ok(outcomes)
+}
+
+fn train_source(size: &Size, target: Target, seed: u64, path: &Path, observer: &mut dyn Observer) -> Result<()> {
+    let architecture = Architecture::named(ARCHITECTURE, None, Some(size.width))?;
+    let mut model = Model::initialized(architecture.build(target.data.channels, target.data.classes), seed);
+    let options = TrainOptions {
+        epochs: size.source_epochs,
+        batch_size: size.batch_size,
+        learning_rate: 4e-3,
+        augmentation: Some(Augmentation { flip: true, shift: 2 }),
+        seed,
+        ..TrainOptions::default()
+    };
+    let history = train(&mut model, &mut Subject::Everything, target, &options, observer)?;
+    let mut metadata = training_metadata(&architecture, seed, None);
+    let phase = options.phase(TRAIN, &history);
+    Provenance::of(target.data, target.normalisation, &[], phase)?.write(&mut metadata);
+    checkpoint::save(&mut OutputPath::check(path, true, 0)?, &model, &metadata)
+}
+
+/// The network of one method, and its merge weights with their picture where it learned some.
+fn save_outcome(outcome: &Outcome, label: &str, sources: &Sources, target: Target, folder: &Path) -> Result<()> {
+    let name = label.replace(": ", "-").replace(", ", "-").replace(' ', "-").to_lowercase();
+    let mut metadata = match &outcome.learned {
+        Some(learned) => learned.metadata(),
+        None => training_metadata(sources.architecture(), outcome.seed, None),
+    };
+    metadata.insert("medmerge.demo".into(), label.into());
+    Provenance { training: outcome.phases.clone(), ..Provenance::of_data(target.data, target.normalisation)? }
+        .write(&mut metadata);
+    let mut output = OutputPath::check(&folder.join(format!("{name}.safetensors")), true, 0)?;
+    checkpoint::save(&mut output, &outcome.model, &metadata)?;
+    if let Some(learned) = &outcome.learned {
+        learned.save(&mut OutputPath::check(&folder.join(format!("{name}.weights.safetensors")), true, 0)?)?;
+        write(&folder.join(format!("{name}.weights.svg")), &picture(learned, sources)?)?;
+    }
+    Ok(())
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    save(text, &mut OutputPath::check(path, true, 0)?)
+}
+
+/// One row per method: test accuracy, macro F1, AUC and seconds over the seeds.
+fn table(outcomes: &[Vec<Outcome>]) -> Table {
+    let names = SOURCES.map(|(name, _)| name);
+    let mut table = Table::new(["method", "accuracy", "macro F1", "AUC", "seconds"]);
+    for (row, of_first) in outcomes[0].iter().enumerate() {
+        let over_seeds = |value: fn(&Outcome) -> f64| {
+            mean_and_spread(&outcomes.iter().map(|of_seed| value(&of_seed[row])).collect::<Vec<_>>())
+        };
+        table.row([
+            of_first.baseline.label(&names),
+            over_seeds(|outcome| outcome.metrics.accuracy),
+            over_seeds(|outcome| outcome.metrics.macro_f1),
+            over_seeds(|outcome| outcome.metrics.auc),
+            over_seeds(|outcome| outcome.seconds),
+        ]);
+    }
+    table
+}
+
+fn runs(seeds: &[u64], outcomes: &[Vec<Outcome>]) -> Vec<Value> {
+    let names = SOURCES.map(|(name, _)| name);
+    let pairs = seeds.iter().zip(outcomes).flat_map(|(seed, of_seed)| of_seed.iter().map(move |o| (seed, o)));
+    pairs
+        .map(|(seed, outcome)| {
+            json!({
+                "seed": seed, "method": outcome.baseline.label(&names), "seconds": outcome.seconds,
+                "accuracy": outcome.metrics.accuracy, "macro_f1": outcome.metrics.macro_f1, "auc": outcome.metrics.auc,
+                "anchor": outcome.learned.as_ref().map(|learned| names[learned.method.anchor]),
+                "epochs": outcome.history,
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_left_follows_from_the_work_done() {
+        assert_eq!(seconds_left(10.0, 1.0, 4.0), 30.0);
+        assert_eq!(seconds_left(10.0, 4.0, 4.0), 0.0);
+    }
+
+    /// On two slow cores the full one took eleven minutes, of which a minute is a tenth. An image costs at least its pixels
+    /// times the filters.
+    #[test]
+    fn the_quick_one_is_far_less_than_a_tenth_of_the_full_one() {
+        let [quick, full] = [QUICK, FULL].map(|size| Work::new(&size).all * (size.width * size.pixels.pow(2)) as f64);
+        assert!(quick < 0.07 * full, "{quick:.0} and {full:.0}");
+    }
+}
