@@ -1,4 +1,4 @@
-// What the kernels of batch norm share with those of convolutions that do part of its work.
+// Device functions that the kernels of batch norm share with those of convolutions that do part of its work.
 #pragma once
 
 #include "common.cuh"

@@ -1,4 +1,4 @@
-// What every kernel shares: the storage type of activations, 16-byte accesses, sums over a warp and over a block.
+// Definitions for all kernels: the storage type of activations, 16-byte accesses, sums over a warp and over a block.
 //
 // A file of kernels is compiled once per storage type: STORAGE_F32, STORAGE_BF16 and STORAGE_F16; STORAGE_F32 alone if it
 // does not mention `element`; STORAGE_TF32, an f32 whose products may be rounded to tf32, in the place of STORAGE_F32 if it

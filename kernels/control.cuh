@@ -1,4 +1,4 @@
-// What a training step reads and decides on the device, so that it can be replayed without asking the host.
+// Values that a training step reads and decides on the device, so that it can be replayed without asking the host.
 #pragma once
 
 #include "common.cuh"

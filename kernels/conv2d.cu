@@ -8,16 +8,16 @@
 // Activations are NHWC; w and dw have one filter, K × R·S·C/G, per row, and rows may be padded. With G groups, filter k sees
 // only the C/G channels of group k / (K/G).
 //
-// All three are implicit matrix products: nothing is unrolled in memory, the tiles in shared memory are gathered.
+// All three are implicit GEMMs: the im2col matrix is never in memory, its tiles are gathered into shared memory.
 //
-//   pass    rows       columns   summed over
+//   pass    M          N         K (summed over)
 //   fprop   N·P·Q      K/G       R·S·C/G
 //   dgrad   N·H·W      C/G       R·S·K/G
-//   wgrad   R·S·C/G    K/G       N·P·Q, in stretches: each block sums one, a second launch adds them in their order
+//   wgrad   R·S·C/G    K/G       N·P·Q, by split-K: each block sums one split, a second launch adds them in their order
 //
 // A block computes 64 rows × 64 columns with 128 threads ("wide") or 64 × 16 with 32 ("narrow", for few columns), a thread
 // 4 × 8 of them, in steps of 8 summands (f32) or 16. Loads of the next step are in flight while this one multiplies. Grid:
-// tiles of rows, tiles of columns, groups (wgrad: groups · stretches). Where the channels of a group fill 16 bytes, loads and
+// tiles of rows, tiles of columns, groups (wgrad: groups · splits). Where the channels of a group fill 16 bytes, loads and
 // stores take 16 bytes, otherwise one element at a time.
 //
 // FLOPs: 2·N·P·Q·K·R·S·C/G each. Bytes at least: each tensor once; the tiles read x (dy) once per column tile and w once per
@@ -45,25 +45,25 @@ static_assert(sizeof(Dgrad) == 104, "as in src/ops/conv2d/gpu.rs");
 struct Wgrad {
   const element* x;   // N × H × W × C
   const element* dy;  // N × P × Q × K
-  float* partial;     // stretches × K × R·S·C/G, rows of `partial_pitch`; dw itself if there is one stretch
+  float* partial;     // splits × K × R·S·C/G, rows of `partial_pitch`; dw itself if there is one split
   Sizes g;
-  int stretches;
-  int stretch;        // pixels of each, a multiple of 16
+  int splits;
+  int split;        // pixels of each, a multiple of 16
   int partial_pitch;
   int padding;
 };
 static_assert(sizeof(Wgrad) == 120, "as in src/ops/conv2d/gpu.rs");
 
 struct WgradSum {
-  const float* partial;  // stretches × K × columns
+  const float* partial;  // splits × K × columns
   float* dw;             // K × columns, rows of `pitch`
-  int k, columns, pitch, stretches;
+  int k, columns, pitch, splits;
 };
 static_assert(sizeof(WgradSum) == 32, "as in src/ops/conv2d/gpu.rs");
 
 constexpr unsigned ROWS = 64, DEPTH = 2 * PACK;
 constexpr unsigned WIDE = 64, NARROW = 16;
-// What a thread computes of a tile.
+// The part of a tile that a thread computes.
 constexpr unsigned THREAD_ROWS = 4, THREAD_COLUMNS = 8;
 constexpr unsigned WIDE_THREADS = (ROWS / THREAD_ROWS) * (WIDE / THREAD_COLUMNS);
 constexpr unsigned NARROW_THREADS = (ROWS / THREAD_ROWS) * (NARROW / THREAD_COLUMNS);
@@ -120,7 +120,7 @@ struct Share {
 
 // Rows of fprop's product: the patches of x, a row per output pixel; or of dgrad's: those of dy, a row per input pixel.
 template <unsigned THREADS, bool BACKWARD>
-struct Patches {
+struct Im2col {
   using Lot = Share<ROWS, THREADS, true>;
   const element* from;  // the group's first channel
   Sizes g;
@@ -129,8 +129,8 @@ struct Patches {
 
   DEVICE int channels(const Sizes& g) { return BACKWARD ? g.group_k : g.group_c; }
 
-  DEVICE Patches start(const element* from, const Sizes& g) {
-    Patches self;
+  DEVICE Im2col start(const element* from, const Sizes& g) {
+    Im2col self;
     self.g = g;
     self.from = from + static_cast<offset>(blockIdx.z) * channels(g);
     const int height = BACKWARD ? g.h : g.p, width = BACKWARD ? g.w : g.q;
@@ -145,7 +145,7 @@ struct Patches {
   }
 
   // Where the channels of the tap lie that `pixel` sees; null in the padding.
-  DEVICE const element* seen(const Patches& self, const Pixel& pixel, const Tap& tap) {
+  DEVICE const element* seen(const Im2col& self, const Pixel& pixel, const Tap& tap) {
     const Sizes& g = self.g;
     const int height = BACKWARD ? g.p : g.h, width = BACKWARD ? g.q : g.w;
     const int h = reach<BACKWARD>(pixel.row, tap.r, g.stride_h, g.padding_h, g.dilation_h, height);
@@ -154,7 +154,7 @@ struct Patches {
     return self.from + static_cast<offset>((pixel.image * height + h) * width + w) * (BACKWARD ? g.k : g.c);
   }
 
-  DEVICE Pack load(const Patches& self, unsigned i) {
+  DEVICE Pack load(const Im2col& self, unsigned i) {
     Tap tap = self.tap;
     const element* from = seen(self, self.pixel[i], tap);
     if (self.g.packed & (BACKWARD ? PACKED_Y : PACKED_X)) return from ? load_pack(from + tap.channel) : zeros();
@@ -169,7 +169,7 @@ struct Patches {
     return pack;
   }
 
-  DEVICE void step(Patches& self) { advance(self.tap, DEPTH, channels(self.g), self.g); }
+  DEVICE void step(Im2col& self) { advance(self.tap, DEPTH, channels(self.g), self.g); }
 };
 
 // Columns of fprop's product: a filter each, summed over its R·S·C/G weights.
@@ -210,15 +210,15 @@ struct Filters {
 
 // Columns of dgrad's product: a channel each, summed over R·S·K/G; `Tap::channel` counts the group's filters.
 template <unsigned COLUMNS, unsigned THREADS>
-struct TurnedFilters {
+struct TransposedFilters {
   using Lot = Share<COLUMNS, THREADS, false>;
   const element* w;  // the group's first filter
   Sizes g;
   int channel;
   Tap tap[Lot::COUNT];
 
-  DEVICE TurnedFilters start(const element* w, const Sizes& g) {
-    TurnedFilters self;
+  DEVICE TransposedFilters start(const element* w, const Sizes& g) {
+    TransposedFilters self;
     const int filters = g.group_k;
     self.g = g;
     self.w = w + static_cast<offset>(blockIdx.z) * filters * g.pitch;
@@ -228,7 +228,7 @@ struct TurnedFilters {
     return self;
   }
 
-  DEVICE Pack load(const TurnedFilters& self, unsigned i) {
+  DEVICE Pack load(const TransposedFilters& self, unsigned i) {
     const Sizes& g = self.g;
     const Tap& tap = self.tap[i];
     const int channels = g.group_c;
@@ -243,46 +243,46 @@ struct TurnedFilters {
     return pack;
   }
 
-  DEVICE void step(TurnedFilters& self) {
+  DEVICE void step(TransposedFilters& self) {
 #pragma unroll
     for (unsigned i = 0; i < Lot::COUNT; ++i) advance(self.tap[i], DEPTH, self.g.group_k, self.g);
   }
 };
 
-// This block's stretch of the output pixels: wgrad's summands.
-struct Stretch {
+// This block's split of the output pixels: wgrad's summands.
+struct Split {
   int group, index, begin, end;
 };
 
-DEVICE Stretch stretch_of(const Wgrad& p) {
+DEVICE Split split_of(const Wgrad& p) {
   const int group = static_cast<int>(blockIdx.z) % p.g.groups, index = static_cast<int>(blockIdx.z) / p.g.groups;
   const int pixels = p.g.n * p.g.p * p.g.q;
-  const int begin = index * p.stretch;
-  return Stretch{group, index, begin, pixels - begin < p.stretch ? pixels : begin + p.stretch};
+  const int begin = index * p.split;
+  return Split{group, index, begin, pixels - begin < p.split ? pixels : begin + p.split};
 }
 
 // Rows of wgrad's product: a weight of the filter each; summed over output pixels.
 template <unsigned THREADS>
-struct TurnedPatches {
+struct TransposedIm2col {
   using Lot = Share<ROWS, THREADS, false>;
   const element* x;  // the group's first channel
   Sizes g;
   Tap tap;
   int at[Lot::COUNT], end;
 
-  DEVICE TurnedPatches start(const Wgrad& p, const Stretch& stretch) {
-    TurnedPatches self;
+  DEVICE TransposedIm2col start(const Wgrad& p, const Split& split) {
+    TransposedIm2col self;
     const int channels = p.g.group_c;
     self.g = p.g;
-    self.x = p.x + static_cast<offset>(stretch.group) * channels;
+    self.x = p.x + static_cast<offset>(split.group) * channels;
     self.tap = tap_at(static_cast<int>(blockIdx.x * ROWS) + Lot::place(), channels, p.g);
-    self.end = stretch.end;
+    self.end = split.end;
 #pragma unroll
-    for (unsigned i = 0; i < Lot::COUNT; ++i) self.at[i] = stretch.begin + Lot::line(i);
+    for (unsigned i = 0; i < Lot::COUNT; ++i) self.at[i] = split.begin + Lot::line(i);
     return self;
   }
 
-  DEVICE const element* seen(const TurnedPatches& self, const Pixel& pixel, const Tap& tap) {
+  DEVICE const element* seen(const TransposedIm2col& self, const Pixel& pixel, const Tap& tap) {
     const Sizes& g = self.g;
     const int h = reach<false>(pixel.row, tap.r, g.stride_h, g.padding_h, g.dilation_h, g.h);
     const int w = reach<false>(pixel.column, tap.s, g.stride_w, g.padding_w, g.dilation_w, g.w);
@@ -290,7 +290,7 @@ struct TurnedPatches {
     return self.x + static_cast<offset>((pixel.image * g.h + h) * g.w + w) * g.c;
   }
 
-  DEVICE Pack load(const TurnedPatches& self, unsigned i) {
+  DEVICE Pack load(const TransposedIm2col& self, unsigned i) {
     if (self.at[i] >= self.end) return zeros();
     const Pixel pixel = pixel_at(self.at[i], self.g.p, self.g.q);
     Tap tap = self.tap;
@@ -307,7 +307,7 @@ struct TurnedPatches {
     return pack;
   }
 
-  DEVICE void step(TurnedPatches& self) {
+  DEVICE void step(TransposedIm2col& self) {
 #pragma unroll
     for (unsigned i = 0; i < Lot::COUNT; ++i) self.at[i] += DEPTH;
   }
@@ -322,16 +322,16 @@ struct Outputs {
   unsigned packed;
   int at[Lot::COUNT], end;
 
-  DEVICE Outputs start(const Wgrad& p, const Stretch& stretch) {
+  DEVICE Outputs start(const Wgrad& p, const Split& split) {
     Outputs self;
     self.filters = p.g.group_k;
     self.filter = static_cast<int>(blockIdx.y * COLUMNS) + Lot::place();
     self.k = p.g.k;
-    self.dy = p.dy + static_cast<offset>(stretch.group) * self.filters;
+    self.dy = p.dy + static_cast<offset>(split.group) * self.filters;
     self.packed = p.g.packed & PACKED_Y;
-    self.end = stretch.end;
+    self.end = split.end;
 #pragma unroll
-    for (unsigned i = 0; i < Lot::COUNT; ++i) self.at[i] = stretch.begin + Lot::line(i);
+    for (unsigned i = 0; i < Lot::COUNT; ++i) self.at[i] = split.begin + Lot::line(i);
     return self;
   }
 
@@ -392,7 +392,7 @@ DEVICE void load_all(Source& source, Pack (&packs)[Source::Lot::COUNT]) {
 // The sums over `depth` products. `row_tiles` and `column_tiles` hold two tiles each: while one is multiplied the other is
 // filled.
 template <unsigned COLUMNS, class Rows, class Columns>
-DEVICE Sums multiply(Rows rows, Columns columns, int depth, SharedArray<float> row_tiles, SharedArray<float> column_tiles) {
+DEVICE Sums mainloop(Rows rows, Columns columns, int depth, SharedArray<float> row_tiles, SharedArray<float> column_tiles) {
   Sums sums;
 #pragma unroll
   for (unsigned i = 0; i < THREAD_ROWS; ++i)
@@ -451,8 +451,8 @@ DEVICE void store_pixels(const Sums& sums, element* to, int pixels, int columns,
 template <unsigned COLUMNS, unsigned THREADS>
 DEVICE void fprop(const Fprop& p, SharedArray<float> row_tiles, SharedArray<float> column_tiles) {
   const int filters = p.g.group_k;
-  const Sums sums = multiply<COLUMNS>(
-      Patches<THREADS, false>::start(p.x, p.g), Filters<COLUMNS, THREADS>::start(p.w, p.g),
+  const Sums sums = mainloop<COLUMNS>(
+      Im2col<THREADS, false>::start(p.x, p.g), Filters<COLUMNS, THREADS>::start(p.w, p.g),
       p.g.r * p.g.s * p.g.group_c, row_tiles, column_tiles);
   store_pixels<COLUMNS>(
       sums, p.y + static_cast<offset>(blockIdx.z) * filters, p.g.n * p.g.p * p.g.q, filters, p.g.k,
@@ -462,8 +462,8 @@ DEVICE void fprop(const Fprop& p, SharedArray<float> row_tiles, SharedArray<floa
 template <unsigned COLUMNS, unsigned THREADS>
 DEVICE void dgrad(const Dgrad& p, SharedArray<float> row_tiles, SharedArray<float> column_tiles) {
   const int channels = p.g.group_c;
-  const Sums sums = multiply<COLUMNS>(
-      Patches<THREADS, true>::start(p.dy, p.g), TurnedFilters<COLUMNS, THREADS>::start(p.w, p.g),
+  const Sums sums = mainloop<COLUMNS>(
+      Im2col<THREADS, true>::start(p.dy, p.g), TransposedFilters<COLUMNS, THREADS>::start(p.w, p.g),
       p.g.r * p.g.s * p.g.group_k, row_tiles, column_tiles);
   store_pixels<COLUMNS>(
       sums, p.dx + static_cast<offset>(blockIdx.z) * channels, p.g.n * p.g.h * p.g.w, channels, p.g.c,
@@ -472,17 +472,17 @@ DEVICE void dgrad(const Dgrad& p, SharedArray<float> row_tiles, SharedArray<floa
 
 template <unsigned COLUMNS, unsigned THREADS>
 DEVICE void wgrad(const Wgrad& p, SharedArray<float> row_tiles, SharedArray<float> column_tiles) {
-  const Stretch stretch = stretch_of(p);
-  const Sums sums = multiply<COLUMNS>(
-      TurnedPatches<THREADS>::start(p, stretch), Outputs<COLUMNS, THREADS>::start(p, stretch),
-      stretch.end - stretch.begin, row_tiles, column_tiles);
+  const Split split = split_of(p);
+  const Sums sums = mainloop<COLUMNS>(
+      TransposedIm2col<THREADS>::start(p, split), Outputs<COLUMNS, THREADS>::start(p, split),
+      split.end - split.begin, row_tiles, column_tiles);
   const int filters = p.g.group_k, weights = p.g.r * p.g.s * p.g.group_c;
   const int weight = static_cast<int>(blockIdx.x * ROWS + first_row<COLUMNS>());
 #pragma unroll
   for (unsigned j = 0; j < THREAD_COLUMNS; ++j) {
     const int column = static_cast<int>(blockIdx.y * COLUMNS + first_column<COLUMNS>() + j);
     if (column >= filters) return;
-    const offset row = static_cast<offset>(stretch.index) * p.g.k + stretch.group * filters + column;
+    const offset row = static_cast<offset>(split.index) * p.g.k + split.group * filters + column;
     float* to = p.partial + row * p.partial_pitch + weight;
     if (weight + static_cast<int>(THREAD_ROWS) <= weights && (p.g.packed & PACKED_DW)) {
       store4(to, make_float4(sums.v[0][j], sums.v[1][j], sums.v[2][j], sums.v[3][j]));
@@ -530,13 +530,13 @@ KERNEL(conv2d_wgrad_narrow, Wgrad, NARROW_THREADS) {
   wgrad<NARROW, NARROW_THREADS>(p, rows, columns);
 }
 
-// dw from the sums of the stretches, added in their order; a thread per weight.
+// dw from the sums of the splits, added in their order; a thread per weight.
 KERNEL(conv2d_wgrad_sum, WgradSum, DIRECT_THREADS) {
   const offset i = static_cast<offset>(blockIdx.x) * DIRECT_THREADS + threadIdx.x;
   const offset weights = static_cast<offset>(p.k) * p.columns;
   if (i >= weights) return;
   float sum = p.partial[i];
-  for (int stretch = 1; stretch < p.stretches; ++stretch) sum += p.partial[stretch * weights + i];
+  for (int split = 1; split < p.splits; ++split) sum += p.partial[split * weights + i];
   p.dw[i / p.columns * p.pitch + i % p.columns] = sum;
 }
 
@@ -586,15 +586,15 @@ KERNEL(conv2d_dgrad_depthwise, Dgrad, DIRECT_THREADS) {
   p.dx[i] = from_float(sum);
 }
 
-// A block sums 32 filters (lanes) through one tap over one stretch of pixels, which its warps share pixel by pixel. Grid:
-// tiles of filters, taps, stretches.
+// A block sums 32 filters (lanes) through one tap over one split of pixels, which its warps share pixel by pixel. Grid:
+// tiles of filters, taps, splits.
 KERNEL(conv2d_wgrad_depthwise, Wgrad, DIRECT_THREADS) {
   SHARED(float, of_warps, DIRECT_THREADS);
   const Sizes& g = p.g;
   const int k = static_cast<int>(blockIdx.x * WARP + threadIdx.x % WARP), channel = k / g.group_k;
-  const int tap = static_cast<int>(blockIdx.y), stretch = static_cast<int>(blockIdx.z);
-  const int pixels = g.n * g.p * g.q, begin = stretch * p.stretch;
-  const int end = pixels - begin < p.stretch ? pixels : begin + p.stretch;
+  const int tap = static_cast<int>(blockIdx.y), split = static_cast<int>(blockIdx.z);
+  const int pixels = g.n * g.p * g.q, begin = split * p.split;
+  const int end = pixels - begin < p.split ? pixels : begin + p.split;
   float sum = 0;
   for (int i = begin + static_cast<int>(threadIdx.x / WARP); i < end; i += DIRECT_THREADS / WARP) {
     const Pixel pixel = pixel_at(i, g.p, g.q);
@@ -608,5 +608,5 @@ KERNEL(conv2d_wgrad_depthwise, Wgrad, DIRECT_THREADS) {
   __syncthreads();
   if (threadIdx.x >= WARP || k >= g.k) return;
   for (unsigned warp = 1; warp < DIRECT_THREADS / WARP; ++warp) sum += of_warps[warp * WARP + threadIdx.x];
-  p.partial[(static_cast<offset>(stretch) * g.k + k) * p.partial_pitch + tap] = sum;
+  p.partial[(static_cast<offset>(split) * g.k + k) * p.partial_pitch + tap] = sum;
 }

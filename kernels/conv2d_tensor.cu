@@ -1,25 +1,25 @@
 // modules: tf32 bf16 f16
 // Convolution on tensor cores: fprop, dgrad and wgrad for activations in bf16, f16 or tf32, without groups.
 //
-//   pass    rows                      columns   summed over
+//   pass    M                         N         K (summed over)
 //   fprop   N·P·Q                     K         R·S·C
 //   dgrad   N·H·W, by residue         C         R·S·K
-//   wgrad   K                         R·S·C     N·P·Q, in stretches: each block sums one, a second launch adds them in order
+//   wgrad   K                         R·S·C     N·P·Q, by split-K: each block sums one split, a second launch adds them in order
 //
-// The implicit matrix products of conv2d.cu, whose header states the formulas; here channels and filters come in packs of 16
+// The implicit GEMMs of conv2d.cu, whose header states the formulas; here channels and filters come in packs of 16
 // bytes, so that a pack belongs to one tap. A stem with fewer channels than that is padded first. dgrad with a
 // stride is as many products as there are residues (h mod stride, w mod stride) of input pixels: each sums only over the taps
 // that reach its pixels, so that none is wasted. A 1×1 convolution of stride 1 comes as a single line of pixels: a plain
 // matrix product, in which no address leaves its row.
 //
 // FLOPs: 2·N·P·Q·K·R·S·C of each pass. Bytes: both operands once for each tile across them, the result once; wgrad writes
-// 4·K·R·S·C for each stretch, which the second launch reads again.
+// 4·K·R·S·C for each split, which the second launch reads again.
 //
 // For the batch norm behind it, fprop can leave the statistics of what it stored; dgrad can do the first pass of the backward
 // of the batch norm before it: what it stores is then already cut by the ReLU between the two, and its sums are left
 // beside. Both cost no further pass over activations but dgrad's over x.
 //
-// Grid: tiles of rows, tiles of columns, residues (dgrad), stretches (wgrad). How tiles work: conv2d_tensor.cuh; which of
+// Grid: tiles of rows, tiles of columns, residues (dgrad), splits (wgrad). How tiles work: conv2d_tensor.cuh; which of
 // them a layer gets: src/ops/conv2d/tiles.rs.
 #include "conv2d_tensor.cuh"
 
@@ -49,7 +49,7 @@ KERNEL(conv2d_tensor_fprop_128x32, Product, Tile128x32::THREADS) {
   fprop<Tile128x32>(p, rows, columns);
 }
 
-// Of a padded stem: 4 channels.
+// fprop of a padded stem: 4 channels.
 KERNEL(conv2d_tensor_fprop_stem, Product, Tile128x64::THREADS) {
   TILES(Tile128x64);
   fprop<Tile128x64, 4>(p, rows, columns);
@@ -174,14 +174,14 @@ KERNEL(conv2d_tensor_pad, Padding, DIRECT_THREADS) {
 }
 
 struct StretchSum {
-  const float* partial;  // stretches × K × taps × padded
+  const float* partial;  // splits × K × taps × padded
   float* dw;             // K rows of taps × channels, `pitch` apart
   int filters, taps, channels, padded;
-  int pitch, stretches;
+  int pitch, splits;
 };
 static_assert(sizeof(StretchSum) == 40, "as in src/ops/conv2d/tensor.rs");
 
-// dw from the sums of the stretches, added in their order; a thread per weight.
+// dw from the sums of the splits, added in their order; a thread per weight.
 KERNEL(conv2d_tensor_wgrad_sum, StretchSum, DIRECT_THREADS) {
   const offset i = static_cast<offset>(blockIdx.x) * DIRECT_THREADS + threadIdx.x;
   const int weights = p.taps * p.channels;
@@ -189,6 +189,6 @@ KERNEL(conv2d_tensor_wgrad_sum, StretchSum, DIRECT_THREADS) {
   const offset filter = i / weights, weight = i % weights, stride = static_cast<offset>(p.filters) * p.taps * p.padded;
   const float* partial = p.partial + (filter * p.taps + weight / p.channels) * p.padded + weight % p.channels;
   float sum = partial[0];
-  for (int stretch = 1; stretch < p.stretches; ++stretch) sum += partial[stretch * stride];
+  for (int split = 1; split < p.splits; ++split) sum += partial[split * stride];
   p.dw[filter * p.pitch + weight] = sum;
 }

@@ -1,12 +1,12 @@
 // Convolution on tensor cores: the product of tiles, where its operands lie, and how its results are handed out.
 //
-// A block computes ROWS × COLUMNS sums, a warp WARP_ROWS × 32 of them, in steps of 64 bytes of summands: 32 of 16 bits, 16 of
-// tf32. Tiles are copied asynchronously, three steps deep, into shared memory, where packs of 16 bytes change places so that
+// A block computes ROWS × COLUMNS of the GEMM's M × N sums, a warp WARP_ROWS × 32 of them, in steps of 64 bytes of K: 32
+// summands of 16 bits, 16 of tf32. Tiles are copied asynchronously, three steps deep, into shared memory, where packs of 16 bytes change places so that
 // what is loaded together lies in different banks. tf32 is rounded to nearest as it is loaded. Sums are f32, and each is
-// added in one order whatever the tile, so that the choice of a tile changes no bit of a result that is not cut into
-// stretches.
+// added in one order whatever the tile, so that the choice of a tile changes no bit of a result that is not by
+// split-K.
 //
-//   multiply<Tile, Rows, Columns>(p, depth, …)   the sums of this thread
+//   mainloop<Tile, Rows, Columns>(p, depth, …)   the sums of this thread over `depth` summands: K, or its split
 //   for_each_eight<Tile>(sums, f)                f(row, column, v): v[8] are the sums in columns column..column + 7 of `row`,
 //                                                counted from the tile's corner, column a multiple of 8. Each sum is handed
 //                                                to one thread. Everybody calls it: it exchanges numbers within a warp.
@@ -33,7 +33,7 @@ struct Tile {
   static constexpr unsigned ROWS = ROWS_, COLUMNS = COLUMNS_, WARP_ROWS = WARP_ROWS_;
   static constexpr unsigned WARPS_DOWN = ROWS / WARP_ROWS, WARPS_ACROSS = COLUMNS / WARP_COLUMNS;
   static constexpr unsigned THREADS = WARPS_DOWN * WARPS_ACROSS * WARP;
-  // What a warp computes, in pieces of 16 × 8.
+  // Rows of pieces, 16 × 8 each, that a warp computes.
   static constexpr unsigned PIECE_ROWS = WARP_ROWS / 16;
   static constexpr unsigned ROW_ELEMENTS = ROWS * DEPTH, COLUMN_ELEMENTS = COLUMNS * DEPTH;  // of a stage
 };
@@ -47,9 +47,9 @@ using Tile128x32 = Tile<128, 32, 32>;
 struct Product {
   const element* from;  // fprop: x, dgrad and wgrad: dy
   const element* by;    // fprop and dgrad: w, wgrad: x
-  void* to;             // fprop: y, dgrad: dx (element); wgrad: stretches × K × R·S·C (float), rows of `to_pitch`
+  void* to;             // fprop: y, dgrad: dx (element); wgrad: splits × K × R·S·C (float), rows of `to_pitch`
   Sizes g;
-  int stretch;          // pixels of each stretch of wgrad, a multiple of DEPTH
+  int split;          // pixels of each split of wgrad, a multiple of DEPTH
   int to_pitch;
 };
 static_assert(sizeof(Product) == 112, "as in src/ops/conv2d/tensor.rs");
@@ -157,7 +157,7 @@ DEVICE bool is_inside(int i, int size) { return static_cast<unsigned>(i) < stati
 // The patches of x that fprop sums, a line per output pixel, or those of dy that dgrad sums, a line per input pixel. UNIT
 // elements are of one tap: fewer than a pack where an activation has 4 channels of 16 bits.
 template <class Side_, unsigned UNIT_>
-struct Patches {
+struct Im2col {
   using Side = Side_;
   static constexpr unsigned UNIT = UNIT_, PARTS = PACK / UNIT;
   int origin[Side::SHARE];              // where lies what the line's pixel reads through tap (0, 0), maybe outside
@@ -165,8 +165,8 @@ struct Patches {
   Tap tap[PARTS];
   Walk walk;
 
-  DEVICE Patches start(const Product& p, const Walk& walk) {
-    Patches self;
+  DEVICE Im2col start(const Product& p, const Walk& walk) {
+    Im2col self;
     self.walk = walk;
     for (unsigned i = 0; i < Side::SHARE; ++i) {
       const int row = static_cast<int>(blockIdx.x * Side::SPAN + Side::line(i));
@@ -181,7 +181,7 @@ struct Patches {
     return self;
   }
 
-  DEVICE const element* at(const Patches& self, const Product& p, unsigned i, unsigned part) {
+  DEVICE const element* at(const Im2col& self, const Product& p, unsigned i, unsigned part) {
     const Walk& walk = self.walk;
     const Tap& tap = self.tap[part];
     const int down = tap.r * walk.step_h, right = tap.s * walk.step_w;
@@ -190,7 +190,7 @@ struct Patches {
     return p.from + (self.origin[i] + (down * walk.width + right) * walk.channels + tap.channel);
   }
 
-  DEVICE void step(Patches& self, const Product&) {
+  DEVICE void step(Im2col& self, const Product&) {
     for (unsigned part = 0; part < PARTS; ++part) advance(self.tap[part], self.walk.channels, self.walk.taps_w);
   }
 };
@@ -215,7 +215,7 @@ struct Filters {
 
 // Filters turned, a line for each tap and filter: dgrad's columns are channels.
 template <class Side_>
-struct TurnedFilters {
+struct TransposedFilters {
   using Side = Side_;
   static constexpr unsigned UNIT = PACK;
   Tap tap[Side::SHARE];        // of those that this residue reads; `channel` counts filters
@@ -223,10 +223,10 @@ struct TurnedFilters {
   int step_h, step_w;          // elements from tap to tap
   int taps_h, taps_w;
 
-  DEVICE TurnedFilters start(const Product& p, const Walk& walk) {
+  DEVICE TransposedFilters start(const Product& p, const Walk& walk) {
     const Residue h = residue_h(p.g), w = residue_w(p.g);
     const int channel = static_cast<int>(blockIdx.y * Side::SPAN + Side::pack() * PACK);
-    TurnedFilters self;
+    TransposedFilters self;
     self.first = channel < p.g.c ? (h.first_tap * p.g.s + w.first_tap) * p.g.c + channel : NOWHERE;
     self.step_h = h.tap_step * p.g.s * p.g.c;
     self.step_w = w.tap_step * p.g.c;
@@ -237,22 +237,22 @@ struct TurnedFilters {
     return self;
   }
 
-  DEVICE const element* at(const TurnedFilters& self, const Product& p, unsigned i, unsigned) {
+  DEVICE const element* at(const TransposedFilters& self, const Product& p, unsigned i, unsigned) {
     const Tap& tap = self.tap[i];
     if (tap.r >= self.taps_h || self.first == NOWHERE) return nullptr;
     return p.by + (self.first + tap.channel * p.g.pitch + tap.r * self.step_h + tap.s * self.step_w);
   }
 
-  DEVICE void step(TurnedFilters& self, const Product& p) {
+  DEVICE void step(TransposedFilters& self, const Product& p) {
     for (unsigned i = 0; i < Side::SHARE; ++i) advance(self.tap[i], p.g.k, self.taps_w);
   }
 };
 
-// The output pixels of this block's stretch: wgrad's summands.
-DEVICE int stretch_begin(const Product& p) { return static_cast<int>(blockIdx.z) * p.stretch; }
-DEVICE int stretch_end(const Product& p) {
-  const int pixels = p.g.n * p.g.p * p.g.q, begin = stretch_begin(p);
-  return pixels - begin < p.stretch ? pixels : begin + p.stretch;
+// The output pixels of this block's split: wgrad's summands.
+DEVICE int split_begin(const Product& p) { return static_cast<int>(blockIdx.z) * p.split; }
+DEVICE int split_end(const Product& p) {
+  const int pixels = p.g.n * p.g.p * p.g.q, begin = split_begin(p);
+  return pixels - begin < p.split ? pixels : begin + p.split;
 }
 
 // dy, a line per output pixel: wgrad's rows are filters.
@@ -263,12 +263,12 @@ struct Outputs {
   int pixel, filter;
 
   DEVICE Outputs start(const Product& p, const Walk&) {
-    return Outputs{stretch_begin(p), static_cast<int>(blockIdx.x * Side::SPAN + Side::pack() * PACK)};
+    return Outputs{split_begin(p), static_cast<int>(blockIdx.x * Side::SPAN + Side::pack() * PACK)};
   }
 
   DEVICE const element* at(const Outputs& self, const Product& p, unsigned i, unsigned) {
     const int pixel = self.pixel + static_cast<int>(Side::line(i));
-    if (pixel >= stretch_end(p) || self.filter >= p.g.k) return nullptr;
+    if (pixel >= split_end(p) || self.filter >= p.g.k) return nullptr;
     return p.from + (pixel * p.g.k + self.filter);
   }
 
@@ -277,28 +277,28 @@ struct Outputs {
 
 // The patches of x, a line per output pixel: wgrad's columns are a filter's weights.
 template <class Side_, unsigned UNIT_>
-struct TurnedPatches {
+struct TransposedIm2col {
   using Side = Side_;
   static constexpr unsigned UNIT = UNIT_, PARTS = PACK / UNIT;
   Tap tap[PARTS];
   Pixel pixel[Side::SHARE];
   Pixel jump;  // of DEPTH pixels
-  int left;    // pixels of the stretch from this step on
+  int left;    // pixels of the split from this step on
 
-  DEVICE TurnedPatches start(const Product& p, const Walk& walk) {
-    TurnedPatches self;
+  DEVICE TransposedIm2col start(const Product& p, const Walk& walk) {
+    TransposedIm2col self;
     for (unsigned part = 0; part < PARTS; ++part) {
       const unsigned weight = blockIdx.y * Side::SPAN + Side::pack() * PACK + part * UNIT;
       self.tap[part] = tap_at(static_cast<int>(weight), walk.channels, walk.taps_w);
     }
     for (unsigned i = 0; i < Side::SHARE; ++i)
-      self.pixel[i] = pixel_at(stretch_begin(p) + static_cast<int>(Side::line(i)), walk.rows, walk.columns);
+      self.pixel[i] = pixel_at(split_begin(p) + static_cast<int>(Side::line(i)), walk.rows, walk.columns);
     self.jump = pixel_at(DEPTH, walk.rows, walk.columns);
-    self.left = stretch_end(p) - stretch_begin(p);
+    self.left = split_end(p) - split_begin(p);
     return self;
   }
 
-  DEVICE const element* at(const TurnedPatches& self, const Product& p, unsigned i, unsigned part) {
+  DEVICE const element* at(const TransposedIm2col& self, const Product& p, unsigned i, unsigned part) {
     const Sizes& g = p.g;
     const Tap& tap = self.tap[part];
     const Pixel& pixel = self.pixel[i];
@@ -309,7 +309,7 @@ struct TurnedPatches {
     return p.by + (((pixel.image * g.h + h) * g.w + w) * g.c + tap.channel);
   }
 
-  DEVICE void step(TurnedPatches& self, const Product& p) {
+  DEVICE void step(TransposedIm2col& self, const Product& p) {
     self.left -= DEPTH;
     for (unsigned i = 0; i < Side::SHARE; ++i) {
       Pixel& pixel = self.pixel[i];
@@ -371,7 +371,7 @@ DEVICE unsigned place_across(unsigned lane, unsigned matrix, unsigned span, unsi
   return Side::place(line, row / PACK) + row % PACK;
 }
 
-// What the matrix instructions take of COUNT pieces beside each other, the first of which begins at (`span`, `depth`).
+// Loads COUNT pieces beside each other as the matrix instructions take them; the first begins at (`span`, `depth`).
 template <class Side, bool ROWS_FIRST, unsigned COUNT>
 DEVICE void load_pieces(unsigned (&r)[COUNT][4], SharedArray<element> tile, unsigned span, unsigned depth) {
   const unsigned lane = threadIdx.x % WARP;
@@ -422,7 +422,7 @@ DEVICE void multiply_tiles(Sums<T>& sums, SharedArray<element> rows, SharedArray
 }
 
 template <class T, class Rows, class Columns>
-DEVICE Sums<T> multiply(
+DEVICE Sums<T> mainloop(
     const Product& p, const Walk& walk, int depth, SharedArray<element> row_tiles, SharedArray<element> column_tiles) {
   Rows rows = Rows::start(p, walk);
   Columns columns = Columns::start(p, walk);
@@ -544,29 +544,29 @@ DEVICE int input_pixel(const Sizes& g, const Residue& h, const Residue& w, int r
 
 template <class T, unsigned UNIT = PACK>
 DEVICE Sums<T> fprop_sums(const Product& p, SharedArray<element> rows, SharedArray<element> columns) {
-  using From = Patches<Side<true, T::ROWS, T::THREADS>, UNIT>;
+  using From = Im2col<Side<true, T::ROWS, T::THREADS>, UNIT>;
   using By = Filters<Side<true, T::COLUMNS, T::THREADS>>;
-  return multiply<T, From, By>(p, forward_walk(p.g), p.g.r * p.g.s * p.g.c, rows, columns);
+  return mainloop<T, From, By>(p, forward_walk(p.g), p.g.r * p.g.s * p.g.c, rows, columns);
 }
 
 template <class T>
 DEVICE Sums<T> dgrad_sums(const Product& p, const Walk& walk, SharedArray<element> rows, SharedArray<element> columns) {
-  using From = Patches<Side<true, T::ROWS, T::THREADS>, PACK>;
-  using By = TurnedFilters<Side<false, T::COLUMNS, T::THREADS>>;
-  return multiply<T, From, By>(p, walk, walk.taps_h * walk.taps_w * p.g.k, rows, columns);
+  using From = Im2col<Side<true, T::ROWS, T::THREADS>, PACK>;
+  using By = TransposedFilters<Side<false, T::COLUMNS, T::THREADS>>;
+  return mainloop<T, From, By>(p, walk, walk.taps_h * walk.taps_w * p.g.k, rows, columns);
 }
 
 template <class T, unsigned UNIT = PACK>
 DEVICE Sums<T> wgrad_sums(const Product& p, SharedArray<element> rows, SharedArray<element> columns) {
   using From = Outputs<Side<false, T::ROWS, T::THREADS>>;
-  using By = TurnedPatches<Side<false, T::COLUMNS, T::THREADS>, UNIT>;
-  return multiply<T, From, By>(p, forward_walk(p.g), stretch_end(p) - stretch_begin(p), rows, columns);
+  using By = TransposedIm2col<Side<false, T::COLUMNS, T::THREADS>, UNIT>;
+  return mainloop<T, From, By>(p, forward_walk(p.g), split_end(p) - split_begin(p), rows, columns);
 }
 
 // Where sums belong. f(at, count, row, column, v): v[0..count] are elements at, at + 1, … of the result; row and column, of the
 // tile, are those of for_each_eight.
 
-// Of y, N·P·Q × K.
+// Calls f for the sums of y, N·P·Q × K.
 template <class T, class F>
 DEVICE void for_each_of_y(const Product& p, const Sums<T>& sums, F f) {
   const int pixels = p.g.n * p.g.p * p.g.q;
@@ -577,7 +577,7 @@ DEVICE void for_each_of_y(const Product& p, const Sums<T>& sums, F f) {
   });
 }
 
-// Of dx, N·H·W × C: the pixels of this block's residues.
+// Calls f for the sums of dx, N·H·W × C: the pixels of this block's residues.
 template <class T, class F>
 DEVICE void for_each_of_dx(const Product& p, const Sums<T>& sums, F f) {
   const Residue h = residue_h(p.g), w = residue_w(p.g);
@@ -589,7 +589,7 @@ DEVICE void for_each_of_dx(const Product& p, const Sums<T>& sums, F f) {
   });
 }
 
-// Of the partial sums of dw, stretches × K × R·S·C.
+// Calls f for the partial sums of dw, splits × K × R·S·C.
 template <class T, class F>
 DEVICE void for_each_of_dw(const Product& p, const Sums<T>& sums, F f) {
   const int weights = p.g.r * p.g.s * p.g.c;
@@ -757,7 +757,7 @@ struct ProductGradient {
 };
 static_assert(sizeof(ProductGradient) == 168, "as in src/ops/conv2d/tensor.rs");
 
-// What is loaded behind this is not loaded before, where it would want registers.
+// Keeps what is loaded behind this from being loaded before, where it would want registers.
 DEVICE void hold_loads() { __syncwarp(); }
 
 // Two neighbours, `from` at an even place of an aligned row.

@@ -1,22 +1,22 @@
 // modules: tf32 bf16 f16
 // wgrad on tensor cores where the filters are a blend of frozen ones: products with the sources' filters in place of dW.
 //
-//   P[part, m, k] = Σ dW[k, …]·W_m[k, …]   over the pixels of one stretch and the weights of one tile of columns
+//   P[part, m, k] = Σ dW[k, …]·W_m[k, …]   over the pixels of one split and the weights of one tile of columns
 //
-// What dα needs (merge.cu) is the sum over the parts, a part for each stretch and tile of columns. A block computes its tile
-// of dW as wgrad does (conv2d_tensor.cu), and while it is in registers takes its product with the tiles of the M sources: each
-// thread over its columns, four lanes of a row by shuffles, the warps side by side through shared memory, always in this
-// order. dW is never written, and there is no second launch.
+// The sum over the parts, a part for each split and tile of columns, is what dα needs (merge.cu). A block computes
+// its tile of dW as wgrad does (conv2d_tensor.cu), and while it is in registers takes its product with the tiles of the
+// M sources: each thread over its columns, four lanes of a row by shuffles, the warps side by side through shared
+// memory, always in this order. dW is never written, and there is no second launch.
 //
-// Bytes: the operands as wgrad, 4·M·K·R·S·C of the sources for each stretch (from memory once, then from the L2 cache),
-// and 4·M·K for each part. FLOPs: 2·M·K·R·S·C for each stretch beside wgrad's.
+// Bytes: the operands as wgrad, 4·M·K·R·S·C of the sources for each split (from memory once, then from the L2 cache),
+// and 4·M·K for each part. FLOPs: 2·M·K·R·S·C for each split beside wgrad's.
 //
-// ResNet-50, 2 sources, 32 images of 224 pixels, bf16, counted with the stretches that src/ops/conv2d/tiles.rs chooses, x
-// and dy left out. Through dW: 302 MB of stretches written, and read by the second launches; 94 MB of dW written, and read for
+// ResNet-50, 2 sources, 32 images of 224 pixels, bf16, counted with the splits that src/ops/conv2d/tiles.rs chooses, x
+// and dy left out. Through dW: 302 MB of splits written, and read by the second launches; 94 MB of dW written, and read for
 // dα beside 188 MB of sources: 980 MB. Here: 188 MB of sources, which the cache hands out again 3.4 times (629 MB), 7 MB of
 // parts written and read: 202 MB; and 53 launches of wgrad and a padded stem where there were 98 and dα.
 //
-// Grid: tiles of rows, tiles of columns, stretches.
+// Grid: tiles of rows, tiles of columns, splits.
 #include "conv2d_tensor.cuh"
 
 struct Products {
@@ -32,7 +32,7 @@ static_assert(sizeof(Products) == 136, "as in src/ops/conv2d/products.rs");
 // Sources whose products are added up at a time.
 constexpr unsigned BATCH = 8;
 
-// Of the filter that begins at `from`, the weights for columns `column` and `column + 1` of dW: zero where it has none.
+// Loads the weights of the filter at `from` for columns `column` and `column + 1` of dW: zero where it has none.
 template <bool PACKED>
 DEVICE void load_pair(const Products& p, const float* from, int column, float (&pair)[2]) {
   const Sizes& g = p.product.g;
@@ -127,7 +127,7 @@ KERNEL(conv2d_tensor_products_64x64, Products, Tile64x64::THREADS) {
   products<Tile64x64>(p, rows, columns);
 }
 
-// Of a padded stem: 4 channels.
+// Products of a padded stem: 4 channels.
 KERNEL(conv2d_tensor_products_stem, Products, Tile64x64::THREADS) {
   TILES(Tile64x64);
   products<Tile64x64, 4>(p, rows, columns);

@@ -1,6 +1,6 @@
 // modules: f32
-// What a GPU can do at most, for other kernels to be measured against: its memory by three mixes of reads and writes, and
-// its f32 arithmetic.
+// The limits of a GPU, for other kernels to be measured against: its memory by three mixes of reads and writes, and its
+// f32 arithmetic.
 //
 //   limits_copy      y[i] = x[i]                    8 bytes per float: 1 read, 1 write
 //   limits_triad     y[i] = x[i] + scale·z[i]      12 bytes per float: 2 reads, 1 write; 2 FLOPs
@@ -26,7 +26,7 @@ struct Stream {
   float scale;
   unsigned padding;
 };
-static_assert(sizeof(Stream) == 40, "as in src/gpu/limits.rs");
+static_assert(sizeof(Stream) == 40, "as in src/ops/limits.rs");
 
 struct Multiply {
   float* y;  // one per thread
@@ -34,7 +34,7 @@ struct Multiply {
   float scale, shift;
   unsigned padding;
 };
-static_assert(sizeof(Multiply) == 24, "as in src/gpu/limits.rs");
+static_assert(sizeof(Multiply) == 24, "as in src/ops/limits.rs");
 
 using offset = unsigned long long;
 

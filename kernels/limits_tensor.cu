@@ -1,5 +1,5 @@
 // modules: tf32 bf16 f16
-// What a GPU's tensor cores can do at most through mma.sync, for convolutions to be measured against: matrix products that
+// The limits of a GPU's tensor cores through mma.sync, for convolutions to be measured against: matrix products that
 // stay in registers.
 //
 //   limits_product   D[chain] = A·B[chain] + D[chain], again and again;   2·16·8·DEPTH FLOPs per warp, chain and step
@@ -18,7 +18,7 @@ struct Product {
   unsigned steps;
   unsigned padding;
 };
-static_assert(sizeof(Product) == 16, "as in src/gpu/limits.rs");
+static_assert(sizeof(Product) == 16, "as in src/ops/limits.rs");
 
 // −127 … 127: exact in every type, and so are sums of few products.
 DEVICE float number(unsigned place) {

@@ -40,7 +40,7 @@ struct GradientChunk {
   unsigned is_final;  // outputs are dα
   unsigned padding;
 };
-static_assert(sizeof(GradientChunk) == 56, "as in src/ops/merge/gpu.rs");
+static_assert(sizeof(GradientChunk) == 56, "as in src/ops/merge/gpu/");
 
 struct Gradient {
   const GradientChunk* chunks;  // one per block
@@ -52,7 +52,7 @@ struct Gradient {
   unsigned source_count;
   unsigned packed;
 };
-static_assert(sizeof(Gradient) == 64, "as in src/ops/merge/gpu.rs");
+static_assert(sizeof(Gradient) == 64, "as in src/ops/merge/gpu/");
 
 struct Products {
   const float* const* sources;  // M windows of K × len, rows `pitch` apart
@@ -63,7 +63,7 @@ struct Products {
   unsigned source_count;
   unsigned packed;
 };
-static_assert(sizeof(Products) == 48, "as in src/ops/merge/gpu.rs");
+static_assert(sizeof(Products) == 48, "as in src/ops/merge/gpu/");
 
 // Up to a warp of filters, or of the weights of vectors. That of row r takes parts sums from sums[first_sum + r] on, those
 // of source m and part i (i·M + m)·filters further, and weight r of each vector. Its output is `first` + r·step: of dα, or
@@ -78,7 +78,7 @@ struct ProductChunk {
   unsigned is_final;
   unsigned padding;
 };
-static_assert(sizeof(ProductChunk) == 56, "as in src/ops/merge/gpu.rs");
+static_assert(sizeof(ProductChunk) == 56, "as in src/ops/merge/gpu/");
 
 struct GradientOfProducts {
   const ProductChunk* chunks;   // one per block
@@ -91,7 +91,7 @@ struct GradientOfProducts {
   unsigned source_count;
   unsigned padding;
 };
-static_assert(sizeof(GradientOfProducts) == 80, "as in src/ops/merge/gpu.rs");
+static_assert(sizeof(GradientOfProducts) == 80, "as in src/ops/merge/gpu/");
 
 // The partial sums of one α: those in slots[begin .. begin + count].
 struct Share {
@@ -107,7 +107,7 @@ struct GradientSum {
   unsigned share_count;
   unsigned padding;
 };
-static_assert(sizeof(GradientSum) == 56, "as in src/ops/merge/gpu.rs");
+static_assert(sizeof(GradientSum) == 56, "as in src/ops/merge/gpu/");
 
 using position = unsigned long long;
 
@@ -343,7 +343,7 @@ struct ConstrainForward {
   unsigned anchor;
   Constraint constraint;
 };
-static_assert(sizeof(ConstrainForward) == 40, "as in src/ops/merge/gpu.rs");
+static_assert(sizeof(ConstrainForward) == 40, "as in src/ops/merge/gpu/");
 
 struct MeansForward {
   const MeanRow* rows;  // row_count, in the order of their α behind the learned ones
@@ -352,7 +352,7 @@ struct MeansForward {
   unsigned learned_count;
   unsigned row_count;
 };
-static_assert(sizeof(MeansForward) == 32, "as in src/ops/merge/gpu.rs");
+static_assert(sizeof(MeansForward) == 32, "as in src/ops/merge/gpu/");
 
 // `rows` means of `period` each from learned α `first` on; their own α begin at `alpha`.
 struct Mean {
@@ -371,7 +371,7 @@ struct ConstrainBackward {
   unsigned anchor;
   Constraint constraint;
 };
-static_assert(sizeof(ConstrainBackward) == 64, "as in src/ops/merge/gpu.rs");
+static_assert(sizeof(ConstrainBackward) == 64, "as in src/ops/merge/gpu/");
 
 KERNEL(merge_constrain, ConstrainForward, THREADS) {
   const position j = static_cast<position>(blockIdx.x) * THREADS + threadIdx.x, n = p.learned_count;
@@ -408,7 +408,7 @@ KERNEL(merge_means, MeansForward, THREADS) {
   if (threadIdx.x % WARP == 0) alpha[p.learned_count + i] = sum / static_cast<float>(row.period);
 }
 
-// What α j of a source gets, its share in the means included.
+// The gradient of α j of a source, its share in the means included.
 DEVICE float gathered(const ConstrainBackward& p, position j, unsigned source) {
   const float* dalpha = p.dalpha + source * p.alphas;
   float sum = dalpha[j];

@@ -27,10 +27,10 @@ constexpr unsigned THREADS = 256;
 // Weights that a thread takes at a time, in fours.
 constexpr unsigned UNIT = 8, FOURS = UNIT / 4;
 
-// What `BlendChunk::source` says beside the number of a source.
+// Values of `BlendChunk::source` beside the number of a source.
 constexpr int BLENDED = -1, ZERO = -2;
 
-// What four neighbouring weights of a chunk share that begin at a multiple of four.
+// The sharing of α among four neighbouring weights of a chunk that begin at a multiple of four.
 // FOUR_ALPHAS lie at a multiple of four in every source's.
 enum Fours : unsigned { NOTHING, ONE_ALPHA, FOUR_ALPHAS };
 
@@ -46,7 +46,7 @@ struct BlendChunk {
   Fours fours;
   unsigned padding;
 };
-static_assert(sizeof(BlendChunk) == 48, "as in src/ops/merge/gpu.rs");
+static_assert(sizeof(BlendChunk) == 48, "as in src/ops/merge/gpu/");
 
 struct Blend {
   const BlendChunk* chunks;     // one per block
@@ -58,7 +58,7 @@ struct Blend {
   unsigned source_count;
   unsigned packed;              // all arenas and α are aligned to 16 bytes, and filters_len a multiple of four
 };
-static_assert(sizeof(Blend) == 64, "as in src/ops/merge/gpu.rs");
+static_assert(sizeof(Blend) == 64, "as in src/ops/merge/gpu/");
 
 using position = unsigned long long;
 

@@ -26,7 +26,7 @@ struct Unit {
   float v[WIDTH];
 };
 
-// What a thread does.
+// A thread's share of the walk.
 struct Share {
   unsigned channel;  // the first of its unit; beyond the last channel: nothing to do
   unsigned row, rows;

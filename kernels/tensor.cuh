@@ -24,7 +24,7 @@ DEVICE float half_of(unsigned pair, unsigned half) {
   return to_float(numbers[sizeof(element) == 2 ? half : 0]);
 }
 
-// What a lane holds of ROWS pieces of A and COLUMNS of B for products DEPTH deep, a float per number, PACKED of them from a
+// A lane's part of ROWS pieces of A and COLUMNS of B for products DEPTH deep, a float per number, PACKED of them from a
 // register.
 template <unsigned DEPTH, unsigned ROWS, unsigned COLUMNS>
 struct Unpacked {
@@ -57,7 +57,7 @@ DEVICE void multiply_add(float (&d)[ROWS][COLUMNS][4], const unsigned (&own_a)[R
     for (unsigned half = 0; half < 2; ++half) {
       float sums[COLUMNS][2] = {};
       for (unsigned k = 0; k < DEPTH; ++k) {
-        // Of the registers of A, those for these k; rows 8 on are in the second of each two.
+        // The registers of A for these k; rows 8 on are in the second of each two.
         const unsigned owner = k % (4 * PACKED) / PACKED, part = k / (4 * PACKED);
         const float a = of[row * 4 + owner].a[m][(half + part * 2) * PACKED + k % PACKED];
         for (unsigned n = 0; n < COLUMNS; ++n)

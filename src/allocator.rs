@@ -49,11 +49,11 @@ fn given(pointer: *mut u8, size: usize) -> *mut u8 {
     pointer
 }
 
-/// What `--json` prints then.
+/// The object that `--json` prints then.
 const OBJECT: &[u8] = br#"{"error": {"message": "out of memory", "causes": [], "hint": "use smaller batches (--batch-size), images or networks, end other programs, or raise the limit (ulimit -v)", "exit_code": 1}}
 "#;
 
-/// What is to be done before the program ends without its destructors, such as removing temporary files. It runs at most
+/// Does what is due before the program ends without its destructors, such as removing temporary files. It runs at most
 /// once, on the thread that got no memory, and must neither allocate nor wait for a lock: that thread may hold it.
 fn on_exhausted() {
     medmerge::output::remove_unfinished();

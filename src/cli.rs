@@ -73,7 +73,7 @@ pub enum Verb {
     Eval(Eval),
     /// Scores per image as CSV
     Predict(Predict),
-    /// What a checkpoint, a data set or a file of merge weights holds; how a network runs
+    /// Contents of a checkpoint, a data set or a file of merge weights; how a network runs
     Inspect(Inspect),
     /// Write the generated data sets: texture.npz, shape.npz and target.npz
     Synth(Synth),
@@ -84,7 +84,7 @@ pub enum Verb {
     Selftest(Selftest),
     /// Compile all GPU kernels; what each needs. No GPU is needed; later runs find them compiled
     Kernels(Kernels),
-    /// What can compute here, and why something cannot
+    /// Devices that can compute here, and why others cannot
     Devices,
 }
 
@@ -111,7 +111,7 @@ pub struct Data {
     pub normalise: Normalise,
 }
 
-/// What bytes are brought to: (v / 255 − mean) / std.
+/// The normalisation of bytes: (v / 255 − mean) / std.
 #[derive(Args)]
 pub struct Normalise {
     /// Mean per channel, after dividing by 255 [default: as the network was trained, else 0.5]
@@ -122,7 +122,7 @@ pub struct Normalise {
     pub std: Option<Vec<f32>>,
 }
 
-/// What a file's tensors leave open.
+/// The stem, which a file's tensors leave open.
 #[derive(Args)]
 pub struct KnownStem {
     /// The stem of networks whose files do not say it: 3x3, 3x3-pool, 3x3-stride2, 3x3-stride2-pool or 7x7. Tensors tell its
@@ -222,7 +222,7 @@ pub struct Learn {
     /// The source on the `1 − w` side: its path, its name, its number from 0, or auto (the better linear probe)
     #[arg(long, default_value = "auto")]
     pub anchor: String,
-    /// What shares one merge weight: model, layer, filter or kernel
+    /// Unit that shares one merge weight: model, layer, filter or kernel
     ///
     /// model: the whole network
     /// layer: a convolution, with the batch norm behind it
@@ -230,7 +230,7 @@ pub struct Learn {
     /// kernel: the R·S weights between one input and one output channel
     #[arg(long, verbatim_doc_comment, value_parser = parse::<Granularity>, default_value = "filter")]
     pub granularity: Granularity,
-    /// What keeps the weights α together, for M sources with anchor a: affine, clamp, simplex or free
+    /// Constraint on the weights α, for M sources with anchor a: affine, clamp, simplex or free
     ///
     /// affine: α_m = w_m for each source but the anchor, α_a = 1 − Σ w_m
     /// clamp: the same, with each w_m kept in [0, 1] after every step
@@ -444,7 +444,7 @@ pub struct BenchOptions {
     /// arrays behind the memory's limits are larger [default: what the system says]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=4096))]
     pub cache_mib: Option<u64>,
-    /// What an earlier run printed with --json: shows this run's times as multiples of it
+    /// Output of an earlier run with --json: shows this run's times as multiples of it
     #[arg(long, value_name = "FILE.json")]
     pub baseline: Option<PathBuf>,
 }

@@ -87,7 +87,7 @@ impl Error {
         Error::UnknownName { kind, name: name.to_string(), known: known.into_iter().map(Into::into).collect() }
     }
 
-    /// What the user can do about it.
+    /// A hint of what the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
             Error::Io { source, path, .. } => Some(match source.kind() {

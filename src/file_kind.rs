@@ -1,5 +1,5 @@
-//! What a file is, by its content and then by its name, so that one which is something else than was asked for is called
-//! by its name, with a hint of what to do with it. Every reader opens its files here.
+//! The kind of a file, by its content and then by its name, so that one which is something else than was asked for is
+//! called by its name, with a hint of what to do with it. Every reader opens its files here.
 //!
 //! Only the beginning of a file is looked at, and of a zip archive the list of its members.
 
@@ -12,7 +12,7 @@ use zip::ZipArchive;
 
 use crate::error::{Error, Result};
 
-/// What a reader reads.
+/// The kind of file that a reader reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
     Network,
@@ -32,7 +32,7 @@ impl Wanted {
         }
     }
 
-    /// What to give instead, whatever was given.
+    /// A hint of what to give instead, whatever was given.
     fn hint(self) -> &'static str {
         match self {
             Wanted::Network => "a network is a .safetensors file with torchvision's names",
@@ -60,7 +60,7 @@ pub struct FileKind {
     magic: &'static [(usize, &'static [u8])],
     /// In lower case; they decide where the content does not.
     extensions: &'static [&'static str],
-    /// What to do with one where a network is wanted, and where a data set is; empty where there is only [`Wanted::hint`].
+    /// Hints for where a network is wanted, and where a data set is; empty where there is only [`Wanted::hint`].
     as_network: &'static str,
     as_data: &'static str,
 }
@@ -191,7 +191,7 @@ const TABLE: &[FileKind] = &[
     TEXT,
 ];
 
-/// What a data set holds; a `.npz` file may lack the members' `.npy`.
+/// Members of a data set; a `.npz` file may lack their `.npy`.
 const MEMBERS: [&str; 6] = ["train_images", "train_labels", "val_images", "val_labels", "test_images", "test_labels"];
 
 /// The most that the header of a safetensors file may take, as everywhere for this format.
@@ -213,7 +213,7 @@ pub struct Opened {
     pub start: Vec<u8>,
     /// None if neither content nor name tell.
     pub kind: Option<FileKind>,
-    /// What an error calls it.
+    /// The description that an error gives of it.
     description: String,
 }
 
@@ -367,7 +367,7 @@ fn shards(file: &mut File) -> Option<Vec<String>> {
     Some(index.weight_map.into_values().collect::<BTreeSet<_>>().into_iter().collect())
 }
 
-/// What a zip archive is, by the names of its members; where their list is cut off, by the name of the first.
+/// The kind of a zip archive, by the names of its members; where their list is cut off, by the name of the first.
 fn of_archive(file: &mut File, start: &[u8], named: Option<FileKind>) -> (Option<FileKind>, String) {
     let archive = ZipArchive::new(BufReader::new(&mut *file));
     let text = |name: &[u8]| String::from_utf8_lossy(name).into_owned();
@@ -411,7 +411,7 @@ mod tests {
 
     use super::*;
 
-    /// What a file of this name and content is called, wherever it is given.
+    /// The description of a file of this name and content, wherever it is given.
     fn called(name: &str, content: &[u8]) -> String {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);

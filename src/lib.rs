@@ -8,7 +8,7 @@
 //!  nn                            a network is data: a graph of named layers
 //!  tape ── ops                   differentiation; the primitives, each with its definition and a fast form
 //!  tensor ── gpu                 memory
-//!  dtype                         types of numbers
+//!  dtype · numbers               types of numbers, and how far apart they are
 //! ```
 //!
 //! Each line uses only those below it. A first program:
@@ -45,6 +45,7 @@ pub mod memory;
 pub mod merge;
 pub mod metrics;
 pub mod nn;
+pub mod numbers;
 pub mod ops;
 pub mod output;
 pub mod report;

@@ -40,7 +40,7 @@ fn kib_of(report: &str, name: &str) -> Option<u64> {
     amount.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1 << 10)
 }
 
-/// What the limit on addresses leaves; None where there is no limit.
+/// Bytes that the limit on addresses leaves; None where there is no limit.
 fn address_space(limits: &str, status: &str) -> Option<u64> {
     let limit = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
     let limit: u64 = limit.split_whitespace().next()?.parse().ok()?;
@@ -101,7 +101,7 @@ impl ControlGroups {
         self.left(&read(self.limit)?, &read(self.usage)?, &read("memory.stat").unwrap_or_default())
     }
 
-    /// What a group leaves; None where it has no limit.
+    /// Bytes that a group leaves; None where it has no limit.
     fn left(&self, limit: &str, usage: &str, statistics: &str) -> Option<u64> {
         // Version 2 writes `max` where there is none; version 1 a number that no machine reaches.
         let limit: u64 = limit.trim().parse().ok()?;

@@ -28,57 +28,57 @@ pub struct Id(usize);
 #[derive(Clone, Debug)]
 pub struct Var {
     value: Tensor,
-    /// Of an arena whose filters are also, or only, stored in another dtype.
-    filters: Option<Filters>,
+    /// The first numbers of an arena, if they are also, or only, stored in another dtype.
+    prefix: Option<Prefix>,
     id: Option<Id>,
 }
 
-/// The first numbers of an arena, as convolutions read them.
+/// The first numbers of an arena, as ops read them.
 #[derive(Clone, Debug)]
-struct Filters {
+struct Prefix {
     values: Tensor,
-    /// Where the variable's value begins in the arena: 0, or behind the filters.
+    /// Where the variable's value begins in the arena: 0, or behind the prefix.
     value_begin: usize,
 }
 
-/// The numbers of an arena: in one tensor, or filters apart from the rest.
-pub struct Split {
+/// The numbers of an arena: in one tensor, or the first apart from the rest.
+pub struct Arena {
     value: Tensor,
-    filters: Option<Filters>,
+    prefix: Option<Prefix>,
 }
 
-impl Split {
-    pub fn whole(arena: Tensor) -> Split {
-        Split { value: arena, filters: None }
+impl Arena {
+    pub fn whole(arena: Tensor) -> Arena {
+        Arena { value: arena, prefix: None }
     }
 
     /// `rest` begins at `begin` in the arena.
-    pub fn at(begin: usize, filters: Tensor, rest: Tensor) -> Split {
-        Split { value: rest, filters: Some(Filters { values: filters, value_begin: begin }) }
+    pub fn at(begin: usize, first: Tensor, rest: Tensor) -> Arena {
+        Arena { value: rest, prefix: Some(Prefix { values: first, value_begin: begin }) }
     }
 }
 
 impl Var {
     /// A value whose gradient nobody wants.
     pub fn constant(value: Tensor) -> Var {
-        Var { value, filters: None, id: None }
+        Var { value, prefix: None, id: None }
     }
 
-    /// Of an arena whose filters are stored apart, all but those.
+    /// The value; of an arena whose first numbers are stored apart, all but those.
     pub fn value(&self) -> &Tensor {
         &self.value
     }
 
-    /// The arena with its first `count` numbers, the filters, stored as `dtype`: itself if they are. Windows into them have
+    /// The arena with its first `count` numbers stored as `dtype`: itself if they are. Windows into them have
     /// that dtype; their gradients keep the arena's.
-    pub fn with_filters_in(&self, dtype: DType, count: usize) -> Var {
-        let stored = self.filters.as_ref().map_or(self.value.dtype(), |filters| filters.values.dtype());
+    pub fn with_prefix_in(&self, dtype: DType, count: usize) -> Var {
+        let stored = self.prefix.as_ref().map_or(self.value.dtype(), |prefix| prefix.values.dtype());
         if stored == dtype {
             return self.clone();
         }
-        assert!(self.filters.is_none(), "filters are stored as {stored}, and {dtype} is asked for");
+        assert!(self.prefix.is_none(), "the first numbers are stored as {stored}, and {dtype} is asked for");
         let values = self.value.window(0, [count], 1).cast(dtype);
-        Var { filters: Some(Filters { values, value_begin: 0 }), ..self.clone() }
+        Var { prefix: Some(Prefix { values, value_begin: 0 }), ..self.clone() }
     }
 
     /// The same numbers as `dtype`: itself if they are. Its gradient keeps the variable's.
@@ -88,9 +88,9 @@ impl Var {
 
     /// The numbers of a window.
     fn cut(&self, offset: usize, shape: Shape, pitch: usize) -> Tensor {
-        match &self.filters {
-            Some(filters) if offset < filters.values.shape().len() => filters.values.window(offset, shape, pitch),
-            Some(filters) => self.value.window(offset - filters.value_begin, shape, pitch),
+        match &self.prefix {
+            Some(prefix) if offset < prefix.values.shape().len() => prefix.values.window(offset, shape, pitch),
+            Some(prefix) => self.value.window(offset - prefix.value_begin, shape, pitch),
             None => self.value.window(offset, shape, pitch),
         }
     }
@@ -120,7 +120,7 @@ pub struct Window {
     pub pitch: usize,
 }
 
-/// What is wanted of the gradient of the first numbers of an arena.
+/// A projection that is wanted of the gradient of the first numbers of an arena.
 pub trait Projection: Any {
     /// How many numbers these are.
     fn covered(&self) -> usize;
@@ -151,7 +151,7 @@ pub struct Gradients {
     add_assign: AddAssign,
 }
 
-/// What is known of a gradient.
+/// A gradient, as far as it is known.
 struct Slot {
     shape: Shape,
     dtype: DType,
@@ -189,7 +189,7 @@ impl Tape {
     /// A value whose gradient [`Gradients::take`] will be asked for.
     pub fn leaf(&mut self, value: Tensor) -> Var {
         let id = self.slot(&value, State::Empty);
-        Var { value, filters: None, id: Some(id) }
+        Var { value, prefix: None, id: Some(id) }
     }
 
     /// The output of an op on `inputs`. `backward` is made, and kept, only if one of the inputs wants a gradient.
@@ -199,22 +199,22 @@ impl Tape {
         }
         let id = self.slot(&value, State::Empty);
         self.records.push((id, backward()));
-        Var { value, filters: None, id: Some(id) }
+        Var { value, prefix: None, id: Some(id) }
     }
 
     /// The same for an op whose output is an arena of `len` numbers. `backward`, which is told the arena's id, gets the
     /// gradient of all of it, or with a `projection` that of the rest: then it takes the projection too.
     pub fn record_arena(
         &mut self,
-        arena: Split,
+        arena: Arena,
         len: usize,
         inputs: &[Option<Id>],
         projection: Option<Box<dyn Projection>>,
         backward: impl FnOnce(Id) -> Backward,
     ) -> Var {
-        let Split { value, filters } = arena;
+        let Arena { value, prefix } = arena;
         if inputs.iter().all(Option::is_none) {
-            return Var { value, filters, id: None };
+            return Var { value, prefix, id: None };
         }
         let id = self.slot(&value, State::Empty);
         let slot = &mut self.slots[id.0];
@@ -223,7 +223,7 @@ impl Tape {
             slot.state = State::Arena { gradient: None, written: BTreeMap::new(), projection };
         }
         self.records.push((id, backward(id)));
-        Var { value, filters, id: Some(id) }
+        Var { value, prefix, id: Some(id) }
     }
 
     /// A parameter in an arena. The same window asked for twice is the same variable: its contributions add up.
@@ -250,7 +250,7 @@ impl Tape {
         };
         let id = self.slot(&value, State::Window { arena, window, is_projected });
         self.slots[id.0].dtype = dtype;
-        let window = Var { value, filters: None, id: Some(id) };
+        let window = Var { value, prefix: None, id: Some(id) };
         self.windows.insert((arena.0, offset), window.clone());
         window
     }

@@ -1,4 +1,4 @@
-//! What the program says: its result on stdout, everything else on stderr.
+//! The output of the program: its result on stdout, everything else on stderr.
 //!
 //! Where nobody can read it (a full disk, a closed terminal) nothing here panics: a result that is not written is an
 //! error of the run, and a line on stderr that is not written is lost. With `--json` a run prints one object on stdout,
@@ -61,7 +61,7 @@ pub fn print_object(object: &Value) -> Result<()> {
     print(|out| writeln!(out, "{object:#}"))
 }
 
-/// What went wrong, for machines.
+/// An error as an object, for machines.
 pub fn of_error(error: &Error) -> Value {
     object(&error.to_string(), &causes(error), error.hint().as_deref(), error.exit_code())
 }
@@ -93,7 +93,7 @@ pub fn fail(error: &Error) -> ExitCode {
     ExitCode::from(error.exit_code())
 }
 
-/// What the parser of the command line has to say: help, the version, or what is wrong.
+/// Prints what the parser of the command line has to say: help, the version, or what is wrong.
 pub fn explain(error: &clap::Error) -> ExitCode {
     let printed = error.print();
     if !error.use_stderr() {

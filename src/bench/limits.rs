@@ -1,4 +1,4 @@
-//! What the machine can do, measured in the same run as what is compared with it.
+//! The limits of the machine, measured in the same run as what is compared with them.
 //!
 //! Memory by three mixes of reads and writes, since a write costs more than a read: read alone, the triad (2 : 1) and a copy
 //! (1 : 1). A mix in between takes a time per byte between theirs. Arithmetic: on the CPU, matrix products that stay in
@@ -234,7 +234,7 @@ mod tests {
         let seconds = |flops, read, precision| LIMITS.seconds(Cost { flops, read, written: 0 }, precision);
         assert_eq!(seconds(1000, 8, DType::F32), (10.0, Bound::Arithmetic));
         assert_eq!(seconds(100, 16, DType::F32), (2.0, Bound::Memory));
-        // Of the precision's own arithmetic.
+        // By the precision's own arithmetic.
         assert_eq!(seconds(1000, 8, DType::BF16), (1.25, Bound::Arithmetic));
         assert_eq!(seconds(1000, 8, DType::F16), (1.0, Bound::Memory));
         assert_eq!(seconds(1000, 8, DType::TF32), (2.0, Bound::Arithmetic));

@@ -13,7 +13,7 @@ use crate::gpu::{Event, Failure, Handle};
 use crate::interrupt::interrupted;
 use crate::tensor::Device;
 
-/// What a timing takes at least, in seconds; both clocks' grain is below a microsecond.
+/// Seconds that a timing takes at least; both clocks' grain is below a microsecond.
 const LONG_ENOUGH: f64 = 5e-3;
 const LONG_ENOUGH_ON_GPU: f64 = 2e-3;
 /// Launches of one graph.
@@ -65,7 +65,7 @@ impl Timing {
     }
 }
 
-/// Of sorted values; between two of them, by how near each is.
+/// A quantile of sorted values; between two of them, by how near each is.
 fn quantile(sorted: &[f64], share: f64) -> f64 {
     let place = share * (sorted.len() - 1) as f64;
     let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);

@@ -48,11 +48,11 @@ impl fmt::Display for Suite {
     }
 }
 
-/// What to measure. An empty list, or `None`, leaves it to [`shapes`].
+/// The choice of what to measure. An empty list, or `None`, leaves it to [`shapes`].
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub device: Device,
-    /// Of activations; merging is f32.
+    /// Precision of activations; merging is f32.
     pub precision: DType,
     /// Whether the layers of a step run joined into stages.
     pub is_fused: bool,
@@ -137,13 +137,13 @@ enum Case {
     Step(step::StepCase),
 }
 
-/// What a case came to, before it is compared with anything.
+/// The result of a case, before it is compared with anything.
 struct Measured {
     row: Row,
     timing: Timing,
-    /// What must be done one after the other.
+    /// Costs of what must be done one after the other.
     costs: Vec<Cost>,
-    /// Of the operands.
+    /// Precision of the operands.
     precision: DType,
 }
 
@@ -246,7 +246,7 @@ impl Bench {
         Ok(())
     }
 
-    /// What each step launches, moves and allocates on a GPU, found without running anything.
+    /// Counts what each step launches, moves and allocates on a GPU, without running anything.
     pub fn account(&self) -> Result<Vec<Row>> {
         let of_case = |case: &Case| match case {
             Case::Step(case) => Some(case.account()),

@@ -1,4 +1,4 @@
-//! What a benchmark leaves: rows of figures, as a table for people and as JSON, and beside an earlier run's.
+//! The report of a benchmark: rows of figures, as a table for people and as JSON, and beside an earlier run's.
 
 use std::path::Path;
 
@@ -45,13 +45,13 @@ pub struct Machine {
     pub compiler: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
-    /// Of the last level; what buffers exceed.
+    /// Bytes of the last level of cache, which buffers exceed.
     pub cache_bytes: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Row {
-    /// What says which row of a baseline is the same work.
+    /// The name by which a row of a baseline is known to be the same work.
     pub name: String,
     pub network: String,
     /// A pass, "blend", "dalpha", "training" …
@@ -78,7 +78,7 @@ pub struct Row {
     pub flops_per_second: f64,
     pub limit_seconds: f64,
     pub bound: Option<Bound>,
-    /// Of the limit that is reached: `limit_seconds` by the median.
+    /// The share of the limit that is reached: `limit_seconds` by the median.
     pub share: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step: Option<StepFigures>,
@@ -89,9 +89,9 @@ pub struct Row {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepFigures {
     pub images_per_second: f64,
-    /// Of GPU kernels; as everything here that is `None`, not known on the CPU.
+    /// Launches of GPU kernels; as everything here that is `None`, not known on the CPU.
     pub launches: Option<u64>,
-    /// What launches, copies and fills move, each of its operands once.
+    /// Bytes that launches, copies and fills move, each operand once.
     #[serde(default)]
     pub bytes: Option<u64>,
     /// The time that they need at the bandwidth measured, by each kernel's mix of reads and writes.
@@ -102,12 +102,12 @@ pub struct StepFigures {
     pub arena_bytes: Option<u64>,
     #[serde(default)]
     pub live_bytes: Option<u64>,
-    /// Of device memory, parameters included: of the step as a graph.
+    /// The peak of device memory, parameters included, of the step as a graph.
     pub peak_bytes: Option<u64>,
     /// The same of the first steps, launched kernel by kernel.
     #[serde(default)]
     pub first_peak_bytes: Option<u64>,
-    /// Of a learning step: the part of its time that merging takes by itself.
+    /// The part of a learning step's time that merging takes by itself.
     pub merging_share: Option<f64>,
     /// By kernel, what moves most first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -122,7 +122,7 @@ pub struct KernelFigures {
     pub read: u64,
     pub written: u64,
     pub flops: u64,
-    /// What the bytes need at the bandwidth measured.
+    /// Seconds that the bytes need at the bandwidth measured.
     pub limit_seconds: f64,
 }
 
@@ -143,7 +143,7 @@ pub struct Comparison {
 }
 
 impl Row {
-    /// Of a step: its kernels, what moves most first.
+    /// The kernels of a step, what moves most first.
     pub fn launches(&self) -> Option<Table> {
         let step = self.step.as_ref()?;
         let total = step.bytes.filter(|_| !step.kernels.is_empty())?;
@@ -212,7 +212,7 @@ impl Report {
         table
     }
 
-    /// Of convolutions: for each network and pass, all layers together and the mean share.
+    /// A summary of convolutions: for each network and pass, all layers together and the mean share.
     pub fn summary(&self) -> Option<Table> {
         let key = |row: &Row| (row.network.clone(), row.image_size, row.what.clone());
         let mut keys: Vec<_> = self.rows.iter().filter(|row| row.count.is_some()).map(key).collect();
@@ -238,7 +238,7 @@ impl Report {
     }
 }
 
-/// What steps launch, move and allocate, where they were not run.
+/// A table of what steps launch, move and allocate, where they were not run.
 pub fn account(rows: &[Row]) -> Table {
     let mut table = Table::new(["step", "launches", "moves", "operations", "live", "arena"]);
     let gigabytes = |bytes: Option<u64>| format!("{:.2} GB", bytes.unwrap_or_default() as f64 / 1e9);

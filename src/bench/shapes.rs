@@ -1,5 +1,5 @@
-//! What is measured where nobody says otherwise: networks, image sizes, batches, numbers of sources. Layers are read off
-//! the networks' own graphs; `benches/` takes its shapes from here too.
+//! The shapes that are measured where nobody says otherwise: networks, image sizes, batches, numbers of sources. Layers
+//! are read off the networks' own graphs; `benches/` takes its shapes from here too.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ pub const CONV_NETWORKS: [&str; 3] = ["resnet18", "resnet50", DENSENET];
 pub const NETWORKS: [&str; 2] = ["resnet18", "resnet50"];
 /// How many sources are merged.
 pub const SOURCES: [usize; 3] = [2, 4, 8];
-/// Of a learning step.
+/// Sources of a learning step.
 pub const STEP_SOURCES: usize = 2;
 
 /// MedMNIST's images, and photographs.
@@ -25,7 +25,7 @@ const LARGEST_SMALL: usize = 64;
 
 const DENSENET: &str = "densenet121";
 
-/// What the device is good for decides the batch: a CPU takes a second for eight photographs.
+/// The scale of a device, which decides the batch: a CPU takes a second for eight photographs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scale {
     Cpu,

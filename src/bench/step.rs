@@ -40,7 +40,7 @@ pub(super) struct StepCase {
     batch_size: usize,
     precision: DType,
     what: What,
-    /// Of a learning step.
+    /// Sources of a learning step.
     sources: usize,
 }
 
@@ -87,7 +87,7 @@ impl StepCase {
         format!("step/{network}/{image_size}px/{batch_size}/{}/{precision}", self.what())
     }
 
-    /// Of the convolutions and of merging; the rest of a step is not counted.
+    /// The costs of the convolutions and of merging; the rest of a step is not counted.
     fn costs(&self, plan: Option<&Plan>) -> Vec<Cost> {
         let images = [self.batch_size, self.image_size, self.image_size, self.graph.input_channels];
         let convolutions = self.graph.convolutions(images.into()).expect("checked when the cases were made");
@@ -103,7 +103,7 @@ impl StepCase {
         costs
     }
 
-    /// What a step launches, moves and allocates on a GPU, without one.
+    /// Counts what a step launches, moves and allocates on a GPU, without one.
     pub fn account(&self) -> Result<Row> {
         let gpu = Gpu::dry();
         let plan = (self.what == What::Learning).then(|| merge::plan(&self.graph, self.sources));
@@ -166,7 +166,7 @@ impl StepCase {
     }
 }
 
-/// What a step launches, and the memory it has for itself.
+/// Figures of what a step launches, and of the memory it has for itself.
 fn of_trace(plan: &MemoryPlan, work: &[Work]) -> StepFigures {
     let of_kernel = |(of, launches, cost): (WorkOf, usize, Cost)| KernelFigures {
         name: of.name(),
@@ -216,7 +216,7 @@ struct Running {
     loss: CrossEntropy,
     batch: Batch,
     control: Option<Control>,
-    /// Of the last step, on the CPU.
+    /// Loss of the last step, on the CPU.
     last_loss: f32,
 }
 
@@ -286,7 +286,7 @@ mod tests {
     use crate::gpu::Gpu;
     use crate::gpu::plan::tests::check;
 
-    /// Of steps as they are: buffers that live at the same time never overlap, and little is wasted.
+    /// Memory plans of steps as they are: buffers that live at the same time never overlap, and little is wasted.
     #[test]
     fn the_memory_of_steps_is_planned() {
         let gpu = Gpu::emulator(1).unwrap();

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::ops::conv2d::tiles::{self, Key, MeasuredTiling, Tiling, with_choice};
 use crate::report::Table;
 
-/// What a pass of a convolution takes with one choice.
+/// The time that a pass of a convolution takes with one choice.
 #[derive(Clone, Copy, Debug)]
 pub struct Timed {
     pub choice: Tiling,
@@ -15,11 +15,11 @@ pub struct Timed {
     pub seconds: f64,
 }
 
-/// What was found for a pass of a convolution.
+/// The result of tuning a pass of a convolution.
 #[derive(Clone, Debug)]
 pub struct Tuned {
     pub name: String,
-    /// What it would get otherwise.
+    /// The choice that it would get otherwise.
     pub ruled: Timed,
     /// The fastest, and for which sizes.
     pub best: Timed,

@@ -34,11 +34,11 @@ pub struct Checkpoint {
     pub has_head: bool,
     /// Whether the file leaves its stem open, and the usual one was taken.
     pub stem_is_assumed: bool,
-    /// What the header says of the stem.
+    /// The stem that the header names.
     pub stem_in_header: Option<Stem>,
     pub metadata: Metadata,
     pub provenance: Provenance,
-    /// Of the whole file, in hexadecimal.
+    /// SHA-256 of the whole file, in hexadecimal.
     pub sha256: String,
 }
 
@@ -105,7 +105,7 @@ impl Checkpoint {
     }
 }
 
-/// What a file says of its network, or what was taken for it.
+/// The network of a file, by what the file says of it or by what was taken for it.
 struct Identified {
     found: Found,
     stem_is_assumed: bool,
@@ -301,7 +301,7 @@ pub fn save_with(output: &mut OutputPath, model: &Model, has_head: bool, metadat
     write(output, &stored_tensors(model, has_head), metadata)
 }
 
-/// What would be refused when it is read is not written.
+/// Refuses to write what would be refused when it is read.
 pub fn refuse_to_write(path: &Path, model: &Model) -> Result<()> {
     let Some(fault) = model.first_fault() else { return Ok(()) };
     let message = format!("{} was not written: {fault}", path.display());

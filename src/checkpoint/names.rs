@@ -34,8 +34,8 @@ pub(super) fn can_be_read_off(architecture: &Architecture) -> bool {
     architecture.family() == ResNet::NAME
 }
 
-/// What a file's tensors say of a network whose architecture is known: its input channels are those of the filters that read
-/// the images, its classes those of the classifier.
+/// Completes a network whose architecture is known by what a file's tensors say: its input channels are those of the
+/// filters that read the images, its classes those of the classifier.
 pub(super) fn complete(architecture: Architecture, shapes: Shapes) -> Result<Found, String> {
     architecture.check(1)?;
     let network = architecture.build(1, 1);

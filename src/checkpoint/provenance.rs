@@ -32,12 +32,12 @@ pub struct Provenance {
     pub training: Vec<Phase>,
 }
 
-/// What identifies a data set.
+/// The identity of a data set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataRecord {
     /// The file's name without its folder.
     pub name: String,
-    /// Of the images and labels, in hexadecimal.
+    /// SHA-256 of the images and labels, in hexadecimal.
     pub sha256: String,
 }
 
@@ -86,12 +86,12 @@ const DATA: &str = "medmerge.data";
 const TRAINING: &str = "medmerge.training";
 
 impl Provenance {
-    /// Of a network that is trained on `data`; `before` are the phases that led to it.
+    /// The provenance of a network that is trained on `data`; `before` are the phases that led to it.
     pub fn of(data: &Dataset, normalisation: &Normalisation, before: &[Phase], phase: Phase) -> Result<Provenance> {
         Ok(Provenance { training: [before, &[phase]].concat(), ..Provenance::of_data(data, normalisation)? })
     }
 
-    /// What follows from the images alone.
+    /// The part that follows from the images alone.
     ///
     /// # Errors
     /// If an image cannot be read.
@@ -106,7 +106,7 @@ impl Provenance {
         })
     }
 
-    /// What the header of the file at `path` says.
+    /// Reads what the header of the file at `path` says.
     pub fn read(path: &Path, metadata: &Metadata) -> Result<Provenance> {
         let provenance = Provenance {
             normalisation: field(path, metadata, NORMALISATION)?,

@@ -194,8 +194,8 @@ impl Header {
 }
 
 impl Entry {
-    /// What the crate checks. How many bytes a number of a type takes that it does not know, nobody knows, but no number
-    /// takes less than a bit.
+    /// The layout that the crate checks. How many bytes a number of a type takes that it does not know, nobody knows,
+    /// but no number takes less than a bit.
     fn layout(&self) -> Result<TensorInfo, SafeTensorError> {
         let data_offsets = self.data_offsets;
         if let Some(dtype) = known(&self.dtype) {

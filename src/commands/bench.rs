@@ -98,7 +98,7 @@ fn json_of(result: &impl Serialize) -> Value {
     serde_json::to_value(result).expect("plain data is JSON")
 }
 
-/// What steps come to without running them.
+/// Reports what steps come to, without running them.
 fn dry_run(bench: &bench::Bench, launches: bool, global: &Global) -> Result<()> {
     let rows = bench.account()?;
     report(global, &json!({"bench": "step", "dry_run": true, "rows": json_of(&rows)}), |out| {

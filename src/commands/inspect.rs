@@ -173,7 +173,7 @@ fn summary(out: &mut dyn Write, path: &Path, c: &Checkpoint) -> io::Result<()> {
     Ok(())
 }
 
-/// What an error about a file says, without the file's path.
+/// The reason that an error about a file gives, without the file's path.
 fn reason(error: &Error) -> String {
     match error {
         Error::Checkpoint { message, .. } => message.clone(),

@@ -15,7 +15,7 @@ use medmerge::output::{OutputPath, make_folder, shown};
 use super::{note, report};
 use crate::cli::{Global, Kernels};
 
-/// What is compiled for where there is no GPU.
+/// The architecture that is compiled for where there is no GPU.
 const DEFAULT: &str = "sm_90a";
 
 pub fn run(options: &Kernels, global: &Global) -> Result<()> {
@@ -92,7 +92,7 @@ fn write(folder: &Path, all: &[(&Source, &Module)], architecture: &str, force: b
     Ok(())
 }
 
-/// What the compiler says, and what follows for a processor.
+/// The facts of a kernel: what the compiler says, and what follows for a processor.
 fn of_kernel(kernel: &KernelFacts, architecture: &str) -> serde_json::Value {
     let mut facts = serde_json::to_value(kernel).expect("strings and numbers");
     facts["blocks_per_processor"] = json!(kernel.blocks_per_processor(architecture));

@@ -87,7 +87,7 @@ fn normalise(asked: &cli::Normalise) -> Normalise {
     Normalise { mean: asked.mean.clone(), std: asked.std.clone() }
 }
 
-/// What the kept epoch came to on the validation split, if there is one.
+/// The result of the kept epoch on the validation split, if there is one.
 fn best(history: &[EpochRecord]) -> String {
     match best_epoch(history).and_then(|record| Some((record.epoch, record.val_macro_f1?))) {
         Some((epoch, macro_f1)) => format!("best validation macro F1 {macro_f1:.4} (epoch {epoch})"),

@@ -15,7 +15,7 @@ use crate::terminal;
 
 /// Shows a job.
 pub struct Progress {
-    /// What is being done now.
+    /// The name of what is being done now.
     name: String,
     bar: Bar,
     verbose: bool,
@@ -23,12 +23,12 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Of a job that goes step by step.
+    /// The progress of a job that goes step by step.
     pub fn new(name: impl Into<String>, global: &Global) -> Progress {
         Progress::counting("step", name, global)
     }
 
-    /// Of one that goes by another unit.
+    /// The progress of a job that goes by another unit.
     pub fn counting(unit: &'static str, name: impl Into<String>, global: &Global) -> Progress {
         let name = name.into();
         let bar = bar(&name, unit, global);
@@ -97,7 +97,7 @@ impl Observer for Progress {
 /// How far a job of known length is.
 pub struct Bar {
     bar: ProgressBar,
-    /// What is counted.
+    /// The unit that is counted.
     unit: &'static str,
     /// Where stderr is no terminal, and is not to be quiet.
     ticker: Option<RefCell<Ticker>>,

@@ -30,20 +30,20 @@ const MAX_HEADER: usize = 10_000;
 const DAMAGED: &str = "the file is damaged; download or write it again";
 const REWRITE: &str = "write the file with numpy.savez_compressed";
 
-/// What an array's elements may be.
+/// A kind of elements that an array may have.
 pub trait Element: Copy {
-    /// What they are, and what to do about others.
+    /// The kind in words, and a hint of what to do about others.
     const NAME: &str;
     const HINT: &str;
 
     /// None for every type that is not of this kind.
     fn parse(descr: &str) -> Option<Self>;
 
-    /// Of one element, in bytes.
+    /// The size of one element, in bytes.
     fn size(self) -> usize;
 }
 
-/// What an integer array's elements are.
+/// The type of an integer array's elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Integer {
     pub bytes: usize,
@@ -101,7 +101,7 @@ impl Integer {
     }
 }
 
-/// What a text array's elements are: as long as the longest one, the others filled up with zeros.
+/// The type of a text array's elements: as long as the longest one, the others filled up with zeros.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Text {
     /// numpy's `str`: four bytes a character.
@@ -195,7 +195,7 @@ impl Header {
     }
 }
 
-/// What is left to read of a Python literal.
+/// The rest of a Python literal, which is left to read.
 struct Literal<'a> {
     rest: &'a str,
 }
@@ -283,7 +283,7 @@ impl<E> Entry<E> {
         self.fortran_order && self.shape.iter().filter(|&&dimension| dimension != 1).count() > 1
     }
 
-    /// What reading takes for a moment beside the elements, in bytes.
+    /// Bytes that reading takes for a moment beside the elements.
     pub fn second_copy(&self) -> u64 {
         if self.is_reordered() { self.bytes } else { 0 }
     }
@@ -291,7 +291,7 @@ impl<E> Entry<E> {
 
 pub struct Archive {
     path: PathBuf,
-    /// Of the file, in bytes: no entry can have stored more, whatever it claims.
+    /// The length of the file, in bytes: no entry can have stored more, whatever it claims.
     length: u64,
     zip: ZipArchive<BufReader<File>>,
 }

@@ -16,13 +16,13 @@ pub trait Images: fmt::Debug + Send + Sync {
         self.len() == 0
     }
 
-    /// Of every sample.
+    /// The depth of every sample.
     fn depth(&self) -> Depth;
 
     /// Those of these numbers, in this order, each of its own size.
     ///
     /// # Errors
-    /// Of a file that cannot be read, or is no image.
+    /// If a file cannot be read, or is no image.
     fn read(&self, indices: &[usize]) -> Result<Vec<Image<'_>>>;
 }
 

@@ -98,7 +98,7 @@ impl SyntheticOptions {
         }
     }
 
-    /// What `generate` asserts, as an error for a user who typed the numbers.
+    /// Checks what `generate` asserts, with an error for a user who typed the numbers.
     pub fn check(&self, task: Task) -> Result<()> {
         let refuse = |message: String, hint: &str| Err(Error::usage(message, hint));
         if !(MIN_SIZE..=super::MAX_SIZE).contains(&self.size) {
@@ -320,7 +320,7 @@ struct Pattern {
     phase: [f32; 2],
     /// Radians per pixel.
     frequency: f32,
-    /// Of `Speckle`: wave vector and phase of each plane wave.
+    /// The plane waves of `Speckle`: wave vector and phase of each.
     waves: Vec<[f32; 3]>,
 }
 

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use crate::hex::hex;
 use crate::interrupt::Shield;
 
-/// What an entry depends on.
+/// A hash of what an entry depends on.
 pub struct Key(Sha256);
 
 impl Key {

@@ -32,7 +32,7 @@ pub struct Module {
     pub is_cached: bool,
 }
 
-/// What a kernel needs, per thread or per block.
+/// The resources that a kernel needs, per thread or per block.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KernelFacts {
     /// With the storage type: `fill_bf16`.
@@ -43,7 +43,7 @@ pub struct KernelFacts {
     pub spill_bytes: u32,
     /// Static shared memory per block.
     pub shared_bytes: u32,
-    /// Of a block.
+    /// Threads of a block.
     pub threads: u32,
 }
 
@@ -63,7 +63,7 @@ impl KernelFacts {
 const REGISTERS: u32 = 65_536;
 const RESERVED: u32 = 1024;
 
-/// What a processor has, as the CUDA programming guide's table of compute capabilities says.
+/// The limits of a processor, as the CUDA programming guide's table of compute capabilities says.
 struct Processor {
     blocks: u32,
     warps: u32,
@@ -83,8 +83,8 @@ impl Processor {
     }
 }
 
-/// What a file of `kernels/` says in its first line: the storage types that it is compiled for, and the architectures, none
-/// for all.
+/// The modules of a file of `kernels/`, as its first line says: the storage types that it is compiled for, and the
+/// architectures, none for all.
 struct Modules {
     /// Without `.cu`.
     file: &'static str,

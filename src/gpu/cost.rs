@@ -1,4 +1,4 @@
-//! What an op, or one launch of it, has to do at least, whoever does it: for benchmarks, which compare it with what the
+//! The least work of an op, or of one launch of it, whoever does it: for benchmarks, which compare it with what the
 //! machine can do.
 
 use std::iter::Sum;
@@ -14,7 +14,7 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// Of so many bytes, with too few operations to count.
+    /// The cost of moving so many bytes, with too few operations to count.
     pub fn moving(read: usize, written: usize) -> Cost {
         Cost { flops: 0, read: read as u64, written: written as u64 }
     }

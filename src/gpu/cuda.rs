@@ -39,7 +39,7 @@ const EVENTS: usize = 4096;
 
 // ---- what is here ---------------------------------------------------------------------------------------------------
 
-/// What a look around found.
+/// The libraries and GPUs that a look around found.
 pub struct Probe {
     /// libcuda, and the version of CUDA that it supports.
     pub driver: Result<Library, Failure>,
@@ -108,7 +108,7 @@ fn device_count() -> Result<usize, Failure> {
     let mut count: c_int = 0;
     // SAFETY: the function writes to the integer that it is given.
     match unsafe { call!(api, cuDeviceGetCount(&mut count)) } {
-        // What `cuInit` says as well where there is no GPU.
+        // `cuInit` says the same where there is no GPU.
         Err(Refused { code: NO_DEVICE | NOT_INITIALIZED, .. }) => Ok(0),
         result => result.map(|()| count.unsigned_abs() as usize).map_err(|error| error.explain(None)),
     }
@@ -172,7 +172,7 @@ const NOT_INITIALIZED: Status = CUresult::CUDA_ERROR_NOT_INITIALIZED as Status;
 const NO_DEVICE: Status = CUresult::CUDA_ERROR_NO_DEVICE as Status;
 const NOT_FOUND: Status = CUresult::CUDA_ERROR_NOT_FOUND as Status;
 
-/// What a kernel can cause, and a call after it tells.
+/// Errors that a kernel can cause, and a call after it tells.
 const FAULTS: [CUresult; 13] = {
     use CUresult::*;
     [
@@ -204,7 +204,7 @@ const OF_BINARIES: [CUresult; 5] = {
     ]
 };
 
-/// What ran last: a fault is noticed by a later call.
+/// The work that ran last: a fault is noticed by a later call.
 #[derive(Clone, Copy)]
 enum Last {
     Kernel(Kernel),
@@ -289,7 +289,7 @@ unsafe impl Send for Cuda {}
 // SAFETY: as above.
 unsafe impl Sync for Cuda {}
 
-/// What was loaded: modules by file and storage type.
+/// The code that was loaded: modules by file and storage type.
 #[derive(Default)]
 struct Code {
     functions: HashMap<Kernel, Function>,

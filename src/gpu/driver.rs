@@ -1,4 +1,4 @@
-//! What the engine asks of a device: memory, copies, launches, events and graphs, all in the order of one stream.
+//! The engine's interface to a device: memory, copies, launches, events and graphs, all in the order of one stream.
 //!
 //! There are two devices behind this interface: the NVIDIA driver (`cuda`) and the emulator
 //! (`emulator`), which runs the same kernel sources on the CPU. Nothing above knows which one it talks to.
@@ -98,7 +98,7 @@ pub struct Launch<'a> {
     pub parameters: &'a [u8],
 }
 
-/// What a device is.
+/// The description of a device.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Description {
     pub name: String,

@@ -1,4 +1,4 @@
-//! What can go wrong on a device.
+//! The ways in which a device can fail.
 
 use std::path::PathBuf;
 
@@ -36,7 +36,7 @@ pub enum Failure {
     #[error("libnvrtc {version} no longer compiles for {architecture}")]
     GpuTooOld { version: String, architecture: String },
 
-    /// What a newer compiler makes, an older driver may not understand.
+    /// An older driver may not understand what a newer compiler makes.
     #[error("the NVIDIA driver (CUDA {driver}) cannot load what libnvrtc {compiler} compiled: {message}")]
     CompilerTooNew { driver: String, compiler: String, message: String },
 

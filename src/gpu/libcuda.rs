@@ -23,7 +23,7 @@ pub struct Libcuda {
     pub path: PathBuf,
     /// The CUDA version that the driver supports.
     pub version: Version,
-    /// What `cuInit` answered.
+    /// The status that `cuInit` returned.
     pub(super) started: Status,
     pub(super) api: Api,
 }

@@ -1,11 +1,11 @@
-//! What NVIDIA's two libraries have in common: both are opened when they are needed, from wherever a machine has them, and
-//! both are called through a table of the functions that are used, each looked up by its name.
+//! The common ground of NVIDIA's two libraries: both are opened when they are needed, from wherever a machine has them,
+//! and both are called through a table of the functions that are used, each looked up by its name.
 
 use std::ffi::{OsString, c_int, c_void};
 use std::path::{Path, PathBuf};
 
-/// What the functions return. Not cudarc's enums: a newer library may know codes that they lack, and a number that is none
-/// of an enum's may not be held by it.
+/// The status that the functions return. Not cudarc's enums: a newer library may know codes that they lack, and a
+/// number that is none of an enum's may not be held by it.
 pub(super) type Status = c_int;
 
 /// Declares a struct `Api`, which holds a library and the functions in it.

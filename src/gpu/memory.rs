@@ -41,7 +41,7 @@ pub(super) struct Memory {
     captures: u64,
     /// Graphs alive, with the one being captured.
     graphs: usize,
-    /// What a traced step allocates and drops.
+    /// The log of what a traced step allocates and drops.
     pub log: Option<Log>,
     /// Bytes held from the driver, and the most there ever were.
     pub held: usize,
@@ -322,7 +322,7 @@ mod tests {
         assert_eq!(memory.held, 0, "the arena goes with its last graph");
     }
 
-    /// What differs from the plan in size or in life lies elsewhere, and so does all that follows.
+    /// A buffer that differs from the plan in size or in life lies elsewhere, and so do all that follow.
     #[test]
     fn a_capture_that_strays_from_the_plan_overwrites_nothing() {
         let (mut memory, driver) = (Memory::default(), Emulator::new(0));

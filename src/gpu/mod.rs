@@ -54,7 +54,7 @@ pub struct Gpu {
     memory: Mutex<Memory>,
     failure: Mutex<Option<Failure>>,
     launches: AtomicU64,
-    /// What is launched while somebody keeps account.
+    /// The ledger of what is launched while somebody keeps account.
     ledger: Mutex<Option<Ledger>>,
     /// Small tables that never change, by content.
     constants: Mutex<HashMap<Vec<u8>, Buffer>>,
@@ -78,7 +78,7 @@ struct Recording {
     is_finished: bool,
 }
 
-/// What was recorded.
+/// The result of a recording.
 struct Recorded {
     id: Result<GraphId, Failure>,
     work: Vec<Work>,
@@ -418,7 +418,7 @@ impl Graph {
         self.launches
     }
 
-    /// What one replay does, in order.
+    /// The work that one replay does, in order.
     pub fn work(&self) -> &[Work] {
         &self.work
     }

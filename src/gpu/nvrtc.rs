@@ -14,7 +14,7 @@ use libloading::Library;
 use super::library::{Machine, Status, api, expand, file_of, libraries, reason};
 use super::{Failure, libcuda};
 
-/// Of CUDA: of the driver or of the compiler.
+/// A version of CUDA: the driver's or the compiler's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version(pub u32, pub u32);
 
@@ -31,7 +31,7 @@ pub const OLDEST: Version = Version(12, 0);
 pub struct Nvrtc {
     pub path: PathBuf,
     pub version: Version,
-    /// What it compiles for: 90 is compute capability 9.0.
+    /// The compute capabilities that it compiles for: 90 is 9.0.
     capabilities: Vec<u32>,
     api: Api,
 }
@@ -209,7 +209,7 @@ pub enum Refusal {
     Other(Failure),
 }
 
-/// What a compilation gives.
+/// The output of a compilation.
 pub struct Compiled {
     pub cubin: Vec<u8>,
     pub log: String,
@@ -308,7 +308,7 @@ impl Nvrtc {
         Ok(Compiled { cubin, log })
     }
 
-    /// What a compilation ended with.
+    /// The result of a compilation that ended with `status`.
     fn finish(&self, status: Status, log: &str) -> Result<(), Refusal> {
         const SOURCE: Status = nvrtcResult::NVRTC_ERROR_COMPILATION as Status;
         const BUILTINS: Status = nvrtcResult::NVRTC_ERROR_BUILTIN_OPERATION_FAILURE as Status;

@@ -22,7 +22,7 @@ pub struct Life {
     pub end: usize,
 }
 
-/// What was allocated and dropped, in order.
+/// A log of what was allocated and dropped, in order.
 #[derive(Debug, Default)]
 pub struct Log {
     events: usize,
@@ -59,7 +59,7 @@ impl Log {
         self.events += 1;
     }
 
-    /// What was allocated before the log began is nobody's business here.
+    /// Ends the life of a buffer. One that was allocated before the log began is nobody's business here.
     pub fn give_back(&mut self, address: Address) {
         if let Some(index) = self.live.remove(&address) {
             self.lives[index].2 = Some(self.events);
@@ -136,7 +136,7 @@ fn peak_live(lives: &[Life]) -> usize {
     let taken = lives.iter().map(|life| (life.begin, life.bytes as isize));
     let given_back = lives.iter().map(|life| (life.end, -(life.bytes as isize)));
     let mut events: Vec<(usize, isize)> = taken.chain(given_back).collect();
-    // Of one moment, what ends comes first.
+    // At the same moment, what ends comes first.
     events.sort_unstable();
     let (mut now, mut peak) = (0, 0);
     for (_, change) in events {
@@ -149,7 +149,7 @@ fn peak_live(lives: &[Life]) -> usize {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::selftest::numbers::Numbers;
+    use crate::numbers::Numbers;
 
     fn life(bytes: usize, begin: usize, end: usize) -> Life {
         Life { bytes, begin, end }
@@ -159,7 +159,7 @@ pub(crate) mod tests {
         plan.places.iter().map(|place| place.offset).collect()
     }
 
-    /// What every plan must keep, said once more and by brute force.
+    /// Checks what every plan must keep, said once more and by brute force.
     #[track_caller]
     pub(crate) fn check(lives: &[Life], plan: &MemoryPlan) {
         assert_eq!(plan.len(), lives.len());

@@ -1,4 +1,4 @@
-//! What a stretch of work launches, and what each launch has to do at least.
+//! The launches of a stretch of work, and what each of them has to do at least.
 //!
 //! Whoever launches a kernel states its [`Cost`] first ([`Gpu::account`](super::Gpu::account)); the ledger, which is kept while
 //! work is traced or recorded, writes it beside the launch.
@@ -35,12 +35,12 @@ impl WorkOf {
     }
 }
 
-/// What some work came to when it was run for the first time.
+/// The trace that some work left when it was run for the first time.
 #[derive(Clone, Debug, Default)]
 pub struct Trace {
     /// For [`Gpu::capture_planned`](super::Gpu::capture_planned).
     pub plan: MemoryPlan,
-    /// What the plan was made of.
+    /// The lives that the plan was made of.
     pub lives: Vec<Life>,
     pub work: Vec<Work>,
 }
@@ -63,7 +63,7 @@ impl Work {
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     work: Vec<Work>,
-    /// Of the next launch.
+    /// The cost of the next launch.
     stated: Cost,
 }
 
@@ -76,7 +76,7 @@ impl Ledger {
         self.work.push(Work { of, cost: std::mem::take(&mut self.stated) });
     }
 
-    /// What was stated is not launched.
+    /// Forgets what was stated: it is not launched.
     pub fn forget(&mut self) {
         self.stated = Cost::default();
     }

@@ -15,7 +15,7 @@ use crate::train::{Baseline, Observer, Outcome, Protocol, Target};
 pub struct Compare {
     /// The sources, two or more.
     pub models: Vec<PathBuf>,
-    /// Of files that leave it open.
+    /// The stem of files that leave it open.
     #[serde(default)]
     pub stem: Option<Stem>,
     pub images: Images,

@@ -17,7 +17,7 @@ use crate::train::{Observer, Place};
 pub struct Compute {
     /// `auto`, `cpu`, `cuda`, `cuda:N` or `emulator`.
     pub device: String,
-    /// Of activations: `f32`, `tf32`, `bf16` or `f16`.
+    /// Precision of activations: `f32`, `tf32`, `bf16` or `f16`.
     pub precision: String,
     /// Whether layers run joined into stages.
     pub is_fused: bool,
@@ -30,7 +30,7 @@ pub struct Compute {
 }
 
 impl Default for Compute {
-    /// What there is, in f32, in stages.
+    /// The device that there is, in f32, in stages.
     fn default() -> Compute {
         Compute { device: "auto".into(), precision: "f32".into(), is_fused: true, seed: 0, tiles: None }
     }

@@ -49,7 +49,7 @@ pub trait DemoObserver: Observer {
     fn method(&mut self, _label: &str, _outcome: &Outcome, _seconds_left: f64) {}
 }
 
-/// What a run of [`Demo`] came to.
+/// The result of a run of [`Demo`].
 pub struct Demonstration {
     /// A row per method: figures on the test split, over the seeds.
     pub table: Table,
@@ -120,7 +120,7 @@ impl Size {
     }
 }
 
-/// What there is to do, in passes over images, and how much of it is done.
+/// The work that there is to do, in passes over images, and how much of it is done.
 struct Work {
     start: Instant,
     all: f64,

@@ -18,7 +18,7 @@ use crate::train::{Observer, Target, scores};
 #[serde(deny_unknown_fields)]
 pub struct Evaluate {
     pub model: PathBuf,
-    /// Of a file that leaves it open.
+    /// The stem of a file that leaves it open.
     #[serde(default)]
     pub stem: Option<Stem>,
     pub images: Images,
@@ -28,7 +28,7 @@ pub struct Evaluate {
     pub compute: Compute,
 }
 
-/// What a run of [`Evaluate`] came to.
+/// The result of a run of [`Evaluate`].
 #[derive(Clone, Debug)]
 pub struct Evaluation {
     pub metrics: Metrics,

@@ -26,7 +26,7 @@ use crate::train::{
 pub struct Learn {
     /// The sources, two or more.
     pub models: Vec<PathBuf>,
-    /// Of files that leave it open.
+    /// The stem of files that leave it open.
     #[serde(default)]
     pub stem: Option<Stem>,
     pub images: Images,
@@ -57,7 +57,7 @@ pub struct Learn {
     pub force: bool,
 }
 
-/// What a run of [`Learn`] came to.
+/// The result of a run of [`Learn`].
 pub struct LearnedFiles {
     pub learned: Learned,
     pub history: Vec<EpochRecord>,

@@ -18,7 +18,7 @@ use crate::train::{Observer, Place, Target, reestimate_statistics};
 pub struct Merge {
     /// The sources, two or more, in the order in which the weights were learned.
     pub models: Vec<PathBuf>,
-    /// Of files that leave it open.
+    /// The stem of files that leave it open.
     #[serde(default)]
     pub stem: Option<Stem>,
     pub by: By,
@@ -49,7 +49,7 @@ pub enum By {
     },
 }
 
-/// What a run of [`Merge`] came to.
+/// The result of a run of [`Merge`].
 #[derive(Clone, Debug)]
 pub struct Merged {
     pub architecture: Architecture,

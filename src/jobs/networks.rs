@@ -26,7 +26,7 @@ pub fn load_sources(paths: &[PathBuf], stem: Option<Stem>, observer: &mut dyn Ob
     Ok(sources)
 }
 
-/// What a user of a file ought to know.
+/// Tells what a user of a file ought to know.
 fn tell(path: &Path, checkpoint: &Checkpoint, observer: &mut dyn Observer) {
     let path = path.display();
     if let Some(stem) = checkpoint.architecture.stem() {

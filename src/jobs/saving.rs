@@ -1,4 +1,4 @@
-//! What a job writes while it trains: each best epoch so far, and the log.
+//! The files that a job writes while it trains: each best epoch so far, and the log.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! What identifies a run: whatever changes its result, by the name of the option that sets it.
+//! The settings that identify a run: whatever changes its result, by the name of the option that sets it.
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};

@@ -37,7 +37,7 @@ pub struct Train {
     pub force: bool,
 }
 
-/// What is trained.
+/// The network that is trained.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -50,7 +50,7 @@ pub enum Start {
     },
     From {
         path: PathBuf,
-        /// Of a file that leaves it open.
+        /// The stem of a file that leaves it open.
         stem: Option<Stem>,
         /// Whether the head is new even if the file's fits the classes.
         new_head: bool,
@@ -59,7 +59,7 @@ pub enum Start {
     },
 }
 
-/// What a run of [`Train`] came to.
+/// The result of a run of [`Train`].
 #[derive(Clone, Debug)]
 pub struct Trained {
     pub architecture: Architecture,
@@ -149,7 +149,7 @@ impl Train {
         self.out.with_extension("resume.safetensors")
     }
 
-    /// What a header calls it.
+    /// The kind of training, as a header calls it.
     fn kind(&self) -> &'static str {
         match self.start {
             Start::New { .. } => TRAIN,

@@ -11,11 +11,11 @@ pub struct Fixed {
     pub model: Model,
     pub head: Head,
     pub metadata: Metadata,
-    /// What the anchor's file says of its images and classes, as far as it holds for the merged network.
+    /// The provenance of the anchor's file, its images and classes, as far as it holds for the merged network.
     pub provenance: Provenance,
 }
 
-/// What became of the sources' heads.
+/// The fate of the sources' heads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Head {
     /// They were merged like everything else.

@@ -28,7 +28,7 @@ pub enum Granularity {
     Kernel,
 }
 
-/// What becomes of γ and β.
+/// The treatment of γ and β.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -347,7 +347,7 @@ mod tests {
         b.finish()
     }
 
-    /// What each number of the trunk makes of α = 1, 2, 3 …: the blend of a trunk of ones and one of zeros.
+    /// The blend of a trunk of ones and one of zeros: what each of its numbers makes of α = 1, 2, 3 …
     fn alphas(network: &Network, plan: &Plan, name: &str) -> Vec<f32> {
         let alphas = plan.table.alphas();
         let alpha = (1..=alphas).map(|i| i as f32).chain(std::iter::repeat_n(0.0, alphas)).collect();

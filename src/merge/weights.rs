@@ -1,8 +1,9 @@
-//! What learning leaves behind, in a file of its own: the merge weights of every layer, the new head and the running
+//! The result of learning, in a file of its own: the merge weights of every layer, the new head and the running
 //! statistics of the merged network. With the sources, that is all [`Learned::fold`] needs, so that folding again gives
 //! the same bytes.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -11,11 +12,11 @@ use super::{Sources, Start};
 use crate::checkpoint::{self, Checkpoint, Metadata, Provenance, StoredTensor, TensorFile};
 use crate::error::{Error, Result};
 use crate::file_kind::Wanted;
-use crate::nn::{Architecture, Model, Region};
+use crate::nn::{Architecture, Model, Network, Region};
 use crate::output::OutputPath;
 use crate::tensor::Tensor;
 
-/// What identifies a source.
+/// The identity of a source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceRecord {
     /// The file's name without its folder.
@@ -84,7 +85,7 @@ impl Learned {
         Model { trunk, ..self.model.clone() }
     }
 
-    /// What the header of the merged network says.
+    /// The metadata in the header of the merged network.
     pub fn metadata(&self) -> Metadata {
         let Method { granularity, constraint, batch_norm, anchor, .. } = self.method;
         let text = |value: &dyn std::fmt::Display| value.to_string();
@@ -142,39 +143,13 @@ impl Learned {
     }
 
     pub fn from_file(file: &TensorFile) -> Result<Learned> {
-        let hint = "give the file that `medmerge learn --weights` wrote";
-        let field = |key: &str| {
-            file.metadata.get(&format!("medmerge.{key}")).map(String::as_str).ok_or_else(|| {
-                Error::checkpoint(&file.path, format!("it is no file of merge weights: its header lacks {key}"), hint)
-            })
-        };
-        let odd = |key: &str| Error::checkpoint(&file.path, format!("its header's {key} makes no sense"), hint);
-        let number = |key: &str| field(key)?.parse::<u64>().map_err(|_| odd(key));
-        if field("content")? != "merge weights" {
-            return Err(odd("content"));
+        let header = Header { file };
+        if header.field("content")? != "merge weights" {
+            return Err(header.makes_no_sense("content"));
         }
-        let architecture: Architecture =
-            serde_json::from_str(field("architecture")?).map_err(|_| odd("architecture"))?;
-        let sources: Vec<SourceRecord> = serde_json::from_str(field("sources")?).map_err(|_| odd("sources"))?;
-        let method = Method {
-            sources: sources.len(),
-            anchor: number("anchor")? as usize,
-            granularity: field("granularity")?.parse()?,
-            constraint: field("constraint")?.parse()?,
-            batch_norm: field("batch_norm")?.parse()?,
-        };
-        if method.anchor >= sources.len() || sources.len() < 2 {
-            return Err(odd("anchor"));
-        }
-        let input_channels = usize::try_from(number("input_channels")?).map_err(|_| odd("input_channels"))?;
-        architecture.check(input_channels).map_err(|reason| {
-            let message = format!("its header's architecture or input_channels makes no sense: {reason}");
-            Error::checkpoint(&file.path, message, hint)
-        })?;
-        let one_class = architecture.build(input_channels, 1);
-        let bias = one_class.classifier().and_then(|[_, bias]| file.tensors.get(&bias.name));
-        let classes = *bias.and_then(|bias| bias.shape.first()).ok_or_else(|| odd("classes"))?;
-        let network = architecture.build(input_channels, classes);
+        let sources: Vec<SourceRecord> = header.json("sources")?;
+        let method = header.method(sources.len())?;
+        let (architecture, network) = header.network()?;
         // What the header claims is believed, and memory taken for it, only if the statistics say the same.
         checkpoint::check_statistics(&network, file)?;
         let plan = Plan::new(&network, method)?;
@@ -192,22 +167,14 @@ impl Learned {
             }
         }
         if merge_weights.iter().any(|weight| !weight.is_finite()) {
-            return Err(Error::checkpoint(&file.path, "a merge weight is NaN or infinity", hint));
+            return Err(Error::checkpoint(&file.path, "a merge weight is NaN or infinity", Header::HINT));
         }
         checkpoint::check_numbers(&file.path, &model)?;
         let merge_weights = Tensor::from_vec(merge_weights, [rows, count]);
         let provenance = Provenance::read(&file.path, &file.metadata)?;
         provenance.check(&file.path, &network, true)?;
-        Ok(Learned {
-            architecture,
-            method,
-            start: field("start")?.parse()?,
-            seed: number("seed")?,
-            sources,
-            merge_weights,
-            model,
-            provenance,
-        })
+        let (start, seed) = (header.field("start")?.parse()?, header.number("seed")?);
+        Ok(Learned { architecture, method, start, seed, sources, merge_weights, model, provenance })
     }
 
     /// Checks that these are the very sources the weights were learned for, in their order.
@@ -239,6 +206,65 @@ impl Learned {
             ));
         }
         Ok(())
+    }
+}
+
+/// The header of a file of merge weights.
+struct Header<'a> {
+    file: &'a TensorFile,
+}
+
+impl Header<'_> {
+    const HINT: &'static str = "give the file that `medmerge learn --weights` wrote";
+
+    fn field(&self, key: &str) -> Result<&str> {
+        let missing = || self.refuse(format!("it is no file of merge weights: its header lacks {key}"));
+        self.file.metadata.get(&format!("medmerge.{key}")).map(String::as_str).ok_or_else(missing)
+    }
+
+    fn number(&self, key: &str) -> Result<u64> {
+        self.field(key)?.parse().map_err(|_| self.makes_no_sense(key))
+    }
+
+    fn json<T: for<'a> Deserialize<'a>>(&self, key: &str) -> Result<T> {
+        serde_json::from_str(self.field(key)?).map_err(|_| self.makes_no_sense(key))
+    }
+
+    fn method(&self, sources: usize) -> Result<Method> {
+        let method = Method {
+            sources,
+            anchor: self.number("anchor")? as usize,
+            granularity: self.field("granularity")?.parse()?,
+            constraint: self.field("constraint")?.parse()?,
+            batch_norm: self.field("batch_norm")?.parse()?,
+        };
+        match method.anchor < sources && sources >= 2 {
+            true => Ok(method),
+            false => Err(self.makes_no_sense("anchor")),
+        }
+    }
+
+    /// The network that was learned for: its classes are those of the classifier's bias.
+    fn network(&self) -> Result<(Architecture, Arc<Network>)> {
+        let architecture: Architecture = self.json("architecture")?;
+        let input_channels =
+            usize::try_from(self.number("input_channels")?).map_err(|_| self.makes_no_sense("input_channels"))?;
+        architecture.check(input_channels).map_err(|reason| {
+            self.refuse(format!("its header's architecture or input_channels makes no sense: {reason}"))
+        })?;
+        let one_class = architecture.build(input_channels, 1);
+        let bias = one_class.classifier().and_then(|[_, bias]| self.file.tensors.get(&bias.name));
+        let classes = bias.and_then(|bias| bias.shape.first()).ok_or_else(|| self.makes_no_sense("classes"))?;
+        let network = architecture.build(input_channels, *classes);
+        Ok((architecture, network))
+    }
+
+    fn makes_no_sense(&self, key: &str) -> Error {
+        self.refuse(format!("its header's {key} makes no sense"))
+    }
+
+    fn refuse(&self, message: String) -> Error {
+        Error::checkpoint(&self.file.path, message, Header::HINT)
     }
 }
 

@@ -56,7 +56,7 @@ pub trait Family: Serialize + DeserializeOwned + fmt::Debug + fmt::Display + Sen
     /// Adds all layers, from the input to the classifier.
     fn build(&self, b: &mut NetworkBuilder, classes: usize);
 
-    /// What stands before the first stage, in families that have a choice.
+    /// The stem before the first stage, in families that have a choice.
     fn stem(&self) -> Option<Stem> {
         None
     }
@@ -122,7 +122,7 @@ impl<F: Family> From<F> for Architecture {
     }
 }
 
-/// What is known of a family without any of its members.
+/// A family as far as it is known without any of its members.
 #[derive(Clone, Copy)]
 struct Known {
     id: TypeId,
@@ -209,7 +209,7 @@ impl Architecture {
         b.finish()
     }
 
-    /// What stands before the first stage, in families that have a choice.
+    /// The stem before the first stage, in families that have a choice.
     pub fn stem(&self) -> Option<Stem> {
         self.0.stem()
     }

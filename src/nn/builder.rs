@@ -11,11 +11,11 @@ use crate::tensor::Shape;
 /// Adds layers one by one, and lays out what they own.
 pub struct NetworkBuilder {
     network: Network,
-    /// Of each node; shared by those that leave channels where they are.
+    /// The feeds of each node; shared by those that leave channels where they are.
     feeds: Vec<Rc<Vec<Feed>>>,
 }
 
-/// What a parameter is before it has a place.
+/// A parameter before it has a place.
 struct Owned {
     name: String,
     role: Role,

@@ -37,7 +37,7 @@ impl Feed {
     }
 }
 
-/// Of the sum of two nodes with as many channels each.
+/// The feeds of the sum of two nodes with as many channels each.
 pub(super) fn of_sum(a: &[Feed], b: &[Feed]) -> Vec<Feed> {
     let mut sum = Vec::new();
     let (mut a, mut b) = (a.iter().cloned(), b.iter().cloned());

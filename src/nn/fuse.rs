@@ -30,7 +30,7 @@ use crate::tensor::DType;
 pub struct Stage {
     /// Indices of the layers, in their order. The first one's operation is what the stage does.
     pub layers: Vec<usize>,
-    /// What the first layer reads; behind it the residual, if there is one.
+    /// The nodes that the first layer reads; behind them the residual, if there is one.
     pub inputs: Vec<Node>,
     /// The last layer's.
     pub output: Node,
@@ -151,7 +151,7 @@ impl std::iter::Sum for Launches {
 }
 
 impl Network {
-    /// What a stage does, in words.
+    /// Describes what a stage does, in words.
     pub fn describe(&self, stage: &Stage) -> String {
         let first = match self.operation(stage) {
             Operation::Conv2d { .. } => "convolution",
@@ -175,13 +175,13 @@ impl Network {
         let Operation::Conv2d { conv, weight } = *self.operation(stage) else { return false };
         let Parameter { shape, pitch, .. } = self.parameters[weight];
         let [_, r, s, c] = shape.four();
-        // Of images as small as the window: no usual size makes a difference.
+        // The geometry of images as small as the window: no usual size makes a difference.
         let [h, w] = [0, 1].map(|axis| conv.dilation[axis] * ([r, s][axis] - 1) + 1);
         let g = Geometry::new(conv, [1, h, w, c * conv.groups].into(), shape, pitch);
         on_tensor_cores(&g, pass, precision, Operands::ALIGNED).is_some()
     }
 
-    /// What a stage launches in a training step in which everything learns, with activations of this precision.
+    /// The launches of a stage in a training step in which everything learns, with activations of this precision.
     pub fn launches(&self, index: usize, precision: DType) -> Launches {
         let stage = &self.stages[index];
         let is_image = |&Node(node): &Node| node == 0;
@@ -270,14 +270,14 @@ mod tests {
 
     #[test]
     fn a_second_reader_keeps_layers_apart() {
-        // Of the batch norm.
+        // A second reader of the batch norm.
         let of_norm = |b: &mut NetworkBuilder, x: Node| {
             let y = relu(b, "relu", x);
             add(b, "add", x, y)
         };
         assert_eq!(joined(of_norm), ["conv", "bn", "relu", "add"]);
         assert_eq!(joined(|b, x| add(b, "add", x, x)), ["conv", "bn", "add"]);
-        // Of the sum.
+        // A second reader of the sum.
         let of_sum = |b: &mut NetworkBuilder, x: Node| {
             let sum = add(b, "add", x, b.input());
             let y = relu(b, "relu", sum);

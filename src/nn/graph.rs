@@ -50,7 +50,7 @@ pub enum Operation {
     AveragePool(Pool),
     GlobalAveragePool,
     Concat,
-    /// Of N×C, one row per image.
+    /// A linear layer of N×C, one row per image.
     Linear {
         weight: usize,
         bias: usize,
@@ -157,7 +157,7 @@ pub struct Network {
     pub input_channels: usize,
     pub classes: usize,
     pub trunk_len: usize,
-    /// Of the trunk, what holds filters.
+    /// Length of the part of the trunk that holds filters.
     pub filters_len: usize,
     pub head_len: usize,
     pub statistics_len: usize,
@@ -174,7 +174,7 @@ impl Network {
         Network { stages, last_use, ..self.clone() }
     }
 
-    /// What a stage does.
+    /// The operation that a stage does.
     pub fn operation(&self, stage: &Stage) -> &Operation {
         &self.layers[stage.layers[0]].operation
     }

@@ -57,7 +57,7 @@ impl Network {
         x: Tensor,
         mode: Mode,
     ) -> Output {
-        // Of all layers in one launch. What stands where the means are has no meaning, and nobody reads it.
+        // The rstd of all layers in one launch. What stands where the means are has no meaning, and nobody reads it.
         let rstd = (mode == Mode::Inference).then(|| {
             let mut rstd = Tensor::uninit(statistics.shape(), statistics.dtype(), statistics.device());
             reciprocal_deviation(statistics, EPSILON, rstd.view_mut());
@@ -66,7 +66,7 @@ impl Network {
         let count = self.layers.len() + 1;
         let mut run = Run {
             network: self,
-            trunk: trunk.with_filters_in(x.dtype(), self.filters_len),
+            trunk: trunk.with_prefix_in(x.dtype(), self.filters_len),
             head,
             statistics,
             rstd,
@@ -157,7 +157,7 @@ impl Run<'_> {
         tape.batch_norm(&x, &gamma, &beta, source, Then { residual, relu: stage.relu, handoff })
     }
 
-    /// What a stage reads: taken, not copied, where this is the last use. Then ops may write over it, and it is freed early.
+    /// Inputs of a stage: taken, not copied, at the last use. Then ops may write over them, and they are freed early.
     fn inputs(&mut self, index: usize) -> Vec<Var> {
         let Stage { inputs, .. } = &self.network.stages[index];
         let take = |(i, &Node(node)): (usize, &Node)| {

@@ -1,4 +1,4 @@
-//! What stands before the first stage of a network.
+//! The stem, which stands before the first stage of a network.
 
 use std::fmt;
 use std::str::FromStr;

@@ -120,10 +120,10 @@ pub const CONV2D: &[ConvCase] = &[
     conv("in eights, dilation 2, stride 2", [1, 11, 12, 8], [16, 3, 3]).stride(2, 2).padding(2, 1).dilation(2, 2),
     conv("in eights, 1×1, padded", [1, 4, 5, 8], [24, 1, 1]).padding(1, 1),
     conv("in eights, stride 3 over two rows", [3, 2, 7, 8], [8, 2, 2]).stride(3, 3).padding(1, 1),
-    conv("stem of 3 channels, 3×3, three stretches", [2, 30, 31, 3], [16, 3, 3]).padding(1, 1),
+    conv("stem of 3 channels, 3×3, three splits", [2, 30, 31, 3], [16, 3, 3]).padding(1, 1),
     conv("stem of 5 channels", [2, 7, 6, 5], [24, 3, 3]).stride(2, 1).padding(1, 1),
     conv("in eights, rows 72 → 80", [2, 7, 7, 8], [16, 3, 3]).padding(1, 1).row_padding(8),
-    conv("in eights, two stretches", [2, 24, 24, 8], [8, 3, 3]).padding(1, 1),
+    conv("in eights, two splits", [2, 24, 24, 8], [8, 3, 3]).padding(1, 1),
     conv("single pixels", [4, 1, 1, 16], [8, 3, 3]).padding(1, 1),
     conv("single pixels, 1×1", [2, 1, 1, 5], [3, 1, 1]),
     conv("a single product", [1, 1, 1, 1], [1, 1, 1]),
@@ -149,7 +149,7 @@ pub struct MergeCase {
     pub sources: usize,
     pub segments: &'static [Segment],
     pub alphas: usize,
-    /// Of the arena, what holds filters.
+    /// Length of the part of the arena that holds filters.
     pub filters_len: usize,
     pub arena_len: usize,
 }
@@ -508,7 +508,7 @@ pub const CONCAT: &[([usize; 3], &[usize])] = &[
     ([3, 25, 31], &[6, 3]),
 ];
 
-/// Of vectors: less than 16 bytes, whole ones, and several blocks with a rest.
+/// Lengths of vectors: less than 16 bytes, whole ones, and several blocks with a rest.
 pub const LENGTHS: &[usize] = &[1, 7, 8, 31, 4096, 10_003];
 
 /// A fully connected layer.

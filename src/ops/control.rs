@@ -1,5 +1,5 @@
-//! What a training step reads and decides on a GPU, so that it can be recorded once and replayed: the learning rate's
-//! factor, the scale of the loss, how many updates were made, and whether this one is.
+//! The values that a training step reads and decides on a GPU, so that it can be recorded once and replayed: the
+//! learning rate's factor, the scale of the loss, how many updates were made, and whether this one is.
 //!
 //! A step whose loss or gradient is not finite updates nothing. With activations in f16 the loss is scaled, so that small
 //! gradients do not vanish: an overflow halves the scale and costs one step, [`GROWTH`] good steps double it. Without a
@@ -70,7 +70,7 @@ impl Control {
         self.gpu().upload(self.address(), bytemuck::bytes_of(values));
     }
 
-    /// What the learning rate of the next step is multiplied by.
+    /// Sets the factor of the next step's learning rate.
     pub fn set_factor(&self, factor: f64) {
         self.gpu().upload(self.address().offset(FACTOR), bytemuck::bytes_of(&(factor as f32)));
     }

@@ -63,78 +63,84 @@ fn fastest() -> Implementation {
     Implementation::Any
 }
 
+/// C = A·B, or C + A·B where it accumulates: A is M × K, B is K × N, and the rows of C begin `stride` apart.
 fn product(a: Matrix, b: Matrix, c: &mut [f32], stride: usize, accumulate: bool, by: Implementation) {
-    let ([rows, depth], [a_row, a_column]) = a.layout();
-    let ([inner, columns], [b_row, b_column]) = b.layout();
-    assert_eq!(depth, inner, "inner sizes of a matrix product");
-    assert!(stride >= columns && (rows == 0 || c.len() >= (rows - 1) * stride + columns), "{rows}×{columns}");
-    if depth == 0 && !accumulate {
-        c.chunks_mut(stride.max(1)).take(rows).for_each(|row| row[..columns].fill(0.0));
+    let ([m, k], [inner, n]) = (a.layout().0, b.layout().0);
+    assert_eq!(k, inner, "inner sizes of a matrix product");
+    assert!(stride >= n && (m == 0 || c.len() >= (m - 1) * stride + n), "{m}×{n}");
+    if k == 0 && !accumulate {
+        c.chunks_mut(stride.max(1)).take(m).for_each(|row| row[..n].fill(0.0));
     }
-    if [rows, columns, depth].contains(&0) {
+    if [m, n, k].contains(&0) {
         return;
     }
-    match by {
-        #[cfg(target_arch = "x86_64")]
-        Implementation::X86(instructions) => {
-            use private_gemm_x86::{Accum, DType, DstKind, IType};
-            let (nothing, one) = (std::ptr::null(), 1f32);
-            let beta = if accumulate { Accum::Add } else { Accum::Replace };
-            // SAFETY: `Matrix::new` and the assertion above keep every element inside its slice, and rows of `c` do not
-            // overlap; the processor has the instructions; null is no list of indices, and no diagonal.
-            unsafe {
-                private_gemm_x86::gemm(
-                    DType::F32,
-                    IType::U64,
-                    instructions,
-                    rows,
-                    columns,
-                    depth,
-                    c.as_mut_ptr().cast(),
-                    stride as isize,
-                    1,
-                    nothing,
-                    nothing,
-                    DstKind::Full,
-                    beta,
-                    a.data.as_ptr().cast(),
-                    a_row,
-                    a_column,
-                    false,
-                    nothing,
-                    0,
-                    b.data.as_ptr().cast(),
-                    b_row,
-                    b_column,
-                    false,
-                    (&raw const one).cast(),
-                    1,
-                );
-            }
+    // SAFETY: `Matrix::new` and the assertion above keep every element inside its slice, and rows of `c` do not overlap.
+    unsafe {
+        match by {
+            #[cfg(target_arch = "x86_64")]
+            Implementation::X86(instructions) => gemm_x86(a, b, c, stride, accumulate, instructions),
+            Implementation::Any => gemm_any(a, b, c, stride, accumulate),
         }
-        Implementation::Any => {
-            let beta = if accumulate { 1.0 } else { 0.0 };
-            let (a, b, c) = (a.data.as_ptr(), b.data.as_ptr(), c.as_mut_ptr());
-            // SAFETY: as above.
-            unsafe {
-                matrixmultiply::sgemm(
-                    rows,
-                    depth,
-                    columns,
-                    1.0,
-                    a,
-                    a_row,
-                    a_column,
-                    b,
-                    b_row,
-                    b_column,
-                    beta,
-                    c,
-                    stride as isize,
-                    1,
-                );
-            }
-        }
+    }
+}
+
+/// # Safety
+/// Every element of the matrices lies inside its slice, C with rows `stride` apart that do not overlap, and the processor has
+/// the instructions.
+#[cfg(target_arch = "x86_64")]
+unsafe fn gemm_x86(
+    a: Matrix,
+    b: Matrix,
+    c: &mut [f32],
+    stride: usize,
+    accumulate: bool,
+    instructions: private_gemm_x86::InstrSet,
+) {
+    use private_gemm_x86::{Accum, DType, DstKind, IType};
+    let (([m, k], [a_row, a_column]), ([_, n], [b_row, b_column])) = (a.layout(), b.layout());
+    let (none, one) = (std::ptr::null(), 1f32);
+    let beta = if accumulate { Accum::Add } else { Accum::Replace };
+    // SAFETY: as the caller promises; null is no list of indices, and no diagonal.
+    unsafe {
+        private_gemm_x86::gemm(
+            DType::F32,
+            IType::U64,
+            instructions,
+            m,
+            n,
+            k,
+            c.as_mut_ptr().cast(),
+            stride as isize,
+            1,
+            none,
+            none,
+            DstKind::Full,
+            beta,
+            a.data.as_ptr().cast(),
+            a_row,
+            a_column,
+            false,
+            none,
+            0,
+            b.data.as_ptr().cast(),
+            b_row,
+            b_column,
+            false,
+            (&raw const one).cast(),
+            1,
+        );
+    }
+}
+
+/// # Safety
+/// As [`gemm_x86`], on any processor.
+unsafe fn gemm_any(a: Matrix, b: Matrix, c: &mut [f32], stride: usize, accumulate: bool) {
+    let (([m, k], [a_row, a_column]), ([_, n], [b_row, b_column])) = (a.layout(), b.layout());
+    let beta = if accumulate { 1.0 } else { 0.0 };
+    let (a, b, c) = (a.data.as_ptr(), b.data.as_ptr(), c.as_mut_ptr());
+    // SAFETY: as the caller promises.
+    unsafe {
+        matrixmultiply::sgemm(m, k, n, 1.0, a, a_row, a_column, b, b_row, b_column, beta, c, stride as isize, 1);
     }
 }
 
@@ -142,7 +148,7 @@ fn product(a: Matrix, b: Matrix, c: &mut [f32], stride: usize, accumulate: bool,
 mod tests {
     use super::*;
 
-    /// What this machine can run.
+    /// The implementations that this machine can run.
     fn implementations() -> Vec<Implementation> {
         let mut all = vec![Implementation::Any, fastest()];
         #[cfg(target_arch = "x86_64")]

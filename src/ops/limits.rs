@@ -1,4 +1,4 @@
-//! What the device can do at most, to measure kernels against: `kernels/limits.cu` and `kernels/limits_tensor.cu`.
+//! The limits of the device, to measure kernels against: `kernels/limits.cu` and `kernels/limits_tensor.cu`.
 
 use crate::gpu::{Address, Gpu};
 use crate::parameters;

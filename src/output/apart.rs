@@ -23,7 +23,7 @@ pub fn check_apart(inputs: &[Named], outputs: &[Named]) -> Result<()> {
     Ok(())
 }
 
-/// What tells a file from every other one.
+/// The identity of a file, which tells it from every other one.
 #[derive(PartialEq)]
 enum Identity {
     /// Its device and number there: links of either kind lead to the same.

@@ -1,5 +1,5 @@
-//! What a run leaves for people to read: tables for the terminal and for Markdown, charts as SVG
-//! (with the feature `cli`).
+//! The report that a run leaves for people to read: tables for the terminal and for Markdown, charts as SVG (with the
+//! feature `cli`).
 //!
 //! Everything here turns numbers into a `String`, the same bytes for the same numbers; only [`save`] touches a disk. It
 //! knows nothing of networks or data sets: whoever has results hands over names and numbers.

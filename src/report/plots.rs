@@ -101,7 +101,7 @@ fn draw_curve(canvas: &mut Canvas, look: Look, index: usize, places: impl Iterat
     }
 }
 
-/// What tells a curve from the others.
+/// The look that tells a curve from the others.
 #[derive(Clone, Copy)]
 struct Look {
     pen: Pen,
@@ -244,7 +244,7 @@ fn draw_source(
     left
 }
 
-/// What stands below the columns.
+/// The names that stand below the columns.
 struct LayerNames {
     fitted: Vec<String>,
     widest: f64,
@@ -302,7 +302,7 @@ fn draw_distribution(canvas: &mut Canvas, column: Column, weights: &[f64], axis:
     canvas.path(&[(x - width / 2.0, median), (x + width / 2.0, median)], Pen::solid(VERMILLION, 2.2));
 }
 
-/// What the shapes of a column mean.
+/// Draws the key: what the shapes of a column mean.
 fn draw_key(canvas: &mut Canvas, left: f64, y: f64) {
     let mut x = left;
     for name in ["one weight", "10–90 %", "quartiles", "median"] {
@@ -327,7 +327,7 @@ fn finite_in_order(weights: &[f32]) -> Vec<f64> {
     finite
 }
 
-/// Of values in rising order, interpolated linearly between ranks.
+/// A quantile of values in rising order, interpolated linearly between ranks.
 fn quantile(sorted: &[f64], share: f64) -> f64 {
     let rank = share * (sorted.len() - 1) as f64;
     let (below, above) = (sorted[rank.floor() as usize], sorted[rank.ceil() as usize]);

@@ -1,8 +1,8 @@
-//! What every pass has to withstand.
+//! The checks that every pass has to withstand.
 
-use super::numbers::{error_beyond_storage, normalized_error, stored};
 use super::operand::{Execution, Values};
 use super::pass::{Draw, Pass, Wrong};
+use crate::numbers::{error_beyond_storage, normalized_error, stored};
 
 impl Pass {
     /// Runs every check on `execution`. Returns the normalised error with random inputs, the rounding of stored results

@@ -13,7 +13,6 @@
 //! inputs) or written (a sentinel in outputs).
 
 mod check;
-pub mod numbers;
 mod operand;
 mod pass;
 mod passes;
@@ -34,7 +33,7 @@ pub struct OpReport {
     pub op: &'static str,
     /// Cases, each in one or several passes and dtypes.
     pub cases: usize,
-    /// Of the dtypes that the op can store activations as.
+    /// The largest errors in the dtypes that the op can store activations as.
     pub errors: Vec<Worst>,
     /// Whether integers were compared bit by bit.
     pub compares_bits: bool,
@@ -59,7 +58,7 @@ pub enum Outcome {
 }
 
 impl Device {
-    /// What activations can be stored as.
+    /// The dtypes that activations can be stored as.
     pub fn dtypes(self) -> &'static [DType] {
         match self {
             Device::Cpu => &[DType::F32],

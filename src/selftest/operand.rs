@@ -27,7 +27,7 @@ impl Execution {
     }
 }
 
-/// What an operand is stored as, except in the reference.
+/// The role by which an operand is stored, except in the reference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// As activations are, and as the copy of a convolution's weights that it computes with.
@@ -102,7 +102,7 @@ impl Layout {
     }
 }
 
-/// What random numbers look like. Integers take the place of all but whole numbers and zeros.
+/// The distribution of random numbers. Integers take the place of all but whole numbers and zeros.
 #[derive(Clone, Copy, Debug)]
 pub enum Values {
     /// Uniform within `spread` of `centre`.

@@ -2,11 +2,11 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::numbers::{Numbers, stored};
 use super::operand::{Execution, Input, Layout, Output, Role, Values};
+use crate::numbers::{Numbers, stored};
 use crate::tensor::{DType, Device, Tensor, TensorMut};
 
-/// What a check found wrong.
+/// The fault that a check found.
 pub type Wrong = String;
 
 type Run = Box<dyn Fn(&[Tensor], Vec<TensorMut>) + Send + Sync>;
@@ -25,8 +25,8 @@ pub struct Pass {
     pub case: String,
     pub inputs: Vec<Input>,
     pub outputs: Vec<Output>,
-    /// Of the normalised error against `f64` with random inputs, in every dtype: what storing a result rounds away is
-    /// taken off before, and what storing the inputs rounds away the reference sees too.
+    /// Tolerance of the normalised error against `f64` with random inputs, in every dtype: what storing a result rounds
+    /// away is taken off before, and what storing the inputs rounds away the reference sees too.
     pub tolerance: f64,
     /// The same for the CPU, where it may be less.
     pub tolerance_on_cpu: f64,
@@ -219,7 +219,7 @@ impl Pass {
 struct Framed<'a> {
     layout: &'a Layout,
     start: usize,
-    /// What the buffer holds at first.
+    /// The numbers that the buffer holds at first.
     before: Vec<f64>,
     whole: Tensor,
 }
@@ -278,7 +278,7 @@ impl<'a> Framed<'a> {
     }
 }
 
-/// What a panic said.
+/// The message of a panic.
 fn message(payload: Box<dyn std::any::Any + Send>) -> Wrong {
     let text = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
     format!("panicked: {}", text.unwrap_or("without a message"))
@@ -288,7 +288,7 @@ fn message(payload: Box<dyn std::any::Any + Send>) -> Wrong {
 mod tests {
     use super::*;
 
-    /// What no safe code on the CPU can do.
+    /// A write that no safe code on the CPU can do.
     #[test]
     fn a_write_beyond_an_output_is_found() {
         for kind in [Draw::Integers, Draw::Reals] {

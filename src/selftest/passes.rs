@@ -239,7 +239,7 @@ impl NormPasses {
         let means = || Output::from(Layout::dense([2, self.shape[3]]).in_f32());
         let two = || vec![dgamma.clone(), dbeta.clone()];
         let (pixels, rstd) = (self.pixels(), self.by[1].clone());
-        // What the ReLU let pass: zeros too, where integers stand for it.
+        // The output that the ReLU let pass: zeros too, where integers stand for it.
         let out = Input::unit(self.x.layout.clone());
         vec![
             Pass::with_many("dγ and dβ", with(&[]), two(), move |inputs, outputs| {

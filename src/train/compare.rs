@@ -91,14 +91,14 @@ impl PartialEq for Protocol {
     }
 }
 
-/// What a method came to.
+/// The result of a method.
 pub struct Outcome {
     pub baseline: Baseline,
     pub model: Model,
     /// On the test split.
     pub metrics: Metrics,
     pub history: Vec<EpochRecord>,
-    /// What a header says of the training, one phase after the other.
+    /// The phases of the training, one after the other, as a header tells them.
     pub phases: Vec<Phase>,
     pub seed: u64,
     pub seconds: f64,
@@ -242,7 +242,7 @@ impl Protocol {
     }
 }
 
-/// What one phase or two came to.
+/// The result of one phase or two.
 struct Trained {
     model: Model,
     history: Vec<EpochRecord>,

@@ -1,4 +1,4 @@
-//! What a network says about a split, and the running statistics it says it with.
+//! The scores that a network gives a split, and the running statistics it gives them with.
 
 use std::collections::HashMap;
 

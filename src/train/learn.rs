@@ -32,7 +32,7 @@ pub struct LearnOptions {
     pub probe: TrainOptions,
 }
 
-/// What learning came to.
+/// The result of learning.
 pub struct Learning {
     pub learned: Learned,
     pub history: Vec<EpochRecord>,
@@ -43,11 +43,11 @@ pub struct Learning {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Anchor {
     pub index: usize,
-    /// Of each source; none where the anchor was named.
+    /// The probe of each source; none where the anchor was named.
     pub probes: Vec<Probe>,
 }
 
-/// What a source's linear probe came to.
+/// The result of a source's linear probe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Probe {
     /// The phase's.

@@ -49,7 +49,7 @@ use crate::error::{Error, Result};
 use crate::nn::{Model, Network};
 use crate::tensor::Device;
 
-/// What a header calls the phases of training; see [`Phase`].
+/// The names that a header gives the phases of training; see [`Phase`].
 pub const TRAIN: &str = "train";
 pub const FINE_TUNE: &str = "fine-tune";
 pub const LINEAR_PROBE: &str = "linear probe";
@@ -133,7 +133,7 @@ pub struct TrainOptions {
     pub epochs: usize,
     pub batch_size: usize,
     pub learning_rate: f64,
-    /// Of merge weights, where there are some.
+    /// Learning rate of merge weights, where there are some.
     pub merge_learning_rate: f64,
     pub optimizer: OptimizerKind,
     pub schedule: Schedule,
@@ -202,7 +202,7 @@ impl TrainOptions {
 }
 
 impl TrainOptions {
-    /// What a header says of a run with these options. A merge alone has merge weights to learn.
+    /// The phase of a run with these options, as a header tells it. A merge alone has merge weights to learn.
     pub fn phase(&self, kind: &str, history: &[EpochRecord]) -> Phase {
         Phase {
             kind: kind.to_string(),
@@ -232,7 +232,7 @@ fn serde_name(variant: &impl Serialize) -> String {
     name.as_str().expect("a variant without contents").to_string()
 }
 
-/// What one epoch came to.
+/// The record of one epoch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EpochRecord {
     /// Counted from 1.
@@ -245,7 +245,7 @@ pub struct EpochRecord {
     pub seconds: f64,
 }
 
-/// What happens during training, for whoever shows or saves it.
+/// An observer of what happens during training, which shows or saves it.
 pub trait Observer {
     /// Another run begins, of several in a row.
     fn phase(&mut self, _name: &str) {}

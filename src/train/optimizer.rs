@@ -30,7 +30,7 @@ pub enum Schedule {
 }
 
 impl Schedule {
-    /// What the learning rate is multiplied by at `step` (from 0) of `steps`.
+    /// The factor of the learning rate at `step` (from 0) of `steps`.
     pub fn factor(self, step: usize, steps: usize) -> f64 {
         match self {
             Schedule::Constant => 1.0,

@@ -38,7 +38,7 @@ struct OnGpu {
     seen: usize,
 }
 
-/// What steps came to.
+/// The result of steps.
 pub struct Finished {
     pub losses: Vec<f32>,
     /// Whether a gradient was not finite, and nothing is updated any more.
@@ -111,7 +111,7 @@ impl Recorder {
             let Learning { model, subject, optimizers } = state;
             step(model, subject, optimizers, loss, batch, factor, Some(control));
         })?;
-        // What a step counts on the host.
+        // A step counts this on the host.
         if done == Done::Replayed && state.subject.mode() == Mode::Training {
             state.model.batches_tracked.iter_mut().for_each(|count| *count += 1);
         }
@@ -133,7 +133,7 @@ impl Recorder {
         Ok(Finished { losses, diverged: values.diverged != 0 })
     }
 
-    /// What a step is made of, once.
+    /// Describes what a step is made of, once.
     pub fn describe(&mut self) -> Option<String> {
         let OnGpu { gpu, replays, .. } = self.on_gpu.as_ref()?;
         // The largest batch says most.

@@ -26,7 +26,7 @@ pub(super) struct Recorded {
     addresses: Vec<Address>,
 }
 
-/// What became of the work on one batch.
+/// The way in which the work on one batch was done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Done {
     /// The closure ran.

@@ -31,11 +31,11 @@ pub struct ResumeFile {
     memo: Option<String>,
 }
 
-/// What has been done before this process started.
+/// The progress made before this process started.
 pub(super) struct Resumed {
     pub steps: usize,
     pub selection: Selection,
-    /// What a GPU had decided, where the run was on one.
+    /// The values that a GPU had decided, where the run was on one.
     pub control: Option<Values>,
 }
 
@@ -103,7 +103,7 @@ impl ResumeFile {
         self.memo.get_or_insert(memo);
     }
 
-    /// What an earlier process [remembered](ResumeFile::remember).
+    /// The text that an earlier process [remembered](ResumeFile::remember).
     pub fn memo(&mut self) -> Result<Option<&str>> {
         if self.memo.is_none() && self.exists() {
             self.memo = self.read()?.metadata.get(MEMO).cloned();
@@ -197,7 +197,7 @@ const NO_STATE: &str = "it is no state of a training run";
 
 /// SHA-256 of all tensors and of the rest of the header, whatever their order in the file.
 fn content_hash(tensors: &[StoredTensor], metadata: &Metadata) -> String {
-    // What the writer adds to every file.
+    // The writer adds these three to every file.
     let is_ours = |key: &str| key != CONTENT && key != "format" && key != "medmerge.version";
     let mut sorted: Vec<&StoredTensor> = tensors.iter().collect();
     sorted.sort_by(|a, b| a.name.cmp(&b.name));
@@ -216,7 +216,7 @@ fn content_hash(tensors: &[StoredTensor], metadata: &Metadata) -> String {
     hex(hash.finalize())
 }
 
-/// What was set otherwise, in words.
+/// The settings that differ, in words.
 fn differences(before: &Settings, now: &Settings) -> Vec<String> {
     let names: std::collections::BTreeSet<&String> = before.keys().chain(now.keys()).collect();
     let shown = |value: Option<&Value>| match value {
@@ -316,7 +316,7 @@ mod tests_on_a_gpu {
     use crate::tensor::{DType, Device};
     use crate::train::TrainOptions;
 
-    /// What is read from a device that has failed is NaN, and a state of NaN in place of a good one would be the run's end.
+    /// Numbers read from a failed device are NaN, and a state of NaN in place of a good one would be the run's end.
     #[test]
     fn a_device_that_has_failed_leaves_the_state_alone() {
         let folder = tempfile::tempdir().unwrap();

@@ -4,7 +4,7 @@ use super::EpochRecord;
 use crate::nn::Model;
 use crate::tensor::Tensor;
 
-/// What is kept of the best epoch.
+/// The part of the best epoch that is kept.
 pub(super) struct Best {
     pub macro_f1: f64,
     pub epoch: usize,

@@ -14,7 +14,7 @@ use crate::tensor::{Device, Tensor};
 /// How fast running statistics follow the batches during training, as in PyTorch.
 const MOMENTUM: f64 = 0.1;
 
-/// What learns.
+/// The parameters that learn.
 pub enum Subject {
     Everything,
     Head,
@@ -140,12 +140,12 @@ impl Subject {
     }
 }
 
-/// What a batch came to, before anything is updated.
+/// The result of a batch, before anything is updated.
 pub struct StepGradients {
     /// A single number.
     pub loss: Tensor,
     pub head: Option<Tensor>,
-    /// Of the trunk, or of merge weights.
+    /// Gradient of the trunk, or of merge weights.
     pub learned: Option<Tensor>,
     /// Means and unbiased variances of the batch, laid out as the running ones; in training mode.
     pub statistics: Option<Tensor>,

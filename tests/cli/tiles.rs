@@ -60,10 +60,10 @@ fn what_is_refused() {
     }
 }
 
-fn entry(pass: &str, tile: &str, stretches: usize) -> String {
+fn entry(pass: &str, tile: &str, splits: usize) -> String {
     serde_json::json!([{
         "pass": pass, "precision": "bf16", "x": [2, 8, 8, 16], "filters": [32, 3, 3], "stride": [2, 2], "padding": [1, 1],
-        "dilation": [1, 1], "tile": tile, "stretches": stretches,
+        "dilation": [1, 1], "tile": tile, "splits": splits,
     }])
     .to_string()
 }

@@ -2,7 +2,7 @@
 #![allow(dead_code, unused_imports)]
 
 use medmerge::gpu::{Gpu, Handle};
-pub use medmerge::selftest::numbers::{Numbers, mix, normalized_error};
+pub use medmerge::numbers::{Numbers, mix, normalized_error};
 use medmerge::tensor::Tensor;
 
 /// Panics unless `actual` is within `tolerance` of `expected` by [`normalized_error`].

@@ -93,12 +93,12 @@ KERNEL(count_dw_64x64, Product, Tile64x64::THREADS) { count_dw<Tile64x64>(p); }
 
 // ---- what is summed ---------------------------------------------------------------------------------------------------
 
-// The first and the one behind the last pixel of each stretch: to[2·z], to[2·z + 1].
-KERNEL(stretches, Product, WARP) {
+// The first and the one behind the last pixel of each split: to[2·z], to[2·z + 1].
+KERNEL(splits, Product, WARP) {
   if (threadIdx.x != 0) return;
   int* to = static_cast<int*>(p.to) + 2 * blockIdx.z;
-  to[0] = stretch_begin(p);
-  to[1] = stretch_end(p);
+  to[0] = split_begin(p);
+  to[1] = split_end(p);
 }
 
 // The rows' residue of each block, six numbers each.

@@ -1,5 +1,5 @@
 //! The address functions of the convolution on tensor cores, by what they must be for every shape: each element of a result
-//! belongs to one thread, places in shared memory are a permutation without bank conflicts, stretches and residues leave
+//! belongs to one thread, places in shared memory are a permutation without bank conflicts, splits and residues leave
 //! nothing out.
 
 use medmerge::gpu::emulator::Emulator;
@@ -25,7 +25,7 @@ parameters! {
         stride_h: i32, stride_w: i32, padding_h: i32, padding_w: i32, dilation_h: i32, dilation_w: i32,
         groups: i32, group_c: i32, group_k: i32,
         pitch: i32, packed: u32,
-        stretch: i32, to_pitch: i32,
+        split: i32, to_pitch: i32,
     }
 }
 
@@ -149,7 +149,7 @@ fn geometry(dice: &mut Dice) -> Product {
             group_k,
             pitch,
             packed: 0,
-            stretch: 0,
+            split: 0,
             to_pitch: 0,
         };
     }
@@ -169,11 +169,11 @@ fn every_element_of_a_result_is_handed_out_once() {
         let (pixels, inputs) = (size(g.n * g.p * g.q), size(g.n * g.h * g.w));
         let (residues, weights) = (size(g.stride_h * g.stride_w), size(g.r * g.s * g.c));
         let largest = size(g.n) * size(g.h).div_ceil(size(g.stride_h)) * size(g.w).div_ceil(size(g.stride_w));
-        let stretches = 1 + size(dice.below(3));
+        let splits = 1 + size(dice.below(3));
         for (result, elements, [rows, columns, grids]) in [
             ("y", pixels * size(g.k), [pixels, size(g.k), 1]),
             ("dx", inputs * size(g.c), [largest, size(g.c), residues]),
-            ("dw", stretches * size(g.k) * weights, [size(g.k), weights, stretches]),
+            ("dw", splits * size(g.k) * weights, [size(g.k), weights, splits]),
         ] {
             for (tile, tile_rows, tile_columns, threads) in TILES {
                 if result == "dw" && tile == "128x32" {
@@ -192,7 +192,7 @@ fn every_element_of_a_result_is_handed_out_once() {
 }
 
 #[test]
-fn stretches_cover_all_pixels_in_their_order() {
+fn splits_cover_all_pixels_in_their_order() {
     for dtype in [DType::BF16, DType::TF32] {
         let gpu = emulator(dtype);
         let depth = 64 / dtype.size();
@@ -200,14 +200,14 @@ fn stretches_cover_all_pixels_in_their_order() {
         for _ in 0..40 {
             let g = geometry(&mut dice);
             let pixels = size(g.n * g.p * g.q);
-            let stretch = pixels.div_ceil(1 + size(dice.below(9))).next_multiple_of(depth);
-            let count = pixels.div_ceil(stretch);
+            let split = pixels.div_ceil(1 + size(dice.below(9))).next_multiple_of(depth);
+            let count = pixels.div_ceil(split);
             let bounds = Integers::<u32>::uninit(2 * count, Device::Gpu(gpu));
-            let product = Product { to: bounds.address(), stretch: stretch as i32, ..g };
-            launch(gpu, "stretches", dtype, [1, 1, count], 32, &product);
+            let product = Product { to: bounds.address(), split: split as i32, ..g };
+            launch(gpu, "splits", dtype, [1, 1, count], 32, &product);
             let mut end = 0;
             for bounds in bounds.to_vec().chunks(2) {
-                assert!(bounds[0] == end && bounds[1] > end && (bounds[1] - end) as usize <= stretch, "{bounds:?}");
+                assert!(bounds[0] == end && bounds[1] > end && (bounds[1] - end) as usize <= split, "{bounds:?}");
                 end = bounds[1];
             }
             assert_eq!(end as usize, pixels);

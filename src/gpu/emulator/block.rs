@@ -32,7 +32,7 @@ struct Index3 {
     z: u32,
 }
 
-/// What a thread knows of itself. The twin of `emulator::Context`.
+/// A thread's context: what it knows of itself. The twin of `emulator::Context`.
 #[repr(C)]
 pub struct Context {
     thread: Index3,
@@ -121,7 +121,7 @@ mod kind {
     pub const EXCHANGE: u32 = 8;
 }
 
-/// What a kernel did wrong, and where.
+/// A kernel's fault: what it did wrong, and where.
 pub struct Broken {
     pub block: [u32; 3],
     pub thread: u32,
@@ -184,9 +184,9 @@ pub struct Block {
     /// `COPIES` for each thread. Not in its context, which is small so that those of a block lie side by side.
     copies: Vec<PendingCopy>,
     states: Vec<State>,
-    /// What a collective gave each thread.
+    /// The result that a collective gave each thread.
     results: Vec<u64>,
-    /// What each warp's last exchange made known: a stretch of `WARP * OFFER` bytes for each.
+    /// The bytes that each warp's last exchange made known: a stretch of `WARP * OFFER` for each.
     exchanged: Vec<u128>,
     /// Threads in the order in which they begin, and how many have begun.
     order: Vec<u32>,
@@ -197,8 +197,8 @@ pub struct Block {
     worker_of: Vec<usize>,
     current: u32,
     worker: usize,
-    /// What the kernel declares, and from [`DECLARED`] on `dynamic_shared` bytes more; the shadow likewise, a mark for each
-    /// number and at most one for each byte.
+    /// Shared memory that the kernel declares, and from [`DECLARED`] on `dynamic_shared` bytes more; the shadow
+    /// likewise, a mark for each number and at most one for each byte.
     shared: Vec<u128>,
     shared_used: usize,
     shadow: Vec<Shadow>,
@@ -460,8 +460,9 @@ impl Block {
                 if done[lane] {
                     continue;
                 }
+                let index = self.index;
                 let broken = |what: &str| Broken {
-                    block: self.index,
+                    block: index,
                     thread: (first + lane) as u32,
                     what: format!("the collective at {}: {what}", collective.site),
                     address: None,
@@ -474,37 +475,7 @@ impl Block {
                     continue;
                 }
                 for lane in lanes() {
-                    let State::AtCollective(own) = self.states[first + lane] else { unreachable!("joined above") };
-                    let value = |other: usize| match self.states[first + other] {
-                        State::AtCollective(other) => other.value,
-                        _ => unreachable!("joined above"),
-                    };
-                    let from = |other: usize| {
-                        let valid = other < WARP && collective.mask >> other & 1 == 1;
-                        valid.then(|| value(other)).ok_or_else(|| broken("a lane outside its mask is read"))
-                    };
-                    let votes = lanes().filter(|&lane| value(lane) != 0);
-                    let argument = own.argument as usize;
-                    self.results[first + lane] = match collective.kind {
-                        kind::EXCHANGE => {
-                            let to = &mut bytemuck::cast_slice_mut(&mut self.exchanged)
-                                [first * OFFER + lane * argument..][..argument];
-                            // SAFETY: the lane waits, and what it offers lies on its stack.
-                            to.copy_from_slice(unsafe { std::slice::from_raw_parts(own.value as *const u8, argument) });
-                            0
-                        }
-                        kind::SYNC => 0,
-                        kind::SHUFFLE => from(argument)?,
-                        kind::SHUFFLE_XOR => from(lane ^ argument)?,
-                        kind::SHUFFLE_DOWN if lane + argument >= WARP => own.value,
-                        kind::SHUFFLE_DOWN => from(lane + argument)?,
-                        kind::SHUFFLE_UP if lane < argument => own.value,
-                        kind::SHUFFLE_UP => from(lane - argument)?,
-                        kind::BALLOT => votes.fold(0, |ballot, lane| ballot | 1 << lane),
-                        kind::ANY => u64::from(votes.count() > 0),
-                        kind::ALL => u64::from(votes.count() == lanes().count()),
-                        _ => return Err(broken("unknown")),
-                    };
+                    self.results[first + lane] = self.result_of(first, lane).map_err(broken)?;
                 }
                 let is_whole = collective.mask == u32::MAX;
                 for lane in lanes() {
@@ -519,6 +490,43 @@ impl Block {
             }
         }
         Ok(ready)
+    }
+
+    /// The result that a collective gives `lane` of the warp whose first thread is `first`, once all lanes of its mask wait there.
+    fn result_of(&mut self, first: usize, lane: usize) -> Result<u64, &'static str> {
+        let at = |lane: usize| match self.states[first + lane] {
+            State::AtCollective(collective) => collective,
+            _ => unreachable!("all of them wait"),
+        };
+        let own = at(lane);
+        let is_in = |lane: usize| lane < WARP && own.mask >> lane & 1 == 1;
+        let from = |other: usize| match is_in(other) {
+            true => Ok(at(other).value),
+            false => Err("a lane outside its mask is read"),
+        };
+        let lanes = || (0..WARP).filter(|&lane| is_in(lane));
+        let votes = lanes().filter(|&lane| at(lane).value != 0);
+        let argument = own.argument as usize;
+        Ok(match own.kind {
+            kind::EXCHANGE => {
+                let to =
+                    &mut bytemuck::cast_slice_mut(&mut self.exchanged)[first * OFFER + lane * argument..][..argument];
+                // SAFETY: the lane waits, and what it offers lies on its stack.
+                to.copy_from_slice(unsafe { std::slice::from_raw_parts(own.value as *const u8, argument) });
+                0
+            }
+            kind::SYNC => 0,
+            kind::SHUFFLE => from(argument)?,
+            kind::SHUFFLE_XOR => from(lane ^ argument)?,
+            kind::SHUFFLE_DOWN if lane + argument >= WARP => own.value,
+            kind::SHUFFLE_DOWN => from(lane + argument)?,
+            kind::SHUFFLE_UP if lane < argument => own.value,
+            kind::SHUFFLE_UP => from(lane - argument)?,
+            kind::BALLOT => votes.fold(0, |ballot, lane| ballot | 1 << lane),
+            kind::ANY => u64::from(votes.count() > 0),
+            kind::ALL => u64::from(votes.count() == lanes().count()),
+            _ => return Err("unknown"),
+        })
     }
 
     /// Gives back the coroutines that a fault left behind.
@@ -582,7 +590,7 @@ impl Block {
         Ok(&self.declared[index])
     }
 
-    /// Of full size at once: kernels keep pointers into both.
+    /// Reserves shared memory and its shadow in full size at once: kernels keep pointers into both.
     fn reserve_shared(&mut self) {
         let bytes = DECLARED + self.dynamic_shared.next_multiple_of(16);
         self.shared.resize(self.shared.len().max(bytes / 16), 0);

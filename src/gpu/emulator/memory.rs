@@ -12,7 +12,7 @@ use crate::gpu::{Failure, lock};
 /// NaN in every floating-point type, and −1 in whole numbers.
 pub const POISON: u8 = 0xFF;
 
-/// What an emulator may hold: enough for tests, too little to freeze a laptop.
+/// Bytes that an emulator may hold: enough for tests, too little to freeze a laptop.
 pub const LIMIT: usize = 8 << 30;
 
 const PAGE: usize = 4096;

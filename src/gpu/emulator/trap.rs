@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use corosensei::trap::CoroutineTrapHandler;
 
-/// What ended a coroutine.
+/// The fault that ended a coroutine.
 #[derive(Clone, Copy)]
 pub enum Fault {
     Address(u64),
@@ -33,7 +33,7 @@ pub fn watched(handler: CoroutineTrapHandler<()>, resume: impl FnOnce()) -> Opti
 static BEFORE: [OnceLock<libc::sigaction>; 3] = [const { OnceLock::new() }; 3];
 const SIGNALS: [libc::c_int; 3] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE];
 
-/// What the operating system says where the processor gave no address.
+/// The code that the operating system gives where the processor gave no address.
 const SI_KERNEL: libc::c_int = 0x80;
 
 /// Once per process.

@@ -369,7 +369,7 @@ pub fn update_running(gpu: &Gpu, running: TensorMut, batch: &Tensor, momentum: f
 mod tests {
     use super::super::{input_gradient, normalize, reference};
     use super::*;
-    use crate::selftest::numbers::{Numbers, normalized_error};
+    use crate::numbers::{Numbers, normalized_error};
     use crate::tensor::{Device, Integers};
 
     /// Few blocks of many pixels each, as only large tensors have in earnest.
@@ -441,7 +441,7 @@ mod tests {
         }
     }
 
-    /// What is not finite reaches both sums from wherever it is, among many pixels of a thread.
+    /// A number that is not finite reaches both sums from wherever it is, among many pixels of a thread.
     #[test]
     fn an_infinity_is_not_clamped_away() {
         let (gpu, device) = emulator();

@@ -28,7 +28,7 @@ use crate::ops::pointwise;
 use crate::tape::{Gradients, Id, Tape, Var};
 use crate::tensor::{DType, Device, Element, Implementation, Shape, Tensor, TensorMut};
 
-/// What there is one of per channel: the statistics, and the parameters.
+/// The vectors of one number per channel: the statistics, and the parameters.
 #[derive(Clone, Copy)]
 pub struct PerChannel<'a> {
     pub mean: &'a Tensor,
@@ -70,14 +70,14 @@ impl<'a> Moments<'a> {
     }
 }
 
-/// Of each tile of the pixels the mean, and the sum of squared distances from it.
+/// The mean of each tile of the pixels, and the sum of squared distances from it.
 #[derive(Clone, Debug)]
 pub struct Tiles {
     /// Tiles × 2 × C.
     pub sums: Tensor,
     /// Pixels of a tile; the last one may have fewer.
     pub span: usize,
-    /// Of all tiles.
+    /// Pixels of all tiles.
     pub pixels: usize,
 }
 
@@ -95,7 +95,7 @@ pub enum Cut<'a> {
 pub struct ParameterGradients<'a> {
     pub dgamma: Option<TensorMut<'a>>,
     pub dbeta: Option<TensorMut<'a>>,
-    /// What [`input_gradient`] takes off in training, 2 × C: `dβ/n` and `rstd·dγ/n`.
+    /// The means that [`input_gradient`] takes off in training, 2 × C: `dβ/n` and `rstd·dγ/n`.
     pub means: Option<TensorMut<'a>>,
 }
 
@@ -114,7 +114,7 @@ impl<'a> ParameterGradients<'a> {
     }
 }
 
-/// What the statistics of `x`, and everything else that there is one of per channel, are stored as.
+/// The type that the statistics of `x`, and everything else that there is one of per channel, are stored as.
 fn statistics_dtype(x: &Tensor) -> DType {
     match x.device() {
         Device::Cpu => x.dtype(),
@@ -281,7 +281,7 @@ fn check_tiles(sums: Shape, tiles: usize) {
     assert!(matches!(*sums.dims(), [rows, 2, _] if rows == tiles && tiles > 0), "sums of {tiles} tiles: {sums}");
 }
 
-/// What a convolution has to know of the batch norm before it to do the first pass of that one's backward.
+/// The operands of a batch norm that the convolution behind it has to know to do the first pass of that one's backward.
 #[derive(Clone, Debug)]
 pub struct Normalized {
     pub x: Tensor,
@@ -310,7 +310,7 @@ impl Handoff {
     }
 }
 
-/// What a batch norm normalises by.
+/// The statistics that a batch norm normalises by.
 pub enum Source<'a> {
     /// The statistics of the batch, from x or its tiles, which also go where running ones are made of them.
     Batch { epsilon: f64, tiles: Option<Tiles>, running: Option<[TensorMut<'a>; 2]> },
@@ -318,7 +318,7 @@ pub enum Source<'a> {
     Given { mean: Tensor, rstd: Tensor },
 }
 
-/// What the pass that normalises does beside.
+/// The epilogue of the pass that normalises.
 #[derive(Clone, Debug, Default)]
 pub struct Then {
     pub residual: Option<Var>,
@@ -327,9 +327,9 @@ pub struct Then {
     pub handoff: Option<Rc<Handoff>>,
 }
 
-/// What backward needs of forward.
+/// The part of forward that backward needs.
 struct Saved {
-    /// Of x, γ, β and the residual.
+    /// Ids of x, γ, β and the residual.
     ids: [Option<Id>; 4],
     x: Tensor,
     gamma: Tensor,

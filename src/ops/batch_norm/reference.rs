@@ -3,7 +3,7 @@
 
 use crate::tensor::Element;
 
-/// What there is one of per channel.
+/// The vectors of one number per channel.
 #[derive(Clone, Copy)]
 pub struct PerChannel<'a, T> {
     pub mean: &'a [T],

@@ -61,7 +61,7 @@ impl<'a> Window<'a> {
         }
     }
 
-    /// What input pixels see of `dy` when the stride is 1; `None` where padding exceeds the filter's reach.
+    /// The window of `dy` that input pixels see when the stride is 1; `None` where padding exceeds the filter's reach.
     fn of_output(g: &Geometry, dy: &'a [f32], group: usize) -> Option<Window<'a>> {
         let filters = g.k / g.conv.groups;
         let mut padding = [0; 2];

@@ -33,15 +33,15 @@ parameters! {
         dy: Address,
         partial: Address,
         g: Sizes,
-        stretches: i32,
-        stretch: i32,
+        splits: i32,
+        split: i32,
         partial_pitch: i32,
         padding: i32,
     }
 }
 
 parameters! {
-    struct WgradSum: 32 bytes { partial: Address, dw: Address, k: i32, columns: i32, pitch: i32, stretches: i32 }
+    struct WgradSum: 32 bytes { partial: Address, dw: Address, k: i32, columns: i32, pitch: i32, splits: i32 }
 }
 
 pub(super) const PACKED_X: u32 = 1;
@@ -56,7 +56,7 @@ const DIRECT_THREADS: usize = 128;
 /// Filters that a block of the depthwise wgrad takes.
 const LANES: usize = 32;
 
-/// wgrad sums over stretches of output pixels no shorter than this, as many as it takes to have so many blocks. Both
+/// wgrad sums over splits of output pixels no shorter than this, as many as it takes to have so many blocks. Both
 /// depend on the shapes alone, so the bits of a result are the same on every device.
 const STRETCH: usize = 512;
 const BLOCKS: usize = 1024;
@@ -203,15 +203,15 @@ pub fn wgrad(gpu: Handle, g: &Geometry, x: &Tensor, dy: &Tensor, dw: TensorMut) 
         (name, [g.filter_len().div_ceil(ROWS), columns.div_ceil(width)], threads)
     };
     let groups = if is_depthwise(g) { 1 } else { g.conv.groups };
-    let stretch = stretch(g.n * g.p * g.q, rows * columns * groups);
-    let stretches = (g.n * g.p * g.q).div_ceil(stretch);
+    let split = split(g.n * g.p * g.q, rows * columns * groups);
+    let splits = (g.n * g.p * g.q).div_ceil(split);
 
-    // One stretch needs no second launch: it writes dw itself.
+    // One split needs no second launch: it writes dw itself.
     let mut workspace = None;
-    let (partial, pitch) = if stretches == 1 {
+    let (partial, pitch) = if splits == 1 {
         (dw, g.pitch)
     } else {
-        let sums = workspace.insert(Tensor::uninit([stretches, g.k, g.filter_len()], DType::F32, Device::Gpu(gpu)));
+        let sums = workspace.insert(Tensor::uninit([splits, g.k, g.filter_len()], DType::F32, Device::Gpu(gpu)));
         (sums.view_mut().address(), g.filter_len())
     };
     let mut sizes = sizes(g, dtype, x, dy, None);
@@ -224,43 +224,37 @@ pub fn wgrad(gpu: Handle, g: &Geometry, x: &Tensor, dy: &Tensor, dw: TensorMut) 
         dy,
         partial,
         g: sizes,
-        stretches: stretches as i32,
-        stretch: stretch as i32,
+        splits: splits as i32,
+        split: split as i32,
         partial_pitch: pitch as i32,
         padding: 0,
     };
     let cost = g.cost(Pass::Wgrad, dtype);
     let written = workspace.as_ref().map_or(cost.written, |sums| sums.bytes() as u64);
     gpu.account(|| Cost { written, ..cost });
-    let grid = [rows, columns, groups * stretches].map(dim);
+    let grid = [rows, columns, groups * splits].map(dim);
     // SAFETY: the shapes of x, dy and dw were checked against `g`, their dtypes above; `partial` is dw or as large as
-    // all stretches.
+    // all splits.
     unsafe { gpu.launch("conv2d", name, dtype, grid, threads, &parameters) }
-    if stretches > 1 {
-        sum_stretches(gpu, g, dtype, partial, dw, stretches);
+    if splits > 1 {
+        sum_splits(gpu, g, dtype, partial, dw, splits);
     }
 }
 
 /// How many output pixels one sum of wgrad takes, whose tiles make `blocks` blocks.
-fn stretch(pixels: usize, blocks: usize) -> usize {
+fn split(pixels: usize, blocks: usize) -> usize {
     let most = pixels.div_ceil(STRETCH);
-    let stretches = (BLOCKS / blocks).clamp(1, most);
-    pixels.div_ceil(stretches).next_multiple_of(DEPTH)
+    let splits = (BLOCKS / blocks).clamp(1, most);
+    pixels.div_ceil(splits).next_multiple_of(DEPTH)
 }
 
-fn sum_stretches(gpu: &Gpu, g: &Geometry, dtype: DType, partial: Address, dw: Address, stretches: usize) {
+fn sum_splits(gpu: &Gpu, g: &Geometry, dtype: DType, partial: Address, dw: Address, splits: usize) {
     let columns = g.filter_len();
-    let parameters = WgradSum {
-        partial,
-        dw,
-        k: g.k as i32,
-        columns: columns as i32,
-        pitch: g.pitch as i32,
-        stretches: stretches as i32,
-    };
+    let parameters =
+        WgradSum { partial, dw, k: g.k as i32, columns: columns as i32, pitch: g.pitch as i32, splits: splits as i32 };
     let bytes = size_of::<f32>() * g.k * columns;
-    gpu.account(|| Cost::moving(stretches * bytes, bytes));
-    // SAFETY: `partial` holds `stretches` dense K × R·S·C/G, `dw` one with rows `pitch` apart.
+    gpu.account(|| Cost::moving(splits * bytes, bytes));
+    // SAFETY: `partial` holds `splits` dense K × R·S·C/G, `dw` one with rows `pitch` apart.
     unsafe {
         gpu.launch("conv2d", "conv2d_wgrad_sum", dtype, direct_grid(g.k * columns), DIRECT_THREADS as u32, &parameters);
     }

@@ -32,7 +32,7 @@ use crate::tensor::{DType, Implementation, Shape, Tensor, TensorMut};
 
 pub use products::{product_parts, wgrad_products};
 
-/// What a convolution layer fixes: height first, then width.
+/// The settings that a convolution layer fixes: height first, then width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conv2d {
     pub stride: [usize; 2],
@@ -145,8 +145,8 @@ impl Geometry {
         2 * (self.n * self.p * self.q * self.k * self.filter_len()) as u64
     }
 
-    /// What a pass must do at least with activations and filters of `dtype`; the gradient of the filters is f32. Operations
-    /// count padding. Of `x`, only what some output sees has to be read: a 1×1 convolution of stride 2 skips three quarters.
+    /// The least cost of a pass with activations and filters of `dtype`; the filters' gradient is f32. Operations count
+    /// padding. Of `x`, only what some output sees has to be read: a 1×1 convolution of stride 2 skips three quarters.
     pub fn cost(&self, pass: Pass, dtype: DType) -> Cost {
         let seen = |outputs: usize, taps: usize, input: &dyn Fn(usize, usize) -> Option<usize>| {
             let all = (0..outputs).flat_map(|output| (0..taps).filter_map(move |tap| input(output, tap)));

@@ -28,13 +28,13 @@ parameters! {
     }
 }
 
-/// How the pass is divided where it runs on tensor cores: `g` as the kernels see it, tile, stretches and the pixels of each,
+/// How the pass is divided where it runs on tensor cores: `g` as the kernels see it, tile, splits and the pixels of each,
 /// the kernel, and the parts that come of it.
 struct Division {
     g: Geometry,
     tile: Tile,
-    stretches: usize,
-    stretch: usize,
+    splits: usize,
+    split: usize,
     kernel: &'static str,
     parts: usize,
 }
@@ -43,20 +43,20 @@ struct Division {
 fn division(g: &Geometry, dtype: DType, sources: usize) -> Option<Division> {
     let layout::OnTensorCores { g, has_tiles } = layout::on_tensor_cores(g, Pass::Wgrad, dtype, Operands::ALIGNED)?;
     // Packs of 16 bits that span two taps have a kernel of their own.
-    let is_split = !has_tiles;
-    let Tiling { tile, stretches } = tiles::choose_products(&g, dtype, sources, is_split.then_some(STEM_WGRAD));
+    let is_stem = !has_tiles;
+    let Tiling { tile, splits } = tiles::choose_products(&g, dtype, sources, is_stem.then_some(STEM_WGRAD));
     let kernel = match tile {
-        _ if is_split => "conv2d_tensor_products_stem",
+        _ if is_stem => "conv2d_tensor_products_stem",
         Tile::Large => "conv2d_tensor_products_128x128",
         Tile::Medium => "conv2d_tensor_products_128x64",
         Tile::Small => "conv2d_tensor_products_64x64",
         Tile::Narrow => unreachable!("no such kernel"),
     };
     let pixels = g.n * g.p * g.q;
-    let stretch = pixels.div_ceil(stretches).next_multiple_of(tiles::depth(dtype));
-    let stretches = pixels.div_ceil(stretch);
-    let parts = stretches * g.filter_len().div_ceil(tile.columns());
-    Some(Division { g, tile, stretches, stretch, kernel, parts })
+    let split = pixels.div_ceil(splits).next_multiple_of(tiles::depth(dtype));
+    let splits = pixels.div_ceil(split);
+    let parts = splits * g.filter_len().div_ceil(tile.columns());
+    Some(Division { g, tile, splits, split, kernel, parts })
 }
 
 /// In how many parts [`wgrad_products`] leaves the products with so many sources.
@@ -104,7 +104,7 @@ fn on_tensor_cores(
     assert!(dy.dtype() == dtype, "products of {dtype} by {}", dy.dtype());
     let are_f32 = sources.iter().all(|source| source.dtype() == DType::F32) && products.dtype() == DType::F32;
     assert!(are_f32, "sources and products are f32");
-    let Division { g: seen, tile, stretches, stretch, kernel, parts } = division;
+    let Division { g: seen, tile, splits, split, kernel, parts } = division;
     let padded = layout::padded(g, dtype).map(|padded| tensor::pad_x(gpu, dtype, x.address(), g, &padded));
     let x = padded.as_ref().map_or(x.address(), Tensor::address);
     let addresses: Vec<Address> = sources.iter().map(Tensor::address).collect();
@@ -115,7 +115,7 @@ fn on_tensor_cores(
         by: x,
         to: products.address(),
         g: sizes(seen, dtype, x, dy.address(), None),
-        stretch: tensor::int(*stretch),
+        split: tensor::int(*split),
         to_pitch: 0,
     };
     let parameters = Products {
@@ -126,15 +126,15 @@ fn on_tensor_cores(
         pitch: tensor::int(g.pitch),
         packed: packed.into(),
     };
-    // Of the sources once: what other stretches read comes from the cache.
+    // The sources' weights once: what other splits read comes from the cache.
     let weights = (sources.len() * g.k * g.filter_len()) as u64;
     let numbers = (parts * sources.len() * g.k) as u64;
     let cost = layout::padded(g, dtype).unwrap_or(*g).cost(Pass::Wgrad, dtype);
-    let flops = cost.flops + 2 * weights * *stretches as u64;
+    let flops = cost.flops + 2 * weights * *splits as u64;
     gpu.account(|| Cost { flops, read: cost.read + 4 * weights, written: 4 * numbers });
-    let grid = [seen.k.div_ceil(tile.rows()), seen.filter_len().div_ceil(tile.columns()), *stretches].map(tensor::dim);
+    let grid = [seen.k.div_ceil(tile.rows()), seen.filter_len().div_ceil(tile.columns()), *splits].map(tensor::dim);
     // SAFETY: `layout` was asked whether operands come in packs; the contract checked their shapes, that the sources' are those
-    // of the filters, and that `products` has a place for each part, of which there is one for each stretch and tile of
+    // of the filters, and that `products` has a place for each part, of which there is one for each split and tile of
     // columns.
     unsafe { gpu.launch("conv2d_tensor_products", kernel, dtype, grid, tile.threads(), &parameters) }
 }
@@ -143,11 +143,11 @@ fn on_tensor_cores(
 mod tests {
     use super::*;
     use crate::gpu::Gpu;
+    use crate::numbers::Numbers;
     use crate::ops::cases;
-    use crate::selftest::numbers::Numbers;
     use crate::tensor::{Device, Shape};
 
-    /// What `wgrad_products` leaves, added over the parts: by the reference in `f64`, or on a device.
+    /// The products that `wgrad_products` leaves, added over the parts: by the reference in `f64`, or on a device.
     fn products(g: &Geometry, sources: usize, place: Option<(Device, DType)>) -> Vec<f64> {
         let filters: Shape = [g.k, g.r, g.s, g.c].into();
         let mut numbers = Numbers(11);
@@ -181,7 +181,7 @@ mod tests {
             let expected = products(&g, sources, None);
             for tile in Tile::ALL.into_iter().filter(|tile| tile.serves(Pass::Wgrad)) {
                 let place = Some((Device::Gpu(gpu), dtype));
-                let actual = tiles::with_choice(Tiling { tile, stretches: 3 }, || products(&g, sources, place));
+                let actual = tiles::with_choice(Tiling { tile, splits: 3 }, || products(&g, sources, place));
                 gpu.check().unwrap();
                 let wrong = (0..actual.len()).find(|&i| actual[i] != expected[i]).map(|i| (i, actual[i], expected[i]));
                 assert!(wrong.is_none(), "{dtype}, {sources} sources, {}, {tile:?}: {wrong:?}", case.name);

@@ -16,7 +16,7 @@ parameters! {
         pub by: Address,
         pub to: Address,
         pub g: Sizes,
-        pub stretch: i32,
+        pub split: i32,
         pub to_pitch: i32,
     }
 }
@@ -62,7 +62,7 @@ parameters! {
         channels: i32,
         padded: i32,
         pitch: i32,
-        stretches: i32,
+        splits: i32,
     }
 }
 
@@ -116,12 +116,12 @@ pub(super) fn int(size: usize) -> i32 {
 fn division(g: &Geometry, pass: Pass, dtype: DType) -> (Tiling, &'static str) {
     let choice = tiles::choose(g, pass, dtype);
     // Packs of 16 bits that span two taps have kernels of their own.
-    let is_split = !g.c.is_multiple_of(pack(dtype));
+    let is_stem = !g.c.is_multiple_of(pack(dtype));
     match pass {
-        Pass::Fprop if is_split => (Tiling { tile: STEM_FPROP, stretches: 1 }, "conv2d_tensor_fprop_stem"),
-        Pass::Wgrad if is_split => {
-            let product = tiles::Gemm::of(g, pass);
-            let mut choices = tiles::choices(product, pass, dtype);
+        Pass::Fprop if is_stem => (Tiling { tile: STEM_FPROP, splits: 1 }, "conv2d_tensor_fprop_stem"),
+        Pass::Wgrad if is_stem => {
+            let gemm = tiles::Gemm::of(g, pass);
+            let mut choices = tiles::choices(gemm, pass, dtype);
             (choices.find(|choice| choice.tile == STEM_WGRAD).expect("a tile of wgrad"), "conv2d_tensor_wgrad_stem")
         }
         _ => (choice, kernel(pass, choice.tile)),
@@ -208,14 +208,14 @@ fn fprop_packed(
     gpu.account(|| g.cost(Pass::Fprop, dtype));
     let g = &plain(g);
     let (Tiling { tile, .. }, name) = division(g, Pass::Fprop, dtype);
-    let product = Product { from: x, by: w, to: y, g: sizes(g, dtype, x, y, Some(w)), stretch: 0, to_pitch: 0 };
+    let product = Product { from: x, by: w, to: y, g: sizes(g, dtype, x, y, Some(w)), split: 0, to_pitch: 0 };
     let pixels = g.n * g.p * g.q;
     if !leaves_statistics {
         launch(gpu, name, dtype, &product, tile, [pixels, g.k], 1);
         return None;
     }
-    let is_split = !g.c.is_multiple_of(pack(dtype));
-    let name = if is_split { "conv2d_tensor_fprop_statistics_stem" } else { kernel_for_norm(Pass::Fprop, tile) };
+    let is_stem = !g.c.is_multiple_of(pack(dtype));
+    let name = if is_stem { "conv2d_tensor_fprop_statistics_stem" } else { kernel_for_norm(Pass::Fprop, tile) };
     let sums = sums_of_tiles(gpu, pixels, tile, 1, g.k);
     gpu.account(|| Cost::moving(0, sums.bytes()));
     let parameters = ProductStatistics { product, partial: sums.address() };
@@ -239,13 +239,13 @@ pub fn dgrad(
     gpu.account(|| g.cost(Pass::Dgrad, dtype));
     let g = &plain(g);
     let (choice, name) = division(g, Pass::Dgrad, dtype);
-    let product = Product { from: dy, by: w, to: dx, g: sizes(g, dtype, dx, dy, Some(w)), stretch: 0, to_pitch: 0 };
-    let tiles::Gemm { rows, columns, grids, .. } = tiles::Gemm::of(g, Pass::Dgrad);
+    let product = Product { from: dy, by: w, to: dx, g: sizes(g, dtype, dx, dy, Some(w)), split: 0, to_pitch: 0 };
+    let tiles::Gemm { m, n, grids, .. } = tiles::Gemm::of(g, Pass::Dgrad);
     let Some(norm) = norm else {
-        launch(gpu, name, dtype, &product, choice.tile, [rows, columns], grids);
+        launch(gpu, name, dtype, &product, choice.tile, [m, n], grids);
         return None;
     };
-    let sums = sums_of_tiles(gpu, rows, choice.tile, grids, g.c);
+    let sums = sums_of_tiles(gpu, m, choice.tile, grids, g.c);
     let [mean, rstd, gamma, beta] = [&norm.mean, &norm.rstd, &norm.gamma, &norm.beta].map(|per_channel| {
         assert_eq!((per_channel.dtype(), per_channel.dims()), (DType::F32, &[g.c][..]), "a batch norm's numbers");
         per_channel.address()
@@ -254,7 +254,7 @@ pub fn dgrad(
     let (x, partial, relu) = (norm.x.address(), sums.address(), norm.relu.into());
     let parameters = ProductGradient { product, x, mean, rstd, gamma, beta, partial, relu, padding: 0 };
     let name = kernel_for_norm(Pass::Dgrad, choice.tile);
-    launch(gpu, name, dtype, &parameters, choice.tile, [rows, columns], grids);
+    launch(gpu, name, dtype, &parameters, choice.tile, [m, n], grids);
     Some(sums)
 }
 
@@ -263,18 +263,18 @@ pub fn wgrad(gpu: Handle, g: &Geometry, dtype: DType, x: Address, dy: Address, d
     let padded_x = padded.as_ref().map(|padded| pad_x(gpu, dtype, x, g, padded));
     let x = padded_x.as_ref().map_or(x, Tensor::address);
     let seen = plain(padded.as_ref().unwrap_or(g));
-    let (Tiling { tile, stretches }, name) = division(&seen, Pass::Wgrad, dtype);
+    let (Tiling { tile, splits }, name) = division(&seen, Pass::Wgrad, dtype);
     let pixels = g.n * g.p * g.q;
-    let stretch = pixels.div_ceil(stretches).next_multiple_of(tiles::depth(dtype));
-    let stretches = pixels.div_ceil(stretch);
+    let split = pixels.div_ceil(splits).next_multiple_of(tiles::depth(dtype));
+    let splits = pixels.div_ceil(split);
 
-    // One stretch needs no second launch: it writes dw itself.
-    let writes_dw = stretches == 1 && padded.is_none();
+    // One split needs no second launch: it writes dw itself.
+    let writes_dw = splits == 1 && padded.is_none();
     let mut workspace = None;
     let (partial, pitch) = if writes_dw {
         (dw, g.pitch)
     } else {
-        let shape = [stretches, seen.k, seen.filter_len()];
+        let shape = [splits, seen.k, seen.filter_len()];
         let sums = workspace.insert(Tensor::uninit(shape, DType::F32, Device::Gpu(gpu)));
         (sums.view_mut().address(), seen.filter_len())
     };
@@ -283,11 +283,11 @@ pub fn wgrad(gpu: Handle, g: &Geometry, dtype: DType, x: Address, dy: Address, d
     if is_packed(partial, DType::F32, 0, pitch) {
         sizes.packed |= PACKED_DW;
     }
-    let product = Product { from: dy, by: x, to: partial, g: sizes, stretch: int(stretch), to_pitch: int(pitch) };
+    let product = Product { from: dy, by: x, to: partial, g: sizes, split: int(split), to_pitch: int(pitch) };
     let cost = padded.as_ref().unwrap_or(g).cost(Pass::Wgrad, dtype);
     let sums = workspace.as_ref().map_or(0, Tensor::bytes);
     gpu.account(|| if writes_dw { cost } else { Cost { written: sums as u64, ..cost } });
-    launch(gpu, name, dtype, &product, tile, [seen.k, seen.filter_len()], stretches);
+    launch(gpu, name, dtype, &product, tile, [seen.k, seen.filter_len()], splits);
     if writes_dw {
         return;
     }
@@ -299,9 +299,9 @@ pub fn wgrad(gpu: Handle, g: &Geometry, dtype: DType, x: Address, dy: Address, d
         channels: int(g.c),
         padded: int(seen.c),
         pitch: int(g.pitch),
-        stretches: int(stretches),
+        splits: int(splits),
     };
-    // SAFETY: `partial` holds the stretches' K × R·S·C sums, with padded channels, and `dw` has rows `pitch` apart.
+    // SAFETY: `partial` holds the splits' K × R·S·C sums, with padded channels, and `dw` has rows `pitch` apart.
     unsafe {
         gpu.account(|| Cost::moving(sums, size_of::<f32>() * g.k * g.filter_len()));
         let grid = direct_grid(g.k * g.filter_len());
@@ -313,10 +313,10 @@ pub fn wgrad(gpu: Handle, g: &Geometry, dtype: DType, x: Address, dy: Address, d
 mod tests {
     use super::super::{dgrad, dgrad_and_sums, fprop, fprop_and_statistics, reference, wgrad};
     use super::*;
+    use crate::numbers::{Numbers, normalized_error};
     use crate::ops::cases;
     use crate::ops::conv2d::Conv2d;
     use crate::ops::conv2d::layout::{Operands, on_tensor_cores};
-    use crate::selftest::numbers::{Numbers, normalized_error};
     use crate::tensor::Shape;
 
     /// Operands of a convolution on a device, as stored there, and the reference's results from what is stored.
@@ -364,9 +364,9 @@ mod tests {
         }
     }
 
-    /// What tensor cores make of an operand.
+    /// An operand as tensor cores see it.
     fn seen(stored: &[f64], dtype: DType) -> Vec<f64> {
-        stored.iter().map(|&v| crate::selftest::numbers::stored(v, dtype)).collect()
+        stored.iter().map(|&v| crate::numbers::stored(v, dtype)).collect()
     }
 
     /// Integers that every dtype holds, results included, so that each tile must give the reference's bits.
@@ -389,8 +389,8 @@ mod tests {
                 if !tile.serves(pass) {
                     continue;
                 }
-                let stretches = if pass == Pass::Wgrad { 3 } else { 1 };
-                let (actual, expected) = tiles::with_choice(Tiling { tile, stretches }, || example.run(pass));
+                let splits = if pass == Pass::Wgrad { 3 } else { 1 };
+                let (actual, expected) = tiles::with_choice(Tiling { tile, splits }, || example.run(pass));
                 let expected: Vec<f64> = match pass {
                     Pass::Wgrad => expected.to_vec(),
                     _ => seen(expected, dtype),
@@ -418,7 +418,7 @@ mod tests {
         }
     }
 
-    /// What fprop leaves for a batch norm is what the stored output says, tile by tile; the output is that of fprop.
+    /// The statistics that fprop leaves for a batch norm are the stored output's, tile by tile; the output is fprop's.
     #[test]
     fn statistics_are_those_of_what_was_stored() {
         let gpu = Gpu::emulator(6).unwrap();
@@ -429,7 +429,7 @@ mod tests {
             let Example { g, x, w, dy, .. } = Example::new(Device::Gpu(gpu), dtype, &case.geometry(), &mut draw);
             let like_y = || Tensor::uninit(dy.shape(), dtype, dy.device());
             let (mut y, mut plain) = (like_y(), like_y());
-            let tiles = tiles::with_choice(Tiling { tile, stretches: 1 }, || {
+            let tiles = tiles::with_choice(Tiling { tile, splits: 1 }, || {
                 fprop(g.conv, &x, &w, plain.view_mut());
                 fprop_and_statistics(g.conv, &x, &w, y.view_mut()).expect("on tensor cores")
             });
@@ -454,7 +454,7 @@ mod tests {
         });
     }
 
-    /// What dgrad leaves for the batch norm before it, with integers: the reference's bits.
+    /// The results of dgrad for the batch norm before it, with integers: the reference's bits.
     #[test]
     fn dgrad_does_the_first_pass_of_a_batch_norm() {
         let gpu = Gpu::emulator(6).unwrap();
@@ -473,7 +473,7 @@ mod tests {
                 let [mean, rstd, gamma, beta] = [&mean, &rstd, &gamma, &beta].map(Tensor::clone);
                 let norm = Normalized { x: x.clone(), mean, rstd, gamma, beta, relu };
                 let mut dz = Tensor::uninit(x.shape(), dtype, device);
-                let sums = tiles::with_choice(Tiling { tile, stretches: 1 }, || {
+                let sums = tiles::with_choice(Tiling { tile, splits: 1 }, || {
                     dgrad_and_sums(g.conv, &dy, &w, &norm, dz.view_mut()).expect("on tensor cores")
                 });
                 gpu.check().unwrap();

@@ -1,4 +1,4 @@
-//! Which tile of the kernels for tensor cores a convolution gets, and into how many stretches its wgrad is cut.
+//! Which tile of the kernels for tensor cores a convolution gets, and into how many splits its wgrad is cut.
 //!
 //! A rule compares what each choice should cost. It knows the shapes alone and one imagined GPU, never the device: so a
 //! convolution has the same bits everywhere. What was measured goes before the rule: `bench conv --tune` writes a file
@@ -59,16 +59,16 @@ impl Tile {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tiling {
     pub tile: Tile,
-    /// Of wgrad's summands; 1 in the other passes.
-    pub stretches: usize,
+    /// Splits of wgrad's summands (split-K); 1 in the other passes.
+    pub splits: usize,
 }
 
-/// A matrix product: `grids` times `rows` × `columns` sums of `depth` summands.
+/// A matrix product as BLAS names it: `grids` times M × N sums of K summands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gemm {
-    pub rows: usize,
-    pub columns: usize,
-    pub depth: usize,
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
     pub grids: usize,
 }
 
@@ -76,14 +76,14 @@ impl Gemm {
     pub fn of(g: &Geometry, pass: Pass) -> Gemm {
         let taps = g.r * g.s;
         match pass {
-            Pass::Fprop => Gemm { rows: g.n * g.p * g.q, columns: g.k, depth: taps * g.c, grids: 1 },
+            Pass::Fprop => Gemm { m: g.n * g.p * g.q, n: g.k, k: taps * g.c, grids: 1 },
             Pass::Dgrad => {
                 let [down, right] = g.conv.stride;
-                // Of the largest residue; the taps are shared out among all.
-                let rows = g.n * g.h.div_ceil(down) * g.w.div_ceil(right);
-                Gemm { rows, columns: g.c, depth: (taps * g.k).div_ceil(down * right), grids: down * right }
+                // The rows of the largest residue; the taps are shared out among all.
+                let m = g.n * g.h.div_ceil(down) * g.w.div_ceil(right);
+                Gemm { m, n: g.c, k: (taps * g.k).div_ceil(down * right), grids: down * right }
             }
-            Pass::Wgrad => Gemm { rows: g.k, columns: taps * g.c, depth: g.n * g.p * g.q, grids: 1 },
+            Pass::Wgrad => Gemm { m: g.k, n: taps * g.c, k: g.n * g.p * g.q, grids: 1 },
         }
     }
 }
@@ -102,9 +102,9 @@ const LAUNCH: usize = 4000;
 
 /// Bytes of a line of a tile in shared memory.
 const LINE: usize = 64;
-/// A stretch has at least this many summands.
+/// A split has at least this many summands.
 const SHORTEST: usize = 256;
-const MOST_STRETCHES: usize = 256;
+const MOST_SPLITS: usize = 256;
 
 /// Summands of a step.
 pub fn depth(dtype: DType) -> usize {
@@ -112,60 +112,59 @@ pub fn depth(dtype: DType) -> usize {
 }
 
 /// The blocks that a choice makes, and the clocks of each.
-fn blocks(product: Gemm, dtype: DType, choice: Tiling) -> (usize, usize) {
-    let Tiling { tile, stretches } = choice;
+fn blocks(gemm: Gemm, dtype: DType, choice: Tiling) -> (usize, usize) {
+    let Tiling { tile, splits } = choice;
     let step = depth(dtype);
     // tf32 has half the rate.
     let rate = if dtype.size() == 2 { PRODUCTS } else { PRODUCTS / 2 };
     let products = tile.rows() * tile.columns() * step / rate;
     let copies = (tile.rows() + tile.columns()) * LINE / TILE_BYTES;
-    let blocks =
-        product.rows.div_ceil(tile.rows()) * product.columns.div_ceil(tile.columns()) * product.grids * stretches;
-    let steps = product.depth.div_ceil(stretches).div_ceil(step);
+    let blocks = gemm.m.div_ceil(tile.rows()) * gemm.n.div_ceil(tile.columns()) * gemm.grids * splits;
+    let steps = gemm.k.div_ceil(splits).div_ceil(step);
     (blocks, steps * products.max(copies) + BLOCK)
 }
 
 /// Clocks that the rule expects.
-pub fn cost(product: Gemm, dtype: DType, choice: Tiling) -> usize {
-    let (blocks, clocks) = blocks(product, dtype, choice);
-    let sums = match choice.stretches {
+pub fn cost(gemm: Gemm, dtype: DType, choice: Tiling) -> usize {
+    let (blocks, clocks) = blocks(gemm, dtype, choice);
+    let sums = match choice.splits {
         1 => 0,
         // Written, and read by a second launch.
-        stretches => LAUNCH + 2 * 4 * stretches * product.rows * product.columns / (SUM_BYTES * PROCESSORS),
+        splits => LAUNCH + 2 * 4 * splits * gemm.m * gemm.n / (SUM_BYTES * PROCESSORS),
     };
     blocks.div_ceil(PROCESSORS) * clocks + sums
 }
 
 /// The same of wgrad with products in place of dW: each block reads the tiles of so many sources, which the L2 cache holds
-/// but for the first stretch, and what it writes is not worth counting.
-fn cost_of_products(product: Gemm, dtype: DType, sources: usize, choice: Tiling) -> usize {
-    let (blocks, clocks) = blocks(product, dtype, choice);
+/// but for the first split, and what it writes is not worth counting.
+fn cost_of_products(gemm: Gemm, dtype: DType, sources: usize, choice: Tiling) -> usize {
+    let (blocks, clocks) = blocks(gemm, dtype, choice);
     let of_sources = choice.tile.rows() * choice.tile.columns() * 4 * sources / TILE_BYTES;
     blocks.div_ceil(PROCESSORS) * (clocks + of_sources)
 }
 
-/// The choices there are, each tile with the stretches that cost least.
-pub fn choices(product: Gemm, pass: Pass, dtype: DType) -> impl Iterator<Item = Tiling> {
-    with_best_stretches(product, pass, move |choice| cost(product, dtype, choice))
+/// The choices there are, each tile with the splits that cost least.
+pub fn choices(gemm: Gemm, pass: Pass, dtype: DType) -> impl Iterator<Item = Tiling> {
+    with_best_splits(gemm, pass, move |choice| cost(gemm, dtype, choice))
 }
 
-fn with_best_stretches(product: Gemm, pass: Pass, cost: impl Fn(Tiling) -> usize) -> impl Iterator<Item = Tiling> {
+fn with_best_splits(gemm: Gemm, pass: Pass, cost: impl Fn(Tiling) -> usize) -> impl Iterator<Item = Tiling> {
     let most = match pass {
-        Pass::Wgrad => (product.depth / SHORTEST).clamp(1, MOST_STRETCHES),
+        Pass::Wgrad => (gemm.k / SHORTEST).clamp(1, MOST_SPLITS),
         _ => 1,
     };
     Tile::ALL.into_iter().filter(move |tile| tile.serves(pass)).map(move |tile| {
-        let all = (1..=most).map(|stretches| Tiling { tile, stretches });
-        all.min_by_key(|&choice| cost(choice)).expect("one stretch at least")
+        let all = (1..=most).map(|splits| Tiling { tile, splits });
+        all.min_by_key(|&choice| cost(choice)).expect("one split at least")
     })
 }
 
-/// What wgrad gets with products of so many sources in place of dW; of `tile` alone, where there is but one kernel.
+/// Tiling of wgrad with products of so many sources in place of dW; of `tile` alone, where there is but one kernel.
 pub fn choose_products(g: &Geometry, dtype: DType, sources: usize, tile: Option<Tile>) -> Tiling {
     let fits = |choice: &Tiling| tile.is_none_or(|tile| tile == choice.tile) && choice.tile.serves(Pass::Wgrad);
-    let product = Gemm::of(g, Pass::Wgrad);
-    let cost = |choice| cost_of_products(product, dtype, sources, choice);
-    let all = || with_best_stretches(product, Pass::Wgrad, cost).filter(fits);
+    let gemm = Gemm::of(g, Pass::Wgrad);
+    let cost = |choice| cost_of_products(gemm, dtype, sources, choice);
+    let all = || with_best_splits(gemm, Pass::Wgrad, cost).filter(fits);
     FORCED.get().filter(fits).unwrap_or_else(|| all().min_by_key(|&choice| cost(choice)).expect("tiles"))
 }
 
@@ -185,15 +184,15 @@ pub fn with_choice<R>(choice: Tiling, work: impl FnOnce() -> R) -> R {
     work()
 }
 
-/// What a convolution gets. `g` is as the kernels see it.
+/// The tiling that a convolution gets. `g` is as the kernels see it.
 pub fn choose(g: &Geometry, pass: Pass, dtype: DType) -> Tiling {
     if let Some(forced) = FORCED.get().filter(|choice| choice.tile.serves(pass)) {
         return forced;
     }
     let measured = MEASURED.get().and_then(|measured| measured.get(&Key::new(g, pass, dtype)).copied());
     measured.unwrap_or_else(|| {
-        let product = Gemm::of(g, pass);
-        choices(product, pass, dtype).min_by_key(|&choice| cost(product, dtype, choice)).expect("tiles")
+        let gemm = Gemm::of(g, pass);
+        choices(gemm, pass, dtype).min_by_key(|&choice| cost(gemm, dtype, choice)).expect("tiles")
     })
 }
 
@@ -204,28 +203,26 @@ pub fn on_tensor_cores(g: &Geometry, pass: Pass, dtype: DType) -> Option<Geometr
     seen.has_tiles.then_some(seen.g)
 }
 
-/// What is worth timing: each tile as the rule would use it, and wgrad also with half and twice the stretches.
+/// The tilings worth timing: each tile as the rule would use it, and wgrad also with half and twice the splits.
 pub fn candidates(g: &Geometry, pass: Pass, dtype: DType) -> Vec<Tiling> {
     let of_tile = |choice: Tiling| {
-        let stretches = [choice.stretches, choice.stretches / 2, choice.stretches * 2];
-        let possible = stretches.into_iter().filter(move |&n| n == choice.stretches || is_cut(g, pass, n));
-        possible.map(move |stretches| Tiling { stretches, ..choice })
+        let splits = [choice.splits, choice.splits / 2, choice.splits * 2];
+        let possible = splits.into_iter().filter(move |&n| n == choice.splits || is_cut(g, pass, n));
+        possible.map(move |splits| Tiling { splits, ..choice })
     };
     choices(Gemm::of(g, pass), pass, dtype).flat_map(of_tile).collect()
 }
 
-fn is_cut(g: &Geometry, pass: Pass, stretches: usize) -> bool {
-    pass == Pass::Wgrad
-        && (1..=MOST_STRETCHES).contains(&stretches)
-        && stretches <= g.n * g.p * g.q / depth(DType::BF16)
+fn is_cut(g: &Geometry, pass: Pass, splits: usize) -> bool {
+    pass == Pass::Wgrad && (1..=MOST_SPLITS).contains(&splits) && splits <= g.n * g.p * g.q / depth(DType::BF16)
 }
 
 impl fmt::Display for Tiling {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}×{}", self.tile.rows(), self.tile.columns())?;
-        match self.stretches {
+        match self.splits {
             1 => Ok(()),
-            stretches => write!(f, ", {stretches} stretches"),
+            splits => write!(f, ", {splits} splits"),
         }
     }
 }
@@ -287,10 +284,10 @@ pub fn follow(path: &Path) -> Result<()> {
 
 impl MeasuredTiling {
     fn is_possible(&self) -> bool {
-        let Tiling { tile, stretches } = self.choice;
+        let Tiling { tile, splits } = self.choice;
         let Ok(pass) = self.key.pass.parse::<Pass>() else { return false };
-        let most = if pass == Pass::Wgrad { MOST_STRETCHES } else { 1 };
-        tile.serves(pass) && (1..=most).contains(&stretches)
+        let most = if pass == Pass::Wgrad { MOST_SPLITS } else { 1 };
+        tile.serves(pass) && (1..=most).contains(&splits)
     }
 }
 
@@ -299,64 +296,64 @@ mod tests {
     use super::*;
     use crate::ops::conv2d::Conv2d;
 
-    fn product(x: [usize; 4], filters: [usize; 3], conv: Conv2d, pass: Pass) -> Gemm {
+    fn gemm(x: [usize; 4], filters: [usize; 3], conv: Conv2d, pass: Pass) -> Gemm {
         let [k, r, s] = filters;
         Gemm::of(&Geometry::new(conv, x.into(), [k, r, s, x[3]].into(), r * s * x[3]), pass)
     }
 
-    fn best(product: Gemm, pass: Pass) -> Tiling {
-        choices(product, pass, DType::BF16).min_by_key(|&choice| cost(product, DType::BF16, choice)).unwrap()
+    fn best(gemm: Gemm, pass: Pass) -> Tiling {
+        choices(gemm, pass, DType::BF16).min_by_key(|&choice| cost(gemm, DType::BF16, choice)).unwrap()
     }
 
-    /// Of ResNet-50's layers with 128 images of 224 pixels.
+    /// The tiles of ResNet-50's layers with 128 images of 224 pixels.
     #[test]
     fn large_products_get_large_tiles_and_few_columns_narrow_ones() {
         let same = Conv2d::new(1, 1);
-        let wide = product([128, 14, 14, 256], [256, 3, 3], same, Pass::Fprop);
-        assert_eq!(best(wide, Pass::Fprop), Tiling { tile: Tile::Large, stretches: 1 });
-        let narrow = product([128, 56, 56, 64], [64, 3, 3], same, Pass::Fprop);
-        assert_eq!(best(narrow, Pass::Fprop), Tiling { tile: Tile::Medium, stretches: 1 });
-        let growth = product([128, 56, 56, 128], [32, 3, 3], same, Pass::Fprop);
-        assert_eq!(best(growth, Pass::Fprop), Tiling { tile: Tile::Narrow, stretches: 1 });
+        let wide = gemm([128, 14, 14, 256], [256, 3, 3], same, Pass::Fprop);
+        assert_eq!(best(wide, Pass::Fprop), Tiling { tile: Tile::Large, splits: 1 });
+        let narrow = gemm([128, 56, 56, 64], [64, 3, 3], same, Pass::Fprop);
+        assert_eq!(best(narrow, Pass::Fprop), Tiling { tile: Tile::Medium, splits: 1 });
+        let growth = gemm([128, 56, 56, 128], [32, 3, 3], same, Pass::Fprop);
+        assert_eq!(best(growth, Pass::Fprop), Tiling { tile: Tile::Narrow, splits: 1 });
     }
 
     #[test]
     fn a_long_sum_over_few_tiles_is_cut() {
-        let first = product([128, 56, 56, 64], [64, 3, 3], Conv2d::new(1, 1), Pass::Wgrad);
+        let first = gemm([128, 56, 56, 64], [64, 3, 3], Conv2d::new(1, 1), Pass::Wgrad);
         let cut = best(first, Pass::Wgrad);
-        let tiles = first.rows.div_ceil(cut.tile.rows()) * first.columns.div_ceil(cut.tile.columns());
-        assert!((PROCESSORS..4 * PROCESSORS).contains(&(tiles * cut.stretches)), "{cut:?}");
-        // A stretch below the shortest is none.
-        let short = product([2, 8, 8, 64], [64, 3, 3], Conv2d::new(1, 1), Pass::Wgrad);
-        assert_eq!(best(short, Pass::Wgrad).stretches, 1);
+        let tiles = first.m.div_ceil(cut.tile.rows()) * first.n.div_ceil(cut.tile.columns());
+        assert!((PROCESSORS..4 * PROCESSORS).contains(&(tiles * cut.splits)), "{cut:?}");
+        // A split below the shortest is none.
+        let short = gemm([2, 8, 8, 64], [64, 3, 3], Conv2d::new(1, 1), Pass::Wgrad);
+        assert_eq!(best(short, Pass::Wgrad).splits, 1);
     }
 
     /// dgrad with a stride sums as many products as fprop, not stride² times as many.
     #[test]
     fn residues_share_the_taps() {
-        let forward = product([8, 28, 28, 64], [128, 3, 3], Conv2d::new(2, 1), Pass::Fprop);
-        let backward = product([8, 28, 28, 64], [128, 3, 3], Conv2d::new(2, 1), Pass::Dgrad);
-        assert_eq!(backward, Gemm { rows: 8 * 14 * 14, columns: 64, depth: 288, grids: 4 });
-        let products = |p: Gemm| p.rows * p.columns * p.depth * p.grids;
+        let forward = gemm([8, 28, 28, 64], [128, 3, 3], Conv2d::new(2, 1), Pass::Fprop);
+        let backward = gemm([8, 28, 28, 64], [128, 3, 3], Conv2d::new(2, 1), Pass::Dgrad);
+        assert_eq!(backward, Gemm { m: 8 * 14 * 14, n: 64, k: 288, grids: 4 });
+        let products = |p: Gemm| p.m * p.n * p.k * p.grids;
         assert_eq!(products(backward), products(forward));
     }
 
     #[test]
     fn a_table_is_read_as_it_is_written() {
         let g = Geometry::new(Conv2d::new(2, 1), [8, 28, 28, 64].into(), [128, 3, 3, 64].into(), 576);
-        let entry = |pass, tile, stretches| MeasuredTiling {
+        let entry = |pass, tile, splits| MeasuredTiling {
             key: Key::new(&g, pass, DType::BF16),
-            choice: Tiling { tile, stretches },
+            choice: Tiling { tile, splits },
         };
         let entries = vec![entry(Pass::Fprop, Tile::Large, 1), entry(Pass::Wgrad, Tile::Small, 7)];
         let text = serde_json::to_string(&entries).unwrap();
         assert!(text.contains("\"tile\":\"128x128\""), "{text}");
         assert_eq!(serde_json::from_str::<Vec<MeasuredTiling>>(&text).unwrap(), entries);
         assert!(entries.iter().all(MeasuredTiling::is_possible));
-        for (pass, tile, stretches) in
+        for (pass, tile, splits) in
             [(Pass::Fprop, Tile::Small, 2), (Pass::Wgrad, Tile::Narrow, 1), (Pass::Wgrad, Tile::Large, 0)]
         {
-            assert!(!entry(pass, tile, stretches).is_possible());
+            assert!(!entry(pass, tile, splits).is_possible());
         }
     }
 }

@@ -39,7 +39,7 @@ const OUTPUTS: usize = 4;
 const PRODUCT_THREADS: usize = 128;
 const PRODUCT_ROWS: usize = 8;
 
-/// Of a product whose operands have so many bytes.
+/// The cost of a product whose operands have so many bytes.
 fn cost(g: &Geometry, read: usize, written: usize) -> Cost {
     Cost { flops: 2 * (g.n * g.c * g.k) as u64, ..Cost::moving(read, written) }
 }

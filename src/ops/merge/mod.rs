@@ -31,7 +31,7 @@ pub mod reference;
 use std::sync::Arc;
 
 use super::Cost;
-use crate::tape::{self, Split, Tape, Var};
+use crate::tape::{self, Arena, Tape, Var};
 use crate::tensor::{DType, Implementation, Tensor, TensorMut};
 
 pub use projection::{Reservation, Term};
@@ -155,7 +155,7 @@ impl Table {
         })
     }
 
-    /// What a blend must do at least, padding left out: each source and α read once, the result written once.
+    /// The least cost of a blend, padding left out: each source and α read once, the result written once.
     pub fn blend_cost(&self, sources: usize) -> Cost {
         self.blend_cost_in(DType::F32, sources)
     }
@@ -170,7 +170,7 @@ impl Table {
         Cost { flops: (2 * m - 1) * blended, read, written: size * (all - filters) + dtype.size() as u64 * filters }
     }
 
-    /// What [`alpha_gradient`] must do at least: each source and dW read once, where an α takes part in them.
+    /// The least cost of [`alpha_gradient`]: each source and dW read once, where an α takes part in them.
     pub fn gradient_cost(&self, sources: usize) -> Cost {
         let (blended, _) = self.weights(|_| true);
         let (m, alphas, size) = (sources as u64, self.alphas as u64, size_of::<f32>() as u64);
@@ -270,7 +270,7 @@ pub fn products(dw: &Tensor, sources: &[Tensor], products: TensorMut) {
     }
 }
 
-/// What the layers of a network left behind in place of dW.
+/// The products that the layers of a network left behind in place of dW.
 pub struct FilterProducts<'a> {
     /// The sums of all layers, where `terms` say.
     pub sums: &'a Tensor,
@@ -316,7 +316,7 @@ pub enum Backward {
 }
 
 impl Backward {
-    /// What suits a step: products, but on the CPU or where filters have more than one α.
+    /// Chooses what suits a step: products, but on the CPU or where filters have more than one α.
     fn of(table: &Table, implementation: Implementation) -> Backward {
         match implementation {
             Implementation::Cpu => Backward::Dw,
@@ -354,13 +354,13 @@ impl Tape {
         let split = if dtype == of_rest || (dtype, of_rest) == (DType::TF32, DType::F32) {
             let mut whole = Tensor::uninit([table.arena_len], of_rest, device);
             blend(table, &frozen, alpha.value(), whole.view_mut());
-            Split::whole(whole)
+            Arena::whole(whole)
         } else {
             let mut filters = Tensor::uninit([table.filters_len], dtype, device);
             let mut rest = Tensor::uninit([table.arena_len - table.filters_len], of_rest, device);
             let parts = Parts { filters: filters.view_mut(), rest: rest.view_mut() };
             blend_in_parts(table, &frozen, alpha.value(), parts);
-            Split::at(table.filters_len, filters, rest)
+            Arena::at(table.filters_len, filters, rest)
         };
         let projection = (backward == Backward::Products)
             .then(|| -> Box<dyn tape::Projection> { Box::new(OfSources::new(sources.to_vec(), table.filters_len)) });

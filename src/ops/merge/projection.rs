@@ -25,7 +25,7 @@ pub struct Reservation {
     term: Term,
 }
 
-/// Of M frozen arenas of the same layout.
+/// A projection onto M frozen arenas of the same layout.
 pub(super) struct OfSources {
     sources: Vec<Tensor>,
     filters_len: usize,

@@ -100,7 +100,7 @@ pub fn average_pool_backward(gpu: &Gpu, g: &Geometry, dy: &Tensor, dx: TensorMut
     launch(gpu, "average_pool_backward", dtype, grid, &AveragePool { x: dy, y: dx, window });
 }
 
-/// Of images of so many pixels.
+/// The averages of images of so many pixels.
 pub fn global_average_pool(gpu: &Gpu, pixels: usize, x: &Tensor, y: TensorMut) {
     assert!(x.is_contiguous() && y.is_contiguous() && y.dtype() == DType::F32, "global average pooling");
     let (dtype, matrix) = (x.dtype(), [x.shape().pixels(), x.shape().channels()]);

@@ -81,7 +81,7 @@ impl Geometry {
         }
     }
 
-    /// What the average at (`p`, `q`) divides by.
+    /// The divisor of the average at (`p`, `q`).
     pub fn divisor(&self, p: usize, q: usize) -> f64 {
         let mut seen = 0;
         self.for_each_tap(0, p, q, |_, _| seen += 1);

@@ -16,7 +16,7 @@ use super::control::Control;
 use crate::tape::{Tape, Var};
 use crate::tensor::{Implementation, Integers, Tensor, TensorMut};
 
-/// What a loss fixes for all its batches.
+/// The settings that a loss fixes for all its batches.
 #[derive(Clone, Debug, Default)]
 pub struct CrossEntropy {
     /// One weight per class; empty for 1 each.

@@ -1,6 +1,6 @@
 //! Numbers to check with, and how far apart two lists of them are.
 
-use crate::tensor::DType;
+use crate::dtype::DType;
 
 /// A stream of numbers that needs no crate and is the same everywhere: splitmix64.
 pub struct Numbers(pub u64);
@@ -44,7 +44,7 @@ pub fn normalized_error(actual: &[f64], expected: &[f64]) -> f64 {
 }
 
 /// The same, of that part of each difference which exceeds what storing the expected number as `dtype` rounds away.
-pub(super) fn error_beyond_storage(actual: &[f64], expected: &[f64], dtype: DType) -> f64 {
+pub(crate) fn error_beyond_storage(actual: &[f64], expected: &[f64], dtype: DType) -> f64 {
     error_beyond(actual, expected, |expected| half_spacing(expected, dtype))
 }
 

@@ -1,0 +1,531 @@
+//! Data sets in the format of MedMNIST.
+//!
+//! A file is a `.npz` with `{train,val,test}_{images,labels}`: images of N×H×W or N×H×W×C bytes (C = 1 or 3), labels of
+//! N or N×1 integers; beside them there may be `class_names`, a text for each class. Whatever is wrong with a file, damaged
+//! pixels excepted, is found before its pixels are decompressed, so that a command fails in its first second.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::npz::Element as _;
+use super::source::InMemory;
+use super::{Dataset, Depth, MAX_SIZE, Split, SplitName, npz};
+use crate::error::{Error, Result};
+use crate::file_kind::listing;
+use crate::memory;
+
+const MAX_LABEL: u32 = 65_535;
+
+/// The optional array of the classes' names.
+const CLASS_NAMES: &str = "class_names";
+
+const FORMAT: &str = "a data set holds {train,val,test}_images and {train,val,test}_labels, as MedMNIST has them";
+
+impl Dataset {
+    pub fn load(path: &Path) -> Result<Dataset> {
+        Dataset::load_within(path, memory::available())
+    }
+
+    /// Loads a data set that takes no more than `memory` bytes.
+    fn load_within(path: &Path, memory: u64) -> Result<Dataset> {
+        let mut archive = npz::Archive::open(path)?;
+        let entries = find_entries(path, &mut archive)?;
+        let [height, width, channels] = check_entries(path, &entries)?;
+        let class_names = archive.entry(CLASS_NAMES)?;
+        check_memory(path, &entries, class_names.as_ref(), memory)?;
+
+        let mut dataset = Dataset {
+            path: path.to_path_buf(),
+            train: Split::empty(),
+            val: Split::empty(),
+            test: Split::empty(),
+            height,
+            width,
+            channels,
+            classes: 0,
+            class_names: None,
+        };
+        for (split, (_, labels)) in SplitName::ALL.into_iter().zip(&entries) {
+            dataset.split_mut(split).labels = read_labels(path, &mut archive, labels)?;
+        }
+        let largest = SplitName::ALL.into_iter().filter_map(|split| dataset.split(split).labels.iter().max()).max();
+        dataset.classes = largest.map_or(0, |&label| label as usize + 1);
+        dataset.check_classes()?;
+        dataset.class_names =
+            class_names.map(|entry| read_class_names(path, &mut archive, &entry, dataset.classes)).transpose()?;
+        for (split, (images, _)) in SplitName::ALL.into_iter().zip(&entries) {
+            let bytes = archive.read(images)?;
+            dataset.split_mut(split).images = Arc::new(InMemory { bytes, shape: [height, width, channels] });
+        }
+        Ok(dataset)
+    }
+
+    /// Writes the three splits as MedMNIST would, whole or not at all; the same data set gives the same bytes.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let (descr, label_bytes) = if self.classes > 256 { ("<u2", 2) } else { ("|u1", 1) };
+        let mut arrays = Vec::new();
+        for name in SplitName::ALL {
+            let split = self.split(name);
+            let mut shape = vec![split.len(), self.height, self.width];
+            if self.channels != 1 {
+                shape.push(self.channels);
+            }
+            let labels: Vec<u8> =
+                split.labels.iter().flat_map(|label| label.to_le_bytes().into_iter().take(label_bytes)).collect();
+            let (images_name, labels_name) = (format!("{name}_images"), format!("{name}_labels"));
+            let descr_of_images = if split.images.depth() == Depth::Eight { "|u1" } else { "<u2" };
+            let elements = split.bytes()?.into();
+            let images = npz::Array { name: images_name, descr: descr_of_images, shape, elements };
+            let shape = vec![split.len(), 1];
+            arrays.extend([images, npz::Array { name: labels_name, descr, shape, elements: labels.into() }]);
+        }
+        let names = self.class_names.as_deref().unwrap_or_default();
+        let longest = names.iter().map(|name| name.chars().count()).max().unwrap_or(0).max(1);
+        let descr = format!("<U{longest}");
+        if self.class_names.is_some() {
+            let elements = names.iter().flat_map(|name| utf32(name, longest)).collect::<Vec<u8>>().into();
+            arrays.push(npz::Array { name: CLASS_NAMES.into(), descr: &descr, shape: vec![names.len()], elements });
+        }
+        npz::write(path, &arrays)
+    }
+}
+
+/// The images and the labels of each split.
+type Entries = Vec<(npz::Entry, npz::Entry)>;
+
+fn find_entries(path: &Path, archive: &mut npz::Archive) -> Result<Entries> {
+    let mut entry = |name: String| match archive.entry(&name)? {
+        Some(entry) => Ok(entry),
+        None => {
+            let others = archive.names();
+            let others = if others.is_empty() { "nothing".into() } else { listing(others) };
+            Err(Error::data(path, format!("there is no {name}, but {others}"), FORMAT))
+        }
+    };
+    let of_split = |split| Ok((entry(format!("{split}_images"))?, entry(format!("{split}_labels"))?));
+    SplitName::ALL.into_iter().map(of_split).collect()
+}
+
+/// Height, width and channels of all images; there have to be some to train with, and a label for each.
+fn check_entries(path: &Path, entries: &Entries) -> Result<[usize; 3]> {
+    let first = &entries[0].0;
+    let shape = image_shape(path, first)?;
+    for (images, labels) in entries {
+        if image_shape(path, images)? != shape {
+            let message =
+                format!("{} has the shape {:?}, {} the shape {:?}", first.name, first.shape, images.name, images.shape);
+            return Err(Error::data(path, message, "all splits need images of one shape"));
+        }
+        check_labels(path, images, labels)?;
+    }
+    if first.shape[0] == 0 {
+        return Err(Error::data(path, "the train split is empty", "put at least one image of each class into it"));
+    }
+    Ok(shape)
+}
+
+/// Height, width and channels.
+fn image_shape(path: &Path, images: &npz::Entry) -> Result<[usize; 3]> {
+    let refuse = |reason: &str, hint: &str| {
+        Err(Error::data(path, format!("{} has the shape {:?}: {reason}", images.name, images.shape), hint))
+    };
+    if images.element.bytes != 1 || images.element.signed {
+        return refuse("its elements are not unsigned bytes", "store images as uint8, from 0 to 255");
+    }
+    let shape = match images.shape[..] {
+        [_, height, width] => [height, width, 1],
+        [_, height, width, channels @ (1 | 3)] => [height, width, channels],
+        [_, 1 | 3, _, _] => return refuse("channels come first", "transpose it to N×H×W×C"),
+        [_, _, _, 2 | 4] => return refuse("images have one or three channels", "drop the alpha channel"),
+        [_, _, _, _] => return refuse("volumes are not supported", "take slices, as N×H×W"),
+        _ => return refuse("images are N×H×W or N×H×W×3", FORMAT),
+    };
+    if shape[..2].iter().any(|side| !(1..=MAX_SIZE).contains(side)) {
+        return refuse("its images are too small or too large", "images measure 1 to 1024 pixels a side");
+    }
+    Ok(shape)
+}
+
+fn check_labels(path: &Path, images: &npz::Entry, labels: &npz::Entry) -> Result<()> {
+    match labels.shape[..] {
+        [_] | [_, 1] => {}
+        [_, several] if several > 1 => {
+            return Err(Error::data(
+                path,
+                format!("{} has {several} labels per image; multi-label sets are not supported", labels.name),
+                "choose one column, or a data set with one label per image",
+            ));
+        }
+        _ => {
+            let message = format!("{} has the shape {:?}", labels.name, labels.shape);
+            return Err(Error::data(path, message, "labels are N or N×1 integers"));
+        }
+    }
+    if images.shape[0] != labels.shape[0] {
+        let message = format!(
+            "{} has {} images and {} has {} labels",
+            images.name, images.shape[0], labels.name, labels.shape[0]
+        );
+        return Err(Error::data(path, message, "every image needs one label"));
+    }
+    Ok(())
+}
+
+fn read_labels(path: &Path, archive: &mut npz::Archive, entry: &npz::Entry) -> Result<Vec<u32>> {
+    let bytes = archive.read(entry)?;
+    let label = |(index, value): (usize, i128)| match u32::try_from(value) {
+        Ok(label) if label <= MAX_LABEL => Ok(label),
+        _ => {
+            let message = format!("{} has the label {value} at index {index}", entry.name);
+            Err(Error::data(path, message, format!("labels are classes from 0 to {MAX_LABEL}")))
+        }
+    };
+    entry.element.values(&bytes).enumerate().map(label).collect()
+}
+
+/// Refuses arrays that do not fit into `memory`.
+fn check_memory(
+    path: &Path,
+    entries: &Entries,
+    class_names: Option<&npz::Entry<npz::Text>>,
+    memory: u64,
+) -> Result<()> {
+    // Labels exist twice for a moment, as the file's integers and as ours, and so do names.
+    let kept: u128 = entries
+        .iter()
+        .flat_map(|(images, labels)| [images.bytes, labels.bytes, 4 * labels.shape[0] as u64])
+        .chain(class_names.iter().flat_map(|names| [names.bytes, names.bytes]))
+        .map(u128::from)
+        .sum();
+    // Images in another order are brought to ours one split after the other.
+    let second_copy = entries.iter().map(|(images, _)| images.second_copy()).max().unwrap_or(0);
+    let needed = kept + u128::from(second_copy);
+    if needed > memory.into() {
+        let message = format!("the images take {} MiB of memory, of which {} MiB are free", needed >> 20, memory >> 20);
+        return Err(Error::data(path, message, "use a smaller image size of the data set, or a larger machine"));
+    }
+    Ok(())
+}
+
+fn read_class_names(
+    path: &Path,
+    archive: &mut npz::Archive,
+    entry: &npz::Entry<npz::Text>,
+    classes: usize,
+) -> Result<Vec<String>> {
+    let refuse = |message: String, hint: &str| Err(Error::data(path, message, hint));
+    if entry.shape != [classes] {
+        let message = format!("{CLASS_NAMES} has the shape {:?}, and there are {classes} classes", entry.shape);
+        return refuse(message, "give one name for each class, in the order of the labels, or leave the names out");
+    }
+    let bytes = archive.read(entry)?;
+    let mut names = Vec::new();
+    for (index, name) in entry.element.values(&bytes).enumerate() {
+        match name {
+            Some(name) if !name.chars().any(char::is_control) => names.push(name),
+            _ => return refuse(format!("{CLASS_NAMES} has no line of text at index {index}"), npz::Text::HINT),
+        }
+    }
+    let mut seen = BTreeSet::new();
+    match names.iter().find(|name| !seen.insert(*name)) {
+        Some(name) => refuse(format!("{CLASS_NAMES} has '{name}' twice"), "give each class a name of its own"),
+        None => Ok(names),
+    }
+}
+
+/// As numpy stores a text in an array of texts of `length` characters.
+fn utf32(text: &str, length: usize) -> impl Iterator<Item = u8> {
+    text.chars().map(u32::from).chain(std::iter::repeat(0)).take(length).flat_map(u32::to_le_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use zip::CompressionMethod;
+
+    use super::{npz::Array, *};
+
+    /// A valid file: three images of 2×2 per split, of the classes 0, 1 and 1.
+    fn arrays() -> Vec<Array<'static>> {
+        let pixels: Vec<u8> = (0..12).collect();
+        let labels: Vec<u8> = [0u16, 1, 1].iter().flat_map(|label| label.to_le_bytes()).collect();
+        let array = |name, descr, shape: &[usize], elements: &[u8]| Array {
+            name,
+            descr,
+            shape: shape.to_vec(),
+            elements: elements.to_vec().into(),
+        };
+        let of_split = |split| {
+            [
+                array(format!("{split}_images"), "|u1", &[3, 2, 2], &pixels),
+                array(format!("{split}_labels"), "<u2", &[3, 1], &labels),
+            ]
+        };
+        SplitName::ALL.into_iter().flat_map(of_split).collect()
+    }
+
+    fn write(arrays: &[Array]) -> tempfile::TempPath {
+        let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
+        npz::write(&path, arrays).unwrap();
+        path
+    }
+
+    /// The message about a valid file after `change` to its array `name`.
+    fn refusal(name: &str, change: impl FnOnce(&mut Array)) -> String {
+        let mut arrays = arrays();
+        change(arrays.iter_mut().find(|array| array.name == name).unwrap());
+        let error = Dataset::load(&write(&arrays)).unwrap_err();
+        assert!(matches!(error, Error::Data { .. }) && error.hint().is_some(), "{error:?}");
+        error.to_string()
+    }
+
+    fn shaped(shape: &[usize]) -> impl FnOnce(&mut Array) {
+        move |array| {
+            array.shape = shape.to_vec();
+            array.elements = vec![0; shape.iter().product()].into();
+        }
+    }
+
+    #[test]
+    fn a_valid_file_is_read() {
+        let dataset = Dataset::load(&write(&arrays())).unwrap();
+        assert_eq!([dataset.height, dataset.width, dataset.channels, dataset.classes], [2, 2, 1, 2]);
+        assert_eq!(dataset.val.labels, [0, 1, 1]);
+        assert_eq!(dataset.test.bytes().unwrap(), (0..12).collect::<Vec<u8>>());
+        assert_eq!(dataset.class_counts(SplitName::Test), [1, 2]);
+    }
+
+    #[test]
+    fn labels_may_be_flat_signed_and_big_endian() {
+        let mut arrays = arrays();
+        arrays[1].shape = vec![3];
+        (arrays[3].descr, arrays[3].elements) =
+            (">i8", [1i64, 0, 1].iter().flat_map(|label| label.to_be_bytes()).collect::<Vec<_>>().into());
+        let dataset = Dataset::load(&write(&arrays)).unwrap();
+        assert_eq!(dataset.train.labels, [0, 1, 1]);
+        assert_eq!(dataset.val.labels, [1, 0, 1]);
+    }
+
+    #[test]
+    fn every_fault_has_its_message() {
+        let message = refusal("val_labels", |array| array.name = "val_\nlabel".into());
+        assert!(message.contains("no val_labels") && message.contains("test_images"), "{message}");
+        assert!(message.contains("val_\\nlabel") && !message.contains('\n'), "{message}");
+
+        for (name, shape, part) in [
+            ("train_images", &[3, 2, 2, 4][..], "one or three channels"),
+            ("train_images", &[3, 3, 28, 28], "channels come first"),
+            ("train_images", &[3, 9, 9, 9], "volumes"),
+            ("train_images", &[3, 2], "N×H×W"),
+            ("train_images", &[3, 1025, 2], "too small or too large"),
+            ("train_images", &[3, 2, 0], "too small or too large"),
+            ("test_images", &[3, 2, 3], "test_images the shape"),
+            ("val_images", &[4, 2, 2], "4 images and val_labels has 3 labels"),
+        ] {
+            let message = refusal(name, shaped(shape));
+            assert!(message.contains(part), "{shape:?}: {message}");
+        }
+
+        let floats = |array: &mut Array| (array.descr, array.elements) = ("<f4", vec![0; 48].into());
+        assert!(refusal("train_images", floats).contains("type '<f4'"));
+        assert!(refusal("train_images", |array| array.descr = "|i1").contains("not unsigned bytes"));
+        let many_labels = |array: &mut Array| (array.shape, array.elements) = (vec![3, 14], vec![0; 84].into());
+        assert!(refusal("train_labels", many_labels).contains("14 labels per image; multi-label"));
+        let negative = |array: &mut Array| (array.descr, array.elements) = ("|i1", vec![0, 0xfe, 1].into());
+        assert!(refusal("val_labels", negative).contains("label -2 at index 1"));
+        let large = |array: &mut Array| {
+            (array.descr, array.elements) = ("<u4", vec![0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 0, 0].into())
+        };
+        assert!(refusal("val_labels", large).contains("label 65536 at index 1"));
+        let skipped = |array: &mut Array| array.elements.to_mut()[4] = 3;
+        assert!(refusal("test_labels", skipped).contains("no training image of classes 2, 3"));
+    }
+
+    #[test]
+    fn a_data_set_needs_images_and_two_classes() {
+        let mut empty = arrays();
+        for array in &mut empty[..2] {
+            array.shape[0] = 0;
+            array.elements.to_mut().clear();
+        }
+        assert!(Dataset::load(&write(&empty)).unwrap_err().to_string().contains("train split is empty"));
+        let mut single = arrays();
+        single
+            .iter_mut()
+            .filter(|array| array.name.ends_with("labels"))
+            .for_each(|array| array.elements.to_mut().fill(0));
+        assert!(Dataset::load(&write(&single)).unwrap_err().to_string().contains("label 0"));
+    }
+
+    /// [`arrays`] as a file of members that lack `.npy`, in Fortran order.
+    fn fortran(arrays: &[Array]) -> tempfile::TempPath {
+        let transposed = |array: &Array| -> Vec<u8> {
+            let &[count, height, width] = array.shape.as_slice() else { return array.elements.to_vec() };
+            let place = |at: usize| (at % count * height + at / count % height) * width + at / count / height;
+            (0..array.elements.len()).map(|at| array.elements[place(at)]).collect()
+        };
+        let entry = |array: &Array| {
+            let shape: Vec<String> = array.shape.iter().map(usize::to_string).collect();
+            let shape = shape.join(", ");
+            let literal = format!("{{'descr': '{}', 'fortran_order': True, 'shape': ({shape}), }}", array.descr);
+            npz::tests::npy(&literal, &transposed(array))
+        };
+        let entries: Vec<(&str, Vec<u8>)> = arrays.iter().map(|array| (array.name.as_str(), entry(array))).collect();
+        let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
+        fs::write(&path, npz::tests::zip_of(&entries, CompressionMethod::Deflated)).unwrap();
+        path
+    }
+
+    #[test]
+    fn a_file_in_fortran_order_and_without_npy_holds_the_same_data_set() {
+        let (plain, other) = (write(&arrays()), fortran(&arrays()));
+        let [plain, other] = [plain, other].map(|path| Dataset::load(&path).unwrap());
+        assert_eq!(other.describe(), plain.describe());
+        assert_eq!(other.sha256().unwrap(), plain.sha256().unwrap());
+    }
+
+    #[test]
+    fn the_second_copy_of_a_file_in_fortran_order_counts_as_memory() {
+        // As for the same file in C order, and one split's 12 pixels twice.
+        let path = fortran(&arrays());
+        assert!(Dataset::load_within(&path, 102).is_ok());
+        assert!(Dataset::load_within(&path, 101).unwrap_err().to_string().contains("memory"));
+    }
+
+    /// [`arrays`] with these names of classes.
+    fn named<'a>(descr: &'a str, shape: &[usize], elements: &[u8]) -> Vec<Array<'a>> {
+        let mut arrays: Vec<Array<'a>> = arrays();
+        arrays.push(Array {
+            name: "class_names".into(),
+            descr,
+            shape: shape.to_vec(),
+            elements: elements.to_vec().into(),
+        });
+        arrays
+    }
+
+    #[test]
+    fn class_names_are_read_and_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = |dataset: &Dataset| dataset.class_names.clone().unwrap();
+        let dataset = Dataset::load(&write(&named("|S4", &[2], b"mole\xc3\xa4\0\0"))).unwrap();
+        assert_eq!(names(&dataset), ["mole", "ä"]);
+        let path = folder.path().join("named.npz");
+        dataset.save(&path).unwrap();
+        let again = Dataset::load(&path).unwrap();
+        assert_eq!(names(&again), names(&dataset));
+        assert_eq!(again.describe().class_names, again.class_names);
+        let mut archive = npz::Archive::open(&path).unwrap();
+        let entry = archive.entry::<npz::Text>("class_names").unwrap().unwrap();
+        assert_eq!(entry.element, npz::Text::Utf32 { bytes: 16, big_endian: false });
+    }
+
+    #[test]
+    fn without_class_names_none_are_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("plain.npz");
+        let dataset = Dataset::load(&write(&arrays())).unwrap();
+        assert_eq!(dataset.class_names, None);
+        dataset.save(&path).unwrap();
+        assert_eq!(npz::Archive::open(&path).unwrap().names().len(), 6);
+    }
+
+    #[test]
+    fn class_names_that_do_not_fit_are_refused() {
+        for (descr, shape, elements, part) in [
+            ("|S1", &[3][..], &b"abc"[..], "class_names has the shape [3], and there are 2 classes"),
+            ("|S1", &[1], b"a", "there are 2 classes"),
+            ("|S1", &[2, 1], b"ab", "class_names has the shape [2, 1]"),
+            ("|S1", &[2], b"aa", "class_names has 'a' twice"),
+            ("|S2", &[2], b"ab\xffc", "class_names has no line of text at index 1"),
+            ("|S2", &[2], b"a\nbb", "class_names has no line of text at index 0"),
+            ("|u1", &[2], b"ab", "class_names has elements of type '|u1', not text"),
+            ("|O", &[2], b"ab", "class_names has elements of type '|O', not text"),
+        ] {
+            let error = Dataset::load(&write(&named(descr, shape, elements))).unwrap_err();
+            assert!(matches!(error, Error::Data { .. }) && error.to_string().contains(part), "{part}: {error}");
+        }
+    }
+
+    fn change_bytes(split: &mut Split, change: impl Fn(&mut Vec<u8>)) {
+        let (mut bytes, shape) = (split.bytes().unwrap(), split.images.read(&[0]).unwrap()[0].shape);
+        change(&mut bytes);
+        *split = Split::in_memory(bytes, shape, split.labels.clone());
+    }
+
+    #[test]
+    fn the_identity_of_a_data_set_is_that_of_its_content() {
+        let loaded = |arrays: &[Array]| Dataset::load(&write(arrays)).unwrap();
+        let same = loaded(&arrays()).sha256().unwrap();
+        // Written down so that it stays the same from version to version.
+        assert_eq!(same, "0a591092653f45d2a40873742a4390e8820899b034b9a616f5efaa4079171203");
+        // Other types of labels, another order of members, another order of elements, stored and not compressed, names.
+        let mut wide = arrays();
+        (wide[1].descr, wide[1].elements) = ("<i8", [0i64, 1, 1].map(i64::to_le_bytes).concat().into());
+        wide.reverse();
+        assert_eq!(loaded(&wide).sha256().unwrap(), same);
+        assert_eq!(Dataset::load(&fortran(&arrays())).unwrap().sha256().unwrap(), same);
+        assert_eq!(loaded(&named("|S1", &[2], b"ab")).sha256().unwrap(), same);
+        // One pixel, one label, where a split ends, and how wide the images are.
+        let other = |change: &dyn Fn(&mut Dataset)| {
+            let mut dataset = loaded(&arrays());
+            change(&mut dataset);
+            dataset.sha256().unwrap()
+        };
+        let others = [
+            other(&|dataset| change_bytes(&mut dataset.test, |bytes| bytes[11] ^= 1)),
+            other(&|dataset| dataset.val.labels[0] = 1),
+            other(&|dataset| dataset.truncate_train(2)),
+            other(&|dataset| (dataset.height, dataset.width) = (1, 4)),
+            other(&|dataset| {
+                let [first, second] = [dataset.train.bytes().unwrap()[0], dataset.val.bytes().unwrap()[1]];
+                assert_ne!(first, second);
+                change_bytes(&mut dataset.train, |bytes| bytes[0] = second);
+                change_bytes(&mut dataset.val, |bytes| bytes[1] = first);
+            }),
+        ];
+        assert!(others.iter().all(|other| *other != same), "{others:?}");
+    }
+
+    #[test]
+    fn a_data_set_larger_than_memory_is_refused() {
+        let path = write(&arrays());
+        // Three times 12 pixels, and 3 labels of 2 bytes that become 4.
+        assert!(Dataset::load_within(&path, 90).is_ok());
+        assert!(Dataset::load_within(&path, 89).unwrap_err().to_string().contains("memory"));
+    }
+
+    #[test]
+    fn saving_and_loading_gives_the_same_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("set.npz");
+        for (channels, classes) in [(3, 2), (1, 300)] {
+            let bytes = (0..classes * 6 * channels).map(|byte| byte as u8).collect();
+            let split = Split::in_memory(bytes, [2, 3, channels], (0..classes as u32).collect());
+            let (height, width, val, test) = (2, 3, split.clone(), Split::empty());
+            let class_names = None;
+            let path = path.clone();
+            let saved = Dataset { path, train: split, val, test, height, width, channels, classes, class_names };
+            saved.save(&saved.path).unwrap();
+            let loaded = Dataset::load(&saved.path).unwrap();
+            assert_eq!(loaded.describe(), saved.describe());
+            assert_eq!(loaded.sha256().unwrap(), saved.sha256().unwrap());
+        }
+        let nowhere = Dataset::load(&path).unwrap().save(&folder.path().join("no/set.npz")).unwrap_err();
+        assert!(nowhere.hint().unwrap().contains("folder"));
+    }
+
+    #[test]
+    fn truncation_keeps_images_and_labels_together() {
+        let mut dataset = Dataset::load(&write(&arrays())).unwrap();
+        dataset.truncate_train(5);
+        assert_eq!(dataset.train.len(), 3);
+        dataset.truncate_train(2);
+        assert_eq!((dataset.train.len(), dataset.train.bytes().unwrap().len()), (2, 8));
+        assert!(dataset.check_classes().is_ok());
+        dataset.truncate_train(1);
+        assert!(dataset.check_classes().unwrap_err().to_string().contains("class 1"));
+    }
+}
