@@ -85,6 +85,17 @@ fn commands_turn_flags_into_jobs_and_print() {
     }
 }
 
+#[test]
+fn unsafe_code_stands_where_it_is_looked_for() {
+    let allowed = ["src/gpu/", "src/ops/gemm.rs", "src/allocator.rs", "src/main.rs"];
+    for (path, code) in sources("src") {
+        let place = path.display().to_string();
+        let launches = place.starts_with("src/ops/") && code.contains("gpu.launch(") || code.contains("self.launch(");
+        let may = launches || allowed.iter().any(|part| place.starts_with(part));
+        assert!(may || !code.contains("unsafe {"), "{place} has unsafe code");
+    }
+}
+
 /// The check above sees what stands there, also where several names share one `use`.
 #[test]
 fn uses_are_written_one_module_a_line() {
