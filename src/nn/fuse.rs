@@ -137,7 +137,7 @@ pub(super) fn last_uses(stages: &[Stage], nodes: usize) -> Vec<usize> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Launches {
     pub forward: usize,
-    /// At most: a convolution's wgrad takes a second one only where it is cut into stretches.
+    /// At most: a convolution's wgrad takes a second one only by split-K.
     pub backward: usize,
 }
 
