@@ -5,6 +5,8 @@
 //   max_pool_backward       dx = Σ dy over the outputs whose winner this input is
 //   average_pool            y = Σ x / divisor
 //   average_pool_backward   dx = Σ dy / divisor over the outputs that see this input
+//   adaptive_average_pool   y = Σ x / pixels over rows ⌊p·H/P⌋ … ⌈(p + 1)·H/P⌉ − 1, likewise columns
+//   adaptive_average_pool_backward   dx = Σ dy / pixels over the outputs that see this input
 //   global_average_pool     y[n, c] = Σ x[n, ·, ·, c] / (H·W)
 //   global_average_pool_backward   dx = dy[n, c] / (H·W)
 //
@@ -32,9 +34,9 @@ struct Pixel {
   unsigned n, row, column, channel;
 };
 
-// False where there is none.
-template <unsigned WIDTH>
-DEVICE bool find_pixel(const Window& g, unsigned height, unsigned width, Pixel& pixel) {
+// False where there is none. `g` has the images and channels.
+template <unsigned WIDTH, class Sizes>
+DEVICE bool find_pixel(const Sizes& g, unsigned height, unsigned width, Pixel& pixel) {
   // Fewer than 2³² units: a GPU divides 64-bit numbers by calling a function.
   const unsigned i = blockIdx.x * THREADS + threadIdx.x, units = g.c / WIDTH;
   pixel.channel = i % units * WIDTH;
@@ -225,6 +227,75 @@ DEVICE void gather_averages(const AveragePool& p) {
 KERNEL(average_pool_backward, AveragePool, THREADS) {
   if (p.window.vectorised) gather_averages<PACK>(p);
   else gather_averages<1>(p);
+}
+
+// ---- average over windows that cover the image, whatever its size ----------------------------------------------------
+
+struct AdaptivePool {
+  const element* x;  // N × H × W × C; backward: dy, N × P × Q × C
+  element* y;        // N × P × Q × C; backward: dx, N × H × W × C
+  unsigned n, h, w, c, p, q;
+  unsigned vectorised;  // as in Window
+  unsigned padding;
+};
+static_assert(sizeof(AdaptivePool) == 48, "as in src/ops/pool/gpu.rs");
+
+// The members of the other side that member `i` of this one meets along an axis: the window of an output, and the outputs over
+// an input.
+DEVICE Range meets(unsigned i, unsigned ours, unsigned theirs) {
+  return {i * theirs / ours, ((i + 1) * theirs + ours - 1) / ours};
+}
+
+template <unsigned WIDTH>
+DEVICE void average_adaptively(const AdaptivePool& p) {
+  Pixel at;
+  if (!find_pixel<WIDTH>(p, p.p, p.q, at)) return;
+  const Range rows = meets(at.row, p.p, p.h), columns = meets(at.column, p.q, p.w);
+  const element* image_x = p.x + image(at.n, p.h, p.w, p.c) + at.channel;
+  Unit<WIDTH> sum = {};
+  for (unsigned h = rows.begin; h < rows.end; ++h) {
+    for (unsigned w = columns.begin; w < columns.end; ++w) {
+      const Unit<WIDTH> x = load_unit<WIDTH>(image_x + (h * p.w + w) * p.c);
+#pragma unroll
+      for (unsigned j = 0; j < WIDTH; ++j) sum.v[j] += x.v[j];
+    }
+  }
+  const float pixels = static_cast<float>((rows.end - rows.begin) * (columns.end - columns.begin));
+#pragma unroll
+  for (unsigned j = 0; j < WIDTH; ++j) sum.v[j] /= pixels;
+  store_unit<WIDTH>(p.y + image(at.n, p.p, p.q, p.c) + (at.row * p.q + at.column) * p.c + at.channel, sum);
+}
+
+KERNEL(adaptive_average_pool, AdaptivePool, THREADS) {
+  if (p.vectorised) average_adaptively<PACK>(p);
+  else average_adaptively<1>(p);
+}
+
+template <unsigned WIDTH>
+DEVICE void gather_adaptively(const AdaptivePool& p) {
+  Pixel at;
+  if (!find_pixel<WIDTH>(p, p.h, p.w, at)) return;
+  const Range rows = meets(at.row, p.h, p.p), columns = meets(at.column, p.w, p.q);
+  const element* image_dy = p.x + image(at.n, p.p, p.q, p.c) + at.channel;
+  Unit<WIDTH> dx = {};
+#pragma unroll 1
+  for (unsigned row = rows.begin; row < rows.end; ++row) {
+    const Range h = meets(row, p.p, p.h);
+#pragma unroll 1
+    for (unsigned column = columns.begin; column < columns.end; ++column) {
+      const Range w = meets(column, p.q, p.w);
+      const float pixels = static_cast<float>((h.end - h.begin) * (w.end - w.begin));
+      const Unit<WIDTH> dy = load_unit<WIDTH>(image_dy + (row * p.q + column) * p.c);
+#pragma unroll
+      for (unsigned j = 0; j < WIDTH; ++j) dx.v[j] += dy.v[j] / pixels;
+    }
+  }
+  store_unit<WIDTH>(p.y + image(at.n, p.h, p.w, p.c) + (at.row * p.w + at.column) * p.c + at.channel, dx);
+}
+
+KERNEL(adaptive_average_pool_backward, AdaptivePool, THREADS) {
+  if (p.vectorised) gather_adaptively<PACK>(p);
+  else gather_adaptively<1>(p);
 }
 
 // ---- the whole image -------------------------------------------------------------------------------------------------

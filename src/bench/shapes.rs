@@ -4,12 +4,11 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::nn::{Architecture, Network, NetworkBuilder, Node, Operation, Stem};
-use crate::ops::conv2d::{Conv2d, Geometry};
-use crate::ops::pool::Pool;
+use crate::nn::{Architecture, Network, Stem};
+use crate::ops::conv2d::Geometry;
 
 /// Networks whose convolutions are measured.
-pub const CONV_NETWORKS: [&str; 3] = ["resnet18", "resnet50", DENSENET];
+pub const CONV_NETWORKS: [&str; 3] = ["resnet18", "resnet50", "densenet121"];
 /// Networks that are merged, and trained.
 pub const NETWORKS: [&str; 2] = ["resnet18", "resnet50"];
 /// How many sources are merged.
@@ -22,8 +21,6 @@ pub const SMALL: usize = 28;
 pub const LARGE: usize = 224;
 /// Images up to here get the 3×3 stem.
 const LARGEST_SMALL: usize = 64;
-
-const DENSENET: &str = "densenet121";
 
 /// The scale of a device, which decides the batch: a CPU takes a second for eight photographs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,13 +60,14 @@ pub fn classes(image_size: usize) -> usize {
 
 /// A network by its name, on RGB images.
 pub fn network(name: &str, stem: Stem, classes: usize) -> Result<Arc<Network>> {
-    if name == DENSENET {
-        return Ok(densenet121(stem, classes));
+    let known = Architecture::names();
+    if !known.contains(&name) {
+        return Err(Error::unknown("network", name, known));
     }
-    match Architecture::named(name, Some(stem), None) {
-        Ok(architecture) => Ok(architecture.build(3, classes)),
-        Err(_) => Err(Error::unknown("network", name, Architecture::names().into_iter().chain([DENSENET]))),
-    }
+    // Some have no choice of stems.
+    let usual = Architecture::named(name, None, None)?;
+    let stem = usual.stem().map(|_| stem);
+    Ok(Architecture::named(name, stem, None)?.build(3, classes))
 }
 
 /// A convolution that a network has once or several times.
@@ -96,46 +94,6 @@ pub fn convolutions(network: &Network, image_size: usize, batch: usize) -> Optio
         }
     }
     Some(distinct)
-}
-
-/// Channels that a layer of a DenseNet adds.
-const GROWTH: usize = 32;
-
-/// DenseNet-121 (Huang et al., 2017), with torchvision's names: four blocks of layers, each of which sees the outputs of all
-/// before it.
-fn densenet121(stem: Stem, classes: usize) -> Arc<Network> {
-    let mut b = NetworkBuilder::new(3);
-    let mut x = b.conv2d("features.conv0", b.input(), 2 * GROWTH, stem.window(), stem.convolution());
-    x = normalised(&mut b, "features.norm0", x);
-    if stem.is_pooled() {
-        x = b.plain("features.pool0", Operation::MaxPool(Pool::new(3, 2, 1)), &[x]);
-    }
-    for (block, layers) in (1..).zip([6, 12, 24, 16]) {
-        for layer in 1..=layers {
-            let name = |part: &str| format!("features.denseblock{block}.denselayer{layer}.{part}");
-            let mut y = normalised(&mut b, &name("norm1"), x);
-            y = b.conv2d(&name("conv1"), y, 4 * GROWTH, 1, Conv2d::new(1, 0));
-            y = normalised(&mut b, &name("norm2"), y);
-            y = b.conv2d(&name("conv2"), y, GROWTH, 3, Conv2d::new(1, 1));
-            x = b.plain(&name("concat"), Operation::Concat, &[x, y]);
-        }
-        if block < 4 {
-            let name = |part: &str| format!("features.transition{block}.{part}");
-            let y = normalised(&mut b, &name("norm"), x);
-            let half = b.channels(y) / 2;
-            let y = b.conv2d(&name("conv"), y, half, 1, Conv2d::new(1, 0));
-            x = b.plain(&name("pool"), Operation::AveragePool(Pool::new(2, 2, 0)), &[y]);
-        }
-    }
-    x = normalised(&mut b, "features.norm5", x);
-    x = b.plain("avgpool", Operation::GlobalAveragePool, &[x]);
-    b.linear("classifier", x, classes);
-    b.finish()
-}
-
-fn normalised(b: &mut NetworkBuilder, name: &str, x: Node) -> Node {
-    let y = b.batch_norm(name, x);
-    b.plain(&name.replace("norm", "relu"), Operation::Relu, &[y])
 }
 
 #[cfg(test)]

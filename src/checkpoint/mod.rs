@@ -1,4 +1,4 @@
-//! Networks in safetensors files, in PyTorch's order and with torchvision's names.
+//! Networks in files, in PyTorch's order and with the names of whoever exported them (`names`).
 //!
 //! The header carries `format: pt`, which other readers ask for, and under `medmerge.…` where the file comes from. Files
 //! are written byte by byte the same for the same content.
@@ -36,6 +36,10 @@ pub struct Checkpoint {
     pub stem_is_assumed: bool,
     /// The stem that the header names.
     pub stem_in_header: Option<Stem>,
+    /// Names in the file that were undone or replaced, in words.
+    pub notes: Vec<String>,
+    /// The exporter who names layers as the file does; `None` where the header says what network it is.
+    pub exporter: Option<&'static str>,
     pub metadata: Metadata,
     pub provenance: Provenance,
     /// SHA-256 of the whole file, in hexadecimal.
@@ -54,12 +58,21 @@ impl Checkpoint {
     }
 
     /// `stem` is what the caller knows; it goes before what the header says.
-    pub fn from_file(file: TensorFile, stem: Option<Stem>) -> Result<Checkpoint> {
+    pub fn from_file(mut file: TensorFile, stem: Option<Stem>) -> Result<Checkpoint> {
         let path = file.path.clone();
         if file.is_merge_weights() {
             let hint = "give it as --weights to `medmerge merge`, which makes a network of it and its sources";
             return Err(Error::checkpoint(&path, "these are merge weights, not a network", hint));
         }
+        // What names its architecture was written with the network's own names.
+        let (notes, exporter) = match file.metadata.contains_key(ARCHITECTURE) {
+            true => (Vec::new(), None),
+            false => {
+                let translated = names::translate(std::mem::take(&mut file.tensors));
+                file.tensors = translated.tensors;
+                (translated.notes, translated.exporter)
+            }
+        };
         file.check_understood()?;
         let Identified { found, stem_is_assumed, stem_in_header } = identify(&file, stem)?;
         let Found { architecture, input_channels, classes } = found;
@@ -98,6 +111,8 @@ impl Checkpoint {
             has_head: classes.is_some(),
             stem_is_assumed,
             stem_in_header,
+            notes,
+            exporter,
             metadata: file.metadata,
             provenance,
             sha256: file.sha256,
@@ -123,7 +138,7 @@ fn identify(file: &TensorFile, stem: Option<Stem>) -> Result<Identified> {
     };
     let found = found.map_err(|reason| {
         let hint =
-            "networks are residual networks with torchvision's names; `medmerge inspect FILE` lists what a file holds";
+            "networks are ResNets, DenseNets and VGGs, as common exporters name them; `medmerge inspect FILE` lists what a file holds";
         Error::checkpoint(&file.path, format!("this is no network that medmerge knows: {reason}"), hint)
     })?;
     if let Some(named) = &in_header {
@@ -139,11 +154,14 @@ fn identify(file: &TensorFile, stem: Option<Stem>) -> Result<Identified> {
     Ok(Identified { found: Found { architecture, ..found }, stem_is_assumed, stem_in_header })
 }
 
+/// The architecture's entry in a header.
+const ARCHITECTURE: &str = "medmerge.architecture";
+
 const ALTERED: &str = "the header was altered; write the file again, or remove the entry";
 
 /// The architecture that the header names, if it does.
 fn architecture_in_header(file: &TensorFile) -> Result<Option<Architecture>> {
-    let Some(text) = file.metadata.get("medmerge.architecture") else { return Ok(None) };
+    let Some(text) = file.metadata.get(ARCHITECTURE) else { return Ok(None) };
     let named = serde_json::from_str::<Architecture>(text).map_err(|error| error.to_string());
     match named.and_then(|named| named.check(1).map(|()| named)) {
         Ok(named) => Ok(Some(named)),
@@ -219,13 +237,24 @@ fn check_shapes(file: &TensorFile, network: &Network, has_head: bool) -> Result<
         })
         .collect();
     let known = |name: &String| expected.contains_key(name) || name.ends_with(COUNTER);
-    wrong.extend(file.tensors.keys().filter(|name| !known(name)).map(|name| format!("{name} belongs to no layer")));
+    let surplus: Vec<&String> = file.tensors.keys().filter(|name| !known(name)).collect();
+    let missing: Vec<&String> = expected.keys().filter(|name| !file.tensors.contains_key(*name)).collect();
+    wrong.extend(surplus.into_iter().map(|name| match nearest(name, &missing) {
+        Some(other) => format!("{name} belongs to no layer; {other} is the nearest that is missing"),
+        None => format!("{name} belongs to no layer"),
+    }));
     if wrong.is_empty() {
         return Ok(());
     }
     let hint =
-        "names and shapes must be those of a torchvision ResNet; `medmerge inspect FILE` lists what a file holds";
+        "every layer needs its tensors, and no other may be there; `medmerge inspect FILE` lists what a file holds";
     Err(Error::checkpoint(&file.path, first_few(&wrong), hint))
+}
+
+/// The name that is spelt most like another one, if it is much like it.
+fn nearest<'a>(name: &str, among: &[&'a String]) -> Option<&'a String> {
+    let distances = among.iter().map(|other| (strsim::damerau_levenshtein(name, other), *other));
+    distances.min().filter(|(distance, _)| 3 * distance <= name.len()).map(|(_, other)| other)
 }
 
 /// The first three of a list of complaints, and how many more there are.

@@ -6,13 +6,14 @@ use crate::nn::{Order, Parameter};
 pub fn file_shape(parameter: &Parameter) -> Vec<usize> {
     match (parameter.order, parameter.shape.dims()) {
         (Order::ChannelsBeforeWindow, &[k, r, s, c]) => vec![k, c, r, s],
+        (Order::Matrix, &[k, r, s, c]) => vec![k, c * r * s],
         (_, dims) => dims.to_vec(),
     }
 }
 
-/// KCRS, as in files, to KRSC; other parameters stay as they are.
+/// KCRS, as in files, as a matrix or not, to KRSC; other parameters stay as they are.
 pub fn to_our_order<T: Copy>(parameter: &Parameter, values: &[T]) -> Vec<T> {
-    let (Order::ChannelsBeforeWindow, &[k, r, s, c]) = (parameter.order, parameter.shape.dims()) else {
+    let (Order::ChannelsBeforeWindow | Order::Matrix, &[k, r, s, c]) = (parameter.order, parameter.shape.dims()) else {
         return values.to_vec();
     };
     let index = |k: usize, tap: usize, c_: usize| (k * c + c_) * r * s + tap;
@@ -24,7 +25,7 @@ pub fn to_our_order<T: Copy>(parameter: &Parameter, values: &[T]) -> Vec<T> {
 
 /// KRSC to KCRS, as in files; other parameters stay as they are.
 pub fn to_file_order<T: Copy>(parameter: &Parameter, values: &[T]) -> Vec<T> {
-    let (Order::ChannelsBeforeWindow, &[k, r, s, c]) = (parameter.order, parameter.shape.dims()) else {
+    let (Order::ChannelsBeforeWindow | Order::Matrix, &[k, r, s, c]) = (parameter.order, parameter.shape.dims()) else {
         return values.to_vec();
     };
     let index = |k: usize, c_: usize, tap: usize| (k * r * s + tap) * c + c_;

@@ -29,6 +29,9 @@ pub fn load_sources(paths: &[PathBuf], stem: Option<Stem>, observer: &mut dyn Ob
 /// Tells what a user of a file ought to know.
 fn tell(path: &Path, checkpoint: &Checkpoint, observer: &mut dyn Observer) {
     let path = path.display();
+    for note in &checkpoint.notes {
+        observer.remark(&format!("{path}: {note}"));
+    }
     if let Some(stem) = checkpoint.architecture.stem() {
         if checkpoint.stem_is_assumed {
             observer.remark(&format!("{path} does not say its stem; {stem} is taken (--stem names another)"));

@@ -54,6 +54,8 @@ impl Sources {
                     has_head: true,
                     stem_is_assumed: false,
                     stem_in_header: None,
+                    notes: Vec::new(),
+                    exporter: None,
                     metadata: Default::default(),
                     provenance: Default::default(),
                     sha256: String::new(),

@@ -19,7 +19,9 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
+use super::families::densenet::DenseNet;
 use super::families::resnet::ResNet;
+use super::families::vgg::Vgg;
 use super::stem::Stem;
 use super::{Network, NetworkBuilder};
 use crate::error::{Error, Result};
@@ -151,7 +153,7 @@ impl Known {
     }
 }
 
-const BUILT_IN: [Known; 1] = [Known::of::<ResNet>()];
+const BUILT_IN: [Known; 3] = [Known::of::<ResNet>(), Known::of::<DenseNet>(), Known::of::<Vgg>()];
 
 /// Those of callers.
 static REGISTERED: RwLock<Vec<Known>> = RwLock::new(Vec::new());
@@ -309,7 +311,7 @@ mod tests {
         let with = |tag: &str| read(&format!(r#"{{{tag}"bottleneck":false,"blocks":[1],"widths":[4],"stem":"3x3"}}"#));
         assert!(with(r#""family":"resnet","version":1,"#).is_ok());
         for (tag, says) in [
-            (r#""family":"vgg","version":1,"#, "unknown family 'vgg'"),
+            (r#""family":"lenet","version":1,"#, "unknown family 'lenet'"),
             (r#""family":"resnet","version":2,"#, "version 2 of family 'resnet'"),
             (r#""family":"resnet","version":0,"#, "version 0 of family 'resnet'"),
             (r#""family":"resnet","version":"1","#, "its version is missing, or no number"),

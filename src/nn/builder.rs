@@ -63,9 +63,24 @@ impl NetworkBuilder {
     /// A convolution with a bias, which is 0 at first.
     pub fn conv2d_with_bias(&mut self, name: &str, input: Node, filters: usize, window: usize, conv: Conv2d) -> Node {
         let y = self.conv2d(name, input, filters, window, conv);
-        let bias = self.per_channel(format!("{name}.bias"), Role::Bias, Initial::Constant(0.0), Region::Trunk, y);
+        self.bias(name, y, Region::Trunk)
+    }
+
+    fn bias(&mut self, name: &str, y: Node, region: Region) -> Node {
+        let bias = self.per_channel(format!("{name}.bias"), Role::Bias, Initial::Constant(0.0), region, y);
         let feeds = Rc::clone(&self.feeds[y.0]);
         self.layer(&format!("{name}.add_bias"), Operation::Bias { bias }, vec![y], feeds)
+    }
+
+    /// A linear layer over all pixels of an image of `window`×`window`, which runs as the convolution that it is: to a single
+    /// pixel, with a bias. Files have its weights as a matrix. In the trunk it is merged as other convolutions are.
+    pub fn fully_connected(&mut self, name: &str, input: Node, outputs: usize, window: usize, region: Region) -> Node {
+        let shape = Shape::from([outputs, window, window, self.channels(input)]);
+        let weight = self.filters(name, shape, Initial::Normal { deviation: 0.01 }, region);
+        self.network.parameters[weight].order = Order::Matrix;
+        let feeds = Rc::new(vec![Feed::of_filters(weight, outputs)]);
+        let y = self.layer(name, Operation::Conv2d { conv: Conv2d::new(1, 0), weight }, vec![input], feeds);
+        self.bias(name, y, region)
     }
 
     pub fn batch_norm(&mut self, name: &str, input: Node) -> Node {
@@ -114,6 +129,11 @@ impl NetworkBuilder {
         let mut of_inputs = inputs.iter().map(|input| &self.feeds[input.0]);
         let feeds = match operation {
             Operation::Concat => Rc::new(of_inputs.flat_map(|feeds| feeds.iter().cloned()).collect()),
+            Operation::PadChannels(sides) => {
+                let [before, behind] = sides.map(|count| (count > 0).then(|| Feed::of_nobody(count)));
+                let within = of_inputs.next().expect("a layer has its input").iter().cloned();
+                Rc::new(before.into_iter().chain(within).chain(behind).collect())
+            }
             Operation::Add => {
                 let first = of_inputs.next().expect("a sum has operands");
                 of_inputs.fold(Rc::clone(first), |sum, feeds| Rc::new(feeds::of_sum(&sum, feeds)))

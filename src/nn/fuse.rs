@@ -161,8 +161,10 @@ impl Network {
             Operation::Add => "sum",
             Operation::MaxPool(_) => "max pool",
             Operation::AveragePool(_) => "average pool",
+            Operation::AdaptiveAveragePool(_) => "adaptive average pool",
             Operation::GlobalAveragePool => "global average pool",
             Operation::Concat => "concatenation",
+            Operation::PadChannels(_) => "zero channels",
             Operation::Linear { .. } => "linear",
         };
         let more = [(stage.residual, "sum"), (stage.relu, "ReLU")];
@@ -206,11 +208,14 @@ impl Network {
             }
             // A batch norm whose deviations of 1 are filled in; its mean is zeros, which is no launch.
             Operation::Bias { .. } => (2, 3),
-            Operation::Relu | Operation::MaxPool(_) | Operation::AveragePool(_) | Operation::GlobalAveragePool => {
-                (1, 1)
-            }
+            Operation::Relu
+            | Operation::MaxPool(_)
+            | Operation::AveragePool(_)
+            | Operation::AdaptiveAveragePool(_)
+            | Operation::GlobalAveragePool => (1, 1),
             Operation::Add => (1, 0),
             Operation::Concat => (stage.inputs.len(), stage.inputs.len()),
+            Operation::PadChannels(_) => (1, 1),
             // The trunk's weights are stored like filters, and read as f32.
             Operation::Linear { weight, .. } => {
                 let is_cast = self.parameters[weight].region == Region::Trunk && precision.size() < 4;

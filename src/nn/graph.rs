@@ -48,8 +48,12 @@ pub enum Operation {
     Add,
     MaxPool(Pool),
     AveragePool(Pool),
+    /// To P×Q pixels, whatever the image's size.
+    AdaptiveAveragePool([usize; 2]),
     GlobalAveragePool,
     Concat,
+    /// Channels of zeros before and behind the others.
+    PadChannels([usize; 2]),
     /// A linear layer of N×C, one row per image.
     Linear {
         weight: usize,
@@ -92,6 +96,8 @@ pub enum Order {
     Same,
     /// K×C×R×S there, K×R×S×C here.
     ChannelsBeforeWindow,
+    /// K×(C·R·S) there, a matrix over the flattened image; K×R×S×C here.
+    Matrix,
 }
 
 /// The distribution of a parameter's first numbers.
@@ -233,6 +239,7 @@ impl Network {
             channels.push(match &layer.operation {
                 Operation::Conv2d { weight, .. } => self.parameters[*weight].shape.dims()[0],
                 Operation::Concat => layer.inputs.iter().map(of_input).sum(),
+                Operation::PadChannels([before, behind]) => before + of_input(&layer.inputs[0]) + behind,
                 Operation::GlobalAveragePool | Operation::Linear { .. } => 0,
                 _ => of_input(&layer.inputs[0]),
             });
@@ -271,6 +278,10 @@ impl Network {
                 }
                 Operation::MaxPool(pool) | Operation::AveragePool(pool) => {
                     (pool.window, pool.stride, pool.padding, [1, 1])
+                }
+                Operation::AdaptiveAveragePool(size) => {
+                    sizes.push(*size);
+                    continue;
                 }
                 _ => {
                     sizes.push(input);

@@ -99,10 +99,12 @@ impl Run<'_> {
         let y = match *self.network.operation(stage) {
             Operation::Conv2d { conv, weight } => {
                 let (Node(first), Node(output)) = (stage.inputs[0], stage.output);
-                let weight = self.parameter(tape, weight);
+                let x = input();
+                // Those of the head are stored in f32.
+                let weight = self.parameter(tape, weight).read_as(x.value().dtype());
                 let leaves_statistics = stage.leaves_statistics && self.of_batch.is_some();
                 let before = self.handoffs[first].take();
-                let (y, tiles) = tape.conv2d_beside_norms(conv, &input(), &weight, leaves_statistics, before);
+                let (y, tiles) = tape.conv2d_beside_norms(conv, &x, &weight, leaves_statistics, before);
                 self.tiles[output] = tiles;
                 y
             }
@@ -115,8 +117,10 @@ impl Run<'_> {
             Operation::Add => tape.add(input(), input()),
             Operation::MaxPool(pool) => tape.max_pool(pool, &input()),
             Operation::AveragePool(pool) => tape.average_pool(pool, &input()),
+            Operation::AdaptiveAveragePool(size) => tape.adaptive_average_pool(size, input()),
             Operation::GlobalAveragePool => tape.global_average_pool(&input()),
             Operation::Concat => tape.concat(&inputs.collect::<Vec<_>>()),
+            Operation::PadChannels(sides) => tape.pad_channels(sides, &input()),
             Operation::Linear { weight, bias } => {
                 let x = input();
                 // Filters of the trunk may be stored in half precision, which is a convolution's matter.

@@ -490,6 +490,18 @@ pub const POOL: &[PoolCase] = &[
     pool("several images", [9, 16, 16, 24], Pool::new(3, 2, 1)),
 ];
 
+/// N, H, W, C of adaptive average pooling, and the pixels it makes of H×W.
+pub const ADAPTIVE_POOL: &[([usize; 4], [usize; 2])] = &[
+    ([1, 1, 1, 1], [1, 1]),
+    ([2, 8, 8, 8], [4, 2]),
+    ([2, 7, 7, 5], [3, 4]),
+    ([3, 10, 13, 16], [7, 7]),
+    // To more pixels than there are.
+    ([2, 1, 1, 24], [7, 7]),
+    ([2, 2, 3, 6], [5, 4]),
+    ([4, 14, 14, 33], [1, 2]),
+];
+
 /// N, H, W, C of global average pooling.
 pub const GLOBAL_POOL: &[[usize; 4]] = &[[1, 1, 1, 1], [2, 4, 4, 8], [3, 7, 7, 5], [2, 8, 16, 33], [4, 64, 64, 3]];
 

@@ -22,6 +22,7 @@ pub(crate) mod limits;
 pub mod linear;
 pub mod merge;
 pub mod optimizer;
+mod pad_channels;
 mod pixel_walk;
 pub mod pointwise;
 pub mod pool;

@@ -377,7 +377,25 @@ fn pools() -> Vec<Pass> {
         ]
         .map(|pass| pass.of(Shape::from([n, h, w, c])).within(LONG_SUM).exact_if((h * w).is_power_of_two()))
     });
-    sliding.chain(global).collect()
+    sliding.chain(cases::ADAPTIVE_POOL.iter().flat_map(adaptive_pools)).chain(global).collect()
+}
+
+fn adaptive_pools(&(shape, [p, q]): &([usize; 4], [usize; 2])) -> [Pass; 2] {
+    let [n, h, w, c] = shape;
+    let (x, y) = (Layout::dense(shape), Layout::dense([n, p, q, c]));
+    // Windows of one size, a power of two: integers stay exact.
+    let is_even = |inputs: usize, outputs: usize| inputs.is_multiple_of(outputs) || outputs.is_multiple_of(inputs);
+    let pixels = h.div_ceil(p) * w.div_ceil(q);
+    let is_exact = is_even(h, p) && is_even(w, q) && pixels.is_power_of_two();
+    [
+        Pass::new("adaptive average", [Input::unit(x.clone())], [y.clone()], |[x], [y]| {
+            pool::adaptive_average_pool(x, y);
+        }),
+        Pass::new("adaptive average's dx", [Input::unit(y)], [x], |[dy], [dx]| {
+            pool::adaptive_average_pool_backward(dy, dx);
+        }),
+    ]
+    .map(|pass| pass.of(format!("{} to {p}×{q}", Shape::from(shape))).within(SUM).exact_if(is_exact))
 }
 
 /// Writes numbers that were no tensor before.

@@ -112,8 +112,7 @@ fn forbidden() -> Arc<Network> {
 fn networks() -> Vec<(&'static str, Arc<Network>, [usize; 2])> {
     let resnet8 = Architecture::named("resnet8", None, Some(8)).unwrap().build(3, CLASSES);
     let resnet18 = Architecture::named("resnet18", Some(Stem::Large), Some(8)).unwrap().build(3, CLASSES);
-    let bottleneck =
-        Architecture::from(ResNet { bottleneck: true, blocks: vec![2, 1], widths: vec![8, 8], stem: Stem::Small });
+    let bottleneck = Architecture::from(ResNet::plain(true, vec![2, 1], vec![8, 8], Stem::Small));
     vec![
         ("resnet8", resnet8, [20, 30]),
         ("resnet18", resnet18, [43, 68]),

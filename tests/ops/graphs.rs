@@ -120,7 +120,12 @@ fn pools() -> impl Iterator<Item = Graph> {
         [max, average(pool), average(other)]
     });
     let global = |x: [usize; 4]| Graph::new("global pool", [random(x, 1)], |tape, l| tape.global_average_pool(&l[0]));
-    sliding.chain([[2, 3, 4, 5], [3, 1, 1, 2]].map(global))
+    let small = |(x, _): &&([usize; 4], _)| x.iter().product::<usize>() < 1000;
+    let adaptive = cases::ADAPTIVE_POOL.iter().filter(small).map(|&(x, to)| {
+        let name = format!("adaptive average pool of {x:?} to {to:?}");
+        Graph::new(name, [random(x, 1)], move |tape, l| tape.adaptive_average_pool(to, l[0].clone()))
+    });
+    sliding.chain(adaptive).chain([[2, 3, 4, 5], [3, 1, 1, 2]].map(global))
 }
 
 fn pointwise() -> impl Iterator<Item = Graph> {
@@ -241,6 +246,10 @@ pub fn ops() -> impl Iterator<Item = Graph> {
         .chain([two_convolutions])
         .chain(batch_norm())
         .chain(pools())
+        .chain([[0, 3], [2, 0], [1, 4]].map(|sides| {
+            let name = format!("channels padded by {sides:?}");
+            Graph::new(name, [random([2, 3, 2, 5], 1)], move |tape, l| tape.pad_channels(sides, &l[0]))
+        }))
         .chain(pointwise())
         .chain(linear())
         .chain(cross_entropy())

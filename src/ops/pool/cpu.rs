@@ -3,7 +3,7 @@
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::Geometry;
+use super::{Adaptive, Geometry};
 
 pub fn max_pool(g: &Geometry, x: &[f32], y: &mut [f32], taps: &mut [u8]) {
     let image = g.p * g.q * g.c;
@@ -84,6 +84,38 @@ pub fn average_pool_backward(g: &Geometry, dy: &[f32], dx: &mut [f32]) {
                     *dx += dy / divisor;
                 }
             });
+        }
+    });
+}
+
+pub fn adaptive_average_pool(g: &Adaptive, x: &[f32], y: &mut [f32]) {
+    y.par_chunks_mut(g.p * g.q * g.c).zip(x.par_chunks(g.h * g.w * g.c)).for_each(|(y, x)| {
+        for (output, y) in y.chunks_exact_mut(g.c).enumerate() {
+            let (rows, columns) = (Adaptive::window(output / g.q, g.h, g.p), Adaptive::window(output % g.q, g.w, g.q));
+            let pixels = (rows.len() * columns.len()) as f32;
+            y.fill(0.0);
+            for h in rows {
+                for x in x[(h * g.w + columns.start) * g.c..].chunks_exact(g.c).take(columns.len()) {
+                    y.iter_mut().zip(x).for_each(|(y, &x)| *y += x);
+                }
+            }
+            y.iter_mut().for_each(|y| *y /= pixels);
+        }
+    });
+}
+
+/// Each input gathers from the outputs that see it, in their order.
+pub fn adaptive_average_pool_backward(g: &Adaptive, dy: &[f32], dx: &mut [f32]) {
+    dx.par_chunks_mut(g.h * g.w * g.c).zip(dy.par_chunks(g.p * g.q * g.c)).for_each(|(dx, dy)| {
+        for (input, dx) in dx.chunks_exact_mut(g.c).enumerate() {
+            dx.fill(0.0);
+            for p in Adaptive::outputs_over(input / g.w, g.h, g.p) {
+                for q in Adaptive::outputs_over(input % g.w, g.w, g.q) {
+                    let pixels = Adaptive::window(p, g.h, g.p).len() * Adaptive::window(q, g.w, g.q).len();
+                    let dy = &dy[(p * g.q + q) * g.c..][..g.c];
+                    dx.iter_mut().zip(dy).for_each(|(dx, &dy)| *dx += dy / pixels as f32);
+                }
+            }
         }
     });
 }

@@ -1,6 +1,6 @@
 //! Pooling on a GPU: `kernels/pool.cu`.
 
-use super::Geometry;
+use super::{Adaptive, Geometry};
 use crate::gpu::{Address, Cost, Gpu};
 use crate::ops::pixel_walk::{PixelWalk, THREADS};
 use crate::parameters;
@@ -27,6 +27,12 @@ parameters! {
 
 parameters! {
     struct AveragePool: 72 bytes { x: Address, y: Address, window: Window }
+}
+
+parameters! {
+    struct AdaptivePool: 48 bytes {
+        x: Address, y: Address, n: u32, h: u32, w: u32, c: u32, p: u32, q: u32, vectorised: u32, padding: u32,
+    }
 }
 
 parameters! {
@@ -98,6 +104,34 @@ pub fn average_pool_backward(gpu: &Gpu, g: &Geometry, dy: &Tensor, dx: TensorMut
     let (dy, dx) = (dy.address(), dx.address());
     let (window, grid) = window(g, dtype, &[dy, dx], [g.h, g.w]);
     launch(gpu, "average_pool_backward", dtype, grid, &AveragePool { x: dy, y: dx, window });
+}
+
+/// The sizes, and the grid that writes one pixel's unit of channels with each thread.
+fn adaptive(g: &Adaptive, dtype: DType, [x, y]: [Address; 2], writes: [usize; 2]) -> (AdaptivePool, [u32; 3]) {
+    let pack = 16 / dtype.size();
+    let vectorised = g.c.is_multiple_of(pack) && [x, y].iter().all(|address| address.0.is_multiple_of(16));
+    let threads = g.n * writes[0] * writes[1] * g.c / if vectorised { pack } else { 1 };
+    let fits = |count: usize| count < (1 << 32) - THREADS as usize;
+    // The product of a size and an index is counted in 32 bits as well.
+    assert!(fits(threads) && fits(g.h * g.w * g.c) && fits(g.p * g.q * g.c), "pooling of {g:?}");
+    assert!(fits((g.h + 1) * (g.p + 1)) && fits((g.w + 1) * (g.q + 1)), "pooling of {g:?}");
+    let [n, h, w, c, p, q] = [g.n, g.h, g.w, g.c, g.p, g.q].map(|size| u32::try_from(size).expect("sizes below 2³²"));
+    let parameters = AdaptivePool { x, y, n, h, w, c, p, q, vectorised: vectorised.into(), padding: 0 };
+    (parameters, [threads.div_ceil(THREADS as usize) as u32, 1, 1])
+}
+
+pub fn adaptive_average_pool(gpu: &Gpu, g: &Adaptive, x: &Tensor, y: TensorMut) {
+    let dtype = check(x, &y);
+    gpu.account(|| Cost::moving(x.bytes(), y.bytes()));
+    let (parameters, grid) = adaptive(g, dtype, [x.address(), y.address()], [g.p, g.q]);
+    launch(gpu, "adaptive_average_pool", dtype, grid, &parameters);
+}
+
+pub fn adaptive_average_pool_backward(gpu: &Gpu, g: &Adaptive, dy: &Tensor, dx: TensorMut) {
+    let dtype = check(dy, &dx);
+    gpu.account(|| Cost::moving(dy.bytes(), dx.bytes()));
+    let (parameters, grid) = adaptive(g, dtype, [dy.address(), dx.address()], [g.h, g.w]);
+    launch(gpu, "adaptive_average_pool_backward", dtype, grid, &parameters);
 }
 
 /// The averages of images of so many pixels.

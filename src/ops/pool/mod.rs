@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | max | `y = max over the window of x`; padding never wins | `dy` goes to the first element that attained the maximum |
 //! | average | `y = Σ x / divisor` | `dy / divisor` to every element of the window |
+//! | adaptive average | mean of P×Q windows that cover x, whatever its size; N×P×Q×C | `dy / pixels` of each window |
 //! | global average | mean over H·W, N×C | `dy / (H·W)` |
 //!
 //! The divisor is the window's size, or, with `count_padding: false`, the number of elements inside the image. Max
@@ -12,6 +13,8 @@
 pub mod cpu;
 mod gpu;
 pub mod reference;
+
+use std::ops::Range;
 
 use crate::ops::conv2d::output_size;
 use crate::tape::{Tape, Var};
@@ -89,6 +92,40 @@ impl Geometry {
     }
 }
 
+/// All sizes of one call of adaptive average pooling, as PyTorch has it: output p averages the rows from ⌊p·H/P⌋ to
+/// ⌈(p + 1)·H/P⌉, likewise columns. Windows overlap where P does not divide H; where P exceeds H, pixels repeat.
+#[derive(Clone, Copy, Debug)]
+pub struct Adaptive {
+    pub n: usize,
+    pub h: usize,
+    pub w: usize,
+    pub c: usize,
+    pub p: usize,
+    pub q: usize,
+}
+
+impl Adaptive {
+    pub fn new([p, q]: [usize; 2], x: Shape) -> Adaptive {
+        let [n, h, w, c] = x.four();
+        assert!(p > 0 && q > 0 && h > 0 && w > 0, "adaptive pooling of {x} to {p}×{q}");
+        Adaptive { n, h, w, c, p, q }
+    }
+
+    pub fn y(&self) -> Shape {
+        [self.n, self.p, self.q, self.c].into()
+    }
+
+    /// The inputs of output `i` along an axis.
+    pub fn window(i: usize, inputs: usize, outputs: usize) -> Range<usize> {
+        i * inputs / outputs..((i + 1) * inputs).div_ceil(outputs)
+    }
+
+    /// The outputs that see input `i` along an axis.
+    pub fn outputs_over(i: usize, inputs: usize, outputs: usize) -> Range<usize> {
+        i * outputs / inputs..((i + 1) * outputs).div_ceil(inputs)
+    }
+}
+
 /// The maxima, and for each the tap that attained it.
 pub fn max_pool(pool: Pool, x: &Tensor, y: TensorMut, taps: &mut Integers<u8>) {
     let g = Geometry::new(pool, x.shape());
@@ -129,6 +166,28 @@ pub fn average_pool_backward(pool: Pool, dy: &Tensor, dx: TensorMut) {
         Implementation::Cpu => cpu::average_pool_backward(&g, dy.data(), dx.data()),
         Implementation::Reference => reference::average_pool_backward::<f64>(&g, dy.data(), dx.data()),
         Implementation::Gpu(gpu) => gpu::average_pool_backward(gpu, &g, dy, dx),
+    }
+}
+
+pub fn adaptive_average_pool(x: &Tensor, y: TensorMut) {
+    let [_, p, q, _] = y.shape().four();
+    let g = Adaptive::new([p, q], x.shape());
+    assert_eq!(y.shape(), g.y(), "adaptive average pooling of {}", x.shape());
+    match x.implementation() {
+        Implementation::Cpu => cpu::adaptive_average_pool(&g, x.data(), y.data()),
+        Implementation::Reference => reference::adaptive_average_pool::<f64>(&g, x.data(), y.data()),
+        Implementation::Gpu(gpu) => gpu::adaptive_average_pool(gpu, &g, x, y),
+    }
+}
+
+pub fn adaptive_average_pool_backward(dy: &Tensor, dx: TensorMut) {
+    let [_, p, q, _] = dy.shape().four();
+    let g = Adaptive::new([p, q], dx.shape());
+    assert_eq!(dy.shape(), g.y(), "adaptive average pooling of {}", dx.shape());
+    match dy.implementation() {
+        Implementation::Cpu => cpu::adaptive_average_pool_backward(&g, dy.data(), dx.data()),
+        Implementation::Reference => reference::adaptive_average_pool_backward::<f64>(&g, dy.data(), dx.data()),
+        Implementation::Gpu(gpu) => gpu::adaptive_average_pool_backward(gpu, &g, dy, dx),
     }
 }
 
@@ -181,6 +240,23 @@ impl Tape {
             Box::new(move |dy, gradients| {
                 let id = id.expect("recorded because its input wants a gradient");
                 gradients.contribute(id, |dx| average_pool_backward(pool, &dy, dx));
+            })
+        })
+    }
+
+    /// To P×Q pixels. Images that have as many stay as they are: then this is no work.
+    pub fn adaptive_average_pool(&mut self, [p, q]: [usize; 2], x: Var) -> Var {
+        let [n, h, w, c] = x.shape().four();
+        if [h, w] == [p, q] {
+            return x;
+        }
+        let mut y = Tensor::uninit([n, p, q, c], x.value().dtype(), x.value().device());
+        adaptive_average_pool(x.value(), y.view_mut());
+        let id = x.id();
+        self.record(y, &[id], || {
+            Box::new(move |dy, gradients| {
+                let id = id.expect("recorded because its input wants a gradient");
+                gradients.contribute(id, |dx| adaptive_average_pool_backward(&dy, dx));
             })
         })
     }

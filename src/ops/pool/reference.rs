@@ -1,6 +1,6 @@
 //! The definition of pooling. Images are N×H×W×C, outputs N×P×Q×C.
 
-use super::Geometry;
+use super::{Adaptive, Geometry};
 use crate::tensor::Element;
 
 /// Calls `visit(y, tap, x)` with the flat indices of every pair of an output and an input it sees.
@@ -52,6 +52,37 @@ pub fn average_pool_backward<T: Element>(g: &Geometry, dy: &[T], dx: &mut [T]) {
         let pixel = iy / g.c;
         dx[ix] += dy[iy] / T::from_f64(g.divisor(pixel / g.q % g.p, pixel % g.q));
     });
+}
+
+/// Calls `visit(y, pixels, x)` with the flat indices of every pair of an output and an input that it averages over so many.
+fn for_each_of_adaptive(g: &Adaptive, mut visit: impl FnMut(usize, f64, usize)) {
+    for output in 0..g.n * g.p * g.q {
+        let (n, p, q) = (output / (g.p * g.q), output / g.q % g.p, output % g.q);
+        let (rows, columns) = (Adaptive::window(p, g.h, g.p), Adaptive::window(q, g.w, g.q));
+        let pixels = (rows.len() * columns.len()) as f64;
+        for h in rows {
+            for w in columns.clone() {
+                for c in 0..g.c {
+                    visit(output * g.c + c, pixels, ((n * g.h + h) * g.w + w) * g.c + c);
+                }
+            }
+        }
+    }
+}
+
+pub fn adaptive_average_pool<T: Element>(g: &Adaptive, x: &[T], y: &mut [T]) {
+    y.fill(T::default());
+    let mut counts = vec![1.0; y.len()];
+    for_each_of_adaptive(g, |iy, pixels, ix| {
+        y[iy] += x[ix];
+        counts[iy] = pixels;
+    });
+    y.iter_mut().zip(counts).for_each(|(y, count)| *y = *y / T::from_f64(count));
+}
+
+pub fn adaptive_average_pool_backward<T: Element>(g: &Adaptive, dy: &[T], dx: &mut [T]) {
+    dx.fill(T::default());
+    for_each_of_adaptive(g, |iy, pixels, ix| dx[ix] += dy[iy] / T::from_f64(pixels));
 }
 
 pub fn global_average_pool<T: Element>(pixels: usize, x: &[T], channels: usize, y: &mut [T]) {
