@@ -3,7 +3,7 @@
 //! The order of an epoch depends on the seed and the epoch, an image's augmentation on the seed, the epoch and the
 //! image's index, and nothing on the number of threads: the same options give the same bits anywhere.
 
-use rand::{SeedableRng, seq::SliceRandom};
+use rand::{Rng, SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
@@ -32,7 +32,11 @@ pub struct Batch {
     pub labels: Vec<u32>,
     /// Where the images stand in the split.
     pub indices: Vec<usize>,
+    pub key: Key,
 }
+
+/// Two words of the batch's own, from which dropout draws: others for every epoch and seed.
+pub type Key = [u32; 2];
 
 /// The same as stored, for a device that augments and normalises by itself.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,6 +48,7 @@ pub struct RawBatch {
     /// For each image: flip (0 or 1), rows down, columns to the right; `None` without augmentation.
     pub placements: Option<Vec<i32>>,
     pub labels: Vec<u32>,
+    pub key: Key,
 }
 
 /// Whether images of `data_channels` can feed a network of `network_channels`.
@@ -69,6 +74,8 @@ pub struct Loader<'a> {
 
 /// The stream that orders an epoch; the ones below it in the same epoch belong to its images.
 const ORDER: u64 = u32::MAX as u64;
+/// The streams of batches, beyond those of images in any epoch.
+const KEYS: u64 = 1 << 63;
 
 /// A thread gets at least this many bytes at a time: fewer would take less time than waking it.
 const BYTES_PER_JOB: usize = 32 << 10;
@@ -192,7 +199,14 @@ impl<'a> Loader<'a> {
                 .as_ref()
                 .map(|augmentation| indices.iter().flat_map(|&index| placement(augmentation, index)).collect()),
             labels: self.labels(indices),
+            key: self.key(epoch, indices),
         })
+    }
+
+    /// A batch is known by its first image, which no other batch of the epoch has.
+    fn key(&self, epoch: usize, indices: &[usize]) -> Key {
+        let mut stream = self.stream(epoch, KEYS | indices[0] as u64);
+        [stream.next_u32(), stream.next_u32()]
     }
 
     fn batch(&self, epoch: usize, indices: Vec<usize>) -> Result<Batch> {
@@ -221,7 +235,8 @@ impl<'a> Loader<'a> {
                 },
             );
         let labels = self.labels(&indices);
-        Ok(Batch { images, shape, labels, indices })
+        let key = self.key(epoch, &indices);
+        Ok(Batch { images, shape, labels, indices, key })
     }
 
     /// (v / 65535 − mean) / std.

@@ -27,7 +27,7 @@ pub use augment::Augmentation;
 pub use normalisation::Normalisation;
 pub use source::{Depth, Image, Images, Samples};
 
-pub use loader::{Batch, Loader, LoaderOptions, RawBatch, check_channels};
+pub use loader::{Batch, Key, Loader, LoaderOptions, RawBatch, check_channels};
 
 /// The largest height and width of an image.
 pub const MAX_SIZE: usize = 1024;

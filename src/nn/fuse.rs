@@ -165,6 +165,7 @@ impl Network {
             Operation::GlobalAveragePool => "global average pool",
             Operation::Concat => "concatenation",
             Operation::PadChannels(_) => "zero channels",
+            Operation::Dropout { .. } => "dropout",
             Operation::Linear { .. } => "linear",
         };
         let more = [(stage.residual, "sum"), (stage.relu, "ReLU")];
@@ -209,6 +210,7 @@ impl Network {
             // A batch norm whose deviations of 1 are filled in; its mean is zeros, which is no launch.
             Operation::Bias { .. } => (2, 3),
             Operation::Relu
+            | Operation::Dropout { .. }
             | Operation::MaxPool(_)
             | Operation::AveragePool(_)
             | Operation::AdaptiveAveragePool(_)

@@ -54,6 +54,10 @@ pub enum Operation {
     Concat,
     /// Channels of zeros before and behind the others.
     PadChannels([usize; 2]),
+    /// In training: drops numbers by chance, in percent.
+    Dropout {
+        percent: u8,
+    },
     /// A linear layer of N×C, one row per image.
     Linear {
         weight: usize,

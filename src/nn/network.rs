@@ -5,6 +5,7 @@ use std::rc::Rc;
 use super::fuse::Stage;
 use super::graph::{Network, Node, Operation, Parameter, Region};
 use crate::ops::batch_norm::{Handoff, Source, Then, Tiles, reciprocal_deviation};
+use crate::ops::dropout::{Dropout, Key};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 
@@ -41,6 +42,8 @@ struct Run<'a> {
     nodes: Vec<Option<Var>>,
     /// Statistics that a convolution left for the batch norm behind it, by the node between them.
     tiles: Vec<Option<Tiles>>,
+    /// The key of the batch, where numbers are dropped.
+    key: Option<&'a Key>,
     /// Places where the convolution behind a batch norm leaves the sums of its backward, by the node between them.
     handoffs: Vec<Option<Rc<Handoff>>>,
 }
@@ -48,6 +51,7 @@ struct Run<'a> {
 impl Network {
     /// Runs the graph on `x` (NHWC). `trunk` and `head` are the arenas of parameters, `statistics` the running ones. On a
     /// GPU `x` may be in half precision, which the activations then are too, and the filters for as long as this runs.
+    /// Nothing is dropped.
     pub fn forward(
         &self,
         tape: &mut Tape,
@@ -56,6 +60,19 @@ impl Network {
         statistics: &Tensor,
         x: Tensor,
         mode: Mode,
+    ) -> Output {
+        self.forward_with_dropout(tape, [trunk, head], statistics, x, mode, None)
+    }
+
+    /// [`Network::forward`] with the arenas of trunk and head, in training with dropout by the key of the batch.
+    pub fn forward_with_dropout(
+        &self,
+        tape: &mut Tape,
+        [trunk, head]: [&Var; 2],
+        statistics: &Tensor,
+        x: Tensor,
+        mode: Mode,
+        key: Option<&Key>,
     ) -> Output {
         // The rstd of all layers in one launch. What stands where the means are has no meaning, and nobody reads it.
         let rstd = (mode == Mode::Inference).then(|| {
@@ -73,6 +90,7 @@ impl Network {
             of_batch: (mode == Mode::Training).then(|| self.uninit_statistics(statistics)),
             nodes: vec![None; count],
             tiles: vec![None; count],
+            key: key.filter(|_| mode == Mode::Training),
             handoffs: vec![None; count],
         };
         run.nodes[0] = Some(Var::constant(x));
@@ -121,6 +139,10 @@ impl Run<'_> {
             Operation::GlobalAveragePool => tape.global_average_pool(&input()),
             Operation::Concat => tape.concat(&inputs.collect::<Vec<_>>()),
             Operation::PadChannels(sides) => tape.pad_channels(sides, &input()),
+            Operation::Dropout { percent } => match self.key {
+                Some(key) => tape.dropout(Dropout::new(f32::from(percent) / 100.0, index as u32), key, &input()),
+                None => input(),
+            },
             Operation::Linear { weight, bias } => {
                 let x = input();
                 // Filters of the trunk may be stored in half precision, which is a convolution's matter.

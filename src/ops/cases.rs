@@ -509,6 +509,16 @@ pub const GLOBAL_POOL: &[[usize; 4]] = &[[1, 1, 1, 1], [2, 4, 4, 8], [3, 7, 7, 5
 pub const POINTWISE: &[[usize; 3]] =
     &[[1, 1, 0], [1, 7, 0], [5, 9, 3], [3, 147, 1], [1, 32_768, 0], [1, 32_769, 0], [3, 40_001, 0]];
 
+/// Numbers, the chance of dropping one, and a key.
+pub const DROPOUT: &[(usize, f32, [u32; 2])] = &[
+    (1, 0.5, [0, 0]),
+    (7, 0.5, [1, 2]),
+    (4096, 0.5, [u32::MAX, 3]),
+    (10_003, 0.25, [5, 6]),
+    (40_001, 0.875, [7, u32::MAX]),
+    (4_100, 0.0, [8, 9]),
+];
+
 /// N, H, W and the channels of each input.
 pub const CONCAT: &[([usize; 3], &[usize])] = &[
     ([1, 1, 1], &[1, 1]),

@@ -16,6 +16,7 @@ pub mod cases;
 pub mod concat;
 pub mod control;
 pub mod conv2d;
+pub mod dropout;
 pub mod gemm;
 pub mod images;
 pub(crate) mod limits;

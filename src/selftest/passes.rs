@@ -7,7 +7,9 @@ use super::pass::Pass;
 use crate::ops::batch_norm::{Cut, Moments, ParameterGradients, PerChannel, Tiles};
 use crate::ops::cases::{self, ConstraintCase, ConvCase, CrossEntropyCase, LinearCase, MergeCase, OptimizerCase, Rule};
 use crate::ops::optimizer::AdamW;
-use crate::ops::{batch_norm, concat, conv2d, linear, merge, optimizer, pointwise, pool, softmax_cross_entropy};
+use crate::ops::{
+    batch_norm, concat, conv2d, dropout, linear, merge, optimizer, pointwise, pool, softmax_cross_entropy,
+};
 use crate::tensor::{DType, Integers, Shape, Tensor, TensorMut};
 
 /// Sums of up to some thousand terms, accumulated in `f32`.
@@ -33,6 +35,7 @@ pub const OPS: &[Op] = &[
     Op { name: "batch_norm", passes: batch_norms },
     Op { name: "pool", passes: pools },
     Op { name: "pointwise", passes: pointwise },
+    Op { name: "dropout", passes: dropouts },
     Op { name: "concat", passes: concatenations },
     Op { name: "linear", passes: linear_layers },
     Op { name: "merge", passes: merges },
@@ -396,6 +399,20 @@ fn adaptive_pools(&(shape, [p, q]): &([usize; 4], [usize; 2])) -> [Pass; 2] {
         }),
     ]
     .map(|pass| pass.of(format!("{} to {p}×{q}", Shape::from(shape))).within(SUM).exact_if(is_exact))
+}
+
+/// Chances whose scales are powers of two, so that integers stay exact, and one of 4/3.
+fn dropouts() -> Vec<Pass> {
+    let of = |(stream, &(len, p, key)): (u32, &(usize, f32, [u32; 2]))| {
+        let layout = Layout::dense([len]);
+        let is_exact = (1.0 / (1.0 - p)).log2().fract() == 0.0;
+        let pass = Pass::new("dropout", [Input::unit(layout.clone())], [layout], move |[x], [y]| {
+            let key = Integers::from_vec(key.to_vec()).to_device(x.device());
+            dropout::dropout(&dropout::Dropout::new(p, stream), &key, x, y);
+        });
+        pass.of(format!("{len} numbers, {p} of them")).within(FEW).exact_if(is_exact)
+    };
+    (0..).zip(cases::DROPOUT).map(of).collect()
 }
 
 /// Writes numbers that were no tensor before.

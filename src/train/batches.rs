@@ -7,6 +7,7 @@ use std::sync::mpsc::sync_channel;
 use super::Place;
 use crate::data::{self, Depth, Loader, RawBatch};
 use crate::error::Result;
+use crate::ops::dropout::Key;
 use crate::ops::images::{Images, prepare};
 use crate::tensor::{DType, Device, Integers, Tensor};
 
@@ -82,7 +83,8 @@ impl<'a> Batches<'a> {
             Loaded::Numbers(batch) => {
                 let images = Tensor::from_vec(batch.images, batch.shape).to_device(device);
                 let labels = Integers::from_vec(batch.labels).to_device(device);
-                Batch { content: Content::Numbers { images, precision }, labels }
+                let key = Some(self.key(batch.key));
+                Batch { content: Content::Numbers { images, precision }, labels, key }
             }
             Loaded::Bytes(batch) => {
                 let images = Images {
@@ -91,9 +93,14 @@ impl<'a> Batches<'a> {
                     placements: batch.placements.map(|placements| Integers::from_vec(placements).to_device(device)),
                 };
                 let labels = Integers::from_vec(batch.labels).to_device(device);
-                Batch::of_bytes(images, Arc::clone(&self.tables), precision, labels)
+                let key = Some(self.key(batch.key));
+                Batch { key, ..Batch::of_bytes(images, Arc::clone(&self.tables), precision, labels) }
             }
         }
+    }
+
+    fn key(&self, words: data::Key) -> Key {
+        Arc::new(Integers::from_vec(words.to_vec()).to_device(self.place.device))
     }
 }
 
@@ -101,6 +108,8 @@ impl<'a> Batches<'a> {
 pub struct Batch {
     content: Content,
     labels: Integers<u32>,
+    /// The key that dropout draws by; without one, nothing is dropped.
+    key: Option<Key>,
 }
 
 enum Content {
@@ -120,12 +129,16 @@ impl Batch {
     /// One whose activations are there, N×H×W×C.
     pub fn of_activations(images: Tensor, labels: Integers<u32>) -> Batch {
         let precision = images.dtype();
-        Batch { content: Content::Numbers { images, precision }, labels }
+        Batch { content: Content::Numbers { images, precision }, labels, key: None }
     }
 
     /// One on a GPU, whose activations are stored in `precision`.
     pub fn of_bytes(images: Images, tables: Arc<[[f32; 256]]>, precision: DType, labels: Integers<u32>) -> Batch {
-        Batch { content: Content::Bytes { images, tables, precision }, labels }
+        Batch { content: Content::Bytes { images, tables, precision }, labels, key: None }
+    }
+
+    pub(super) fn key(&self) -> Option<&Key> {
+        self.key.as_ref()
     }
 
     /// One per image.
@@ -149,6 +162,13 @@ impl Batch {
 
     /// Puts another batch of as many images into the memory of this one, which is on a GPU.
     pub(super) fn overwrite(&mut self, next: &Loaded) {
+        if let Some(key) = &mut self.key {
+            let words = match next {
+                Loaded::Bytes(next) => next.key,
+                Loaded::Numbers(next) => next.key,
+            };
+            Arc::get_mut(key).expect("no step is under way").write(&words);
+        }
         match (&mut self.content, next) {
             (Content::Bytes { images, .. }, Loaded::Bytes(next)) => {
                 images.bytes.write(&next.bytes);

@@ -175,7 +175,9 @@ pub fn gradients(
             (merge_weights, trunk)
         }
     };
-    let output = model.network.forward(&mut tape, &trunk, &head, &model.statistics, images, subject.mode());
+    let (arenas, key) = ([&trunk, &head], batch.key());
+    let network = &model.network;
+    let output = network.forward_with_dropout(&mut tape, arenas, &model.statistics, images, subject.mode(), key);
     drop(trunk);
     let loss = tape.softmax_cross_entropy(loss, &output.logits, batch.labels(), control);
     let value = loss.value().clone();

@@ -8,6 +8,7 @@ use medmerge::nn::{Architecture, Mode, Model, Network, Role};
 use medmerge::ops::batch_norm::{Source, Then};
 use medmerge::ops::cases;
 use medmerge::ops::conv2d::Conv2d;
+use medmerge::ops::dropout::Dropout;
 use medmerge::ops::merge::constraint::{Mean, Parametrization};
 use medmerge::ops::merge::{Choice, Segment, Table};
 use medmerge::ops::pool::Pool;
@@ -246,6 +247,12 @@ pub fn ops() -> impl Iterator<Item = Graph> {
         .chain([two_convolutions])
         .chain(batch_norm())
         .chain(pools())
+        .chain([0.5, 0.1].map(|p| {
+            let key = Arc::new(Integers::from_vec(vec![3, 4]));
+            Graph::new(format!("dropout of {p}"), [random([3, 7], 1)], move |tape, l| {
+                tape.dropout(Dropout::new(p, 5), &key, &l[0])
+            })
+        }))
         .chain([[0, 3], [2, 0], [1, 4]].map(|sides| {
             let name = format!("channels padded by {sides:?}");
             Graph::new(name, [random([2, 3, 2, 5], 1)], move |tape, l| tape.pad_channels(sides, &l[0]))

@@ -1,5 +1,5 @@
 //! VGG (Simonyan and Zisserman, 2015), with torchvision's names: 3×3 convolutions with bias in five blocks, each followed by 2×2
-//! max pooling; average pooling to 7×7 pixels; three fully connected layers, dropout before the second and the third.
+//! max pooling; average pooling to 7×7 pixels; three fully connected layers, half of the numbers dropped behind each but the last.
 //!
 //! | name | convolutions of each block | with batch norm |
 //! |---|---|---|
@@ -124,6 +124,7 @@ impl Family for Vgg {
             let name = |offset: usize| format!("classifier.{}", 3 * layer + offset);
             x = b.fully_connected(&name(0), x, outputs, if layer == 0 { POOLED } else { 1 }, region);
             x = b.plain(&name(1), Operation::Relu, &[x]);
+            x = b.plain(&name(2), Operation::Dropout { percent: 50 }, &[x]);
         }
         // The mean of a single pixel: it is this one.
         x = b.plain("flatten", Operation::GlobalAveragePool, &[x]);
