@@ -2,13 +2,14 @@
 
 use serde_json::json;
 
-use medmerge::error::Result;
-use medmerge::jobs;
+use medmerge::error::{Error, Result};
+use medmerge::jobs::{self, PredictionFormat};
 use medmerge::output::shown;
 
 use super::progress::Progress;
 use super::{images, place, report};
-use crate::cli::{Eval, Global, Predict};
+use crate::cli::{Eval, FormatName, Global, Predict};
+use crate::terminal;
 
 fn job(options: &Eval, global: &Global) -> jobs::Evaluate {
     jobs::Evaluate {
@@ -67,11 +68,27 @@ fn mean(value: f64, over: usize, classes: usize) -> String {
 
 pub fn predict(options: &Predict, global: &Global) -> Result<()> {
     let evaluate = job(&options.eval, global);
+    let to_stdout = options.out.as_os_str() == "-";
+    if to_stdout && global.json {
+        let hint = "leave one of them out, or give --out a file";
+        return Err(Error::usage("--out - writes CSV to stdout, and --json an object", hint));
+    }
+    let format = match options.format {
+        FormatName::Table => PredictionFormat::Table,
+        FormatName::Medmnist => PredictionFormat::Medmnist,
+    };
     let mut progress = Progress::counting("image", format!("{} split", evaluate.split), global);
-    let job = jobs::Predict { evaluate, logits: options.logits, out: options.out.clone(), force: options.force };
+    if to_stdout {
+        let predictions = evaluate.predictions(options.logits, &mut progress)?;
+        progress.finish();
+        return terminal::print(|out| predictions.write(format, out));
+    }
+    let (logits, out, force) = (options.logits, options.out.clone(), options.force);
+    let job = jobs::Predict { evaluate, logits, format, out, force };
     let images = job.run(&mut progress)?;
     progress.finish();
-    report(global, &json!({"out": shown(&job.out), "images": images, "logits": job.logits}), |out| {
+    let result = json!({"out": shown(&job.out), "images": images, "logits": job.logits, "format": job.format});
+    report(global, &result, |out| {
         let kind = if job.logits { "logits" } else { "probabilities" };
         writeln!(out, "{}: {kind} of {images} images", job.out.display())
     })
