@@ -7,6 +7,7 @@
 
 use std::path::Path;
 
+use medmerge::checkpoint::Reading;
 use medmerge::data::SplitName;
 use medmerge::data::synthetic::{SyntheticOptions, Task, generate};
 use medmerge::error::{Error, Result};
@@ -43,7 +44,7 @@ pub fn main() -> Result<()> {
     // One number per filter says how much of each is kept.
     let learn = Learn {
         models: vec![path("texture.safetensors"), path("shape.safetensors")],
-        stem: None,
+        reading: Reading::default(),
         images: images("target"),
         anchor: "texture".into(),
         granularity: Granularity::Filter,
@@ -64,7 +65,7 @@ pub fn main() -> Result<()> {
 
     let tune = Train {
         images: images("target"),
-        start: Start::From { path: learn.out.clone(), stem: None, new_head: false, head_only: false },
+        start: Start::From { path: learn.out.clone(), reading: Reading::default(), new_head: false, head_only: false },
         options,
         compute: Compute::default(),
         out: path("tuned.safetensors"),
@@ -81,7 +82,7 @@ pub fn main() -> Result<()> {
 fn macro_f1(model: &Path, images: Images) -> Result<f64> {
     let evaluate = Evaluate {
         model: model.to_path_buf(),
-        stem: None,
+        reading: Reading::default(),
         images,
         split: SplitName::Test,
         batch_size: 64,

@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use medmerge::checkpoint::Hidden;
 use medmerge::data::SplitName;
 use medmerge::error::Error;
 use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Start};
@@ -98,6 +99,12 @@ pub struct Demo {
     /// The longer comparison: larger data sets, three seeds, more epochs; some ten times as long
     #[arg(long)]
     pub full: bool,
+    /// The networks; see train --help for their names
+    #[arg(long, default_value = "resnet8", value_name = "NAME")]
+    pub architecture: String,
+    /// Filters of their first stage [default: 8, with --full 16]
+    #[arg(long)]
+    pub width: Option<usize>,
     /// Folder for everything it makes
     #[arg(long, default_value = "demo")]
     pub out: PathBuf,
@@ -127,14 +134,28 @@ pub struct Normalise {
     pub std: Option<Vec<f32>>,
 }
 
-/// The stem, which a file's tensors leave open.
+/// What a file's tensors leave open, and what is to be read differently.
 #[derive(Args)]
-pub struct KnownStem {
+pub struct Reading {
     /// The stem of networks whose files do not say it: 3x3, 3x3-pool, 3x3-stride2, 3x3-stride2-pool or 7x7. Tensors tell its
     /// window alone, and 3×3 ones are in use with strides of 1 and 2, with and without max pooling; without this, 3x3 has
     /// stride 1 and no pooling
     #[arg(long, value_parser = parse::<Stem>)]
     pub stem: Option<Stem>,
+    /// Channels of the images that the network is to see [default: those of the file]. Where its filters see others, a single
+    /// channel gets their sum, and more get them repeated and scaled
+    #[arg(long, value_name = "CHANNELS")]
+    pub input_channels: Option<usize>,
+    /// Hidden fully connected layers, as VGGs have them: merged row by row like filters, or new like the head
+    #[arg(long, value_parser = parse::<Hidden>, default_value = "merge", value_name = "merge|new")]
+    pub hidden: Hidden,
+}
+
+impl Reading {
+    pub fn given(&self) -> medmerge::checkpoint::Reading {
+        let Reading { stem, input_channels, hidden } = *self;
+        medmerge::checkpoint::Reading { stem, input_channels, hidden }
+    }
 }
 
 /// How long and how fast to learn.
@@ -179,7 +200,9 @@ pub struct Schedule {
 pub struct Train {
     #[command(flatten)]
     pub data: Data,
-    /// resnet8, 14, 20, 32, 44, 56 (three stages) or resnet18, 34, 50, 101, 152 (four)
+    /// resnet8, 14, 20, 32, 44, 56 (three stages; with -option-a, shortcuts without parameters), resnet18, 34, 50, 101, 152
+    /// (four), wide_resnet50_2, wide_resnet101_2, resnext50_32x4d, resnext101_32x8d, resnext101_64x4d, densenet121, 161, 169,
+    /// 201, vgg11, 13, 16, 19 (with _bn, batch norms)
     #[arg(long, default_value = "resnet18", conflicts_with = "from")]
     pub architecture: String,
     /// 3x3 for small images (stride 1; also 3x3-pool, 3x3-stride2, 3x3-stride2-pool), 7x7 for large ones (stride 2 and max
@@ -187,12 +210,16 @@ pub struct Train {
     /// tell its window alone
     #[arg(long, value_parser = parse::<Stem>)]
     pub stem: Option<Stem>,
-    /// Filters of the first stage [default: 16 for three stages, 64 for four]
+    /// Filters of the first stage, or of the stem of a DenseNet [default: 16 for three stages, else 64; densenet161: 96]
     #[arg(long, conflicts_with = "from")]
     pub width: Option<usize>,
-    /// Channels the network sees; grey images are repeated to fill them [default: the images']
-    #[arg(long, conflicts_with = "from", value_name = "CHANNELS")]
+    /// Channels the network sees; grey images are repeated to fill them [default: the images', or those of --from, whose first
+    /// filters are adapted to others]
+    #[arg(long, value_name = "CHANNELS")]
     pub input_channels: Option<usize>,
+    /// With --from: hidden fully connected layers, as VGGs have them, are kept (merge), or new like the head (new)
+    #[arg(long, requires = "from", value_parser = parse::<Hidden>, default_value = "merge", value_name = "merge|new")]
+    pub hidden: Hidden,
     /// Fine-tune this network; its head is kept if it fits the classes
     #[arg(long, value_name = "CKPT")]
     pub from: Option<PathBuf>,
@@ -221,7 +248,7 @@ pub struct Learn {
     #[arg(long, num_args = 1.., required = true, value_name = "CKPT")]
     pub models: Vec<PathBuf>,
     #[command(flatten)]
-    pub stem: KnownStem,
+    pub reading: Reading,
     #[command(flatten)]
     pub data: Data,
     /// The source on the `1 − w` side: its path, its name, its number from 0, or auto (the better linear probe)
@@ -298,7 +325,7 @@ pub struct Merge {
     #[command(flatten)]
     pub normalise: Normalise,
     #[command(flatten)]
-    pub stem: KnownStem,
+    pub reading: Reading,
     /// The merged network
     #[arg(long, value_name = "FILE.safetensors")]
     pub out: PathBuf,
@@ -313,7 +340,7 @@ pub struct Eval {
     #[arg(long, value_name = "CKPT")]
     pub model: PathBuf,
     #[command(flatten)]
-    pub stem: KnownStem,
+    pub reading: Reading,
     #[command(flatten)]
     pub data: Data,
     /// train, val or test; the file needs no other
@@ -351,7 +378,7 @@ pub struct Inspect {
     #[arg(long)]
     pub plan: bool,
     #[command(flatten)]
-    pub stem: KnownStem,
+    pub reading: Reading,
 }
 
 #[derive(Args)]

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use medmerge::checkpoint::Reading;
 use medmerge::data::synthetic::{SyntheticOptions, Task, generate};
 use medmerge::data::{Augmentation, SplitName};
 use medmerge::error::Error;
@@ -58,7 +59,7 @@ impl Folder {
     fn learn(&self) -> Learn {
         Learn {
             models: vec![self.path("a.safetensors"), self.path("b.safetensors")],
-            stem: None,
+            reading: Reading::default(),
             images: self.images(),
             anchor: "a".into(),
             granularity: Granularity::Filter,
@@ -106,7 +107,7 @@ fn a_job_that_was_written_and_read_comes_to_the_same_bytes() {
     assert_eq!((files.learned.method.anchor, files.history.len()), (0, 2));
     let merge = Merge {
         models: paths.clone(),
-        stem: None,
+        reading: Reading::default(),
         by: By::Weights { path: files.weights },
         compute: compute(),
         out: folder.path("again.safetensors"),
@@ -119,7 +120,7 @@ fn a_job_that_was_written_and_read_comes_to_the_same_bytes() {
 
     let evaluate = Evaluate {
         model: merge.out.clone(),
-        stem: None,
+        reading: Reading::default(),
         images: folder.images(),
         split: SplitName::Test,
         batch_size: 3,
@@ -149,7 +150,7 @@ fn a_comparison_runs_every_method_with_every_seed() {
     };
     let compare = Compare {
         models: folder.sources(),
-        stem: None,
+        reading: Reading::default(),
         images: folder.images(),
         protocol: Protocol::new(learn, TrainOptions { epochs: 1, ..options() }),
         baselines: vec![Baseline::FineTune(1), Baseline::Medmerge],

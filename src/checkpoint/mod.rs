@@ -6,6 +6,7 @@
 mod names;
 mod order;
 mod provenance;
+mod reading;
 mod safetensors_file;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use std::path::Path;
 pub use names::{Found, Shapes, read_off};
 pub use order::{to_file_order, to_our_order};
 pub use provenance::{DataRecord, Phase, Provenance, agreed_normalisation};
+pub use reading::{Hidden, Reading};
 pub use safetensors_file::{Numbers, StoredTensor, TensorFile, write};
 
 use names::{COUNTER, MEAN, VARIANCE};
@@ -49,16 +51,21 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// Reads a network and checks every name, shape and number in it.
     pub fn load(path: &Path) -> Result<Checkpoint> {
-        Checkpoint::load_with(path, None)
+        Checkpoint::load_with(path, &Reading::default())
     }
 
-    /// The same where the stem is known from elsewhere: a file's tensors tell only how large its filters are.
-    pub fn load_with(path: &Path, stem: Option<Stem>) -> Result<Checkpoint> {
-        Checkpoint::from_file(TensorFile::read(path)?, stem)
+    /// The same where more is known than the file says, or where it is to be read differently.
+    pub fn load_with(path: &Path, reading: &Reading) -> Result<Checkpoint> {
+        Checkpoint::from_file(TensorFile::read(path)?, reading)
     }
 
-    /// `stem` is what the caller knows; it goes before what the header says.
-    pub fn from_file(mut file: TensorFile, stem: Option<Stem>) -> Result<Checkpoint> {
+    /// `reading` goes before what the header says.
+    pub fn from_file(file: TensorFile, reading: &Reading) -> Result<Checkpoint> {
+        let path = file.path.clone();
+        reading.apply(Checkpoint::as_it_is(file, reading.stem)?, &path)
+    }
+
+    fn as_it_is(mut file: TensorFile, stem: Option<Stem>) -> Result<Checkpoint> {
         let path = file.path.clone();
         if file.is_merge_weights() {
             let hint = "give it as --weights to `medmerge merge`, which makes a network of it and its sources";
@@ -141,7 +148,12 @@ fn identify(file: &TensorFile, stem: Option<Stem>) -> Result<Identified> {
             "networks are ResNets, DenseNets and VGGs, as common exporters name them; `medmerge inspect FILE` lists what a file holds";
         Error::checkpoint(&file.path, format!("this is no network that medmerge knows: {reason}"), hint)
     })?;
+    let mut found = found;
     if let Some(named) = &in_header {
+        // Tensors do not tell whose the hidden layers are.
+        if named.with_new_hidden().as_ref() == Some(named) {
+            found.architecture = found.architecture.with_new_hidden().unwrap_or(found.architecture);
+        }
         check_header(&file.path, named, &found.architecture)?;
     }
     let stem_in_header = in_header.and_then(|architecture| architecture.stem());

@@ -13,6 +13,8 @@ use crate::cli::{Demo, Global};
 pub fn run(options: &Demo, global: &Global) -> Result<()> {
     let job = jobs::Demo {
         full: options.full,
+        architecture: options.architecture.clone(),
+        width: options.width,
         seed: global.seed,
         compute: place::compute(global),
         out: options.out.clone(),

@@ -14,7 +14,7 @@ use crate::terminal;
 fn job(options: &Eval, global: &Global) -> jobs::Evaluate {
     jobs::Evaluate {
         model: options.model.clone(),
-        stem: options.stem.stem,
+        reading: options.reading.given(),
         images: images(&options.data),
         split: options.split,
         batch_size: options.batch_size,

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::json;
 
 use medmerge::bench::shapes;
-use medmerge::checkpoint::{Checkpoint, Phase, TensorFile};
+use medmerge::checkpoint::{Checkpoint, Phase, Reading, TensorFile};
 use medmerge::data::Dataset;
 use medmerge::error::{Error, Result};
 use medmerge::file_kind::{self, Wanted};
@@ -27,7 +27,7 @@ pub fn run(options: &Inspect, global: &Global) -> Result<()> {
     if file.is_merge_weights() {
         return merge_weights(&file, global);
     }
-    network(file, options.stem.stem, global)
+    network(file, &options.reading.given(), global)
 }
 
 /// The network of a file or, where there is no such file, of that name.
@@ -35,7 +35,7 @@ fn plan(options: &Inspect, global: &Global) -> Result<()> {
     let name = options.file.display().to_string();
     let is_file = options.file.exists() || options.file.extension().is_some();
     let network = match is_file {
-        true => Checkpoint::load_with(&options.file, options.stem.stem)?.model.network,
+        true => Checkpoint::load_with(&options.file, &options.reading.given())?.model.network,
         false => match Architecture::named(&name, None, None) {
             Ok(architecture) => architecture.build(3, shapes::classes(shapes::LARGE)),
             // Those that are measured only, and the error that names all.
@@ -113,12 +113,12 @@ fn data_set(options: &Inspect, global: &Global) -> Result<()> {
     })
 }
 
-fn network(file: TensorFile, stem: Option<Stem>, global: &Global) -> Result<()> {
+fn network(file: TensorFile, reading: &Reading, global: &Global) -> Result<()> {
     let tensors: Vec<(String, String, Vec<usize>)> =
         file.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.dtype.clone(), tensor.shape.clone())).collect();
     let (path, metadata, sha256) = (file.path.clone(), file.metadata.clone(), file.sha256.clone());
     // A file of something else is listed all the same.
-    let checkpoint = Checkpoint::from_file(file, stem);
+    let checkpoint = Checkpoint::from_file(file, reading);
     let problem = checkpoint.as_ref().err().map(reason);
     let architecture = checkpoint.as_ref().ok().map(|c| c.architecture.clone());
     let parameters: usize = tensors.iter().map(|(.., shape)| shape.iter().product::<usize>()).sum();

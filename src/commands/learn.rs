@@ -15,7 +15,7 @@ use crate::terminal;
 pub fn run(options: &Learn, global: &Global) -> Result<()> {
     let job = jobs::Learn {
         models: options.models.clone(),
-        stem: options.stem.stem,
+        reading: options.reading.given(),
         images: images(&options.data),
         anchor: options.anchor.clone(),
         granularity: options.granularity,

@@ -28,7 +28,7 @@ pub fn run(options: &Merge, global: &Global) -> Result<()> {
     };
     let job = jobs::Merge {
         models: options.models.clone(),
-        stem: options.stem.stem,
+        reading: options.reading.given(),
         by,
         compute: place::compute(global),
         out: options.out.clone(),

@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use medmerge::checkpoint::Reading;
 use medmerge::error::Result;
 use medmerge::jobs::{self, Start};
 use medmerge::nn::Architecture;
@@ -15,7 +16,7 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
     let start = match &options.from {
         Some(path) => Start::From {
             path: path.clone(),
-            stem: options.stem,
+            reading: Reading { stem: options.stem, input_channels: options.input_channels, hidden: options.hidden },
             new_head: options.new_head,
             head_only: options.head_only,
         },

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{Compute, Images, networks};
+use crate::checkpoint::Reading;
 use crate::data::Dataset;
 use crate::error::{Error, Result};
-use crate::nn::Stem;
 use crate::train::{Baseline, Observer, Outcome, Protocol, Target};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -15,9 +15,8 @@ use crate::train::{Baseline, Observer, Outcome, Protocol, Target};
 pub struct Compare {
     /// The sources, two or more.
     pub models: Vec<PathBuf>,
-    /// The stem of files that leave it open.
     #[serde(default)]
-    pub stem: Option<Stem>,
+    pub reading: Reading,
     pub images: Images,
     pub protocol: Protocol,
     /// Methods in the order of the table; all of them if left out.
@@ -32,6 +31,7 @@ impl Compare {
     /// Refuses what is wrong in itself, before anything is read.
     pub fn check(&self) -> Result<()> {
         self.compute.check()?;
+        self.reading.check()?;
         self.protocol.check()?;
         if self.seeds.is_empty() {
             return Err(Error::usage("a comparison without seeds", "give one at least; three show the spread"));
@@ -50,7 +50,7 @@ impl Compare {
     pub fn run(&self, observer: &mut dyn Observer, done: &mut dyn FnMut(u64, Outcome) -> Result<()>) -> Result<()> {
         self.check()?;
         let place = self.compute.open(observer)?;
-        let sources = networks::load_sources(&self.models, self.stem, observer)?;
+        let sources = networks::load_sources(&self.models, &self.reading, observer)?;
         let files: Vec<_> = sources.iter().map(|s| (s.path.as_path(), &s.checkpoint.provenance)).collect();
         let channels = sources.input_channels();
         let normalisation = networks::normalisation(&self.images.normalise, &files, channels, observer)?;

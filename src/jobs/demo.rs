@@ -12,7 +12,7 @@ use crate::data::synthetic::{FILES, SyntheticOptions, Task, generate};
 use crate::data::{Augmentation, Normalisation};
 use crate::error::Result;
 use crate::merge::{BatchNormPolicy, Constraint, Granularity, Sources, Start, training_metadata};
-use crate::nn::{Architecture, Model};
+use crate::nn::{Architecture, Model, Stem};
 use crate::output::{OutputPath, make_folder, shown};
 use crate::report::{Curve, Table, curves, mean_and_spread, save};
 use crate::train::{
@@ -22,7 +22,6 @@ use crate::train::{
 
 /// Names of the two sources: what each was trained to see.
 const SOURCES: [(&str, Task); 2] = [("texture", Task::Texture), ("shape", Task::Shape)];
-const ARCHITECTURE: &str = "resnet8";
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -30,6 +29,12 @@ pub struct Demo {
     /// Three seeds, larger networks and images: long enough to compare methods by.
     #[serde(default)]
     pub full: bool,
+    /// The networks, by the name of their architecture.
+    #[serde(default = "usual_architecture")]
+    pub architecture: String,
+    /// Filters of their first stage; few, if left out.
+    #[serde(default)]
+    pub width: Option<usize>,
     /// The first of the seeds.
     pub seed: u64,
     pub compute: Compute,
@@ -39,6 +44,13 @@ pub struct Demo {
     #[serde(default)]
     pub force: bool,
 }
+
+fn usual_architecture() -> String {
+    "resnet8".into()
+}
+
+/// Images of so many pixels a side reach the last layer of every network.
+const LARGE_ENOUGH: usize = 32;
 
 /// Sees each part of a [`Demo`] as it is finished, with the seconds that the rest will take if it goes on like this.
 pub trait DemoObserver: Observer {
@@ -62,7 +74,7 @@ pub struct Demonstration {
 }
 
 /// How much of everything there is, and how large it is.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Size {
     seeds: u64,
     /// Filters of the first stage.
@@ -159,7 +171,7 @@ impl Demo {
         self.check()?;
         let place = self.compute.open(observer)?;
         make_folder(&self.out, self.force)?;
-        let size = self.size();
+        let (size, architecture) = self.size()?;
         let seeds: Vec<u64> = (0..size.seeds).map(|seed| self.seed + seed).collect();
         let mut work = Work::new(&size);
         let start = Instant::now();
@@ -168,7 +180,8 @@ impl Demo {
             let folder = self.out.join(format!("seed{seed}"));
             make_folder(&folder, self.force)?;
             observer.seed(seed, &folder);
-            outcomes.push(one_seed(&size, seed, &folder, place, &mut work, observer)?);
+            let setting = Setting { size: &size, architecture: &architecture, place };
+            outcomes.push(one_seed(setting, seed, &folder, &mut work, observer)?);
         }
         let table = table(&outcomes);
         save(
@@ -182,8 +195,15 @@ impl Demo {
         Ok(Demonstration { table, seeds: seeds.len(), test_images: size.test_images, seconds, results })
     }
 
-    fn size(&self) -> Size {
-        if self.full { FULL } else { QUICK }
+    /// How much there is of everything, and the networks: with the stem for small images, where they have a choice.
+    fn size(&self) -> Result<(Size, Architecture)> {
+        let size = if self.full { FULL } else { QUICK };
+        let usual = Architecture::named(&self.architecture, None, None)?;
+        let stem = usual.stem().map(|_| Stem::Small);
+        let architecture = Architecture::named(&self.architecture, stem, Some(self.width.unwrap_or(size.width)))?;
+        let takes = |pixels| architecture.build(1, 2).accepts(pixels, pixels);
+        let pixels = if takes(size.pixels) { size.pixels } else { LARGE_ENOUGH };
+        Ok((Size { pixels, ..size }, architecture))
     }
 }
 
@@ -210,15 +230,23 @@ fn protocol(size: &Size, seed: u64) -> Protocol {
     Protocol::new(learn, fine_tuning)
 }
 
+/// What the runs of all seeds have in common.
+#[derive(Clone, Copy)]
+struct Setting<'a> {
+    size: &'a Size,
+    architecture: &'a Architecture,
+    place: Place,
+}
+
 /// Makes the tasks and the sources, runs every method, and leaves all files in `folder`.
 fn one_seed(
-    size: &Size,
+    setting: Setting,
     seed: u64,
     folder: &Path,
-    place: Place,
     work: &mut Work,
     observer: &mut dyn DemoObserver,
 ) -> Result<Vec<Outcome>> {
+    let Setting { size, place, .. } = setting;
     let data = FILES.map(|(task, name)| {
         let train = if task == Task::Both { size.target_images } else { size.source_images };
         let (val, test) = (size.validation_images, size.test_images);
@@ -236,7 +264,7 @@ fn one_seed(
         let target = Target { data: dataset, normalisation: &normalisation, place };
         let name = SOURCES[index].0;
         observer.phase(&format!("source {name}"));
-        train_source(size, target, seed * SOURCES.len() as u64 + index as u64, path, observer)?;
+        train_source(setting, target, seed * SOURCES.len() as u64 + index as u64, path, observer)?;
         observer.source(name, work.finish(size.of_source()));
     }
     let sources = Sources::load(&paths)?;
@@ -264,8 +292,8 @@ fn one_seed(
     Ok(outcomes)
 }
 
-fn train_source(size: &Size, target: Target, seed: u64, path: &Path, observer: &mut dyn Observer) -> Result<()> {
-    let architecture = Architecture::named(ARCHITECTURE, None, Some(size.width))?;
+fn train_source(setting: Setting, target: Target, seed: u64, path: &Path, observer: &mut dyn Observer) -> Result<()> {
+    let Setting { size, architecture, .. } = setting;
     let mut model = Model::initialized(architecture.build(target.data.channels, target.data.classes), seed);
     let options = TrainOptions {
         epochs: size.source_epochs,
@@ -276,7 +304,7 @@ fn train_source(size: &Size, target: Target, seed: u64, path: &Path, observer: &
         ..TrainOptions::default()
     };
     let history = train(&mut model, &mut Subject::Everything, target, &options, observer)?;
-    let mut metadata = training_metadata(&architecture, seed, None);
+    let mut metadata = training_metadata(architecture, seed, None);
     let phase = options.phase(TRAIN, &history);
     Provenance::of(target.data, target.normalisation, &[], phase)?.write(&mut metadata);
     checkpoint::save(&mut OutputPath::check(path, true, 0)?, &model, &metadata)

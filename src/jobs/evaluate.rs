@@ -5,20 +5,18 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{Compute, Images, networks};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Reading};
 use crate::data::{Dataset, Labels, Normalisation, Split, SplitName};
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
-use crate::nn::Stem;
 use crate::train::{Observer, Target, scores};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Evaluate {
     pub model: PathBuf,
-    /// The stem of a file that leaves it open.
     #[serde(default)]
-    pub stem: Option<Stem>,
+    pub reading: Reading,
     pub images: Images,
     pub split: SplitName,
     /// Images per pass; it changes results by rounding alone.
@@ -39,6 +37,7 @@ impl Evaluate {
     /// Refuses what is wrong in itself, before anything is read.
     pub fn check(&self) -> Result<()> {
         self.compute.check()?;
+        self.reading.check()?;
         match self.batch_size {
             0 => Err(Error::usage("a batch size of 0", "give at least 1; 128 is usual")),
             _ => Ok(()),
@@ -67,7 +66,7 @@ impl Evaluate {
 
     /// A network and a split that fit each other. What the classes are, the network says.
     fn load(&self, labels: Labels, observer: &mut dyn Observer) -> Result<(Checkpoint, Dataset, Normalisation)> {
-        let checkpoint = networks::load(&self.model, self.stem, observer)?;
+        let checkpoint = networks::load(&self.model, &self.reading, observer)?;
         if !checkpoint.has_head {
             let hint = "train one: medmerge train --from";
             let head = checkpoint.model.network.classifier().map_or("", |[weight, _]| &weight.name);

@@ -8,11 +8,11 @@ use serde_json::json;
 use super::saving::Recording;
 use super::settings::settings;
 use super::{Compute, EpochLog, Images, networks};
-use crate::checkpoint::{self, Provenance};
+use crate::checkpoint::{self, Provenance, Reading};
 use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::merge::{BatchNormPolicy, Constraint, Granularity, Learned, Sources, Start};
-use crate::nn::{Network, Stem};
+use crate::nn::Network;
 use crate::output::{Named, OutputPath, check_apart};
 #[cfg(feature = "cli")]
 use crate::report::{LayerWeights, SourceWeights, merge_weights, save};
@@ -26,9 +26,8 @@ use crate::train::{
 pub struct Learn {
     /// The sources, two or more.
     pub models: Vec<PathBuf>,
-    /// The stem of files that leave it open.
     #[serde(default)]
-    pub stem: Option<Stem>,
+    pub reading: Reading,
     pub images: Images,
     /// The source on the `1 − w` side: its path, its name, its number from 0, or `auto` (the better linear probe).
     pub anchor: String,
@@ -71,6 +70,7 @@ impl Learn {
     pub fn check(&self) -> Result<()> {
         self.options.check()?;
         self.compute.check()?;
+        self.reading.check()?;
         if self.picture.is_some() && cfg!(not(feature = "cli")) {
             return Err(Error::usage("pictures are not part of this build", "build with the feature `cli`"));
         }
@@ -92,7 +92,7 @@ impl Learn {
         let _claims = outputs.map(check).collect::<Result<Vec<_>>>()?;
         let log = EpochLog::new(&self.out, self.force)?;
         let place = self.compute.open(observer)?;
-        let sources = networks::load_sources(&self.models, self.stem, observer)?;
+        let sources = networks::load_sources(&self.models, &self.reading, observer)?;
         let choice = match self.anchor.as_str() {
             "auto" => AnchorChoice::Auto,
             name => AnchorChoice::Named(sources.find(name)?),

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{Compute, Normalise, networks};
-use crate::checkpoint::{self, Metadata, Provenance};
+use crate::checkpoint::{self, Metadata, Provenance, Reading};
 use crate::data::{Dataset, Normalisation};
 use crate::error::{Error, Result};
 use crate::merge::{BatchNormPolicy, Fixed, Head, Learned, Sources, fold_fixed};
-use crate::nn::{Architecture, Model, Stem};
+use crate::nn::{Architecture, Model};
 use crate::output::{Named, OutputPath, check_apart};
 use crate::train::{Observer, Place, Target, reestimate_statistics};
 
@@ -18,9 +18,8 @@ use crate::train::{Observer, Place, Target, reestimate_statistics};
 pub struct Merge {
     /// The sources, two or more, in the order in which the weights were learned.
     pub models: Vec<PathBuf>,
-    /// The stem of files that leave it open.
     #[serde(default)]
-    pub stem: Option<Stem>,
+    pub reading: Reading,
     pub by: By,
     pub compute: Compute,
     /// The merged network.
@@ -68,6 +67,7 @@ impl Merge {
     /// Refuses what is wrong in itself, before anything is read.
     pub fn check(&self) -> Result<()> {
         self.compute.check()?;
+        self.reading.check()?;
         let (weights, data) = match &self.by {
             By::Weights { path } => (Some(path), None),
             By::Coefficients { data, values, .. } => {
@@ -91,16 +91,15 @@ impl Merge {
         let (sources, whole) = match &self.by {
             By::Weights { path } => {
                 let learned = Learned::load(path)?;
-                // The weights were learned for one stem.
-                let stem = self.stem.or(learned.architecture.stem());
-                let sources = networks::load_sources(&self.models, stem, observer)?;
+                let reading = learned.reading(&self.reading);
+                let sources = networks::load_sources(&self.models, &reading, observer)?;
                 learned.check_sources(path, &sources)?;
                 let trunk = place.blend(&learned.plan()?, &sources.trunks(), &learned.merge_weights)?;
                 let model = learned.with_trunk(trunk);
                 (sources, Whole { model, has_head: true, metadata: learned.metadata() })
             }
             By::Coefficients { .. } => {
-                let sources = networks::load_sources(&self.models, self.stem, observer)?;
+                let sources = networks::load_sources(&self.models, &self.reading, observer)?;
                 let whole = self.by_coefficients(&sources, place, observer)?;
                 (sources, whole)
             }

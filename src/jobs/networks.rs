@@ -3,23 +3,23 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint::{Checkpoint, Provenance, agreed_normalisation};
+use crate::checkpoint::{Checkpoint, Provenance, Reading, agreed_normalisation};
 use crate::data::{Dataset, Normalisation, check_channels};
 use crate::error::{Error, Result};
 use crate::merge::Sources;
-use crate::nn::{Network, Stem};
+use crate::nn::Network;
 use crate::train::Observer;
 
 use super::Normalise;
 
-pub fn load(path: &Path, stem: Option<Stem>, observer: &mut dyn Observer) -> Result<Checkpoint> {
-    let checkpoint = Checkpoint::load_with(path, stem)?;
+pub fn load(path: &Path, reading: &Reading, observer: &mut dyn Observer) -> Result<Checkpoint> {
+    let checkpoint = Checkpoint::load_with(path, reading)?;
     tell(path, &checkpoint, observer);
     Ok(checkpoint)
 }
 
-pub fn load_sources(paths: &[PathBuf], stem: Option<Stem>, observer: &mut dyn Observer) -> Result<Sources> {
-    let sources = Sources::load_with(paths, stem)?;
+pub fn load_sources(paths: &[PathBuf], reading: &Reading, observer: &mut dyn Observer) -> Result<Sources> {
+    let sources = Sources::load_with(paths, reading)?;
     for source in sources.iter() {
         tell(&source.path, &source.checkpoint, observer);
     }

@@ -9,11 +9,11 @@ use serde_json::json;
 use super::saving::{Recording, Saving};
 use super::settings::settings;
 use super::{Compute, EpochLog, Images, networks};
-use crate::checkpoint::{self, Checkpoint, Phase, Provenance, TensorFile};
+use crate::checkpoint::{self, Checkpoint, Phase, Provenance, Reading, TensorFile};
 use crate::data::Dataset;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::merge::training_metadata;
-use crate::nn::{Architecture, Model, Network, Region, Stem, init};
+use crate::nn::{Architecture, Model, Network, Region, init};
 use crate::output::{Named, OutputPath, check_apart};
 use crate::train::{
     EpochRecord, FINE_TUNE, LINEAR_PROBE, Observer, Place, ResumeFile, Settings, Subject, TRAIN, Target, TrainOptions,
@@ -50,8 +50,8 @@ pub enum Start {
     },
     From {
         path: PathBuf,
-        /// The stem of a file that leaves it open.
-        stem: Option<Stem>,
+        #[serde(default)]
+        reading: Reading,
         /// Whether the head is new even if the file's fits the classes.
         new_head: bool,
         /// Whether the head alone is trained, on a trunk that stays as it is: a linear probe.
@@ -73,10 +73,11 @@ impl Train {
     pub fn check(&self) -> Result<()> {
         self.options.check()?;
         self.compute.check()?;
-        if let Start::New { input_channels: Some(channels), .. } = self.start
-            && !(1..=4096).contains(&channels)
-        {
-            return Err(Error::usage(format!("--input-channels {channels}"), "give between 1 and 4096; 3 is usual"));
+        match &self.start {
+            Start::New { input_channels, .. } => {
+                Reading { input_channels: *input_channels, ..Reading::default() }.check()?;
+            }
+            Start::From { reading, .. } => reading.check()?,
         }
         let (state, log) = (self.state_path(), EpochLog::beside(&self.out));
         let mut outputs: Vec<Named> = vec![("--out", &self.out), ("the log beside --out", &log)];
@@ -93,7 +94,7 @@ impl Train {
         let log = EpochLog::new(&self.out, force)?;
         let place = self.compute.open(observer)?;
         let from = match &self.start {
-            Start::From { path, stem, .. } => Some(networks::load(path, *stem, observer)?),
+            Start::From { path, reading, .. } => Some(networks::load(path, reading, observer)?),
             Start::New { .. } => None,
         };
         let data = Dataset::load(&self.images.data)?;

@@ -433,6 +433,35 @@ mod tests {
         }
     }
 
+    /// The published counts are of convolutions alone; a VGG's hidden layers have a merge weight for each row, or are the head's.
+    #[test]
+    fn counts_of_merge_weights_of_other_families() {
+        let count = |architecture: &Architecture, granularity| {
+            let network = architecture.build(3, 10);
+            plan(&network, granularity, Constraint::Affine).parametrization.learned
+        };
+        let densenet = Architecture::named("densenet121", None, None).unwrap();
+        assert_eq!(count(&densenet, Granularity::Filter), 10_240);
+        assert!(count(&densenet, Granularity::Kernel).abs_diff(4_960_000) < 50_000);
+        let vgg = Architecture::named("vgg16", None, None).unwrap();
+        assert_eq!(count(&vgg, Granularity::Filter), 4_224 + 2 * 4_096);
+        let without = vgg.with_new_hidden().unwrap();
+        assert_eq!(count(&without, Granularity::Filter), 4_224);
+        assert!(count(&without, Granularity::Kernel).abs_diff(1_630_000) < 10_000);
+        assert_eq!(without.with_new_hidden().unwrap(), without);
+    }
+
+    /// Every parameter of every family takes the α of a filter that feeds it: nothing is left to the anchor.
+    #[test]
+    fn every_network_has_a_rule_for_each_of_its_parameters() {
+        for name in Architecture::names() {
+            let network = Architecture::named(name, None, Some(16)).unwrap().build(3, 4);
+            for granularity in GRANULARITIES {
+                plan(&network, granularity, Constraint::Affine);
+            }
+        }
+    }
+
     #[test]
     fn a_start_of_zero_gives_the_anchor_itself() {
         let network = Architecture::named("resnet8", None, Some(4)).unwrap().build(1, 2);

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::SourceRecord;
-use crate::checkpoint::{Checkpoint, agreed_normalisation, first_few};
+use crate::checkpoint::{Checkpoint, Reading, agreed_normalisation, first_few};
 use crate::data::Normalisation;
 use crate::error::{Error, Result};
-use crate::nn::{Architecture, Model, Network, Region, Stem};
+use crate::nn::{Architecture, Model, Network, Region};
 use crate::tensor::Tensor;
 
 #[derive(Clone, Debug)]
@@ -24,16 +24,17 @@ pub struct Sources {
 
 impl Sources {
     pub fn load(paths: &[PathBuf]) -> Result<Sources> {
-        Sources::load_with(paths, None)
+        Sources::load_with(paths, &Reading::default())
     }
 
-    /// The same where the stem is known from elsewhere; see [`Checkpoint::load_with`].
-    pub fn load_with(paths: &[PathBuf], stem: Option<Stem>) -> Result<Sources> {
+    /// The same where more is known than the files say; see [`Checkpoint::load_with`].
+    pub fn load_with(paths: &[PathBuf], reading: &Reading) -> Result<Sources> {
         if paths.len() < 2 {
             let hint = "name them after one --models: --models a.safetensors b.safetensors";
             return Err(Error::usage(format!("merging needs at least two sources, not {}", paths.len()), hint));
         }
-        let load = |path: &PathBuf| Ok(Source { path: path.clone(), checkpoint: Checkpoint::load_with(path, stem)? });
+        let load =
+            |path: &PathBuf| Ok(Source { path: path.clone(), checkpoint: Checkpoint::load_with(path, reading)? });
         let sources = Sources { all: paths.iter().map(load).collect::<Result<Vec<_>>>()? };
         let first = &sources.all[0];
         for other in &sources.all[1..] {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::plan::{Method, Plan, WeightGroup};
 use super::{Sources, Start};
-use crate::checkpoint::{self, Checkpoint, Metadata, Provenance, StoredTensor, TensorFile};
+use crate::checkpoint::{self, Checkpoint, Hidden, Metadata, Provenance, Reading, StoredTensor, TensorFile};
 use crate::error::{Error, Result};
 use crate::file_kind::Wanted;
 use crate::nn::{Architecture, Model, Network, Region};
@@ -175,6 +175,16 @@ impl Learned {
         provenance.check(&file.path, &network, true)?;
         let (start, seed) = (header.field("start")?.parse()?, header.number("seed")?);
         Ok(Learned { architecture, method, start, seed, sources, merge_weights, model, provenance })
+    }
+
+    /// How the sources are to be read: the weights were learned for one network. What is asked for goes first.
+    pub fn reading(&self, asked: &Reading) -> Reading {
+        let is_new = self.architecture.with_new_hidden().as_ref() == Some(&self.architecture);
+        Reading {
+            stem: asked.stem.or(self.architecture.stem()),
+            input_channels: asked.input_channels.or(Some(self.model.network.input_channels)),
+            hidden: if is_new { Hidden::New } else { asked.hidden },
+        }
     }
 
     /// Checks that these are the very sources the weights were learned for, in their order.

@@ -68,6 +68,11 @@ pub trait Family: Serialize + DeserializeOwned + fmt::Debug + fmt::Display + Sen
         let _ = stem;
         None
     }
+
+    /// The same network with its hidden fully connected layers as part of the head; `None` where it has none.
+    fn with_new_hidden(&self) -> Option<Self> {
+        None
+    }
 }
 
 /// A network of any family.
@@ -83,6 +88,7 @@ trait Member: fmt::Debug + fmt::Display + Send + Sync {
     fn build(&self, b: &mut NetworkBuilder, classes: usize);
     fn stem(&self) -> Option<Stem>;
     fn with_stem(&self, stem: Stem) -> Option<Architecture>;
+    fn with_new_hidden(&self) -> Option<Architecture>;
 }
 
 impl<F: Family> Member for F {
@@ -115,6 +121,10 @@ impl<F: Family> Member for F {
 
     fn with_stem(&self, stem: Stem) -> Option<Architecture> {
         Family::with_stem(self, stem).map(Architecture::from)
+    }
+
+    fn with_new_hidden(&self) -> Option<Architecture> {
+        Family::with_new_hidden(self).map(Architecture::from)
     }
 }
 
@@ -219,6 +229,11 @@ impl Architecture {
     /// The same network with another stem; `None` where its family has no choice.
     pub fn with_stem(&self, stem: Stem) -> Option<Architecture> {
         self.0.with_stem(stem)
+    }
+
+    /// The same network with its hidden fully connected layers as part of the head; `None` where it has none.
+    pub fn with_new_hidden(&self) -> Option<Architecture> {
+        self.0.with_new_hidden()
     }
 
     /// Its JSON, as headers of files have it.

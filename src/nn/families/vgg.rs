@@ -130,6 +130,10 @@ impl Family for Vgg {
         x = b.plain("flatten", Operation::GlobalAveragePool, &[x]);
         b.linear(&format!("classifier.{}", 3 * self.hidden.len()), x, classes);
     }
+
+    fn with_new_hidden(&self) -> Option<Vgg> {
+        Some(Vgg { new_hidden: true, ..self.clone() })
+    }
 }
 
 impl Vgg {
