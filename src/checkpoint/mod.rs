@@ -7,6 +7,7 @@ mod names;
 mod order;
 mod provenance;
 mod safetensors_file;
+mod tensors;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,7 +15,8 @@ use std::path::Path;
 pub use names::{Found, Shapes, read_off};
 pub use order::{to_file_order, to_our_order};
 pub use provenance::{DataRecord, Phase, Provenance, agreed_normalisation};
-pub use safetensors_file::{Numbers, StoredTensor, TensorFile, write};
+pub use safetensors_file::write;
+pub use tensors::{Numbers, StoredTensor, TensorFile};
 
 use names::{COUNTER, MEAN, VARIANCE};
 use order::file_shape;
