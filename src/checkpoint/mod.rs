@@ -1,10 +1,12 @@
-//! Networks in safetensors files, in PyTorch's order and with torchvision's names.
+//! Networks in files, in PyTorch's order and with torchvision's names. What PyTorch writes itself is read; what is written is
+//! safetensors.
 //!
 //! The header carries `format: pt`, which other readers ask for, and under `medmerge.…` where the file comes from. Files
 //! are written byte by byte the same for the same content.
 
 mod names;
 mod order;
+mod pickle;
 mod provenance;
 mod safetensors_file;
 mod tensors;

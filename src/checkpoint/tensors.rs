@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 
-use super::{Metadata, safetensors_file};
+use super::{Metadata, pickle, safetensors_file};
 use crate::error::{Error, Result};
 use crate::file_kind::{self, Wanted};
 use crate::memory;
@@ -72,7 +72,10 @@ impl TensorFile {
     /// Reads a file that takes no more than `memory` bytes.
     pub(super) fn read_within(path: &Path, wanted: Wanted, memory: u64) -> Result<TensorFile> {
         let opened = file_kind::open(path, "read", wanted)?.expect(path, wanted)?;
-        safetensors_file::read(path, opened, memory)
+        match opened.kind == Some(file_kind::PYTORCH) {
+            true => pickle::read(path, opened, memory),
+            false => safetensors_file::read(path, opened, memory),
+        }
     }
 
     /// Whether this is what `medmerge learn` writes beside a network.
