@@ -35,18 +35,21 @@ impl Wanted {
     /// A hint of what to give instead, whatever was given.
     fn hint(self) -> &'static str {
         match self {
-            Wanted::Network => "a network is a .safetensors file with torchvision's names",
+            Wanted::Network => "a network is a .safetensors file or what torch.save wrote, with torchvision's names",
             Wanted::MergeWeights => "give the .safetensors file that `medmerge learn --weights` wrote",
             Wanted::DataSet => "a data set is one .npz file in MedMNIST's format: train_images, train_labels and so on",
-            Wanted::Anything => "networks and merge weights are .safetensors files, data sets are .npz files",
+            Wanted::Anything => {
+                "networks are .safetensors or PyTorch files, merge weights .safetensors files, data sets .npz files"
+            }
         }
     }
 
     fn is(self, kind: FileKind) -> bool {
         match self {
-            Wanted::Network | Wanted::MergeWeights => kind == SAFETENSORS,
+            Wanted::Network => kind == SAFETENSORS || kind == PYTORCH,
+            Wanted::MergeWeights => kind == SAFETENSORS,
             Wanted::DataSet => kind == NPZ,
-            Wanted::Anything => kind == SAFETENSORS || kind == NPZ,
+            Wanted::Anything => [SAFETENSORS, PYTORCH, NPZ].contains(&kind),
         }
     }
 }
@@ -80,26 +83,32 @@ const FROM_ANOTHER: &str = "load its weights into torchvision's network and save
 const COLLECT: &str =
     "collect the images in one .npz file: numpy.savez_compressed(\"data.npz\", train_images=…, train_labels=…, …)";
 const UNPACK: [&str; 2] = ["unpack it, and give what is inside"; 2];
+const AS_MODEL: &str = "give it as --model, --models or --from; --data takes a .npz file";
 const NEITHER: [&str; 2] = [""; 2];
 
 pub const SAFETENSORS: FileKind = kind(
     "a safetensors file, as networks are",
     &[], // Its header's length, and then JSON: see `is_safetensors`.
     &["safetensors"],
-    ["", "give it as --model, --models or --from; --data takes a .npz file"],
+    ["", AS_MODEL],
 );
 pub const NPZ: FileKind = kind(
     "a data set (.npz)",
     &[], // A zip archive: see `of_archive`.
     &["npz"],
-    ["give it as --data; a network is a .safetensors file", ""],
+    ["give it as --data; a network is a .safetensors or PyTorch file", ""],
 );
-const PYTORCH: FileKind = kind(
+pub const PYTORCH: FileKind = kind(
     "a PyTorch file",
-    // `torch.save` before 1.6: a pickled magic number first. Later ones are zip archives.
-    &[(0, b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19")],
-    &["pth", "pt", "th", "ckpt", "pytorch"],
-    [CONVERT, ""],
+    // `torch.save` before 1.6: a pickled magic number first, behind the length of a frame since protocol 4. Later ones are
+    // zip archives.
+    &[
+        (0, b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"),
+        (0, b"\x80\x03\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"),
+        (11, b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"),
+    ],
+    &["pth", "pt", "th", "bin", "ckpt", "pytorch"],
+    ["", AS_MODEL],
 );
 const PICKLE: FileKind = kind(
     "a Python pickle",
@@ -439,6 +448,11 @@ mod tests {
         let cases: &[(&str, Vec<u8>)] = &[
             ("a safetensors file", [&8u64.to_le_bytes()[..], header].concat()),
             ("a PyTorch file", b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.".into()),
+            ("a PyTorch file", b"\x80\x03\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.".into()),
+            (
+                "a PyTorch file",
+                b"\x80\x04\x95\x0d\0\0\0\0\0\0\0\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.".into(),
+            ),
             ("a PyTorch file", archive(&["model/data.pkl", "model/data/0"])),
             ("a Python pickle", b"\x80\x04\x95".into()),
             ("a Keras model", archive(&["metadata.json", "config.json", "model.weights.h5"])),
@@ -481,6 +495,8 @@ mod tests {
             ("x.th", &b"\x80\x02}q\0."[..], "a PyTorch file"),
             ("x.PTH", &archive(&["odd"]), "a PyTorch file"),
             ("x.pt", b"PK\x03\x04\x14", "a PyTorch file"),
+            ("pytorch_model.bin", b"\x80\x02}q\0.", "a PyTorch file"),
+            ("x.bin", b"\x00\x01\x02", "by its name a PyTorch file"),
             ("x.NPZ", &archive(&["odd"]), "a data set (.npz)"),
             ("x.csv", b"index,label\n0,1\n", "a table (CSV)"),
             ("x.Jpg", b"\x00\x01\x02", "by its name a JPEG image"),

@@ -1,13 +1,16 @@
-//! Networks in files, in PyTorch's order and with the names of whoever exported them (`names`).
+//! Networks in files, in PyTorch's order and with the names of whoever exported them (`names`). What PyTorch writes itself is read
+//! (`pickle`); what is written is safetensors.
 //!
 //! The header carries `format: pt`, which other readers ask for, and under `medmerge.…` where the file comes from. Files
 //! are written byte by byte the same for the same content.
 
 mod names;
 mod order;
+mod pickle;
 mod provenance;
 mod reading;
 mod safetensors_file;
+mod tensors;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,7 +19,8 @@ pub use names::{Found, Shapes, read_off};
 pub use order::{to_file_order, to_our_order};
 pub use provenance::{DataRecord, Phase, Provenance, agreed_normalisation};
 pub use reading::{Hidden, Reading};
-pub use safetensors_file::{Numbers, StoredTensor, TensorFile, write};
+pub use safetensors_file::write;
+pub use tensors::{Numbers, StoredTensor, TensorFile};
 
 use names::{COUNTER, MEAN, VARIANCE};
 use order::file_shape;

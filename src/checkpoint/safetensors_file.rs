@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use safetensors::tensor::{Metadata as Layout, TensorInfo};
 use safetensors::{Dtype, SafeTensorError};
@@ -17,126 +17,27 @@ use serde::de::value::{Error as UnknownName, StrDeserializer};
 use sha2::{Digest, Sha256};
 
 use super::Metadata;
+use super::tensors::{Numbers, StoredTensor, TensorFile, beyond_i64, check_memory, decoded_size};
 use crate::error::{Error, Result};
-use crate::file_kind::{self, MAX_HEADER, Wanted};
+use crate::file_kind::{MAX_HEADER, Opened};
 use crate::hex::hex;
-use crate::memory;
 use crate::output::OutputPath;
 
 // Numbers are written as they lie in memory, and the format is little-endian.
 #[cfg(target_endian = "big")]
 compile_error!("writing safetensors files on a big-endian machine is not implemented");
 
-#[derive(Clone, Debug, PartialEq)]
-pub enum Numbers {
-    Floats(Vec<f32>),
-    Integers(Vec<i64>),
-    /// The bytes of a type that is listed and copied, but not computed with: float8, float4, complex, or an unknown one.
-    NotUnderstood(Vec<u8>),
-}
-
-/// A tensor as it stands in a file.
-#[derive(Clone, Debug)]
-pub struct StoredTensor {
-    pub name: String,
-    /// The type's name in the file that was read, such as `BF16`; floats are written as `F32`, integers as `I64`.
-    pub dtype: String,
-    pub shape: Vec<usize>,
-    pub numbers: Numbers,
-}
-
-impl StoredTensor {
-    pub fn floats_named(name: String, shape: Vec<usize>, values: Vec<f32>) -> StoredTensor {
-        StoredTensor { name, dtype: "F32".into(), shape, numbers: Numbers::Floats(values) }
+/// Reads a file, which is open at its beginning, into no more than `memory` bytes.
+pub(super) fn read(path: &Path, opened: Opened, memory: u64) -> Result<TensorFile> {
+    let (bytes, header) = read_checked(path, opened, memory)?;
+    let mut tensors = BTreeMap::new();
+    for (name, Entry { dtype, shape, data_offsets: (from, to) }) in header.tensors {
+        let numbers = Numbers::decode(known(&dtype), &bytes[header.end + from..header.end + to])
+            .map_err(|value| beyond_i64(path, &name, value))?;
+        tensors.insert(name.clone(), StoredTensor { name, dtype, shape, numbers });
     }
-
-    pub fn integers_named(name: String, shape: Vec<usize>, values: Vec<i64>) -> StoredTensor {
-        StoredTensor { name, dtype: "I64".into(), shape, numbers: Numbers::Integers(values) }
-    }
-
-    /// The numbers of a tensor that must be floating-point ones.
-    pub fn floats(&self, path: &Path, name: &str) -> Result<Vec<f32>> {
-        let hint = "parameters are f32, f16, bf16 or f64; quantised networks cannot be merged";
-        match &self.numbers {
-            Numbers::Floats(values) => Ok(values.clone()),
-            Numbers::Integers(_) => Err(Error::checkpoint(path, format!("{name} holds integers"), hint)),
-            Numbers::NotUnderstood(_) => {
-                Err(Error::checkpoint(path, format!("{name} is of type {}", self.dtype.escape_debug()), hint))
-            }
-        }
-    }
-}
-
-/// Everything in a file, numbers widened or narrowed to `f32` and `i64`.
-#[derive(Clone, Debug)]
-pub struct TensorFile {
-    pub path: PathBuf,
-    pub tensors: BTreeMap<String, StoredTensor>,
-    pub metadata: Metadata,
-    pub sha256: String,
-}
-
-impl TensorFile {
-    pub fn read(path: &Path) -> Result<TensorFile> {
-        TensorFile::read_as(path, Wanted::Network)
-    }
-
-    /// [`TensorFile::read`], with errors that say what was wanted where the file is something else.
-    pub fn read_as(path: &Path, wanted: Wanted) -> Result<TensorFile> {
-        TensorFile::read_within(path, wanted, memory::available())
-    }
-
-    /// Reads a file that takes no more than `memory` bytes.
-    fn read_within(path: &Path, wanted: Wanted, memory: u64) -> Result<TensorFile> {
-        let (bytes, header) = read_checked(path, wanted, memory)?;
-        let mut tensors = BTreeMap::new();
-        for (name, Entry { dtype, shape, data_offsets: (from, to) }) in header.tensors {
-            let numbers = decode(known(&dtype), &bytes[header.end + from..header.end + to]).map_err(|value| {
-                let hint = "integers are read up to 9223372036854775807, the largest i64";
-                Error::checkpoint(path, format!("{name} holds {value}"), hint)
-            })?;
-            tensors.insert(name.clone(), StoredTensor { name, dtype, shape, numbers });
-        }
-        let sha256 = hex(Sha256::digest(&bytes));
-        Ok(TensorFile { path: path.to_path_buf(), tensors, metadata: header.metadata.unwrap_or_default(), sha256 })
-    }
-
-    /// Whether this is what `medmerge learn` writes beside a network.
-    pub fn is_merge_weights(&self) -> bool {
-        self.metadata.get("medmerge.content").is_some_and(|content| content == "merge weights")
-    }
-
-    /// Refuses a file with numbers that cannot be computed with.
-    pub fn check_understood(&self) -> Result<()> {
-        let unknown = |tensor: &&StoredTensor| matches!(tensor.numbers, Numbers::NotUnderstood(_));
-        match self.tensors.values().find(unknown) {
-            Some(tensor) => tensor.floats(&self.path, &tensor.name).map(drop),
-            None => Ok(()),
-        }
-    }
-
-    /// The numbers of a tensor that must be there in this shape.
-    pub fn floats(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        let hint = "the file belongs to another network, or is incomplete";
-        match self.tensors.get(name) {
-            None => Err(Error::checkpoint(&self.path, format!("it has no tensor '{name}'"), hint)),
-            Some(stored) if stored.shape != shape => {
-                let message = format!("{name} has shape {:?} where {shape:?} belongs", stored.shape);
-                Err(Error::checkpoint(&self.path, message, hint))
-            }
-            Some(stored) => stored.floats(&self.path, name),
-        }
-    }
-
-    pub fn integer(&self, name: &str) -> Result<i64> {
-        match self.tensors.get(name).map(|stored| &stored.numbers) {
-            Some(Numbers::Integers(values)) if values.len() == 1 => Ok(values[0]),
-            _ => {
-                let hint = "the file belongs to another network, or is incomplete";
-                Err(Error::checkpoint(&self.path, format!("'{name}' is missing or no integer"), hint))
-            }
-        }
-    }
+    let sha256 = hex(Sha256::digest(&bytes));
+    Ok(TensorFile { path: path.to_path_buf(), tensors, metadata: header.metadata.unwrap_or_default(), sha256 })
 }
 
 /// The JSON at the beginning of a file.
@@ -183,11 +84,7 @@ impl Header {
         let bytes = |entry: &Entry| {
             let stored = (entry.data_offsets.1 - entry.data_offsets.0) as u64;
             let numbers = entry.shape.iter().product::<usize>() as u64;
-            match known(&entry.dtype) {
-                Some(Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16) => numbers * size_of::<f32>() as u64,
-                Some(dtype) if is_integer(dtype) => numbers * size_of::<i64>() as u64,
-                _ => stored,
-            }
+            known(&entry.dtype).and_then(decoded_size).map_or(stored, |size| numbers * size)
         };
         self.tensors.values().map(bytes).sum()
     }
@@ -219,10 +116,9 @@ fn known(dtype: &str) -> Option<Dtype> {
 
 /// The bytes of a file that may be a safetensors file, and its header. The header's length is believed only if the file is
 /// that long, and the rest is read only if it fits into `memory`, decoded beside its bytes.
-fn read_checked(path: &Path, wanted: Wanted, memory: u64) -> Result<(Vec<u8>, Header)> {
+fn read_checked(path: &Path, opened: Opened, memory: u64) -> Result<(Vec<u8>, Header)> {
     let failed = || Error::io("read", path);
-    let file_kind::Opened { mut file, length, start, .. } =
-        file_kind::open(path, "read", wanted)?.expect(path, wanted)?;
+    let Opened { mut file, length, start, .. } = opened;
     let Some(header) = start.first_chunk() else {
         return Err(Error::checkpoint(path, "the file is shorter than 8 bytes", "download or export it again"));
     };
@@ -241,12 +137,7 @@ fn read_checked(path: &Path, wanted: Wanted, memory: u64) -> Result<(Vec<u8>, He
         let hint = "download or export the file again";
         Error::checkpoint(path, format!("the safetensors header is broken: {error}"), hint)
     })?;
-    let needed = length.saturating_add(header.decoded());
-    if needed > memory {
-        let (needed, free) = (needed.div_ceil(1 << 20), memory >> 20);
-        let message = format!("reading it takes {needed} MiB of memory, of which {free} MiB are free");
-        return Err(Error::checkpoint(path, message, "end other programs, allow more memory, or use a larger machine"));
-    }
+    check_memory(path, length.saturating_add(header.decoded()), memory)?;
     bytes.reserve_exact(length as usize - bytes.len());
     file.read_to_end(&mut bytes).map_err(failed())?;
     if bytes.len() as u64 != length {
@@ -254,38 +145,6 @@ fn read_checked(path: &Path, wanted: Wanted, memory: u64) -> Result<(Vec<u8>, He
         return Err(Error::checkpoint(path, message, "wait until it is written to its end"));
     }
     Ok((bytes, header))
-}
-
-fn is_integer(dtype: Dtype) -> bool {
-    use Dtype::*;
-    matches!(dtype, I64 | I32 | I16 | I8 | U64 | U32 | U16 | U8 | BOOL)
-}
-
-/// The numbers of a tensor's bytes; as an error, one that no `i64` can be.
-fn decode(dtype: Option<Dtype>, bytes: &[u8]) -> Result<Numbers, u64> {
-    macro_rules! each {
-        ($type:ty, $convert:expr) => {
-            bytes.as_chunks().0.iter().map(|&chunk| $convert(<$type>::from_le_bytes(chunk))).collect()
-        };
-    }
-    Ok(match dtype {
-        Some(Dtype::F32) => Numbers::Floats(each!(f32, |v| v)),
-        Some(Dtype::F64) => Numbers::Floats(each!(f64, |v| v as f32)),
-        Some(Dtype::F16) => Numbers::Floats(each!(half::f16, f32::from)),
-        Some(Dtype::BF16) => Numbers::Floats(each!(half::bf16, f32::from)),
-        Some(Dtype::I64) => Numbers::Integers(each!(i64, |v| v)),
-        Some(Dtype::I32) => Numbers::Integers(each!(i32, i64::from)),
-        Some(Dtype::I16) => Numbers::Integers(each!(i16, i64::from)),
-        Some(Dtype::I8) => Numbers::Integers(each!(i8, i64::from)),
-        Some(Dtype::U64) => Numbers::Integers({
-            let numbers: Result<Vec<i64>, u64> = each!(u64, |v| i64::try_from(v).map_err(|_| v));
-            numbers?
-        }),
-        Some(Dtype::U32) => Numbers::Integers(each!(u32, i64::from)),
-        Some(Dtype::U16) => Numbers::Integers(each!(u16, i64::from)),
-        Some(Dtype::U8 | Dtype::BOOL) => Numbers::Integers(each!(u8, i64::from)),
-        _ => Numbers::NotUnderstood(bytes.to_vec()),
-    })
 }
 
 /// Writes `tensors`, integers first so that everything stays aligned, in the order given otherwise.
@@ -333,6 +192,7 @@ pub fn write(output: &mut OutputPath, tensors: &[StoredTensor], metadata: &Metad
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::file_kind::Wanted;
 
     #[test]
     fn a_header_may_be_of_any_length() {

@@ -135,6 +135,8 @@ fn files_that_are_no_checkpoints() {
     folder.write("empty", "");
     folder.write("model.pth", b"PK\x03\x04 a zip archive, as torch.save writes it");
     folder.write("pickle.pth", b"\x80\x02}q\x00. an old one");
+    folder.write("pickle", b"\x80\x02}q\x00. an old one");
+    folder.write("code.pth", b"\x80\x02cos\nsystem\nX\x04\0\0\0true\x85R.");
     folder.write("cut", &whole[..whole.len() - 7]);
     folder.write("cut-header", &whole[..200]);
     folder.write("longer", [&whole[..], &[0; 16]].concat());
@@ -177,15 +179,16 @@ fn files_that_are_no_checkpoints() {
     );
 
     const BROKEN: &[&str] = &["the safetensors header is broken"];
-    const FOREIGN: &[&str] = &["this is a PyTorch file, not a network", "safetensors.torch.save_file"];
     let files: &[(&str, &[&str])] = &[
         ("missing.safetensors", &["cannot read missing.safetensors", "check the spelling"]),
         ("nowhere/missing.safetensors", &["the folder nowhere does not exist"]),
         ("data", &["cannot read data", "not of a folder"]),
         ("text", &["this is a text file, not a network", "a network is a .safetensors file"]),
         ("empty", &["shorter than 8 bytes"]),
-        ("model.pth", FOREIGN),
-        ("pickle.pth", FOREIGN),
+        ("model.pth", &["model.pth: its zip archive is damaged or cut off", "download or export the file again"]),
+        ("pickle.pth", &["pickle.pth: it is a Python pickle, and not what torch.save writes"]),
+        ("pickle", &["this is a Python pickle, not a network", "safetensors.torch.save_file"]),
+        ("code.pth", &["it asks for os.system, as no checkpoint does", "nothing was run here"]),
         ("data/texture.npz", &["this is a data set (.npz), not a network", "give it as --data"]),
         ("cut", BROKEN),
         ("cut-header", &["it claims a header of", "the file is cut off"]),
@@ -625,9 +628,6 @@ fn foreign_files(folder: &Folder) -> Vec<(&'static str, &'static str)> {
         ("x.jpg", b"\xff\xd8\xff\xe0\0\x10JFIF", "a JPEG image"),
         ("png", b"\x89PNG\r\n\x1a\n\0\0", "a PNG image"),
         ("x.dcm", &[&[0; 128][..], b"DICM\x02"].concat(), "a DICOM image"),
-        ("x.pth", b"PK\x03\x04 as torch.save writes it", "a PyTorch file"),
-        ("x.th", b"\x80\x02}q\0.", "a PyTorch file"),
-        ("x.pt", b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.", "a PyTorch file"),
         ("x.pkl", b"\x80\x04\x95", "a Python pickle"),
         ("x.h5", b"\x89HDF\r\n\x1a\n\0", "an HDF5 file, as Keras writes them"),
         ("x.onnx", b"\x08\x08\x12\x07pytorch\x1a\x05", "an ONNX model"),
@@ -659,6 +659,46 @@ fn foreign_files(folder: &Folder) -> Vec<(&'static str, &'static str)> {
         ("/dev/zero", "a device"),
     ];
     files.iter().map(|&(name, _, called)| (name, called)).chain(special).collect()
+}
+
+/// Files of PyTorch are networks, and nothing else.
+#[test]
+fn pytorch_files_are_named_for_what_they_are() {
+    let folder = Folder::with_sources();
+    let magic = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
+    let files: &[(&str, &[u8], &str)] = &[
+        ("x.pth", b"PK\x03\x04 as torch.save writes it", "its zip archive is damaged or cut off"),
+        ("x.th", b"\x80\x02}q\0.", "it is a Python pickle, and not what torch.save writes"),
+        ("x.pt", magic, "it is cut off within its pickle"),
+        ("x.bin", b"\0\x01\x02", "it is not what torch.save writes"),
+    ];
+    let merge = "merge --models texture.safetensors shape.safetensors --out o --weights";
+    let mut cases = Vec::new();
+    for &(file, content, says) in files {
+        folder.write(file, content);
+        let says: &[&str] = vec![says].leak();
+        cases.push(case(file, format!("eval --model {file} --data data/texture.npz"), says));
+        cases.push(case(file, format!("inspect {file}"), says));
+        const DATA: &[&str] = &["a PyTorch file, not a data set", "give it as --model"];
+        cases.push(case(file, format!("eval --model texture.safetensors --data {file}"), DATA));
+        cases.push(case(file, format!("{merge} {file}"), &["a PyTorch file, not a file of merge weights"]));
+    }
+    assert_refused(&folder, &cases);
+}
+
+#[test]
+fn inspect_lists_what_pytorch_saved() {
+    let folder = Folder::new();
+    let files = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/files/pytorch");
+    for file in ["zip.pth", "legacy.pth"] {
+        std::fs::copy(files.join(file), folder.path(file)).unwrap();
+        let listed = folder.json(&format!("inspect {file}"));
+        assert_eq!(listed["kind"], "checkpoint", "{listed}");
+        assert_eq!(listed["metadata"]["pickle.best_prec1"], "91.78", "{listed}");
+        let tensors = listed["tensors"].as_array().unwrap();
+        let filters = tensors.iter().find(|tensor| tensor["name"] == "state_dict.conv1.weight").unwrap();
+        assert_eq!(filters["shape"], serde_json::json!([2, 3, 1, 1]), "{listed}");
+    }
 }
 
 #[test]
