@@ -371,9 +371,15 @@ pub struct Predict {
 
 #[derive(Args)]
 pub struct Inspect {
-    /// A .safetensors or .npz file; with --plan also an architecture
+    /// A network, merge weights or a data set; with --plan also an architecture
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
+    /// Another network: how the two differ, and whether they can be merged
+    #[arg(value_name = "OTHER", conflicts_with = "plan")]
+    pub other: Option<PathBuf>,
+    /// Height and width of the images whose FLOPs are counted [default: those of the training, else the usual ones]
+    #[arg(long, value_name = "PIXELS")]
+    pub image_size: Option<usize>,
     /// How a network runs: the stages that its layers are joined into, and what each launches on a GPU
     #[arg(long)]
     pub plan: bool,

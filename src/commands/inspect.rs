@@ -1,5 +1,6 @@
 //! `inspect`.
 
+use std::fmt;
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -10,8 +11,9 @@ use medmerge::checkpoint::{Checkpoint, Phase, Reading, TensorFile};
 use medmerge::data::Dataset;
 use medmerge::error::{Error, Result};
 use medmerge::file_kind::{self, Wanted};
-use medmerge::merge::Learned;
+use medmerge::merge::{Difference, Learned, Source, check_alike};
 use medmerge::nn::{Architecture, Launches, Stem};
+use medmerge::output::shown;
 
 use super::report;
 use crate::cli::{Global, Inspect};
@@ -20,6 +22,9 @@ pub fn run(options: &Inspect, global: &Global) -> Result<()> {
     if options.plan {
         return plan(options, global);
     }
+    if let Some(other) = &options.other {
+        return difference(&options.file, other, &options.reading.given(), global);
+    }
     if file_kind::open(&options.file, "read", Wanted::Anything)?.kind == Some(file_kind::NPZ) {
         return data_set(options, global);
     }
@@ -27,7 +32,56 @@ pub fn run(options: &Inspect, global: &Global) -> Result<()> {
     if file.is_merge_weights() {
         return merge_weights(&file, global);
     }
-    network(file, &options.reading.given(), global)
+    network(file, options, global)
+}
+
+/// Parameters of either network that are listed.
+const LISTED: usize = 8;
+
+/// Two networks beside each other.
+fn difference(first: &Path, second: &Path, reading: &Reading, global: &Global) -> Result<()> {
+    let sources = [Source::load(first, reading)?, Source::load(second, reading)?];
+    let [a, b] = &sources;
+    let difference = Difference::between(&a.checkpoint, &b.checkpoint);
+    let refusal = check_alike(a, b).err().map(|error| reason(&error));
+    let cosine = difference.mean_cosine();
+    let changed: Vec<_> = difference
+        .changed
+        .iter()
+        .map(|changed| json!({"name": changed.name, "cosine": changed.cosine, "distance": changed.distance}))
+        .collect();
+    let result = json!({
+        "kind": "difference", "files": [shown(first), shown(second)],
+        "architectures": [a.checkpoint.architecture, b.checkpoint.architecture], "can_be_merged": refusal.is_none(),
+        "reason": refusal, "same": difference.same, "changed": changed, "unlike": difference.unlike, "mean_cosine": cosine,
+    });
+    report(global, &result, |out| {
+        for source in &sources {
+            summary(out, &source.path, &source.checkpoint)?;
+        }
+        let Difference { same, changed, unlike } = &difference;
+        writeln!(
+            out,
+            "\nin the trunk: {same} parameters alike, {} with other numbers, {} without a counterpart",
+            changed.len(),
+            unlike.len()
+        )?;
+        if let Some(cosine) = cosine {
+            writeln!(out, "mean cosine between their filters: {cosine:.3}")?;
+        }
+        for name in unlike.iter().take(LISTED) {
+            writeln!(out, "  {name}")?;
+        }
+        let mut furthest: Vec<_> = changed.iter().collect();
+        furthest.sort_by(|x, y| y.distance.total_cmp(&x.distance));
+        for changed in furthest.iter().take(LISTED) {
+            writeln!(out, "  {:40} cosine {:6.3}, distance {:.3}", changed.name, changed.cosine, changed.distance)?;
+        }
+        match &refusal {
+            None => writeln!(out, "they can be merged"),
+            Some(reason) => writeln!(out, "they cannot be merged: {reason}"),
+        }
+    })
 }
 
 /// The network of a file or, where there is no such file, of that name.
@@ -113,25 +167,32 @@ fn data_set(options: &Inspect, global: &Global) -> Result<()> {
     })
 }
 
-fn network(file: TensorFile, reading: &Reading, global: &Global) -> Result<()> {
+fn network(file: TensorFile, options: &Inspect, global: &Global) -> Result<()> {
     let tensors: Vec<(String, String, Vec<usize>)> =
         file.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.dtype.clone(), tensor.shape.clone())).collect();
     let (path, metadata, sha256) = (file.path.clone(), file.metadata.clone(), file.sha256.clone());
     // A file of something else is listed all the same.
-    let checkpoint = Checkpoint::from_file(file, reading);
+    let checkpoint = Checkpoint::from_file(file, &options.reading.given());
     let problem = checkpoint.as_ref().err().map(reason);
     let architecture = checkpoint.as_ref().ok().map(|c| c.architecture.clone());
     let parameters: usize = tensors.iter().map(|(.., shape)| shape.iter().product::<usize>()).sum();
+    let cost = checkpoint.as_ref().ok().map(|c| Work::of(c, options.image_size));
     let result = json!({
         "kind": "checkpoint", "architecture": architecture, "classes": checkpoint.as_ref().ok().map(|c| c.model.network.classes),
-        "stem_is_assumed": checkpoint.as_ref().ok().map(|c| c.stem_is_assumed), "problem": problem, "sha256": sha256, "metadata": metadata, "tensors": tensors
+        "stem_is_assumed": checkpoint.as_ref().ok().map(|c| c.stem_is_assumed), "problem": problem,
+        "names": checkpoint.as_ref().ok().and_then(|c| c.exporter), "notes": checkpoint.as_ref().ok().map(|c| &c.notes),
+        "parameters": cost.as_ref().map(|cost| cost.parameters), "flops": cost.as_ref().and_then(|cost| cost.flops),
+        "image_size": cost.as_ref().map(|cost| cost.image_size), "sha256": sha256, "metadata": metadata, "tensors": tensors
             .iter()
             .map(|(name, dtype, shape)| json!({"name": name, "dtype": dtype, "shape": shape}))
             .collect::<Vec<_>>(),
     });
     report(global, &result, |out| {
         match &checkpoint {
-            Ok(c) => summary(out, &path, c)?,
+            Ok(c) => {
+                summary(out, &path, c)?;
+                writeln!(out, "  {}", cost.as_ref().expect("of this network"))?;
+            }
             Err(error) => {
                 writeln!(out, "{}: not a network that medmerge can use ({})", path.display(), reason(error))?;
             }
@@ -147,6 +208,35 @@ fn network(file: TensorFile, reading: &Reading, global: &Global) -> Result<()> {
     })
 }
 
+/// How large a network is, and how much work an image.
+struct Work {
+    parameters: usize,
+    /// Height and width of the image.
+    image_size: [usize; 2],
+    /// `None` if the image is too small.
+    flops: Option<u64>,
+}
+
+impl Work {
+    fn of(c: &Checkpoint, asked: Option<usize>) -> Work {
+        let usual = [if c.architecture.stem() == Some(Stem::Small) { shapes::SMALL } else { shapes::LARGE }; 2];
+        let image_size = asked.map(|size| [size; 2]).or(c.provenance.image_size).unwrap_or(usual);
+        let network = &c.model.network;
+        Work { parameters: network.parameter_count(), image_size, flops: network.flops(image_size[0], image_size[1]) }
+    }
+}
+
+impl fmt::Display for Work {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [height, width] = self.image_size;
+        write!(f, "{} parameters; an image of {height}×{width} ", self.parameters)?;
+        match self.flops {
+            Some(flops) => write!(f, "takes {:.3} GFLOP", flops as f64 / 1e9),
+            None => f.write_str("is too small for it"),
+        }
+    }
+}
+
 /// A network in a few lines: what it is, how it was trained, and what its file leaves open.
 fn summary(out: &mut dyn Write, path: &Path, c: &Checkpoint) -> io::Result<()> {
     let head = if c.has_head { format!("{} classes", c.model.network.classes) } else { "no head".into() };
@@ -157,6 +247,9 @@ fn summary(out: &mut dyn Write, path: &Path, c: &Checkpoint) -> io::Result<()> {
             out,
             "  the file does not say its stem: {stem} is taken, and --stem names another of the same window"
         )?;
+    }
+    for note in &c.notes {
+        writeln!(out, "  {note}")?;
     }
     for phase in &c.provenance.training {
         let Phase { kind, epoch, epochs_done, epochs, learning_rate, .. } = phase;

@@ -12,9 +12,11 @@ mod sources;
 mod weights;
 
 pub use plan::{BatchNormPolicy, Granularity, Method, Plan, Start, WeightGroup};
-pub use sources::{Source, Sources};
+pub use sources::{Source, Sources, check_alike};
 pub use weights::{LayerSummary, Learned, SourceRecord, training_metadata};
 
 pub use crate::ops::merge::constraint::Constraint;
+mod difference;
 mod fixed;
+pub use difference::{Changed, Difference};
 pub use fixed::{Fixed, Head, fold_fixed};

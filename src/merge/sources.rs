@@ -22,6 +22,12 @@ pub struct Sources {
     all: Vec<Source>,
 }
 
+impl Source {
+    pub fn load(path: &Path, reading: &Reading) -> Result<Source> {
+        Ok(Source { path: path.to_path_buf(), checkpoint: Checkpoint::load_with(path, reading)? })
+    }
+}
+
 impl Sources {
     pub fn load(paths: &[PathBuf]) -> Result<Sources> {
         Sources::load_with(paths, &Reading::default())
@@ -33,8 +39,7 @@ impl Sources {
             let hint = "name them after one --models: --models a.safetensors b.safetensors";
             return Err(Error::usage(format!("merging needs at least two sources, not {}", paths.len()), hint));
         }
-        let load =
-            |path: &PathBuf| Ok(Source { path: path.clone(), checkpoint: Checkpoint::load_with(path, reading)? });
+        let load = |path: &PathBuf| Source::load(path, reading);
         let sources = Sources { all: paths.iter().map(load).collect::<Result<Vec<_>>>()? };
         let first = &sources.all[0];
         for other in &sources.all[1..] {
@@ -151,8 +156,8 @@ impl Sources {
     }
 }
 
-/// Names the first parameters in which two trunks differ.
-fn check_alike(first: &Source, other: &Source) -> Result<()> {
+/// Refuses networks that cannot be merged, by the first parameters in which they differ.
+pub fn check_alike(first: &Source, other: &Source) -> Result<()> {
     let (a, b) = (&first.checkpoint.model.network, &other.checkpoint.model.network);
     let mut differences: Vec<String> = a
         .region(Region::Trunk)

@@ -270,6 +270,17 @@ impl Network {
         Some(self.layers.iter().filter_map(|layer| Some((layer.name.as_str(), of(layer)?))).collect())
     }
 
+    /// Multiplications and additions of a forward pass over one image, in convolutions and linear layers; `None` if it is too
+    /// small.
+    pub fn flops(&self, height: usize, width: usize) -> Option<u64> {
+        let convolutions = self.convolutions([1, height, width, self.input_channels].into())?;
+        let linear = self.layers.iter().map(|layer| match layer.operation {
+            Operation::Linear { weight, .. } => 2 * self.parameters[weight].shape.len() as u64,
+            _ => 0,
+        });
+        Some(convolutions.iter().map(|(_, g)| g.flops()).sum::<u64>() + linear.sum::<u64>())
+    }
+
     /// Height and width of every node, but for those behind global pooling; `None` if the input is too small.
     fn sizes(&self, height: usize, width: usize) -> Option<Vec<[usize; 2]>> {
         let mut sizes = vec![[height, width]];
