@@ -182,7 +182,7 @@ impl Learned {
         let is_new = self.architecture.with_new_hidden().as_ref() == Some(&self.architecture);
         Reading {
             stem: asked.stem.or(self.architecture.stem()),
-            input_channels: asked.input_channels.or(Some(self.model.network.input_channels)),
+            input_channels: asked.input_channels,
             hidden: if is_new { Hidden::New } else { asked.hidden },
         }
     }
@@ -212,7 +212,7 @@ impl Learned {
             return Err(Error::checkpoint(
                 path,
                 message,
-                "leave --stem out; without it, the header was altered: learn the merge weights again",
+                "give the --stem, --input-channels and --hidden that the weights were learned with, and no others",
             ));
         }
         Ok(())

@@ -140,7 +140,9 @@ impl Run<'_> {
             Operation::Concat => tape.concat(&inputs.collect::<Vec<_>>()),
             Operation::PadChannels(sides) => tape.pad_channels(sides, &input()),
             Operation::Dropout { percent } => match self.key {
-                Some(key) => tape.dropout(Dropout::new(f32::from(percent) / 100.0, index as u32), key, &input()),
+                Some(key) => {
+                    tape.dropout(Dropout::new(f32::from(percent) / 100.0, stage.layers[0] as u32), key, &input())
+                }
                 None => input(),
             },
             Operation::Linear { weight, bias } => {

@@ -7,6 +7,7 @@ mod account;
 mod alignment;
 mod control;
 mod convert;
+mod families;
 mod fusion;
 mod images;
 mod jobs;
