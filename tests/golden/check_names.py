@@ -131,7 +131,8 @@ def check(program, name, data, folder):
     print(f"-- {name}")
     if not runs([program, "inspect", file]):
         return False
-    if not runs([program, "--quiet", "predict", "--model", file, "--data", data, "--logits", "--out", scores, "--force"]):
+    predict = [program, "--quiet", "predict", "--model", file, "--data", data, "--logits"]
+    if not runs([*predict, "--out", scores, "--force"]):
         return False
     expected = expected_logits(model.eval(), data)
     return check_merged.report(check_merged.read_scores(scores, expected.shape), expected) == 0
