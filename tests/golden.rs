@@ -8,9 +8,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use common::{assert_close, mix, nhwc};
-use medmerge::checkpoint::{Found, Numbers, TensorFile, read_off, to_our_order};
+use medmerge::checkpoint::{Checkpoint, Found, Numbers, StoredTensor, TensorFile, read_off, to_our_order};
 use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Method, Plan};
-use medmerge::nn::{Architecture, Mode, Model, Network, Region};
+use medmerge::nn::{Architecture, Mode, Model, Network, Region, Role};
 use medmerge::ops::merge::Backward;
 use medmerge::ops::softmax_cross_entropy::{CrossEntropy, forward_backward};
 use medmerge::tape::{Gradients, Tape, Var};
@@ -60,8 +60,16 @@ impl Form {
     }
 }
 
-fn golden(name: &str) -> TensorFile {
+fn read(name: &str) -> TensorFile {
     TensorFile::read(&Path::new("tests/golden").join(format!("{name}.safetensors"))).expect("a golden file")
+}
+
+/// A file under this crate's names: the head of one of the ResNets is called `linear` there.
+fn golden(name: &str) -> TensorFile {
+    let mut file = read(name);
+    let renamed = |(name, tensor): (String, StoredTensor)| (name.replace("/linear.", "/fc."), tensor);
+    file.tensors = std::mem::take(&mut file.tensors).into_iter().map(renamed).collect();
+    file
 }
 
 fn floats(file: &TensorFile, name: &str) -> Vec<f32> {
@@ -143,6 +151,26 @@ fn compare_parameters(
     }
 }
 
+/// A bias in front of a batch norm has no effect, and what PyTorch has for its gradient is rounding. Ours has to be small beside
+/// the gradient of the filters: within the tolerance that those have.
+fn compare_gradients(file: &TensorFile, network: &Network, pass: &Pass, tolerance: f64) {
+    let norm = |values: &[f64]| values.iter().map(|v| v * v).sum::<f64>().sqrt();
+    for parameter in &network.parameters {
+        let arena = if parameter.region == Region::Trunk { &pass.trunk } else { &pass.head };
+        let ours = arena.window(parameter.offset, parameter.shape, parameter.pitch).to_f64();
+        let name = format!("grad/{}", parameter.name);
+        let expected = to_our_order(parameter, &doubles(file, &name));
+        if parameter.role == Role::Bias {
+            let of_filters = norm(&doubles(file, &name.replace(".bias", ".weight")));
+            if norm(&expected) < 1e-14 * of_filters {
+                assert!(norm(&ours) <= tolerance * of_filters, "{name}: {:e} beside {of_filters:e}", norm(&ours));
+                continue;
+            }
+        }
+        assert_close(&ours, &expected, tolerance, &name);
+    }
+}
+
 fn compare_statistics(file: &TensorFile, prefix: &str, model: &Model, tolerance: f64) {
     for (index, norm) in model.network.batch_norms.iter().enumerate() {
         let (mean, variance) = model.running(index);
@@ -166,7 +194,7 @@ fn narrow_network(name: &str, form: Form) {
     let pass = training_pass(&mut after_one, x.clone(), &labels, &CrossEntropy::default());
     assert_close(&[pass.loss], &doubles(&file, "train/loss"), tolerance, "train/loss");
     assert_close(&pass.logits.to_f64(), &doubles(&file, "train/logits"), tolerance, "train/logits");
-    compare_parameters(&file, "grad/", &start.network, &pass.trunk, &pass.head, 10.0 * tolerance);
+    compare_gradients(&file, &start.network, &pass, 10.0 * tolerance);
     compare_statistics(&file, "running/", &after_one, tolerance);
 
     optimizer_steps(&file, "steps/", form, &start, Optimizer::new(OptimizerKind::Sgd, 0.05, 5e-4), 20.0 * tolerance);
@@ -220,6 +248,71 @@ fn resnet18_with_the_large_stem_f32() {
     narrow_network("resnet18_stem7", CPU);
 }
 
+#[test]
+fn resnet20_with_shortcuts_of_option_a_f64() {
+    narrow_network("resnet20_option_a", REFERENCE);
+}
+
+#[test]
+fn resnet20_with_shortcuts_of_option_a_f32() {
+    narrow_network("resnet20_option_a", CPU);
+}
+
+#[test]
+fn resnext_f64() {
+    narrow_network("resnext", REFERENCE);
+}
+
+#[test]
+fn resnext_f32() {
+    narrow_network("resnext", CPU);
+}
+
+#[test]
+fn densenet_f64() {
+    narrow_network("densenet", REFERENCE);
+}
+
+#[test]
+fn densenet_f32() {
+    narrow_network("densenet", CPU);
+}
+
+#[test]
+fn vgg_f64() {
+    narrow_network("vgg", REFERENCE);
+}
+
+#[test]
+fn vgg_f32() {
+    narrow_network("vgg", CPU);
+}
+
+#[test]
+fn vgg_with_batch_norm_f64() {
+    narrow_network("vgg_bn", REFERENCE);
+}
+
+#[test]
+fn vgg_with_batch_norm_f32() {
+    narrow_network("vgg_bn", CPU);
+}
+
+/// Names, shapes and orders alone tell what network each is.
+#[test]
+fn a_state_dict_loads_as_any_file_does() {
+    for name in ["resnet20", "resnet20_option_a", "resnext", "densenet", "vgg", "vgg_bn"] {
+        let mut file = read(name);
+        let x = CPU.input(&file);
+        let expected = doubles(&file, "eval/logits");
+        let of_state =
+            |(name, tensor): (String, StoredTensor)| Some((name.strip_prefix("state/")?.to_string(), tensor));
+        file.tensors = std::mem::take(&mut file.tensors).into_iter().filter_map(of_state).collect();
+        let loaded = Checkpoint::from_file(file, None).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_close(&loaded.model.logits(x).to_f64(), &expected, F32, name);
+    }
+}
+
 fn adamw_steps(form: Form) {
     let file = golden("resnet20");
     let start = form.model(&model(&file, "state/", 5));
@@ -266,7 +359,7 @@ fn class_weights_and_label_smoothing_f32() {
     class_weights_and_label_smoothing(CPU);
 }
 
-/// A merge of the first `sources` networks of merge.safetensors.
+/// A merge of the first `sources` networks of a file.
 struct MergeCase {
     file: TensorFile,
     network: Arc<Network>,
@@ -277,8 +370,8 @@ struct MergeCase {
 }
 
 impl MergeCase {
-    fn new(sources: usize, form: Form) -> MergeCase {
-        let file = golden("merge");
+    fn new(name: &str, sources: usize, form: Form) -> MergeCase {
+        let file = golden(name);
         let models: Vec<Model> = (0..sources).map(|m| model(&file, &format!("source{m}/"), 5)).collect();
         let mut with_head = models[0].copy();
         for parameter in with_head.network.clone().region(Region::Head) {
@@ -358,7 +451,7 @@ fn key(prefix: &str, layer: &str) -> String {
 
 fn merge_weights(form: Form) {
     for sources in [2, 3] {
-        let case = MergeCase::new(sources, form);
+        let case = MergeCase::new("merge", sources, form);
         for granularity in [Granularity::Model, Granularity::Layer, Granularity::Filter, Granularity::Kernel] {
             let plan =
                 Plan::new(&case.network, case.method(granularity, Constraint::Free, BatchNormPolicy::Merge)).unwrap();
@@ -387,8 +480,48 @@ fn merge_weights_f32() {
     merge_weights(CPU);
 }
 
+/// Two sources, merged by filters and by kernels.
+fn merge_weights_of_two(name: &str, form: Form) {
+    let case = MergeCase::new(name, 2, form);
+    for granularity in [Granularity::Filter, Granularity::Kernel] {
+        let method = case.method(granularity, Constraint::Free, BatchNormPolicy::Merge);
+        let prefix = format!("m2/{granularity}");
+        case.check(&Plan::new(&case.network, method).unwrap(), &format!("{prefix}/alpha"), &prefix, "grad/alpha");
+    }
+}
+
+#[test]
+fn merge_weights_of_a_densenet_f64() {
+    merge_weights_of_two("merge_densenet", REFERENCE);
+}
+
+#[test]
+fn merge_weights_of_a_densenet_f32() {
+    merge_weights_of_two("merge_densenet", CPU);
+}
+
+#[test]
+fn merge_weights_of_a_vgg_f64() {
+    merge_weights_of_two("merge_vgg", REFERENCE);
+}
+
+#[test]
+fn merge_weights_of_a_vgg_f32() {
+    merge_weights_of_two("merge_vgg", CPU);
+}
+
+/// How large the weights of a full network are.
+#[derive(Clone, Copy)]
+enum Scale {
+    /// Convolutions keep the variance of what passes back through them. Their residual blocks end in batch norms of this name,
+    /// whose γ is half as large.
+    Back(&'static str),
+    /// All layers keep the variance of what passes through them.
+    Forward,
+}
+
 /// Parameters of the full networks come from a formula that both sides compute; README.md beside the files states it.
-fn formula(name: &str, shape: &[usize], last_norm: &str) -> Vec<f32> {
+fn formula(name: &str, shape: &[usize], scale: Scale) -> Vec<f32> {
     let seed = name
         .bytes()
         .fold(0xCBF2_9CE4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3));
@@ -397,47 +530,69 @@ fn formula(name: &str, shape: &[usize], last_norm: &str) -> Vec<f32> {
         let z = mix(seed.wrapping_add((i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15)));
         2.0 * ((z >> 40) as f32 / (1u32 << 24) as f32) - 1.0
     });
-    let is_norm = !name.starts_with("fc.") && shape.len() == 1;
-    match shape {
+    let fan = match (scale, shape) {
+        (Scale::Back(_), [k, _, r, s]) => Some(k * r * s),
+        (Scale::Forward, [_, row @ ..]) if !row.is_empty() => Some(row.iter().product()),
+        _ => None,
+    };
+    let is_halved = |last: &str| name.starts_with("layer") && name.ends_with(&format!("{last}.weight"));
+    match (fan, scale) {
         _ if name.starts_with("input") => signed.collect(),
-        [k, _, r, s] => {
-            let scale = (3f64.sqrt() * (2.0 / (k * r * s) as f64).sqrt()) as f32;
+        (Some(fan), _) => {
+            let scale = (3f64.sqrt() * (2.0 / fan as f64).sqrt()) as f32;
             signed.map(|u| u * scale).collect()
         }
-        _ if name.starts_with("layer") && name.ends_with(&format!("{last_norm}.weight")) => {
-            signed.map(|u| 0.5 * (1.0 + 0.25 * u)).collect()
-        }
-        _ if is_norm && (name.ends_with(".weight") || name.ends_with(".running_var")) => {
+        (None, Scale::Back(last)) if is_halved(last) => signed.map(|u| 0.5 * (1.0 + 0.25 * u)).collect(),
+        _ if shape.len() == 1 && (name.ends_with(".weight") || name.ends_with(".running_var")) => {
             signed.map(|u| 1.0 + 0.25 * u).collect()
         }
         _ => signed.map(|u| u * 0.1).collect(),
     }
 }
 
-/// `gradients` is the normalised error that a gradient may have.
-fn full_network(name: &str, last_norm: &str, input: &str, form: Form, gradients: f64) {
-    let tolerance = if form.dtype == DType::F64 { F64 } else { 1e-4 };
-    let file = golden(&format!("{name}_full"));
-    let network = Architecture::named(name, None, None).unwrap().build(3, 10);
+/// The model of a full network, by the formula; of `file`, those tensors are compared that it holds for that.
+fn full_model(network: &Arc<Network>, file: &TensorFile, scale: Scale) -> Model {
     let mut model = Model::zeros(network.clone(), DType::F32, Device::Cpu);
     for parameter in &network.parameters {
         let shape = match *parameter.shape.dims() {
             [k, r, s, c] => vec![k, c, r, s],
             ref other => other.to_vec(),
         };
-        let values = formula(&parameter.name, &shape, last_norm);
+        let values = formula(&parameter.name, &shape, scale);
         let check = format!("check/{}", parameter.name);
         if file.tensors.contains_key(&check) {
-            assert_eq!(values[..4], floats(&file, &check), "the formula for {}", parameter.name);
+            assert_eq!(values[..4], floats(file, &check), "the formula for {}", parameter.name);
         }
         model.set_parameter(parameter, &to_our_order(parameter, &values));
     }
     for (index, norm) in network.batch_norms.iter().enumerate() {
-        let values = |suffix: &str| formula(&format!("{}.{suffix}", norm.name), &[norm.channels], last_norm);
+        let values = |suffix: &str| formula(&format!("{}.{suffix}", norm.name), &[norm.channels], scale);
         model.set_running(index, &values("running_mean"), &values("running_var"));
     }
-    let mut model = form.model(&model);
-    let x = form.tensor(&nhwc(&formula(input, &[2, 3, 64, 64], last_norm), &[2, 3, 64, 64]));
+    model
+}
+
+/// `f32` arithmetic through up to a hundred layers.
+fn full_tolerance(form: Form) -> f64 {
+    if form.dtype == DType::F64 { F64 } else { 1e-4 }
+}
+
+/// The logits of one image.
+fn full_evaluation(name: &str, form: Form) {
+    let file = golden(&format!("{name}_full"));
+    let network = Architecture::named(name, None, None).unwrap().build(3, 10);
+    let model = form.model(&full_model(&network, &file, Scale::Forward));
+    let x = form.tensor(&nhwc(&formula("input", &[1, 3, 64, 64], Scale::Forward), &[1, 3, 64, 64]));
+    assert_close(&model.logits(x).to_f64(), &doubles(&file, "eval/logits"), full_tolerance(form), name);
+}
+
+/// `gradients` is the normalised error that a gradient may have.
+fn full_network(name: &str, last_norm: &'static str, input: &str, form: Form, gradients: f64) {
+    let (tolerance, scale) = (full_tolerance(form), Scale::Back(last_norm));
+    let file = golden(&format!("{name}_full"));
+    let network = Architecture::named(name, None, None).unwrap().build(3, 10);
+    let mut model = form.model(&full_model(&network, &file, scale));
+    let x = form.tensor(&nhwc(&formula(input, &[2, 3, 64, 64], scale), &[2, 3, 64, 64]));
     assert_close(&model.logits(x.clone()).to_f64(), &doubles(&file, "eval/logits"), tolerance, "eval/logits");
 
     let pass = training_pass(&mut model, x, &form.labels(&file), &CrossEntropy::default());
@@ -493,6 +648,36 @@ fn the_full_resnet50_f32() {
     full_network("resnet50", "bn3", "input", CPU, 3e-2);
 }
 
+#[test]
+fn the_full_resnext50_f64() {
+    full_evaluation("resnext50_32x4d", REFERENCE);
+}
+
+#[test]
+fn the_full_resnext50_f32() {
+    full_evaluation("resnext50_32x4d", CPU);
+}
+
+#[test]
+fn the_full_densenet121_f64() {
+    full_evaluation("densenet121", REFERENCE);
+}
+
+#[test]
+fn the_full_densenet121_f32() {
+    full_evaluation("densenet121", CPU);
+}
+
+#[test]
+fn the_full_vgg16_f32() {
+    full_evaluation("vgg16", CPU);
+}
+
+#[test]
+fn the_full_vgg16_with_batch_norm_f32() {
+    full_evaluation("vgg16_bn", CPU);
+}
+
 /// The same goldens by the GPU's kernels: on the emulator, and on the GPU that is asked for.
 mod device {
     use super::*;
@@ -517,6 +702,31 @@ mod device {
     }
 
     #[test]
+    fn resnet20_with_shortcuts_of_option_a() {
+        forms().for_each(|form| narrow_network("resnet20_option_a", form));
+    }
+
+    #[test]
+    fn resnext() {
+        forms().for_each(|form| narrow_network("resnext", form));
+    }
+
+    #[test]
+    fn densenet() {
+        forms().for_each(|form| narrow_network("densenet", form));
+    }
+
+    #[test]
+    fn vgg() {
+        forms().for_each(|form| narrow_network("vgg", form));
+    }
+
+    #[test]
+    fn vgg_with_batch_norm() {
+        forms().for_each(|form| narrow_network("vgg_bn", form));
+    }
+
+    #[test]
     fn adamw_steps() {
         forms().for_each(super::adamw_steps);
     }
@@ -529,5 +739,15 @@ mod device {
     #[test]
     fn merge_weights() {
         forms().for_each(super::merge_weights);
+    }
+
+    #[test]
+    fn merge_weights_of_a_densenet() {
+        forms().for_each(|form| merge_weights_of_two("merge_densenet", form));
+    }
+
+    #[test]
+    fn merge_weights_of_a_vgg() {
+        forms().for_each(|form| merge_weights_of_two("merge_vgg", form));
     }
 }

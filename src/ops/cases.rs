@@ -307,6 +307,29 @@ pub const MERGE: &[MergeCase] = &[
         filters_len: 84_968,
         arena_len: 85_944,
     },
+    // More of them than blocks take along in company, and some that have part of the α.
+    MergeCase {
+        name: "filters that feed many vectors, as a DenseNet's do",
+        sources: 2,
+        segments: &[
+            blended(0, [6, 9, 12], [0, 1, 1]),
+            blended(72, [4, 6, 8], [6, 1, 1]),
+            blended(104, [1, 6, 6], [0, 0, 6]),
+            blended(112, [1, 6, 6], [0, 0, 6]),
+            blended(120, [1, 6, 6], [0, 0, 6]),
+            blended(126, [1, 4, 4], [6, 0, 4]),
+            blended(132, [1, 6, 6], [0, 0, 6]),
+            blended(138, [1, 4, 4], [6, 0, 4]),
+            blended(144, [1, 6, 6], [0, 0, 6]),
+            blended(152, [1, 6, 6], [0, 0, 6]),
+            blended(160, [1, 6, 6], [0, 0, 6]),
+            blended(168, [1, 3, 3], [1, 0, 3]),
+            blended(172, [1, 3, 3], [1, 0, 3]),
+        ],
+        alphas: 10,
+        filters_len: 104,
+        arena_len: 176,
+    },
     // Runs of 110 rows, of one row, and of 102 rows.
     MergeCase {
         name: "several runs at every granularity",

@@ -1,4 +1,4 @@
-"""Goldens of torchvision's ResNet-18 and ResNet-50 at full width.
+"""Goldens of torchvision's networks at full width.
 
 Their parameters come from a formula that any language can compute bit for bit, so the files hold results only:
 of each large tensor its norm and 64 samples. `README.md` beside this file states the formula.
@@ -44,10 +44,33 @@ def resnet50_full(dtype):
     return full_goldens(torchvision.models.resnet50(num_classes=CLASSES), "bn3", RESNET50_INPUT, dtype)
 
 
+def resnext50_32x4d_full(dtype):
+    return evaluation_goldens(torchvision.models.resnext50_32x4d(num_classes=CLASSES), dtype)
+
+
+def densenet121_full(dtype):
+    return evaluation_goldens(torchvision.models.densenet121(num_classes=CLASSES), dtype)
+
+
+def vgg16_full(dtype):
+    return evaluation_goldens(torchvision.models.vgg16(num_classes=CLASSES), dtype)
+
+
+def vgg16_bn_full(dtype):
+    return evaluation_goldens(torchvision.models.vgg16_bn(num_classes=CLASSES), dtype)
+
+
+def evaluation_goldens(model, dtype):
+    """The logits of one image. The weights of every layer keep the variance of what passes through it forward."""
+    fill(model, fan=fan_in)
+    images = generate_input("input")[:1]
+    return {"eval/logits": eval_logits(model.to(dtype), images.to(dtype))}
+
+
 def full_goldens(model, last_norm, input_name, dtype):
     """`last_norm` is the batch norm that ends a residual block."""
     images = generate_input(input_name)
-    fill(model, last_norm)
+    fill(model, fan_out, last_norm)
     state = model.state_dict()
     out = {"labels": torch.tensor(LABELS), "check/input": first(images)}
     out |= {f"check/{name}": first(state[name]) for name in CHECKED + [f"layer1.0.{last_norm}.weight"]}
@@ -61,21 +84,21 @@ def full_goldens(model, last_norm, input_name, dtype):
     return out | summaries("running", statistics)
 
 
-def fill(model, last_norm):
+def fill(model, fan, last_norm=None):
     for name, tensor in model.state_dict().items():
         if tensor.dtype == torch.float32:
-            tensor.copy_(generate(name, tensor.shape, last_norm))
+            tensor.copy_(generate(name, tensor.shape, fan, last_norm))
 
 
-def generate(name, shape, last_norm):
+def generate(name, shape, fan, last_norm):
     """The tensor `name` by formula. Every step is exact or one float32 rounding, so its bits are unique."""
     signed = signed_unit(name, math.prod(shape))
-    if is_norm(name) and name.endswith((".weight", ".running_var")):
+    if len(shape) == 1 and name.endswith((".weight", ".running_var")):
         values = numpy.float32(1.0) + numpy.float32(0.25) * signed
-        if name.endswith(f"{last_norm}.weight") and name.startswith("layer"):
+        if last_norm and name.endswith(f"{last_norm}.weight") and name.startswith("layer"):
             values = numpy.float32(0.5) * values
     else:
-        values = signed * scale(shape)
+        values = signed * scale(fan(shape))
     assert values.dtype == numpy.float32
     return torch.from_numpy(values).reshape(shape)
 
@@ -84,16 +107,19 @@ def generate_input(name):
     return torch.from_numpy(signed_unit(name, math.prod(INPUT_SHAPE))).reshape(INPUT_SHAPE)
 
 
-def scale(shape):
-    """Convolutions keep the variance of what passes back through them; the rest is small."""
-    if len(shape) == 4:
-        fan_out = shape[0] * shape[2] * shape[3]
-        return numpy.float32(math.sqrt(3.0) * math.sqrt(2.0 / fan_out))
-    return numpy.float32(0.1)
+def scale(fan):
+    """What keeps the variance of what passes through `fan` weights and a ReLU; without those, something small."""
+    return numpy.float32(math.sqrt(3.0) * math.sqrt(2.0 / fan)) if fan else numpy.float32(0.1)
 
 
-def is_norm(name):
-    return "bn" in name or "downsample.1" in name
+def fan_out(shape):
+    """Of convolutions alone: K·R·S, what passes back through them."""
+    return shape[0] * shape[2] * shape[3] if len(shape) == 4 else None
+
+
+def fan_in(shape):
+    """Of convolutions and linear layers: the weights of a row."""
+    return math.prod(shape[1:]) if len(shape) > 1 else None
 
 
 def signed_unit(name, count):

@@ -1,6 +1,8 @@
 """Writes the golden files: what PyTorch computes, for the crate's tests to compare with.
 
-Usage: python tests/golden/make.py [--compare-float32]
+Usage: python tests/golden/make.py [--compare-float32] [NAME…]
+
+Without names, all files are written.
 
 Everything is computed in float64 from values that float32 holds exactly, and rounded to float32 once, on saving:
 a golden is the correctly rounded truth, not one library's rounding of it. With `--compare-float32` nothing is
@@ -24,9 +26,20 @@ FILES = {
     "resnet20": narrow.resnet20,
     "resnet18_stem3": narrow.resnet18_stem3,
     "resnet18_stem7": narrow.resnet18_stem7,
+    "resnet20_option_a": narrow.resnet20_option_a,
+    "resnext": narrow.resnext,
+    "densenet": narrow.densenet,
+    "vgg": narrow.vgg,
+    "vgg_bn": narrow.vgg_bn,
     "merge": merge.merge,
+    "merge_densenet": merge.merge_densenet,
+    "merge_vgg": merge.merge_vgg,
     "resnet18_full": full.resnet18_full,
     "resnet50_full": full.resnet50_full,
+    "resnext50_32x4d_full": full.resnext50_32x4d_full,
+    "densenet121_full": full.densenet121_full,
+    "vgg16_full": full.vgg16_full,
+    "vgg16_bn_full": full.vgg16_bn_full,
 }
 
 
@@ -34,9 +47,13 @@ def main():
     # The order in which threads add numbers up is part of the result's last bits.
     torch.set_num_threads(2)
     torch.use_deterministic_algorithms(True)
-    action = compare if "--compare-float32" in sys.argv[1:] else write
-    for name, make in FILES.items():
-        action(name, make)
+    arguments = sys.argv[1:]
+    action = compare if "--compare-float32" in arguments else write
+    names = [argument for argument in arguments if argument != "--compare-float32"] or FILES
+    if unknown := [name for name in names if name not in FILES]:
+        sys.exit(f"error: no golden is called {unknown[0]}; they are {', '.join(FILES)}")
+    for name in names:
+        action(name, FILES[name])
 
 
 def write(name, make):

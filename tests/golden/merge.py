@@ -1,25 +1,24 @@
-"""Goldens of the merge: three narrow ResNet-18 blended with given weights α, and the gradient of every α.
+"""Goldens of the merge: narrow networks blended with given weights α, and the gradient of every α.
 
-For M sources, `W[k] = Σ_m α_m[k] · W_m[k]`. The batch norm behind a convolution is blended with the α of the
-filter that feeds each of its channels. Autograd differentiates through the blend, so nothing here depends on a
-formula for the gradient.
+For M sources, `W[k] = Σ_m α_m[k] · W_m[k]`. What has a number per channel (γ and β of a batch norm, a bias) is blended
+with the α of the filter that feeds each channel; `feeds.py` says which. Autograd differentiates through the blend, so
+nothing here depends on a formula for the gradient.
 """
 
 import torch
 from torch.func import functional_call
 from torch.nn import functional
 
+import feeds
 import networks
 
-SOURCES = 3
 BATCH = 6
 CLASSES = 5
-IMAGE_SHAPE = (1, 14, 14)
 
 
 def merge(dtype):
     torch.manual_seed(3)
-    problem = Problem(dtype)
+    problem = Problem(networks.resnet18_stem3, "fc", feeds.of_resnet, (1, 14, 14), dtype, sources=3)
     out = problem.stored()
     for count in (2, 3):
         for granularity in ("model", "layer", "filter", "kernel"):
@@ -34,26 +33,54 @@ def merge(dtype):
     return out
 
 
+def merge_densenet(dtype):
+    torch.manual_seed(3)
+    return two_sources(Problem(networks.densenet, "classifier", feeds.of_densenet, (3, 33, 37), dtype))
+
+
+def merge_vgg(dtype):
+    torch.manual_seed(3)
+    return two_sources(Problem(networks.vgg_equal_hidden, "classifier.6", feeds.of_vgg, (3, 11, 13), dtype))
+
+
+def two_sources(problem):
+    out = problem.stored()
+    for granularity in ("filter", "kernel"):
+        alphas = draw(problem, granularity, rows=2, mean=1 / 2)
+        prefix = f"m2/{granularity}"
+        out |= {f"{prefix}/{key}": alpha for key, alpha in alphas.items()}
+        out |= run(problem, prefix, alphas, identity)
+    return out
+
+
 class Problem:
-    """The sources, the head and the batch, drawn in float32 so that the file stores them exactly."""
+    """The sources, the head and the batch, drawn in float32 so that the file stores them exactly.
 
-    def __init__(self, dtype):
+    `feeds` finds out which filters feed which channels of a network. `layers` are those whose filters are merged: all
+    convolutions, and all linear layers but the head.
+    """
+
+    def __init__(self, network, head, feeds, image_shape, dtype, sources=2):
+        self.network = network
         self.dtype = dtype
-        self.sources = [self.draw_source() for _ in range(SOURCES)]
-        head = networks.resnet18_stem3().fc
-        self.head = {f"fc.{name}": tensor for name, tensor in networks.copy_of(head.state_dict()).items()}
-        self.images = torch.randn(BATCH, *IMAGE_SHAPE)
+        self.sources = [self.draw_source(head) for _ in range(sources)]
+        state = networks.copy_of(network().state_dict())
+        self.head = {name: tensor for name, tensor in state.items() if name.startswith(f"{head}.")}
+        self.images = torch.randn(BATCH, *image_shape)
         self.labels = torch.randint(CLASSES, (BATCH,))
-        self.model = networks.resnet18_stem3().to(dtype).train()
-        self.convolutions = [
-            name for name, module in self.model.named_modules() if isinstance(module, torch.nn.Conv2d)
+        self.model = network().to(dtype).train()
+        self.layers = [
+            name
+            for name, module in self.model.named_modules()
+            if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)) and name != head
         ]
+        self.feeds = feeds(self.model, self.layers)
 
-    def draw_source(self):
-        model = networks.resnet18_stem3()
+    def draw_source(self, head):
+        model = self.network()
         networks.randomise_norms(model)
         state = networks.copy_of(model.state_dict())
-        return {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
+        return {name: tensor for name, tensor in state.items() if not name.startswith(f"{head}.")}
 
     def stored(self):
         out = {"input": self.images, "labels": self.labels}
@@ -75,11 +102,17 @@ def draw(problem, granularity, rows, mean):
     if granularity == "model":
         return {"alpha": draw_one((rows,), mean)}
     drawn = {}
-    for name in problem.convolutions:
-        filters, channels = problem.sources[0][f"{name}.weight"].shape[:2]
+    for name in problem.layers:
+        filters, channels = kernels(name, problem.sources[0][f"{name}.weight"])
         shape = {"layer": (rows,), "filter": (rows, filters), "kernel": (rows, filters, channels)}[granularity]
         drawn[f"alpha/{name}"] = draw_one(shape, mean)
     return drawn
+
+
+def kernels(name, weight):
+    """Filters, and channels that each reads. A VGG's first linear layer reads channels of 7×7 pixels."""
+    filters, channels = weight.shape[:2]
+    return (filters, channels // 49) if name == "classifier.0" else (filters, channels)
 
 
 def draw_one(shape, mean):
@@ -115,7 +148,7 @@ def run(problem, prefix, learned, constraint, anchor_norms=False):
     """Loss, logits and gradients of one merged training pass."""
     leaves = {key: leaf(tensor, problem.dtype) for key, tensor in learned.items()}
     head = {name: leaf(tensor, problem.dtype) for name, tensor in problem.head.items()}
-    alphas = {name: constraint(leaf_of(leaves, name)) for name in problem.convolutions}
+    alphas = {name: constraint(leaf_of(leaves, name)) for name in problem.layers}
     parameters = blend(problem, alphas, anchor_norms) | head
     # The model's own running statistics are updated and ignored: a training pass does not read them.
     logits = functional_call(problem.model, parameters, problem.images.to(problem.dtype))
@@ -130,37 +163,30 @@ def leaf(tensor, dtype):
     return tensor.to(dtype, copy=True).requires_grad_()
 
 
-def leaf_of(leaves, convolution):
-    return leaves["alpha"] if "alpha" in leaves else leaves[f"alpha/{convolution}"]
+def leaf_of(leaves, layer):
+    return leaves["alpha"] if "alpha" in leaves else leaves[f"alpha/{layer}"]
 
 
 def blend(problem, alphas, anchor_norms):
     """The merged trunk. α is [M], [M, K] or [M, K, C], and is broadcast over what it does not distinguish."""
-    merged = {}
-    for convolution, alpha in alphas.items():
-        norm = norm_behind(convolution)
-        merged[f"{convolution}.weight"] = blend_one(problem, f"{convolution}.weight", alpha)
-        for name in (f"{norm}.weight", f"{norm}.bias"):
-            if anchor_norms:
-                merged[name] = problem.sources[0][name].to(problem.dtype)
-            else:
-                merged[name] = blend_one(problem, name, per_channel(alpha))
+    merged = {f"{layer}.weight": blend_one(problem, f"{layer}.weight", alpha) for layer, alpha in alphas.items()}
+    for name, layers in problem.feeds.items():
+        if anchor_norms:
+            merged[name] = problem.sources[0][name].to(problem.dtype)
+        else:
+            channels = [problem.sources[0][f"{layer}.weight"].shape[0] for layer in layers]
+            alpha = [per_channel(alphas[layer], count) for layer, count in zip(layers, channels)]
+            merged[name] = blend_one(problem, name, torch.cat(alpha, 1))
     return merged
 
 
 def blend_one(problem, name, alpha):
     tensors = problem.stacked(name, alpha.shape[0])
-    broadcast = alpha.reshape(alpha.shape + (1,) * (tensors.dim() - alpha.dim()))
-    return (broadcast * tensors).sum(0)
+    return (alpha[..., None] * tensors.reshape(alpha.shape + (-1,))).sum(0).reshape(tensors.shape[1:])
 
 
-def per_channel(alpha):
-    """The α of a filter. Where each of its input slices has its own, their mean stands for the filter."""
+def per_channel(alpha, channels):
+    """The α of each filter. Where each of its input slices has its own, their mean stands for the filter."""
+    if alpha.dim() == 1:
+        return alpha[:, None].expand(-1, channels)
     return alpha.mean(2) if alpha.dim() == 3 else alpha
-
-
-def norm_behind(convolution):
-    """`conv2` is followed by `bn2`, `downsample.0` by `downsample.1`."""
-    if convolution.endswith("downsample.0"):
-        return convolution[:-1] + "1"
-    return convolution.replace("conv", "bn")

@@ -29,6 +29,26 @@ def resnet18_stem7(dtype):
     return common_goldens(Case(networks.resnet18_stem7, (3, 37, 33), seed=187, dtype=dtype))
 
 
+def resnet20_option_a(dtype):
+    return common_goldens(Case(networks.resnet20_option_a, (3, 13, 11), seed=3, dtype=dtype))
+
+
+def resnext(dtype):
+    return common_goldens(Case(networks.resnext, (3, 13, 11), seed=3, dtype=dtype))
+
+
+def densenet(dtype):
+    return common_goldens(Case(networks.densenet, (3, 40, 36), seed=4, dtype=dtype))
+
+
+def vgg(dtype):
+    return common_goldens(Case(networks.vgg, (3, 19, 27), seed=16, dtype=dtype))
+
+
+def vgg_bn(dtype):
+    return common_goldens(Case(networks.vgg_bn, (3, 37, 33), seed=14, dtype=dtype))
+
+
 class Case:
     """A network, the state it starts from, and one batch.
 

@@ -1,12 +1,18 @@
-"""The networks of the golden files: torchvision's own ResNet, with other widths and other stems.
+"""The networks of the golden files: torchvision's own ResNet, DenseNet and VGG, with other widths and other stems.
 
-Nothing of a forward pass is written here. A golden file is only worth something if PyTorch and torchvision
-computed it, so the class below replaces layers of torchvision's ResNet and keeps its `forward`.
+A golden file is only worth something if PyTorch and torchvision computed it, so the classes below replace layers of
+torchvision's networks and keep their `forward`. The one exception is the ResNet with shortcuts of option A, which
+torchvision does not have: its blocks are torchvision's, its shortcut and what is around the blocks are written here.
 """
+
+import math
 
 import torch
 from torch import nn
+from torch.nn import functional
+from torchvision.models.densenet import DenseNet
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.models.vgg import VGG, make_layers
 
 TORCHVISION_WIDTHS = [64, 128, 256, 512]
 
@@ -15,13 +21,13 @@ class ResizedResNet(ResNet):
     """A ResNet of any width, with three stages (the CIFAR layout) or four (the ImageNet layout).
 
     `stem` is the kernel size of the first convolution. 7 is torchvision's stem: stride 2, then max pooling.
-    3 is the stem for small images: stride 1, no pooling.
+    3 is the stem for small images: stride 1, no pooling. `groups` and `group_width` are torchvision's for ResNeXt.
     """
 
-    def __init__(self, block, blocks, widths, stem, channels, classes):
+    def __init__(self, block, blocks, widths, stem, channels, classes, groups=1, group_width=64):
         # The parent builds full-width stages, all of which are replaced below. That costs a moment, and saves
         # a second copy of the parent's constructor and forward.
-        super().__init__(block, [1, 1, 1, 1], num_classes=classes)
+        super().__init__(block, [1, 1, 1, 1], num_classes=classes, groups=groups, width_per_group=group_width)
         self.replace_stem(stem, channels, widths[0])
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.inplanes = widths[0]
@@ -43,6 +49,69 @@ class ResizedResNet(ResNet):
         return self._make_layer(block, widths[index], blocks[index], stride=stride)
 
 
+class OptionA(nn.Module):
+    """The shortcut without parameters of He et al. (2015): every second pixel, and the new channels zero.
+
+    Half of the new channels lie before the old ones and half behind them, as reimplementations for CIFAR have it.
+    """
+
+    def __init__(self, new_channels):
+        super().__init__()
+        self.on_either_side = new_channels // 2
+
+    def forward(self, x):
+        return functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.on_either_side, self.on_either_side))
+
+
+class OptionAResNet(nn.Module):
+    """The ResNet for CIFAR: three stages of torchvision's basic blocks, with a head that is called `linear`."""
+
+    def __init__(self, blocks, widths, classes):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.layer1 = self.stage(widths[0], widths[0], blocks[0])
+        self.layer2 = self.stage(widths[0], widths[1], blocks[1])
+        self.layer3 = self.stage(widths[1], widths[2], blocks[2])
+        self.linear = nn.Linear(widths[2], classes)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_normal_(module.weight)
+
+    def stage(self, inputs, width, blocks):
+        first = BasicBlock(width, width)
+        if inputs != width:
+            first = BasicBlock(inputs, width, stride=2, downsample=OptionA(width - inputs))
+        return nn.Sequential(first, *(BasicBlock(width, width) for _ in range(blocks - 1)))
+
+    def forward(self, x):
+        x = functional.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(x.mean((2, 3)))
+
+
+class ResizedVGG(VGG):
+    """A VGG of any width, without dropout, which this program does not have.
+
+    Weights and biases are drawn here: torchvision's initial ones make outputs so small that rounding shows in them, and
+    larger ones in the head would end training at the first step.
+    """
+
+    def __init__(self, layers, hidden, classes, batch_norm):
+        features = make_layers(layers, batch_norm)
+        with torch.device("meta"):  # the parent's classifier has 120 million weights, and is replaced
+            super().__init__(features, init_weights=False, dropout=0.0)
+        width = [layer for layer in layers if layer != "M"][-1]
+        self.classifier[0] = nn.Linear(width * 7 * 7, hidden[0])
+        self.classifier[3] = nn.Linear(hidden[0], hidden[1])
+        self.classifier[6] = nn.Linear(hidden[1], classes)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.normal_(module.weight, std=math.sqrt(2 / module.weight[0].numel()))
+                nn.init.normal_(module.bias, std=0.1)
+        nn.init.normal_(self.classifier[6].weight, std=0.1)
+
+
 def resnet20():
     return ResizedResNet(BasicBlock, [3, 3, 3], [4, 8, 16], stem=3, channels=3, classes=5)
 
@@ -53,6 +122,32 @@ def resnet18_stem3():
 
 def resnet18_stem7():
     return ResizedResNet(BasicBlock, [2, 2, 2, 2], [4, 8, 16, 32], stem=7, channels=3, classes=5)
+
+
+def resnet20_option_a():
+    return OptionAResNet([3, 3, 3], [4, 8, 16], classes=5)
+
+
+def resnext():
+    blocks, widths = [2, 1, 2], [4, 8, 16]
+    return ResizedResNet(Bottleneck, blocks, widths, stem=3, channels=3, classes=5, groups=4, group_width=32)
+
+
+def densenet():
+    return DenseNet(growth_rate=4, block_config=(2, 2, 2), num_init_features=8, bn_size=4, num_classes=5)
+
+
+def vgg():
+    return ResizedVGG([4, "M", 8, "M", 8, 8, "M"], [12, 10], classes=5, batch_norm=False)
+
+
+def vgg_bn():
+    return ResizedVGG([4, "M", 8, 8, "M"], [12, 10], classes=5, batch_norm=True)
+
+
+def vgg_equal_hidden():
+    """Without its classifier, a VGG whose hidden layers differ looks like one that has a hidden layer less."""
+    return ResizedVGG([4, "M", 8, "M"], [12, 12], classes=5, batch_norm=False)
 
 
 def from_state(state):

@@ -233,21 +233,21 @@ impl Outputs for ProductChunk {
     }
 }
 
-/// Chunks of a segment whose products are at `terms`: every contribution to it. The first takes the vectors along, or a
-/// chunk of its own if the segment is a vector or nothing came of it.
+/// Chunks of a segment whose products are at `terms`: every contribution to it. The first ones take vectors along, the segment
+/// itself among them if it is one; chunks without products take those that are left.
 fn product_chunks(table: &Table, segment: &Segment, vectors: &[&Segment], terms: &[Term]) -> Vec<ProductChunk> {
     let Some((first, row_step, period)) = alpha_of(segment) else { return Vec::new() };
     // A vector is one row; here its weights are the rows.
     let is_vector = segment.offset >= table.filters_len();
     let (count, step) = if is_vector { (segment.row_len, usize::from(period > 1)) } else { (segment.rows, row_step) };
-    let alone = [segment];
-    let with_first: &[&Segment] = if is_vector { &alone } else { vectors };
+    let carried: Vec<&Segment> = is_vector.then_some(segment).into_iter().chain(vectors.iter().copied()).collect();
+    let mut carried = carried.chunks(VECTORS);
     let none = Term { offset: segment.offset, filters: count, at: 0, parts: 0 };
-    let terms: &[Term] = if terms.is_empty() && !with_first.is_empty() { &[none] } else { terms };
     let mut chunks = Vec::new();
-    for (index, term) in terms.iter().enumerate() {
+    for index in 0..terms.len().max(carried.len()) {
+        let term = terms.get(index).unwrap_or(&none);
         assert_eq!(term.filters, count, "products of {segment:?}");
-        let vectors = if index == 0 { with_first } else { &[] };
+        let vectors = carried.next().unwrap_or_default();
         chunks.extend((0..count).step_by(WARP).map(|row| ProductChunk {
             first_sum: (term.at + row) as u64,
             vectors: std::array::from_fn(|i| vectors.get(i).map_or(NO_VECTOR, |vector| (vector.offset + row) as u64)),
