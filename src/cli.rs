@@ -70,8 +70,13 @@ pub enum Verb {
     /// Fold learned weights, or fixed coefficients, into one network
     Merge(Merge),
     /// Accuracy, macro F1, AUC and per-class figures of a network on a split
+    ///
+    /// Of the data set only that split is read, images and labels: it may be all that the file holds. Its labels count the
+    /// network's classes; classes without an image have no AUC, and means say of how many classes they are.
     Eval(Eval),
-    /// Scores per image as CSV
+    /// The class of each image and its scores, as CSV; labels are not needed
+    ///
+    /// Of the data set only the images of the split are read, and its labels where there are any.
     Predict(Predict),
     /// Contents of a checkpoint, a data set or a file of merge weights; how a network runs
     Inspect(Inspect),
@@ -311,7 +316,7 @@ pub struct Eval {
     pub stem: KnownStem,
     #[command(flatten)]
     pub data: Data,
-    /// train, val or test
+    /// train, val or test; the file needs no other
     #[arg(long, value_parser = parse::<SplitName>, default_value = "test")]
     pub split: SplitName,
     /// Images per pass; it changes results by rounding alone
@@ -326,7 +331,10 @@ pub struct Predict {
     /// Write logits; without it, softmax probabilities
     #[arg(long)]
     pub logits: bool,
-    /// CSV with a row per image in file order: index,score0,score1,…
+    /// Columns of the CSV
+    #[arg(long, value_enum, default_value_t = FormatName::Table)]
+    pub format: FormatName,
+    /// CSV with a row per image in file order; - is stdout
     #[arg(long, value_name = "FILE.csv")]
     pub out: PathBuf,
     /// Overwrite what exists
@@ -479,6 +487,15 @@ pub enum ScheduleName {
 pub enum OptimizerName {
     Adamw,
     Sgd,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum FormatName {
+    /// With a header: index,label,predicted,score0,score1,… Without labels that column is empty; where classes have names,
+    /// label_name and predicted_name come before the scores
+    Table,
+    /// MedMNIST's result files: index,score0,score1,… and no header
+    Medmnist,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]

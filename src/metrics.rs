@@ -15,8 +15,12 @@ pub struct Metrics {
     pub accuracy: f64,
     /// The mean F1 of the classes that occur among labels or predictions.
     pub macro_f1: f64,
-    /// The mean AUC of the classes against the rest; with two classes, that of the second.
+    /// How many classes these are.
+    pub macro_f1_classes: usize,
+    /// The mean AUC of the classes that have one, each against the rest; with two classes, that of the second.
     pub auc: f64,
+    /// How many classes have one.
+    pub auc_classes: usize,
     pub per_class: Vec<ClassMetrics>,
     /// Images by label (row) and prediction (column).
     pub confusion: Vec<Vec<u64>>,
@@ -24,10 +28,11 @@ pub struct Metrics {
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ClassMetrics {
-    /// 0 where the class is never predicted.
+    /// 0 where the class has images and is never predicted; not defined where it has none either.
     pub precision: f64,
-    /// 0 where the class has no image.
+    /// Not defined where the class has no image.
     pub recall: f64,
+    /// Not defined where the class occurs neither among labels nor among predictions.
     pub f1: f64,
     /// Images of the class.
     pub support: u64,
@@ -64,17 +69,18 @@ impl Metrics {
                 class_metrics(&confusion, class, auc)
             })
             .collect();
-        let predicted = |class: usize| confusion.iter().any(|row| row[class] > 0);
         let correct: u64 = (0..classes).map(|class| confusion[class][class]).sum();
+        let (macro_f1, macro_f1_classes) = mean_of_defined(per_class.iter().map(|class| class.f1));
+        let (mean_auc, auc_classes) = mean_of_defined(per_class.iter().map(|class| class.auc));
         Metrics {
             accuracy: correct as f64 / labels.len() as f64,
-            macro_f1: mean(
-                (0..classes).filter(|&class| support[class] > 0 || predicted(class)).map(|class| per_class[class].f1),
-            ),
+            macro_f1,
+            macro_f1_classes,
             auc: match &per_class[..] {
                 [_, second] => second.auc,
-                all => mean(all.iter().map(|class| class.auc).filter(|auc| !auc.is_nan())),
+                _ => mean_auc,
             },
+            auc_classes,
             per_class,
             confusion,
         }
@@ -84,7 +90,8 @@ impl Metrics {
         let nan = f64::NAN;
         let class = |support| ClassMetrics { precision: nan, recall: nan, f1: nan, support, auc: nan };
         let per_class = support.into_iter().map(class).collect();
-        Metrics { accuracy: nan, macro_f1: nan, auc: nan, per_class, confusion }
+        let (macro_f1_classes, auc_classes) = (0, 0);
+        Metrics { accuracy: nan, macro_f1: nan, macro_f1_classes, auc: nan, auc_classes, per_class, confusion }
     }
 }
 
@@ -92,17 +99,18 @@ fn class_metrics(confusion: &[Vec<u64>], class: usize, auc: f64) -> ClassMetrics
     let support: u64 = confusion[class].iter().sum();
     let predicted: u64 = confusion.iter().map(|row| row[class]).sum();
     let correct = confusion[class][class] as f64;
-    let ratio = |of: f64, to: u64| if to == 0 { 0.0 } else { of / to as f64 };
     ClassMetrics {
-        precision: ratio(correct, predicted),
-        recall: ratio(correct, support),
-        f1: ratio(2.0 * correct, support + predicted),
+        // scikit-learn's 0 for a class that was to be found and was not; 0 / 0, and so NaN, for one that was not.
+        precision: if predicted == 0 && support > 0 { 0.0 } else { correct / predicted as f64 },
+        recall: correct / support as f64,
+        f1: 2.0 * correct / (support + predicted) as f64,
         support,
         auc,
     }
 }
 
-fn argmax(row: &[f32]) -> usize {
+/// The class of the largest score, the first of equal ones.
+pub fn argmax(row: &[f32]) -> usize {
     (1..row.len()).fold(0, |best, class| if row[class] > row[best] { class } else { best })
 }
 
@@ -149,9 +157,11 @@ fn auc(mut scored: Vec<(f64, bool)>) -> f64 {
     (rank_sum - positives * (positives + 1.0) / 2.0) / (positives * negatives)
 }
 
-fn mean(values: impl Iterator<Item = f64>) -> f64 {
-    let (sum, count) = values.fold((0.0, 0.0), |(sum, count), value| (sum + value, count + 1.0));
-    sum / count
+/// The mean of the values that are numbers, and how many these are.
+fn mean_of_defined(values: impl Iterator<Item = f64>) -> (f64, usize) {
+    let (sum, count) =
+        values.filter(|value| !value.is_nan()).fold((0.0, 0), |(sum, count), value| (sum + value, count + 1));
+    (sum / count as f64, count)
 }
 
 /// One row of logits becomes probabilities.
@@ -202,6 +212,44 @@ mod tests {
         }
         assert_eq!((metrics.per_class[3].f1, metrics.per_class[3].support), (0.0, 0));
         assert!(metrics.per_class[3].auc.is_nan());
+        assert_eq!((metrics.macro_f1_classes, metrics.auc_classes), (4, 3));
+    }
+
+    /// By hand. Class 0: 0.7 and 0.3 against 0.4 and 0.5 win two of four pairs; class 1: 0.5 and 0.3 against 0.2 and 0.1
+    /// win all four. Predictions are 0, 2, 1, 0.
+    #[test]
+    fn an_absent_class_has_no_auc_and_means_say_of_how_many_they_are() {
+        let rows = [[0.7, 0.2, 0.1], [0.3, 0.1, 0.6], [0.4, 0.5, 0.1], [0.5, 0.3, 0.2]];
+        let metrics = Metrics::compute(rows.as_flattened(), &[0, 0, 1, 1], 3);
+        assert_eq!(metrics.confusion, [[1, 0, 1], [1, 1, 0], [0, 0, 0]]);
+        assert_near(metrics.accuracy, 0.5);
+        assert_near(metrics.per_class[0].auc, 0.5);
+        assert_near(metrics.per_class[1].auc, 1.0);
+        assert!(metrics.per_class[2].auc.is_nan());
+        assert_near(metrics.auc, 0.75);
+        assert_eq!(metrics.auc_classes, 2);
+        // 2 · 1 / (2 + 2), 2 · 1 / (2 + 1), and 0 of the one that was predicted where it was not.
+        assert_near(metrics.macro_f1, (0.5 + 2.0 / 3.0) / 3.0);
+        assert_eq!(metrics.macro_f1_classes, 3);
+        let absent = &metrics.per_class[2];
+        assert_eq!((absent.precision, absent.f1, absent.support), (0.0, 0.0, 0));
+        assert!(absent.recall.is_nan());
+
+        // A fourth class that nobody has and nobody predicts changes no mean, and has no figure.
+        let wide: Vec<f32> = rows.iter().flat_map(|row| [row[0], row[1], row[2], 0.0]).collect();
+        let with_more = Metrics::compute(&wide, &[0, 0, 1, 1], 4);
+        assert_eq!((with_more.auc, with_more.macro_f1), (metrics.auc, metrics.macro_f1));
+        assert_eq!((with_more.auc_classes, with_more.macro_f1_classes), (2, 3));
+        let class = &with_more.per_class[3];
+        assert!([class.precision, class.recall, class.f1, class.auc].iter().all(|figure| figure.is_nan()));
+    }
+
+    #[test]
+    fn a_class_that_was_to_be_found_and_was_not_has_a_precision_of_0() {
+        let metrics = Metrics::compute(&[1.0, 0.0, 1.0, 0.0], &[0, 1], 2);
+        let class = &metrics.per_class[1];
+        assert_eq!((class.precision, class.recall, class.f1), (0.0, 0.0, 0.0));
+        assert_eq!((metrics.macro_f1_classes, metrics.auc, metrics.auc_classes), (2, 0.5, 2));
     }
 
     #[test]
@@ -240,6 +288,7 @@ mod tests {
             assert!(metrics.per_class.iter().all(|class| class.f1.is_nan() && class.auc.is_nan()));
             assert_eq!(metrics.per_class[1].support, 9);
             assert!(metrics.confusion.iter().flatten().all(|&count| count == 0));
+            assert_eq!((metrics.macro_f1_classes, metrics.auc_classes), (0, 0));
         }
         assert!(Metrics::compute(&[], &[], 3).accuracy.is_nan());
     }
@@ -249,6 +298,7 @@ mod tests {
         let metrics = Metrics::compute(&[0.0, 1.0, 1.0, 0.0], &[1, 1], 2);
         assert_eq!(metrics.accuracy, 0.5);
         assert!(metrics.auc.is_nan());
+        assert_eq!((metrics.auc_classes, metrics.macro_f1_classes), (0, 2));
         assert!(serde_json::to_string(&metrics).unwrap().contains("\"auc\":null"));
     }
 }

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use medmerge::data::synthetic::{SyntheticOptions, Task, generate};
 use medmerge::data::{Augmentation, SplitName};
 use medmerge::error::Error;
-use medmerge::jobs::{By, Compare, Compute, Evaluate, Images, Learn, Merge, Normalise, Predict, Start, Train};
+use medmerge::jobs::{
+    By, Compare, Compute, Evaluate, Images, Learn, Merge, Normalise, Predict, PredictionFormat, Start, Train,
+};
 use medmerge::merge::{BatchNormPolicy, Constraint, Granularity};
 use medmerge::nn::Architecture;
 use medmerge::train::{AnchorChoice, Baseline, LearnOptions, Observer, Protocol, Silent, TrainOptions};
@@ -124,8 +126,13 @@ fn a_job_that_was_written_and_read_comes_to_the_same_bytes() {
         compute: compute(),
     };
     assert_eq!(through_json(&evaluate).run(&mut Silent).unwrap().images, 8);
-    let predict = Predict { evaluate, logits: true, out: folder.path("scores.csv"), force: false };
-    assert_eq!(through_json(&predict).run(&mut Silent).unwrap(), 8);
+    let (format, out) = (PredictionFormat::Medmnist, folder.path("scores.csv"));
+    let predict = through_json(&Predict { evaluate, logits: true, format, out, force: false });
+    assert_eq!(predict.run(&mut Silent).unwrap(), 8);
+    let predictions = predict.evaluate.predictions(true, &mut Silent).unwrap();
+    let mut written = Vec::new();
+    predictions.write(predict.format, &mut written).unwrap();
+    assert!(written == bytes(&predict.out));
 }
 
 #[test]

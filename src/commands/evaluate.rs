@@ -2,13 +2,14 @@
 
 use serde_json::json;
 
-use medmerge::error::Result;
-use medmerge::jobs;
+use medmerge::error::{Error, Result};
+use medmerge::jobs::{self, PredictionFormat};
 use medmerge::output::shown;
 
 use super::progress::Progress;
 use super::{images, place, report};
-use crate::cli::{Eval, Global, Predict};
+use crate::cli::{Eval, FormatName, Global, Predict};
+use crate::terminal;
 
 fn job(options: &Eval, global: &Global) -> jobs::Evaluate {
     jobs::Evaluate {
@@ -34,31 +35,60 @@ pub fn eval(options: &Eval, global: &Global) -> Result<()> {
     report(global, &result, |out| {
         let (model, data) = (job.model.display(), job.images.data.display());
         writeln!(out, "{model} on {data} ({} split, {} images)", job.split, found.images)?;
+        let classes = metrics.per_class.len();
         writeln!(
             out,
-            "accuracy {:.4}   macro F1 {:.4}   AUC {:.4}\n",
-            metrics.accuracy, metrics.macro_f1, metrics.auc
+            "accuracy {}   macro F1 {}   AUC {}\n",
+            figure(metrics.accuracy),
+            mean(metrics.macro_f1, metrics.macro_f1_classes, classes),
+            mean(metrics.auc, metrics.auc_classes, classes)
         )?;
         writeln!(out, "class   images   precision   recall       F1      AUC")?;
         for (class, m) in metrics.per_class.iter().enumerate() {
             let name = found.class_names.as_ref().map_or(String::new(), |names| format!("   {}", names[class]));
-            writeln!(
-                out,
-                "{class:>5} {:>8} {:>11.4} {:>8.4} {:>8.4} {:>8.4}{name}",
-                m.support, m.precision, m.recall, m.f1, m.auc
-            )?;
+            let [precision, recall, f1, auc] = [m.precision, m.recall, m.f1, m.auc].map(figure);
+            writeln!(out, "{class:>5} {:>8} {precision:>11} {recall:>8} {f1:>8} {auc:>8}{name}", m.support)?;
         }
         Ok(())
     })
 }
 
+/// A dash stands for a figure that is not defined.
+fn figure(value: f64) -> String {
+    if value.is_nan() { "-".into() } else { format!("{value:.4}") }
+}
+
+/// A mean, and over how many of the classes it is taken where these are not all.
+fn mean(value: f64, over: usize, classes: usize) -> String {
+    match value.is_nan() || over == classes {
+        true => figure(value),
+        false => format!("{} (of {over} of {classes} classes)", figure(value)),
+    }
+}
+
 pub fn predict(options: &Predict, global: &Global) -> Result<()> {
     let evaluate = job(&options.eval, global);
+    let to_stdout = options.out.as_os_str() == "-";
+    if to_stdout && global.json {
+        let hint = "leave one of them out, or give --out a file";
+        return Err(Error::usage("--out - writes CSV to stdout, and --json an object", hint));
+    }
+    let format = match options.format {
+        FormatName::Table => PredictionFormat::Table,
+        FormatName::Medmnist => PredictionFormat::Medmnist,
+    };
     let mut progress = Progress::counting("image", format!("{} split", evaluate.split), global);
-    let job = jobs::Predict { evaluate, logits: options.logits, out: options.out.clone(), force: options.force };
+    if to_stdout {
+        let predictions = evaluate.predictions(options.logits, &mut progress)?;
+        progress.finish();
+        return terminal::print(|out| predictions.write(format, out));
+    }
+    let (logits, out, force) = (options.logits, options.out.clone(), options.force);
+    let job = jobs::Predict { evaluate, logits, format, out, force };
     let images = job.run(&mut progress)?;
     progress.finish();
-    report(global, &json!({"out": shown(&job.out), "images": images, "logits": job.logits}), |out| {
+    let result = json!({"out": shown(&job.out), "images": images, "logits": job.logits, "format": job.format});
+    report(global, &result, |out| {
         let kind = if job.logits { "logits" } else { "probabilities" };
         writeln!(out, "{}: {kind} of {images} images", job.out.display())
     })

@@ -82,11 +82,13 @@ const BYTES_PER_JOB: usize = 32 << 10;
 
 impl<'a> Loader<'a> {
     /// # Panics
-    /// If [`check_channels`] or [`Normalisation::check`] would refuse the options, or the batch size is 0.
+    /// If [`check_channels`] or [`Normalisation::check`] would refuse the options, the batch size is 0, or images without
+    /// labels are to be shuffled, as for training.
     pub fn new(split: &'a Split, height: usize, width: usize, channels: usize, options: LoaderOptions) -> Loader<'a> {
         check_channels(channels, options.network_channels).expect("channels that fit the network");
         options.normalisation.check(options.network_channels).expect("a normalisation for the network's channels");
         assert!(options.batch_size > 0, "a batch needs an image");
+        assert!(split.is_labelled() || !options.shuffle, "nothing can be learned from images without labels");
         assert!((split.len() as u64) < ORDER, "too many images to give each a stream of its own");
         let table = |channel| {
             let (mean, std) = options.normalisation.of_channel(channel);
@@ -173,8 +175,12 @@ impl<'a> Loader<'a> {
         images.into_par_iter().map(|image| image.resized(self.shape)).collect()
     }
 
+    /// Zeros where there are no labels: who scores images reads none.
     fn labels(&self, indices: &[usize]) -> Vec<u32> {
-        indices.iter().map(|&index| self.split.labels[index]).collect()
+        match self.split.is_labelled() {
+            true => indices.iter().map(|&index| self.split.labels[index]).collect(),
+            false => vec![0; indices.len()],
+        }
     }
 
     fn raw(&self, epoch: usize, indices: &[usize]) -> Result<RawBatch> {
@@ -320,6 +326,24 @@ mod tests {
 
     fn indices(batches: &[Batch]) -> Vec<usize> {
         batches.iter().flat_map(|batch| batch.indices.clone()).collect()
+    }
+
+    #[test]
+    fn images_without_labels_make_the_same_batches() {
+        let (labelled, in_order) = (split(9), LoaderOptions { shuffle: false, augmentation: None, ..options() });
+        let unlabelled = Split::unlabelled(labelled.images.clone());
+        let (with, without) = (epoch(&labelled, in_order.clone(), 0), epoch(&unlabelled, in_order, 0));
+        assert_eq!((with.len(), without.len()), (3, 3));
+        for (with, without) in with.iter().zip(&without) {
+            assert_eq!((&with.images, &with.indices), (&without.images, &without.indices));
+            assert_eq!(without.labels, vec![0; with.labels.len()]);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "nothing can be learned")]
+    fn images_without_labels_are_not_shuffled() {
+        Loader::new(&Split::unlabelled(split(9).images), 5, 6, 1, options());
     }
 
     #[test]

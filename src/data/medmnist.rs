@@ -1,8 +1,9 @@
 //! Data sets in the format of MedMNIST.
 //!
 //! A file is a `.npz` with `{train,val,test}_{images,labels}`: images of N×H×W or N×H×W×C bytes (C = 1 or 3), labels of
-//! N or N×1 integers; beside them there may be `class_names`, a text for each class. Whatever is wrong with a file, damaged
-//! pixels excepted, is found before its pixels are decompressed, so that a command fails in its first second.
+//! N or N×1 integers; beside them there may be `class_names`, a text for each class. Training asks for all three splits; who
+//! measures asks for one, which may be all that there is. Whatever is wrong with what is asked for, damaged pixels excepted, is
+//! found before its pixels are decompressed, so that a command fails in its first second.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 
 use super::npz::Element as _;
 use super::source::InMemory;
-use super::{Dataset, Depth, MAX_SIZE, Split, SplitName, npz};
+use super::{Dataset, Depth, Labels, MAX_SIZE, Split, SplitName, npz};
 use crate::error::{Error, Result};
 use crate::file_kind::listing;
 use crate::memory;
@@ -23,42 +24,79 @@ const CLASS_NAMES: &str = "class_names";
 const FORMAT: &str = "a data set holds {train,val,test}_images and {train,val,test}_labels, as MedMNIST has them";
 
 impl Dataset {
+    /// Loads what training needs: three splits with their labels, and an image of every class to learn from.
     pub fn load(path: &Path) -> Result<Dataset> {
         Dataset::load_within(path, memory::available())
+    }
+
+    /// Loads one split, for something that tells `classes` apart. No other array has to be there, and no class has to occur;
+    /// the other splits are empty.
+    ///
+    /// # Errors
+    /// If a label is not below `classes`, or the file names another number of classes.
+    pub fn load_split(path: &Path, split: SplitName, labels: Labels, classes: usize) -> Result<Dataset> {
+        Dataset::load_split_within(path, split, labels, classes, memory::available())
     }
 
     /// Loads a data set that takes no more than `memory` bytes.
     fn load_within(path: &Path, memory: u64) -> Result<Dataset> {
         let mut archive = npz::Archive::open(path)?;
-        let entries = find_entries(path, &mut archive)?;
-        let [height, width, channels] = check_entries(path, &entries)?;
+        let found: Vec<Found> =
+            SplitName::ALL.into_iter().map(|split| Found::whole(path, &mut archive, split)).collect::<Result<_>>()?;
+        let shape = check_splits(path, &found)?;
         let class_names = archive.entry(CLASS_NAMES)?;
-        check_memory(path, &entries, class_names.as_ref(), memory)?;
+        check_memory(path, &found, class_names.as_ref(), memory)?;
 
-        let mut dataset = Dataset {
-            path: path.to_path_buf(),
-            train: Split::empty(),
-            val: Split::empty(),
-            test: Split::empty(),
-            height,
-            width,
-            channels,
-            classes: 0,
-            class_names: None,
-        };
-        for (split, (_, labels)) in SplitName::ALL.into_iter().zip(&entries) {
-            dataset.split_mut(split).labels = read_labels(path, &mut archive, labels)?;
+        let mut dataset = Dataset::of_shape(path, shape);
+        for (split, found) in SplitName::ALL.into_iter().zip(&found) {
+            dataset.split_mut(split).labels = found.read_labels(path, &mut archive)?.unwrap_or_default();
         }
         let largest = SplitName::ALL.into_iter().filter_map(|split| dataset.split(split).labels.iter().max()).max();
         dataset.classes = largest.map_or(0, |&label| label as usize + 1);
         dataset.check_classes()?;
-        dataset.class_names =
-            class_names.map(|entry| read_class_names(path, &mut archive, &entry, dataset.classes)).transpose()?;
-        for (split, (images, _)) in SplitName::ALL.into_iter().zip(&entries) {
-            let bytes = archive.read(images)?;
-            dataset.split_mut(split).images = Arc::new(InMemory { bytes, shape: [height, width, channels] });
+        let told = format!("there are {} classes", dataset.classes);
+        dataset.class_names = class_names
+            .map(|entry| read_class_names(path, &mut archive, &entry, dataset.classes, &told))
+            .transpose()?;
+        for (split, found) in SplitName::ALL.into_iter().zip(&found) {
+            dataset.split_mut(split).images = found.read_images(&mut archive, shape)?;
         }
         Ok(dataset)
+    }
+
+    fn load_split_within(
+        path: &Path,
+        split: SplitName,
+        labels: Labels,
+        classes: usize,
+        memory: u64,
+    ) -> Result<Dataset> {
+        let mut archive = npz::Archive::open(path)?;
+        let found = Found::split(path, &mut archive, split, labels)?;
+        let shape = image_shape(path, &found.images)?;
+        found.check_labels(path)?;
+        let class_names = archive.entry(CLASS_NAMES)?;
+        check_memory(path, std::slice::from_ref(&found), class_names.as_ref(), memory)?;
+
+        let told = format!("the network tells {classes} classes apart");
+        let of_images = found.read_labels(path, &mut archive)?;
+        check_known(path, &found, of_images.as_deref().unwrap_or_default(), classes, &told)?;
+        let mut dataset = Dataset { classes, ..Dataset::of_shape(path, shape) };
+        dataset.class_names =
+            class_names.map(|entry| read_class_names(path, &mut archive, &entry, classes, &told)).transpose()?;
+        let images = found.read_images(&mut archive, shape)?;
+        *dataset.split_mut(split) = match of_images {
+            Some(labels) => Split::new(images, labels),
+            None => Split::unlabelled(images),
+        };
+        Ok(dataset)
+    }
+
+    /// A data set without images.
+    fn of_shape(path: &Path, [height, width, channels]: [usize; 3]) -> Dataset {
+        let (path, class_names) = (path.to_path_buf(), None);
+        let [train, val, test] = SplitName::ALL.map(|_| Split::empty());
+        Dataset { path, train, val, test, height, width, channels, classes: 0, class_names }
     }
 
     /// Writes the three splits as MedMNIST would, whole or not at all; the same data set gives the same bytes.
@@ -73,12 +111,15 @@ impl Dataset {
             }
             let labels: Vec<u8> =
                 split.labels.iter().flat_map(|label| label.to_le_bytes().into_iter().take(label_bytes)).collect();
-            let (images_name, labels_name) = (format!("{name}_images"), format!("{name}_labels"));
+            let (images_name, labels_name) = (images_of(name), labels_of(name));
             let descr_of_images = if split.images.depth() == Depth::Eight { "|u1" } else { "<u2" };
             let elements = split.bytes()?.into();
             let images = npz::Array { name: images_name, descr: descr_of_images, shape, elements };
-            let shape = vec![split.len(), 1];
-            arrays.extend([images, npz::Array { name: labels_name, descr, shape, elements: labels.into() }]);
+            arrays.push(images);
+            if split.is_labelled() {
+                let shape = vec![split.len(), 1];
+                arrays.push(npz::Array { name: labels_name, descr, shape, elements: labels.into() });
+            }
         }
         let names = self.class_names.as_deref().unwrap_or_default();
         let longest = names.iter().map(|name| name.chars().count()).max().unwrap_or(0).max(1);
@@ -91,33 +132,73 @@ impl Dataset {
     }
 }
 
-/// The images and the labels of each split.
-type Entries = Vec<(npz::Entry, npz::Entry)>;
+/// The arrays of a split, whose headers have been read.
+struct Found {
+    images: npz::Entry,
+    labels: Option<npz::Entry>,
+}
 
-fn find_entries(path: &Path, archive: &mut npz::Archive) -> Result<Entries> {
-    let mut entry = |name: String| match archive.entry(&name)? {
-        Some(entry) => Ok(entry),
-        None => {
-            let others = archive.names();
-            let others = if others.is_empty() { "nothing".into() } else { listing(others) };
-            Err(Error::data(path, format!("there is no {name}, but {others}"), FORMAT))
-        }
-    };
-    let of_split = |split| Ok((entry(format!("{split}_images"))?, entry(format!("{split}_labels"))?));
-    SplitName::ALL.into_iter().map(of_split).collect()
+impl Found {
+    /// A split of a data set that has to have all of them.
+    fn whole(path: &Path, archive: &mut npz::Archive, split: SplitName) -> Result<Found> {
+        let images = find(path, archive, &images_of(split), FORMAT)?;
+        Ok(Found { images, labels: Some(find(path, archive, &labels_of(split), FORMAT)?) })
+    }
+
+    /// A split by itself.
+    fn split(path: &Path, archive: &mut npz::Archive, split: SplitName, labels: Labels) -> Result<Found> {
+        let hint = format!("the {split} split is asked for; --split names another");
+        let images = find(path, archive, &images_of(split), &hint)?;
+        let hint = "eval compares with labels; predict needs none";
+        let labels = match labels {
+            Labels::Required => Some(find(path, archive, &labels_of(split), hint)?),
+            Labels::Optional => archive.entry(&labels_of(split))?,
+        };
+        Ok(Found { images, labels })
+    }
+
+    fn check_labels(&self, path: &Path) -> Result<()> {
+        self.labels.as_ref().map_or(Ok(()), |labels| check_labels(path, &self.images, labels))
+    }
+
+    fn read_labels(&self, path: &Path, archive: &mut npz::Archive) -> Result<Option<Vec<u32>>> {
+        self.labels.as_ref().map(|labels| read_labels(path, archive, labels)).transpose()
+    }
+
+    fn read_images(&self, archive: &mut npz::Archive, shape: [usize; 3]) -> Result<Arc<InMemory>> {
+        Ok(Arc::new(InMemory { bytes: archive.read(&self.images)?, shape }))
+    }
+}
+
+fn images_of(split: SplitName) -> String {
+    format!("{split}_images")
+}
+
+fn labels_of(split: SplitName) -> String {
+    format!("{split}_labels")
+}
+
+fn find(path: &Path, archive: &mut npz::Archive, name: &str, hint: &str) -> Result<npz::Entry> {
+    if let Some(entry) = archive.entry(name)? {
+        return Ok(entry);
+    }
+    let others = archive.names();
+    let others = if others.is_empty() { "nothing".into() } else { listing(others) };
+    Err(Error::data(path, format!("there is no {name}, but {others}"), hint))
 }
 
 /// Height, width and channels of all images; there have to be some to train with, and a label for each.
-fn check_entries(path: &Path, entries: &Entries) -> Result<[usize; 3]> {
-    let first = &entries[0].0;
+fn check_splits(path: &Path, splits: &[Found]) -> Result<[usize; 3]> {
+    let first = &splits[0].images;
     let shape = image_shape(path, first)?;
-    for (images, labels) in entries {
+    for found in splits {
+        let images = &found.images;
         if image_shape(path, images)? != shape {
             let message =
                 format!("{} has the shape {:?}, {} the shape {:?}", first.name, first.shape, images.name, images.shape);
             return Err(Error::data(path, message, "all splits need images of one shape"));
         }
-        check_labels(path, images, labels)?;
+        found.check_labels(path)?;
     }
     if first.shape[0] == 0 {
         return Err(Error::data(path, "the train split is empty", "put at least one image of each class into it"));
@@ -184,22 +265,28 @@ fn read_labels(path: &Path, archive: &mut npz::Archive, entry: &npz::Entry) -> R
     entry.element.values(&bytes).enumerate().map(label).collect()
 }
 
+/// Refuses labels of other classes than the first `classes`, of which `told` says whose they are.
+fn check_known(path: &Path, found: &Found, labels: &[u32], classes: usize, told: &str) -> Result<()> {
+    let Some(index) = labels.iter().position(|&label| label as usize >= classes) else { return Ok(()) };
+    let name = found.labels.as_ref().map_or("", |labels| &labels.name);
+    let message = format!("{name} has the label {} at index {index}, and {told}", labels[index]);
+    let hint = "labels count the network's classes from 0; for others train a new head (medmerge train --from), to predict \
+                leave labels out";
+    Err(Error::data(path, message, hint))
+}
+
 /// Refuses arrays that do not fit into `memory`.
-fn check_memory(
-    path: &Path,
-    entries: &Entries,
-    class_names: Option<&npz::Entry<npz::Text>>,
-    memory: u64,
-) -> Result<()> {
+fn check_memory(path: &Path, splits: &[Found], class_names: Option<&npz::Entry<npz::Text>>, memory: u64) -> Result<()> {
     // Labels exist twice for a moment, as the file's integers and as ours, and so do names.
-    let kept: u128 = entries
+    let of_labels = |labels: &npz::Entry| labels.bytes + 4 * labels.shape[0] as u64;
+    let kept: u128 = splits
         .iter()
-        .flat_map(|(images, labels)| [images.bytes, labels.bytes, 4 * labels.shape[0] as u64])
+        .flat_map(|found| [found.images.bytes, found.labels.as_ref().map_or(0, of_labels)])
         .chain(class_names.iter().flat_map(|names| [names.bytes, names.bytes]))
         .map(u128::from)
         .sum();
     // Images in another order are brought to ours one split after the other.
-    let second_copy = entries.iter().map(|(images, _)| images.second_copy()).max().unwrap_or(0);
+    let second_copy = splits.iter().map(|found| found.images.second_copy()).max().unwrap_or(0);
     let needed = kept + u128::from(second_copy);
     if needed > memory.into() {
         let message = format!("the images take {} MiB of memory, of which {} MiB are free", needed >> 20, memory >> 20);
@@ -208,15 +295,17 @@ fn check_memory(
     Ok(())
 }
 
+/// A name for each of `classes`, of which `told` says whose they are.
 fn read_class_names(
     path: &Path,
     archive: &mut npz::Archive,
     entry: &npz::Entry<npz::Text>,
     classes: usize,
+    told: &str,
 ) -> Result<Vec<String>> {
     let refuse = |message: String, hint: &str| Err(Error::data(path, message, hint));
     if entry.shape != [classes] {
-        let message = format!("{CLASS_NAMES} has the shape {:?}, and there are {classes} classes", entry.shape);
+        let message = format!("{CLASS_NAMES} has the shape {:?}, and {told}", entry.shape);
         return refuse(message, "give one name for each class, in the order of the labels, or leave the names out");
     }
     let bytes = archive.read(entry)?;
@@ -447,6 +536,106 @@ mod tests {
             let error = Dataset::load(&write(&named(descr, shape, elements))).unwrap_err();
             assert!(matches!(error, Error::Data { .. }) && error.to_string().contains(part), "{part}: {error}");
         }
+    }
+
+    /// The arrays of [`arrays`] that have these names.
+    fn only(names: &[&str]) -> Vec<Array<'static>> {
+        arrays().into_iter().filter(|array| names.contains(&array.name.as_str())).collect()
+    }
+
+    fn test_split(path: &Path, labels: Labels, classes: usize) -> Result<Dataset> {
+        Dataset::load_split(path, SplitName::Test, labels, classes)
+    }
+
+    #[test]
+    fn one_split_may_be_all_that_there_is() {
+        let path = write(&only(&["test_images", "test_labels"]));
+        assert!(Dataset::load(&path).unwrap_err().to_string().contains("there is no train_images, but test_images"));
+        for labels in [Labels::Required, Labels::Optional] {
+            // Classes that do not occur are the network's.
+            let dataset = test_split(&path, labels, 7).unwrap();
+            assert_eq!([dataset.height, dataset.width, dataset.channels, dataset.classes], [2, 2, 1, 7]);
+            assert_eq!(dataset.test.labels, [0, 1, 1]);
+            assert_eq!(dataset.test.bytes().unwrap(), (0..12).collect::<Vec<u8>>());
+            assert!(dataset.train.is_empty() && dataset.val.is_empty() && dataset.test.is_labelled());
+        }
+        let missing = Dataset::load_split(&path, SplitName::Val, Labels::Optional, 2).unwrap_err();
+        assert!(missing.to_string().contains("there is no val_images, but test_images, test_labels"), "{missing}");
+        assert!(missing.hint().unwrap().contains("--split"));
+    }
+
+    #[test]
+    fn labels_are_needed_only_where_they_are_asked_for() {
+        let path = write(&only(&["test_images"]));
+        let dataset = test_split(&path, Labels::Optional, 2).unwrap();
+        assert_eq!((dataset.test.len(), dataset.test.is_labelled(), dataset.test.labels.len()), (3, false, 0));
+        assert_eq!(dataset.test.bytes().unwrap(), (0..12).collect::<Vec<u8>>());
+        let missing = test_split(&path, Labels::Required, 2).unwrap_err();
+        assert!(missing.to_string().contains("there is no test_labels, but test_images"), "{missing}");
+        assert!(missing.hint().unwrap().contains("predict needs none"));
+        // The file that is written says as little.
+        dataset.save(&path).unwrap();
+        assert_eq!(npz::Archive::open(&path).unwrap().names().len(), 5);
+        assert!(!test_split(&path, Labels::Optional, 2).unwrap().test.is_labelled());
+    }
+
+    #[test]
+    fn nothing_else_of_the_file_is_looked_at() {
+        let mut arrays = arrays();
+        shaped(&[3, 9, 9, 9])(&mut arrays[0]);
+        shaped(&[2, 14])(&mut arrays[1]);
+        (arrays[2].descr, arrays[2].elements) = ("<f4", vec![0; 48].into());
+        assert_eq!(test_split(&write(&arrays), Labels::Required, 2).unwrap().test.len(), 3);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_split_is_found() {
+        let refused = |arrays: &[Array], classes, part: &str| {
+            for labels in [Labels::Required, Labels::Optional] {
+                let error = test_split(&write(arrays), labels, classes).unwrap_err();
+                assert!(matches!(error, Error::Data { .. }) && error.to_string().contains(part), "{part}: {error}");
+            }
+        };
+        refused(&arrays(), 1, "test_labels has the label 1 at index 1, and the network tells 1 classes apart");
+        refused(&named("|S1", &[2], b"ab"), 3, "class_names has the shape [2], and the network tells 3 classes apart");
+        refused(&named("|S1", &[2], b"aa"), 2, "class_names has 'a' twice");
+        for (name, shape, part) in [
+            ("test_images", &[3, 2, 2, 4][..], "one or three channels"),
+            ("test_images", &[4, 2, 2], "4 images and test_labels has 3 labels"),
+            ("test_labels", &[3, 14], "14 labels per image; multi-label"),
+        ] {
+            let mut arrays = arrays();
+            let array = arrays.iter_mut().find(|array| array.name == name).unwrap();
+            array.shape = shape.to_vec();
+            array.elements = vec![0; shape.iter().product::<usize>() * if array.descr == "<u2" { 2 } else { 1 }].into();
+            refused(&arrays, 2, part);
+        }
+    }
+
+    #[test]
+    fn a_label_is_refused_before_pixels_are_read() {
+        let path = write(&only(&["test_images", "test_labels"]));
+        let mut bytes = fs::read(&path).unwrap();
+        // The pixels, which are the last bytes of their array, whether or not they are compressed.
+        let end = bytes.windows(4).enumerate().filter(|(_, four)| four == b"PK\x03\x04").nth(1).unwrap().0;
+        bytes[end - 8..end].iter_mut().for_each(|byte| *byte ^= 0x55);
+        fs::write(&path, bytes).unwrap();
+        let said = |classes| test_split(&path, Labels::Required, classes).unwrap_err().to_string();
+        assert!(said(1).contains("test_labels has the label 1"), "{}", said(1));
+        assert!(said(2).contains("test_images"), "{}", said(2));
+    }
+
+    #[test]
+    fn memory_counts_what_is_read_of_a_file() {
+        let within = |arrays: &[Array], labels, memory| {
+            Dataset::load_split_within(&write(arrays), SplitName::Test, labels, 2, memory)
+        };
+        // 12 pixels, and 3 labels of 2 bytes that become 4, of three times as many.
+        assert!(within(&arrays(), Labels::Optional, 30).is_ok());
+        assert!(within(&arrays(), Labels::Optional, 29).unwrap_err().to_string().contains("memory"));
+        let images = only(&["test_images"]);
+        assert!(within(&images, Labels::Optional, 12).is_ok());
+        assert!(within(&images, Labels::Optional, 11).unwrap_err().to_string().contains("memory"));
     }
 
     fn change_bytes(split: &mut Split, change: impl Fn(&mut Vec<u8>)) {

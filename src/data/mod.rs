@@ -69,12 +69,21 @@ impl FromStr for SplitName {
     }
 }
 
-/// Images and their labels.
+/// Whether labels have to be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Labels {
+    Required,
+    /// Those of a file that has some are read.
+    Optional,
+}
+
+/// Images, and their labels where these are known.
 #[derive(Debug, Clone)]
 pub struct Split {
     images: Arc<dyn Images>,
-    /// One for each image; images behind the last label do not count.
+    /// One for each image, and none where they are not known; images behind the last label do not count.
     pub labels: Vec<u32>,
+    is_labelled: bool,
 }
 
 impl Split {
@@ -82,7 +91,12 @@ impl Split {
     /// If there are more labels than images.
     pub fn new(images: Arc<dyn Images>, labels: Vec<u32>) -> Split {
         assert!(labels.len() <= images.len(), "{} labels of {} images", labels.len(), images.len());
-        Split { images, labels }
+        Split { images, labels, is_labelled: true }
+    }
+
+    /// Images to be scored: nothing can be learned from them.
+    pub fn unlabelled(images: Arc<dyn Images>) -> Split {
+        Split { images, labels: Vec::new(), is_labelled: false }
     }
 
     /// Images of one height, width and number of channels, N×H×W×C bytes.
@@ -115,12 +129,17 @@ impl Split {
         Ok(())
     }
 
+    /// Whether each image has a label.
+    pub fn is_labelled(&self) -> bool {
+        self.is_labelled
+    }
+
     pub fn len(&self) -> usize {
-        self.labels.len()
+        if self.is_labelled { self.labels.len() } else { self.images.len() }
     }
 
     pub fn is_empty(&self) -> bool {
-        self.labels.is_empty()
+        self.len() == 0
     }
 }
 
@@ -135,7 +154,7 @@ pub struct Dataset {
     pub width: usize,
     /// 1 or 3.
     pub channels: usize,
-    /// One more than the largest label of the three splits.
+    /// One more than the largest label of the three splits, or as many as something else tells apart.
     pub classes: usize,
     /// One for each class, where the file has them.
     pub class_names: Option<Vec<String>>,

@@ -55,7 +55,7 @@ impl Compare {
         let channels = sources.input_channels();
         let normalisation = networks::normalisation(&self.images.normalise, &files, channels, observer)?;
         let data = Dataset::load(&self.images.data)?;
-        networks::check_fit(&data, &sources.network(data.classes), None)?;
+        networks::check_fit(&data, &sources.network(data.classes))?;
         networks::tell_image_size(&files, &data, observer);
         let target = Target { data: &data, normalisation: &normalisation, place };
         let all = Baseline::all(sources.len());

@@ -102,7 +102,7 @@ impl Learn {
         let normalisation = networks::normalisation(&self.images.normalise, &files, channels, observer)?;
         let data = Dataset::load(&self.images.data)?;
         let network = sources.network(data.classes);
-        networks::check_fit(&data, &network, None)?;
+        networks::check_fit(&data, &network)?;
         networks::tell_image_size(&files, &data, observer);
         let size = checkpoint::file_size(&network);
         let mut output = OutputPath::check(&self.out, self.force, size)?;

@@ -176,7 +176,7 @@ impl Merge {
         observer: &mut dyn Observer,
     ) -> Result<(Dataset, Normalisation)> {
         let (data, normalisation) = (Dataset::load(path)?, self.normalisation(sources, observer)?);
-        networks::check_fit(&data, &sources.get(anchor).checkpoint.model.network, None)?;
+        networks::check_fit(&data, &sources.get(anchor).checkpoint.model.network)?;
         let files: Vec<_> = sources.iter().map(|s| (s.path.as_path(), &s.checkpoint.provenance)).collect();
         networks::tell_image_size(&files, &data, observer);
         Ok((data, normalisation))

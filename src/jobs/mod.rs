@@ -5,7 +5,8 @@
 //! | [`Train`] | a data set, perhaps a network to start from | a network, a log of its epochs |
 //! | [`Learn`] | sources, a data set | merge weights, the folded network, a log, perhaps a picture |
 //! | [`Merge`] | sources, merge weights or coefficients | a network |
-//! | [`Evaluate`] | a network, a data set | metrics, or scores per image |
+//! | [`Evaluate`] | a network, a split | metrics |
+//! | [`Predict`] | a network, a split, which needs no labels | the class of each image and its scores |
 //! | [`Compare`] | sources, a data set | what every method comes to |
 //! | `Demo` | nothing: it draws its data (feature `cli`, for its charts) | sources, a network of each method, a table |
 //!
@@ -22,6 +23,7 @@ mod learn;
 mod log;
 mod merge;
 mod networks;
+mod predict;
 mod saving;
 mod settings;
 mod train;
@@ -34,12 +36,13 @@ pub use compare::Compare;
 pub use compute::Compute;
 #[cfg(feature = "cli")]
 pub use demo::{Demo, DemoObserver, Demonstration};
-pub use evaluate::{Evaluate, Evaluation, Predict};
+pub use evaluate::{Evaluate, Evaluation};
 #[cfg(feature = "cli")]
 use learn::picture;
 pub use learn::{Learn, LearnedFiles};
 pub use log::EpochLog;
 pub use merge::{By, Merge, Merged};
+pub use predict::{Predict, PredictionFormat, Predictions};
 pub use train::{Start, Train, Trained};
 
 /// A data set in a file, and how its bytes become numbers.

@@ -110,19 +110,12 @@ pub fn check_class_names(path: &Path, provenance: &Provenance, data: &Dataset) -
     }
 }
 
-/// Refuses images that do not fit a network, before either is used; with a `model`, labels that it does not tell apart.
-pub fn check_fit(data: &Dataset, network: &Network, model: Option<&Path>) -> Result<()> {
+/// Refuses images that do not fit a network, before either is used.
+pub fn check_fit(data: &Dataset, network: &Network) -> Result<()> {
     check_channels(data.channels, network.input_channels)?;
     if !network.accepts(data.height, data.width) {
         let message = format!("images of {}×{} are too small for the network", data.height, data.width);
         return Err(Error::data(&data.path, message, "use larger images, or a network with the 3x3 stem"));
     }
-    match model {
-        Some(model) if network.classes != data.classes => {
-            let message =
-                format!("it tells {} classes apart, and {} has {}", network.classes, data.path.display(), data.classes);
-            Err(Error::checkpoint(model, message, "train a new head on this data set: medmerge train --from"))
-        }
-        _ => Ok(()),
-    }
+    Ok(())
 }

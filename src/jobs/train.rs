@@ -98,7 +98,7 @@ impl Train {
         };
         let data = Dataset::load(&self.images.data)?;
         let (architecture, network) = self.network(&data, from.as_ref());
-        networks::check_fit(&data, &network, None)?;
+        networks::check_fit(&data, &network)?;
         let files: Vec<_> = self.from().into_iter().zip(&from).map(|(path, from)| (path, &from.provenance)).collect();
         let channels = network.input_channels;
         let normalisation = networks::normalisation(&self.images.normalise, &files, channels, observer)?;

@@ -5,7 +5,7 @@ use std::path::Path;
 use medmerge::data::Dataset;
 use serde_json::Value;
 
-use crate::support::{Folder, Run, assert_refused, case, floats};
+use crate::support::{Folder, Run, assert_refused, case, floats, scores};
 
 const SHORT: &str = "--epochs 1 --batch-size 16";
 const TWO: &str = "--models texture.safetensors shape.safetensors";
@@ -30,10 +30,6 @@ fn header(folder: &Folder, file: &str, key: &str) -> Value {
     }
 }
 
-fn scores(csv: &str) -> Vec<f32> {
-    csv.lines().skip(1).flat_map(|line| line.split(',').skip(1)).map(|score| score.parse().unwrap()).collect()
-}
-
 #[track_caller]
 fn assert_near(ours: &[f32], theirs: &[f32], tolerance: f32) {
     assert_eq!(ours.len(), theirs.len());
@@ -54,7 +50,7 @@ fn files_from_before_headers_said_more_still_load() {
     let folder = with_old_files();
     folder.done("predict --model merged.safetensors --data target.npz --logits --out again.csv");
     // The processor decides how sums are grouped.
-    assert_near(&scores(&folder.text("again.csv")), &scores(&folder.text("merged.csv")), 1e-4);
+    assert_near(&scores(&folder.text("again.csv")).concat(), &scores(&folder.text("merged.csv")).concat(), 1e-4);
     let merge = done(&folder, &format!("merge {TWO} --weights merged.weights.safetensors --out again.safetensors"));
     assert!(!merge.stderr.contains("stem"), "the header names it: {}", merge.stderr);
     for (name, values) in floats(&folder, "merged.safetensors") {

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::{Folder, assert_refused, case, floats};
+use crate::support::{Folder, assert_refused, case, floats, scores};
 
 const TWO: &str = "--models texture.safetensors shape.safetensors";
 const SHORT: &str = "--epochs 1 --batch-size 16";
@@ -28,13 +28,14 @@ fn from_generated_images_to_scores() {
     let labels = medmerge::data::Dataset::load(&folder.path("data/target.npz")).unwrap().test.labels;
     for (kind, out) in [("--logits", "logits.csv"), ("", "probabilities.csv")] {
         folder.done(&format!("predict --model tuned.safetensors --data data/target.npz {kind} --out {out}"));
-        let rows = scores(&folder.text(out), 16);
+        let rows = scores(&folder.text(out));
+        assert!(rows.iter().all(|row| row.len() == 16));
         assert_eq!(rows.len(), 24);
         let right = rows.iter().zip(&labels).filter(|(row, label)| argmax(row) == **label as usize).count();
         assert_eq!(right as f64 / 24.0, evaluated["metrics"]["accuracy"].as_f64().unwrap(), "{out}");
     }
     let sum_is_1 = |row: &Vec<f32>| (row.iter().sum::<f32>() - 1.0).abs() < 1e-5;
-    assert!(scores(&folder.text("probabilities.csv"), 16).iter().all(sum_is_1));
+    assert!(scores(&folder.text("probabilities.csv")).iter().all(sum_is_1));
 
     let kind = |file: &str| folder.json(&format!("inspect {file}"))["kind"].clone();
     assert_eq!(kind("data/target.npz"), "data set");
@@ -48,21 +49,6 @@ fn from_generated_images_to_scores() {
         let text = folder.done(&format!("inspect {file}"));
         assert!(text.contains(says), "{text}");
     }
-}
-
-/// The rows of a CSV of scores, whose header and order are checked.
-fn scores(csv: &str, classes: usize) -> Vec<Vec<f32>> {
-    let mut lines = csv.lines();
-    let names: Vec<String> = (0..classes).map(|class| format!("score{class}")).collect();
-    assert_eq!(lines.next().unwrap(), format!("index,{}", names.join(",")));
-    let rows = lines.enumerate().map(|(index, line)| {
-        let (first, rest) = line.split_once(',').unwrap();
-        assert_eq!(first, index.to_string());
-        let row: Vec<f32> = rest.split(',').map(|score| score.parse().unwrap()).collect();
-        assert_eq!(row.len(), classes);
-        row
-    });
-    rows.collect()
 }
 
 fn argmax(row: &[f32]) -> usize {
@@ -190,7 +176,7 @@ fn the_size_of_a_batch_changes_scores_by_rounding_alone() {
         let out = format!("scores-{batch_size}.csv");
         let what = "--model texture.safetensors --data data/texture.npz --logits";
         folder.done(&format!("predict {what} --batch-size {batch_size} --out {out}"));
-        scores(&folder.text(&out), 4).concat()
+        scores(&folder.text(&out)).concat()
     };
     let whole = predict(128);
     for batch_size in [1, 7] {
@@ -347,7 +333,7 @@ mod emulator {
                 assert!(far < 5e-3, "{file}: {name} is {far:.1e} off");
             }
         }
-        let logits = |name: &str| scores(&folder.text(&format!("{name}.csv")), 16).concat();
+        let logits = |name: &str| scores(&folder.text(&format!("{name}.csv"))).concat();
         let far = logits("cpu").iter().zip(logits("emulator")).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(far < 2e-2, "logits are {far:.1e} off");
     }

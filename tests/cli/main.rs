@@ -11,6 +11,7 @@ mod headers;
 mod jobs;
 mod memory;
 mod outputs;
+mod outside;
 mod robust;
 mod selftest;
 mod support;

@@ -175,7 +175,7 @@ fn what_is_no_ordinary_file_stays() {
     std::os::unix::fs::symlink("there", folder.path("link")).unwrap();
     assert_refused(&folder, &[case("link", format!("{PREDICT} link"), &["already exists"])]);
     folder.done(&format!("{PREDICT} link --force"));
-    assert!(folder.path("link").is_symlink() && folder.text("there").starts_with("index,score0"));
+    assert!(folder.path("link").is_symlink() && folder.text("there").starts_with("index,label,predicted,score0"));
 }
 
 /// Whoever reads no further ends the program, without a word.

@@ -294,3 +294,18 @@ pub fn floats(folder: &Folder, name: &str) -> BTreeMap<String, Vec<f32>> {
     };
     file.tensors.into_iter().filter_map(floats).collect()
 }
+
+/// The scores of each image in a CSV of predictions without names, whose order is checked.
+pub fn scores(csv: &str) -> Vec<Vec<f32>> {
+    let mut lines = csv.lines().map(|line| line.split(',').collect::<Vec<_>>());
+    let columns = lines.next().unwrap();
+    assert_eq!(columns[0], "index");
+    let first = columns.iter().position(|column| *column == "score0").unwrap();
+    let names: Vec<String> = (0..columns.len() - first).map(|class| format!("score{class}")).collect();
+    assert_eq!(columns[first..], names);
+    let rows = lines.enumerate().map(|(index, row)| {
+        assert_eq!((row[0], row.len()), (index.to_string().as_str(), columns.len()));
+        row[first..].iter().map(|score| score.parse().unwrap()).collect()
+    });
+    rows.collect()
+}
