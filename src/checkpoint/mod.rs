@@ -4,6 +4,7 @@
 //! are written byte by byte the same for the same content.
 
 mod names;
+pub mod onnx;
 mod order;
 mod provenance;
 mod safetensors_file;

@@ -28,6 +28,11 @@ impl Node {
     pub(super) fn of_layer(index: usize) -> Node {
         Node(index + 1)
     }
+
+    /// The index of the layer whose output this is; `None` for the images.
+    pub fn layer(self) -> Option<usize> {
+        self.0.checked_sub(1)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
