@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use medmerge::checkpoint::Hidden;
 use medmerge::data::SplitName;
 use medmerge::error::Error;
+use medmerge::jobs::ImageSize;
 use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Start};
 use medmerge::nn::Stem;
 use medmerge::ops::conv2d::Pass;
@@ -79,6 +80,11 @@ pub enum Verb {
     ///
     /// Of the data set only the images of the split are read, and its labels where there are any.
     Predict(Predict),
+    /// Write a network as an ONNX model, for ONNX Runtime and other programs
+    ///
+    /// Its input `images` is a batch of N×C×H×W in f32, N of any size, its output `logits` N×classes. Its metadata are the
+    /// header's entries: architecture, names of classes, normalisation and where the network comes from.
+    Export(Export),
     /// Contents of a checkpoint, a data set or a file of merge weights; how a network runs
     Inspect(Inspect),
     /// Write the generated data sets: texture.npz, shape.npz and target.npz
@@ -364,6 +370,33 @@ pub struct Predict {
     /// CSV with a row per image in file order; - is stdout
     #[arg(long, value_name = "FILE.csv")]
     pub out: PathBuf,
+    /// Overwrite what exists
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Args)]
+pub struct Export {
+    /// The network
+    #[arg(value_name = "CKPT")]
+    pub model: PathBuf,
+    /// The ONNX model
+    #[arg(long, value_name = "FILE.onnx")]
+    pub onnx: PathBuf,
+    /// Version of ONNX's operators, 17 to 23
+    #[arg(long, default_value_t = 17)]
+    pub opset: u32,
+    /// Height and width of the images: 224, or 224x192, or any, which VGGs do not take [default: as the network was trained;
+    /// any where its file does not say]
+    #[arg(long, value_parser = parse::<ImageSize>, default_value = "trained", hide_default_value = true)]
+    pub image_size: ImageSize,
+    /// Take images of numbers from 0 to 255, and normalise them in the graph; without it, they come normalised
+    #[arg(long)]
+    pub normalise: bool,
+    #[command(flatten)]
+    pub numbers: Normalise,
+    #[command(flatten)]
+    pub reading: Reading,
     /// Overwrite what exists
     #[arg(long)]
     pub force: bool,

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use common::{assert_close, mix, nhwc};
-use medmerge::checkpoint::{Checkpoint, Found, Numbers, StoredTensor, TensorFile, read_off, to_our_order};
+use medmerge::checkpoint::{Checkpoint, Found, Numbers, Reading, StoredTensor, TensorFile, read_off, to_our_order};
 use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Method, Plan};
 use medmerge::nn::{Architecture, Mode, Model, Network, Region, Role};
 use medmerge::ops::merge::Backward;
@@ -308,7 +308,7 @@ fn a_state_dict_loads_as_any_file_does() {
         let of_state =
             |(name, tensor): (String, StoredTensor)| Some((name.strip_prefix("state/")?.to_string(), tensor));
         file.tensors = std::mem::take(&mut file.tensors).into_iter().filter_map(of_state).collect();
-        let loaded = Checkpoint::from_file(file, None).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let loaded = Checkpoint::from_file(file, &Reading::default()).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_close(&loaded.model.logits(x).to_f64(), &expected, F32, name);
     }
 }

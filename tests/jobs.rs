@@ -7,7 +7,8 @@ use medmerge::data::synthetic::{SyntheticOptions, Task, generate};
 use medmerge::data::{Augmentation, SplitName};
 use medmerge::error::Error;
 use medmerge::jobs::{
-    By, Compare, Compute, Evaluate, Images, Learn, Merge, Normalise, Predict, PredictionFormat, Start, Train,
+    By, Compare, Compute, Evaluate, Export, ImageSize, Images, Learn, Merge, Normalise, Predict, PredictionFormat,
+    Start, Train,
 };
 use medmerge::merge::{BatchNormPolicy, Constraint, Granularity};
 use medmerge::nn::Architecture;
@@ -134,6 +135,26 @@ fn a_job_that_was_written_and_read_comes_to_the_same_bytes() {
     let mut written = Vec::new();
     predictions.write(predict.format, &mut written).unwrap();
     assert!(written == bytes(&predict.out));
+}
+
+#[test]
+fn an_export_is_a_job_like_others() {
+    let folder = Folder::new();
+    folder.train("a.safetensors", 1).run(&mut Silent).unwrap();
+    let export = Export {
+        model: folder.path("a.safetensors"),
+        reading: Reading::default(),
+        opset: 18,
+        image_size: ImageSize::Trained,
+        normalise: Some(Normalise::default()),
+        out: folder.path("network.onnx"),
+        force: false,
+    };
+    let exported = through_json(&export).run(&mut Silent).unwrap();
+    assert_eq!(exported.bytes, std::fs::metadata(&export.out).unwrap().len());
+    for size in [ImageSize::Any, ImageSize::Pixels([8, 9])] {
+        through_json(&Export { image_size: size, ..export.clone() });
+    }
 }
 
 #[test]

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Sets up what the tests need and runs them all: formatting, lints, documentation, tests, benchmarks (compiled only). GPU
 # kernels run on the emulator, and on the GPU that MEDMERGE_REQUIRE_DEVICE=cuda asks for.
-# Needs Rust, a C++ compiler, and Python with pip: fetches crates, libnvrtc where there is none, and nvdisasm.
+# Needs Rust, a C++ compiler, and Python with pip: fetches crates, libnvrtc where there is none, and nvdisasm. Exported networks
+# are run by ONNX Runtime where python3 has it.
 # `cargo-nextest` is used where it is installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -66,6 +67,15 @@ rm -rf target/cubins
 # What the tests compiled for this architecture is taken from their cache.
 XDG_CACHE_HOME=$PWD/target/tmp/cache cargo run --locked --quiet --features emulator -- kernels --arch sm_90a --cubin target/cubins > /dev/null
 python3 tests/sass.py "$disassembler" target/cubins
+
+# Another program's word on every family of networks.
+step "tests/onnx_check.py"
+if python3 -c 'import numpy, onnx, onnxruntime' 2>/dev/null; then
+  cargo build --locked --quiet --features emulator
+  python3 tests/onnx_check.py "${CARGO_TARGET_DIR:-target}/debug/medmerge"
+else
+  echo "not run: python3 has no numpy, onnx and onnxruntime"
+fi
 
 # What a stranger downloads: everything that is needed to compile it, under the version of Rust that it states.
 step "cargo package"

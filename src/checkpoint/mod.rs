@@ -5,6 +5,7 @@
 //! are written byte by byte the same for the same content.
 
 mod names;
+pub mod onnx;
 mod order;
 mod pickle;
 mod provenance;

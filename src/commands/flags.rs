@@ -20,6 +20,7 @@ fn read_by(verb: &Verb) -> &'static [&'static str] {
         Verb::Merge(_) => &["device"],
         Verb::Inspect(options) if options.plan => &["precision", "no_fusion"],
         Verb::Inspect(_) => &[],
+        Verb::Export(_) => &[],
         Verb::Synth(_) => &["seed"],
         Verb::Bench(Bench::Merge { .. }) => &["device"],
         Verb::Bench(Bench::Conv { .. }) => &["device", "precision"],

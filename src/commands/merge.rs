@@ -5,10 +5,9 @@ use serde_json::json;
 use medmerge::error::{Error, Result};
 use medmerge::jobs::{self, By};
 use medmerge::output::shown;
-use medmerge::train::Observer;
 
-use super::progress::spinner;
-use super::{normalise, note, place, report};
+use super::progress::{Above, spinner};
+use super::{normalise, place, report};
 use crate::cli::{Global, Merge};
 
 pub fn run(options: &Merge, global: &Global) -> Result<()> {
@@ -43,16 +42,4 @@ pub fn run(options: &Merge, global: &Global) -> Result<()> {
         let head = classes.map_or("no classifier".to_string(), |classes| format!("{classes} classes"));
         writeln!(out, "{}: {}, {head}", job.out.display(), merged.architecture)
     })
-}
-
-/// Lines above a sign of life.
-struct Above<'a> {
-    spinner: &'a indicatif::ProgressBar,
-    global: &'a Global,
-}
-
-impl Observer for Above<'_> {
-    fn remark(&mut self, text: &str) {
-        self.spinner.suspend(|| note(self.global, format_args!("note: {text}")));
-    }
 }

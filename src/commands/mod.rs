@@ -4,6 +4,7 @@ mod bench;
 mod demo;
 mod devices;
 mod evaluate;
+mod export;
 mod flags;
 mod inspect;
 mod kernels;
@@ -43,6 +44,7 @@ pub fn run(cli: Cli, matches: &ArgMatches) -> Result<()> {
         Verb::Merge(options) => merge::run(&options, &global),
         Verb::Eval(options) => evaluate::eval(&options, &global),
         Verb::Predict(options) => evaluate::predict(&options, &global),
+        Verb::Export(options) => export::run(&options, &global),
         Verb::Inspect(options) => inspect::run(&options, &global),
         Verb::Synth(options) => synth::run(&options, &global),
         Verb::Bench(options) => bench::run(&options, &global),

@@ -174,6 +174,18 @@ pub fn spinner(name: &str, global: &Global) -> ProgressBar {
     drawn(name, global).with_style(style)
 }
 
+/// Lines above a sign of life.
+pub struct Above<'a> {
+    pub spinner: &'a ProgressBar,
+    pub global: &'a Global,
+}
+
+impl Observer for Above<'_> {
+    fn remark(&mut self, text: &str) {
+        self.spinner.suspend(|| super::note(self.global, format_args!("note: {text}")));
+    }
+}
+
 fn drawn(name: &str, global: &Global) -> ProgressBar {
     let target = if global.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
     let bar = ProgressBar::with_draw_target(None, target).with_prefix(name.to_string());

@@ -67,11 +67,7 @@ impl Evaluate {
     /// A network and a split that fit each other. What the classes are, the network says.
     fn load(&self, labels: Labels, observer: &mut dyn Observer) -> Result<(Checkpoint, Dataset, Normalisation)> {
         let checkpoint = networks::load(&self.model, &self.reading, observer)?;
-        if !checkpoint.has_head {
-            let hint = "train one: medmerge train --from";
-            let head = checkpoint.model.network.classifier().map_or("", |[weight, _]| &weight.name);
-            return Err(Error::checkpoint(&self.model, format!("it has no classifier ({head})"), hint));
-        }
+        networks::check_classifier(&self.model, &checkpoint)?;
         let network = &checkpoint.model.network;
         let files = [(self.model.as_path(), &checkpoint.provenance)];
         let channels = network.input_channels;

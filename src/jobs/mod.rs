@@ -7,6 +7,7 @@
 //! | [`Merge`] | sources, merge weights or coefficients | a network |
 //! | [`Evaluate`] | a network, a split | metrics |
 //! | [`Predict`] | a network, a split, which needs no labels | the class of each image and its scores |
+//! | [`Export`] | a network | the same as an ONNX model |
 //! | [`Compare`] | sources, a data set | what every method comes to |
 //! | `Demo` | nothing: it draws its data (feature `cli`, for its charts) | sources, a network of each method, a table |
 //!
@@ -19,6 +20,7 @@ mod compute;
 #[cfg(feature = "cli")]
 mod demo;
 mod evaluate;
+mod export;
 mod learn;
 mod log;
 mod merge;
@@ -37,6 +39,7 @@ pub use compute::Compute;
 #[cfg(feature = "cli")]
 pub use demo::{Demo, DemoObserver, Demonstration};
 pub use evaluate::{Evaluate, Evaluation};
+pub use export::{Export, Exported, ImageSize};
 #[cfg(feature = "cli")]
 use learn::picture;
 pub use learn::{Learn, LearnedFiles};

@@ -110,6 +110,15 @@ pub fn check_class_names(path: &Path, provenance: &Provenance, data: &Dataset) -
     }
 }
 
+/// Refuses a network that cannot tell classes apart.
+pub fn check_classifier(path: &Path, checkpoint: &Checkpoint) -> Result<()> {
+    if checkpoint.has_head {
+        return Ok(());
+    }
+    let head = checkpoint.model.network.classifier().map_or("", |[weight, _]| &weight.name);
+    Err(Error::checkpoint(path, format!("it has no classifier ({head})"), "train one: medmerge train --from"))
+}
+
 /// Refuses images that do not fit a network, before either is used.
 pub fn check_fit(data: &Dataset, network: &Network) -> Result<()> {
     check_channels(data.channels, network.input_channels)?;

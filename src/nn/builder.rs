@@ -11,6 +11,8 @@ use crate::tensor::Shape;
 /// Adds layers one by one, and lays out what they own.
 pub struct NetworkBuilder {
     network: Network,
+    /// The distribution of the first filters of a convolution of this shape.
+    filters: fn(Shape) -> Initial,
     /// The feeds of each node; shared by those that leave channels where they are.
     feeds: Vec<Rc<Vec<Feed>>>,
 }
@@ -40,7 +42,16 @@ impl NetworkBuilder {
             stages: Vec::new(),
             last_use: Vec::new(),
         };
-        NetworkBuilder { network, feeds: vec![Rc::new(vec![Feed::of_nobody(input_channels)])] }
+        NetworkBuilder {
+            network,
+            filters: Initial::he_fan_out,
+            feeds: vec![Rc::new(vec![Feed::of_nobody(input_channels)])],
+        }
+    }
+
+    /// How filters of convolutions begin from here on; [`Initial::he_fan_out`] where nothing else is said.
+    pub fn begin_filters_by(&mut self, initial: fn(Shape) -> Initial) {
+        self.filters = initial;
     }
 
     pub fn input(&self) -> Node {
@@ -55,7 +66,7 @@ impl NetworkBuilder {
     /// A convolution without a bias, of square windows.
     pub fn conv2d(&mut self, name: &str, input: Node, filters: usize, window: usize, conv: Conv2d) -> Node {
         let shape = Shape::from([filters, window, window, self.channels(input) / conv.groups]);
-        let weight = self.filters(name, shape, Initial::he_fan_out(shape), Region::Trunk);
+        let weight = self.filters(name, shape, (self.filters)(shape), Region::Trunk);
         let feeds = Rc::new(vec![Feed::of_filters(weight, filters)]);
         self.layer(name, Operation::Conv2d { conv, weight }, vec![input], feeds)
     }

@@ -28,6 +28,11 @@ impl Node {
     pub(super) fn of_layer(index: usize) -> Node {
         Node(index + 1)
     }
+
+    /// The index of the layer whose output this is; `None` for the images.
+    pub fn layer(self) -> Option<usize> {
+        self.0.checked_sub(1)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,6 +129,11 @@ impl Initial {
     pub fn he_fan_out(shape: Shape) -> Initial {
         let [k, r, s, _] = shape.four();
         Initial::Normal { deviation: (2.0 / (k * r * s) as f32).sqrt() }
+    }
+
+    /// Normal with variance 2/(R·S·C), fan in, as PyTorch's DenseNet has them.
+    pub fn he_fan_in(shape: Shape) -> Initial {
+        Initial::Normal { deviation: (2.0 / shape.row_len() as f32).sqrt() }
     }
 
     /// Uniform in ±1/√C, as PyTorch has the weights and biases of a linear layer of C inputs.

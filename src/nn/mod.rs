@@ -19,5 +19,5 @@ pub use feeds::{Feed, Rows};
 pub use fuse::{Launches, Stage};
 pub use graph::{BatchNorm, Initial, Layer, Network, Node, Operation, Order, Parameter, Region, Role};
 pub use model::{Fault, Model};
-pub use network::{Mode, Output};
+pub use network::{EPSILON, Mode, Output};
 pub use stem::Stem;

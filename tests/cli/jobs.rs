@@ -250,7 +250,8 @@ fn a_plan_shows_what_runs_as_one() {
 #[test]
 fn help_explains_every_argument() {
     let folder = Folder::new();
-    let verbs = ["demo", "train", "learn", "merge", "eval", "predict", "inspect", "synth", "kernels", "devices"];
+    let verbs =
+        ["demo", "train", "learn", "merge", "eval", "predict", "export", "inspect", "synth", "kernels", "devices"];
     let top = folder.done("--help");
     for verb in verbs {
         assert!(top.lines().any(|line| line.trim_start().starts_with(verb)), "--help does not list {verb}");

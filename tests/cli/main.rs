@@ -5,6 +5,7 @@ mod bench;
 #[path = "../common/binaries.rs"]
 mod binaries;
 mod devices;
+mod export;
 mod failures;
 mod figures;
 mod headers;

@@ -11,6 +11,7 @@ const TRAIN: &str = "train --data data/texture.npz --architecture resnet8 --widt
 const LEARN: &str = "learn --models texture.safetensors shape.safetensors --data data/target.npz --anchor 0 --epochs 1";
 const MERGE: &str = "merge --models texture.safetensors shape.safetensors --coefficients 0.5,0.5 --out";
 const PREDICT: &str = "predict --model texture.safetensors --data data/texture.npz --out";
+const EXPORT: &str = "export texture.safetensors --onnx";
 const SYNTH: &str = "synth --image-size 16 --source-train 16 --target-train 16 --val 4 --test 4 --out";
 
 #[test]
@@ -26,6 +27,7 @@ fn what_exists_is_kept_unless_forced() {
         (format!("{LEARN} --out new.safetensors --picture old/picture"), "old/picture"),
         (format!("{MERGE} old/merge"), "old/merge"),
         (format!("{PREDICT} old/predict"), "old/predict"),
+        (format!("{EXPORT} old/export"), "old/export"),
         (format!("{SYNTH} old"), "old/shape.npz"),
     ];
     for (_, file) in &commands {
@@ -59,6 +61,7 @@ fn a_folder_that_is_not_there_is_not_made_for_a_file() {
             case("learn's picture", format!("{LEARN} --out x --picture nowhere/x"), says),
             case("merge", format!("{MERGE} nowhere/x"), says),
             case("predict", format!("{PREDICT} nowhere/x"), says),
+            case("export", format!("{EXPORT} nowhere/x"), says),
             case("a folder", format!("{TRAIN} data --force"), &["cannot write data", "not of a folder"]),
             case("a file as folder", format!("{PREDICT} texture.safetensors/x"), &["cannot write"]),
             case("synth into a file", format!("{SYNTH} texture.safetensors"), &["texture.safetensors"]),
@@ -81,7 +84,7 @@ fn a_folder_that_cannot_be_written_to() {
         std::fs::copy(program(), folder.path("medmerge")).unwrap();
     }
     let before = folder.snapshot();
-    for command in [TRAIN, MERGE, PREDICT, &format!("{LEARN} --out")] {
+    for command in [TRAIN, MERGE, PREDICT, EXPORT, &format!("{LEARN} --out")] {
         let command = format!("{command} locked/x");
         let output = if is_root {
             let mut as_nobody = limited(&folder.path("medmerge"));
@@ -198,7 +201,7 @@ fn a_closed_pipe_is_no_panic() {
 fn a_path_that_names_a_folder_is_refused_before_any_work() {
     let folder = Folder::with_sources();
     let mut cases = Vec::new();
-    for command in [TRAIN, MERGE, PREDICT, &format!("{LEARN} --out"), &format!("{LEARN} --out x --weights")] {
+    for command in [TRAIN, MERGE, PREDICT, EXPORT, &format!("{LEARN} --out"), &format!("{LEARN} --out x --weights")] {
         for path in ["new/", "data/", "new/.", "data/..", ".", ".."] {
             cases.push(case("a folder", format!("{command} {path} --force"), &["names a folder"]));
         }
@@ -225,6 +228,7 @@ fn what_a_command_reads_it_does_not_overwrite_even_if_forced() {
             (&format!("{LEARN} --out x --picture"), "--models and --picture"),
             (MERGE, "--models and --out"),
             (PREDICT, "--model and --out"),
+            (EXPORT, "the network and --onnx"),
         ] {
             cases.push((format!("{command} {path} --force"), input));
         }
@@ -317,7 +321,7 @@ fn a_file_beyond_the_shells_limit_is_an_error_that_leaves_nothing() {
     let folder = Folder::with_sources();
     let before = folder.snapshot();
     let learn = format!("{LEARN} --out");
-    for command in [TRAIN, MERGE, PREDICT, &learn, SYNTH] {
+    for command in [TRAIN, MERGE, PREDICT, EXPORT, &learn, SYNTH] {
         // Found out while it writes, which is after the line that training has begun.
         let arguments = format!("--quiet {command} x");
         let mut limited = Command::new("sh");

@@ -14,6 +14,7 @@ const LEARN: &str = "learn --models texture.safetensors shape.safetensors --data
 const MERGE: &str = "merge --models texture.safetensors shape.safetensors --coefficients 0.5,0.5";
 const PREDICT: &str = "predict --model texture.safetensors --data data/texture.npz";
 const EVAL: &str = "eval --model texture.safetensors --data data/texture.npz";
+const EXPORT: &str = "export texture.safetensors";
 const SYNTH: &str = "synth --image-size 16 --source-train 16 --target-train 16 --val 4 --test 4";
 
 /// The program with `arguments`, in which `NAME` stands for bytes that are not UTF-8.
@@ -45,6 +46,7 @@ fn names_that_are_not_utf8_are_names_like_others() {
         ("merge --models NAME-train NAME-resumed --coefficients 0.5,0.5 --out merged".into(), "out"),
         (format!("{MERGE} --out NAME-merge"), "out"),
         (format!("{PREDICT} --out NAME.csv"), "out"),
+        ("export NAME-train --onnx NAME.onnx".into(), "onnx"),
         ("eval --model NAME-train --data data/texture.npz".into(), "model"),
         ("inspect NAME-train".into(), "sha256"),
         ("inspect NAME-learn.weights.safetensors".into(), "layers"),
@@ -53,7 +55,7 @@ fn names_that_are_not_utf8_are_names_like_others() {
         ("inspect --plan NAME-train".into(), "network"),
         ("bench merge --device cpu --cache-mib 2 --network resnet8 --sources 2 --rounds 1 --filter n".into(), "rows"),
     ] {
-        let force = if arguments.contains("--out") { "--force" } else { "" };
+        let force = if ["--out", "--onnx"].iter().any(|option| arguments.contains(option)) { "--force" } else { "" };
         for json in ["", "--json"] {
             let run = run_named(&folder, &format!("{arguments} {force} {json}"));
             assert_eq!(run.code, Some(0), "{arguments}\n{}", run.stderr);
@@ -87,6 +89,7 @@ fn printing() -> Vec<String> {
         format!("{LEARN} --out learned --force"),
         format!("{MERGE} --out merged --force"),
         format!("{PREDICT} --out scores.csv --force"),
+        format!("{EXPORT} --onnx network.onnx --force"),
         format!("{SYNTH} --out images --force"),
     ]
 }
@@ -159,6 +162,7 @@ fn as_json_every_failure_is_one_object() {
         ("merge --models texture.safetensors shape.safetensors --coefficients 1,0 --out there", 2, "already exists"),
         ("eval --model none --data data/texture.npz", 2, "cannot read none"),
         ("predict --model texture.safetensors --data data/texture.npz --out there", 2, "already exists"),
+        ("export texture.safetensors --onnx there", 2, "already exists"),
         ("inspect none", 2, "cannot read none"),
         ("synth --out there", 2, "there"),
         ("demo --out there", 2, "there is no folder"),
@@ -197,11 +201,12 @@ fn an_option_that_a_verb_does_not_read_is_refused() {
     let folder = Folder::with_sources();
     let all = ["--device cpu", "--precision f32", "--no-fusion", "--seed 1"];
     // A verb, and which of them it has no use for.
-    let verbs: [(&str, &str, &[usize]); 13] = [
+    let verbs: [(&str, &str, &[usize]); 14] = [
         ("eval", EVAL, &[3]),
         ("predict", &format!("{PREDICT} --out new"), &[3]),
         ("merge", &format!("{MERGE} --out new"), &[1, 2, 3]),
         ("merge", &format!("{MERGE} --data data/target.npz --out new"), &[3]),
+        ("export", &format!("{EXPORT} --onnx new"), &[0, 1, 2, 3]),
         ("inspect", "inspect texture.safetensors", &[0, 1, 2, 3]),
         ("inspect", "inspect --plan resnet8", &[0, 3]),
         ("synth", &format!("{SYNTH} --out new"), &[0, 1, 2]),

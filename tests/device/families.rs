@@ -48,7 +48,7 @@ fn trained(architecture: &Architecture, place: Place) -> [Vec<f64>; 4] {
     let target = Target { data: &data, normalisation: &Normalisation::default(), place };
     let mut model = start(architecture, 3);
     let history = train(&mut model, &mut Subject::Everything, target, &options(), &mut Silent).unwrap();
-    let losses = history.iter().map(|record| f64::from(record.train_loss)).collect();
+    let losses = history.iter().map(|record| record.train_loss).collect();
     [losses, model.trunk.to_f64(), model.head.to_f64(), model.statistics.to_f64()]
 }
 
@@ -68,7 +68,7 @@ fn learned(architecture: &Architecture, granularity: Granularity, place: Place) 
         probe: options(),
     };
     let learning = learn(&sources, target, &options, &mut Silent).unwrap();
-    let losses = learning.history.iter().map(|record| f64::from(record.train_loss)).collect();
+    let losses = learning.history.iter().map(|record| record.train_loss).collect();
     [losses, learning.learned.merge_weights.to_f64()]
 }
 

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::resnet::MAX_BLOCKS;
 use crate::error::{Error, Result};
-use crate::nn::{Family, NetworkBuilder, Node, Operation, Stem};
+use crate::nn::{Family, Initial, NetworkBuilder, Node, Operation, Stem};
 use crate::ops::conv2d::Conv2d;
 use crate::ops::pool::Pool;
 
@@ -86,6 +86,7 @@ impl Family for DenseNet {
     }
 
     fn build(&self, b: &mut NetworkBuilder, classes: usize) {
+        b.begin_filters_by(Initial::he_fan_in);
         let mut x = b.conv2d("features.conv0", b.input(), self.features, self.stem.window(), self.stem.convolution());
         x = normalised(b, "features.norm0", x);
         if self.stem.is_pooled() {
