@@ -154,6 +154,118 @@ mod tests {
         );
     }
 
+    /// For each exporter, names as its files have them, beside the network's own.
+    #[test]
+    fn names_of_every_exporter() {
+        let (four, two, one): (&[usize], &[usize], &[usize]) = (&[8, 4, 3, 3], &[5, 8], &[8]);
+        let families: [&[(&str, &[usize], &str)]; 11] = [
+            &[
+                ("layer1.0.conv1.weight", four, "layer1.0.conv1.weight"),
+                ("layer2.0.shortcut.0.weight", four, "layer2.0.downsample.0.weight"),
+                ("layer2.0.shortcut.1.running_mean", one, "layer2.0.downsample.1.running_mean"),
+                ("linear.weight", two, "fc.weight"),
+            ],
+            &[
+                ("resnet.embedder.embedder.convolution.weight", four, "conv1.weight"),
+                ("resnet.embedder.embedder.normalization.running_var", one, "bn1.running_var"),
+                ("resnet.encoder.stages.0.layers.0.layer.0.convolution.weight", four, "layer1.0.conv1.weight"),
+                ("resnet.encoder.stages.3.layers.2.layer.1.normalization.bias", one, "layer4.2.bn2.bias"),
+                ("resnet.encoder.stages.1.layers.0.shortcut.convolution.weight", four, "layer2.0.downsample.0.weight"),
+                ("resnet.encoder.stages.1.layers.0.shortcut.normalization.weight", one, "layer2.0.downsample.1.weight"),
+                ("classifier.1.weight", two, "fc.weight"),
+                ("classifier.1.bias", one, "fc.bias"),
+            ],
+            &[
+                ("backbone.0.weight", four, "conv1.weight"),
+                ("backbone.1.bias", one, "bn1.bias"),
+                ("backbone.4.0.conv1.weight", four, "layer1.0.conv1.weight"),
+                ("backbone.7.2.bn3.weight", one, "layer4.2.bn3.weight"),
+            ],
+            &[
+                ("features.conv0.weight", four, "features.conv0.weight"),
+                ("features.denseblock1.denselayer1.norm1.weight", one, "features.denseblock1.denselayer1.norm1.weight"),
+                (
+                    "features.denseblock1.denselayer1.conv1.weight",
+                    four,
+                    "features.denseblock1.denselayer1.conv1.weight",
+                ),
+                ("classifier.weight", two, "classifier.weight"),
+            ],
+            &[
+                (
+                    "features.denseblock1.denselayer1.norm.1.weight",
+                    one,
+                    "features.denseblock1.denselayer1.norm1.weight",
+                ),
+                (
+                    "features.denseblock4.denselayer16.conv.2.weight",
+                    four,
+                    "features.denseblock4.denselayer16.conv2.weight",
+                ),
+                (
+                    "features.denseblock1.denselayer1.conv.1.weight",
+                    four,
+                    "features.denseblock1.denselayer1.conv1.weight",
+                ),
+            ],
+            &[
+                (
+                    "features.denseblock1.denselayer1.layers.norm1.weight",
+                    one,
+                    "features.denseblock1.denselayer1.norm1.weight",
+                ),
+                (
+                    "features.denseblock1.denselayer1.layers.conv1.weight",
+                    four,
+                    "features.denseblock1.denselayer1.conv1.weight",
+                ),
+                ("class_layers.out.weight", two, "classifier.weight"),
+            ],
+            // CheXNet.
+            &[
+                (
+                    "state_dict.module.densenet121.features.denseblock1.denselayer1.norm.1.weight",
+                    one,
+                    "features.denseblock1.denselayer1.norm1.weight",
+                ),
+                (
+                    "state_dict.module.densenet121.features.denseblock1.denselayer1.conv.1.weight",
+                    four,
+                    "features.denseblock1.denselayer1.conv1.weight",
+                ),
+                ("state_dict.module.densenet121.classifier.0.weight", two, "classifier.weight"),
+            ],
+            &[
+                ("features.0.weight", four, "features.0.weight"),
+                ("classifier.0.weight", two, "classifier.0.weight"),
+                ("classifier.6.weight", two, "classifier.6.weight"),
+            ],
+            &[
+                ("features.0.weight", four, "features.0.weight"),
+                ("pre_logits.fc1.weight", four, "classifier.0.weight"),
+                ("pre_logits.fc2.bias", one, "classifier.3.bias"),
+                ("head.fc.weight", two, "classifier.6.weight"),
+            ],
+            // The paper's authors.
+            &[
+                ("layer1.0.conv1.weight", four, "layer1.0.conv1.weight"),
+                ("fc.0.weight", two, "fc.weight"),
+                ("fc.0.bias", one, "fc.bias"),
+            ],
+            // Lightning, compiled, in parallel.
+            &[
+                ("state_dict.model._orig_mod.module.layer1.0.conv1.weight", four, "layer1.0.conv1.weight"),
+                ("state_dict.model._orig_mod.module.fc.weight", two, "fc.weight"),
+            ],
+        ];
+        for family in families {
+            let theirs: Vec<(&str, &[usize])> = family.iter().map(|&(name, shape, _)| (name, shape)).collect();
+            let mut ours: Vec<&str> = family.iter().map(|&(.., name)| name).collect();
+            ours.sort();
+            assert_eq!(translated(&theirs).0, ours);
+        }
+    }
+
     #[test]
     fn an_average_of_weights_goes_first() {
         let (names, notes) = translated(&[
