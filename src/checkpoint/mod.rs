@@ -10,6 +10,7 @@ mod pickle;
 mod provenance;
 mod reading;
 mod safetensors_file;
+mod shards;
 mod tensors;
 
 use std::collections::BTreeMap;

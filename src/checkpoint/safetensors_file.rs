@@ -116,9 +116,37 @@ fn known(dtype: &str) -> Option<Dtype> {
 
 /// The bytes of a file that may be a safetensors file, and its header. The header's length is believed only if the file is
 /// that long, and the rest is read only if it fits into `memory`, decoded beside its bytes.
-fn read_checked(path: &Path, opened: Opened, memory: u64) -> Result<(Vec<u8>, Header)> {
+fn read_checked(path: &Path, mut opened: Opened, memory: u64) -> Result<(Vec<u8>, Header)> {
     let failed = || Error::io("read", path);
-    let Opened { mut file, length, start, .. } = opened;
+    let (mut bytes, header) = read_header(path, &mut opened)?;
+    let Opened { mut file, length, .. } = opened;
+    check_memory(path, length.saturating_add(header.decoded()), memory)?;
+    bytes.reserve_exact(length as usize - bytes.len());
+    file.read_to_end(&mut bytes).map_err(failed())?;
+    if bytes.len() as u64 != length {
+        let message = format!("it had {length} bytes, and {} when they were read", bytes.len());
+        return Err(Error::checkpoint(path, message, "wait until it is written to its end"));
+    }
+    Ok((bytes, header))
+}
+
+/// The names of a file's tensors, and the bytes that their numbers take once they are decoded.
+pub(super) struct Outline {
+    pub names: Vec<String>,
+    pub decoded: u64,
+}
+
+/// Reads no more than the header of a file, which is open at its beginning.
+pub(super) fn outline(path: &Path, mut opened: Opened) -> Result<Outline> {
+    let (_, header) = read_header(path, &mut opened)?;
+    Ok(Outline { decoded: header.decoded(), names: header.tensors.into_keys().collect() })
+}
+
+/// The header of a file, and the bytes up to its end.
+fn read_header(path: &Path, opened: &mut Opened) -> Result<(Vec<u8>, Header)> {
+    let failed = || Error::io("read", path);
+    let Opened { file, length, start, .. } = opened;
+    let length = *length;
     let Some(header) = start.first_chunk() else {
         return Err(Error::checkpoint(path, "the file is shorter than 8 bytes", "download or export it again"));
     };
@@ -137,13 +165,6 @@ fn read_checked(path: &Path, opened: Opened, memory: u64) -> Result<(Vec<u8>, He
         let hint = "download or export the file again";
         Error::checkpoint(path, format!("the safetensors header is broken: {error}"), hint)
     })?;
-    check_memory(path, length.saturating_add(header.decoded()), memory)?;
-    bytes.reserve_exact(length as usize - bytes.len());
-    file.read_to_end(&mut bytes).map_err(failed())?;
-    if bytes.len() as u64 != length {
-        let message = format!("it had {length} bytes, and {} when they were read", bytes.len());
-        return Err(Error::checkpoint(path, message, "wait until it is written to its end"));
-    }
     Ok((bytes, header))
 }
 

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 
-use super::{Metadata, pickle, safetensors_file};
+use super::{Metadata, pickle, safetensors_file, shards};
 use crate::error::{Error, Result};
-use crate::file_kind::{self, Wanted};
+use crate::file_kind::{self, Opened, Wanted};
 use crate::memory;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -50,7 +50,7 @@ impl StoredTensor {
     }
 }
 
-/// Everything in a file, numbers widened or narrowed to `f32` and `i64`.
+/// Everything in a file, or in the shards of an index, numbers widened or narrowed to `f32` and `i64`.
 #[derive(Clone, Debug)]
 pub struct TensorFile {
     pub path: PathBuf,
@@ -73,6 +73,14 @@ impl TensorFile {
     pub(super) fn read_within(path: &Path, wanted: Wanted, memory: u64) -> Result<TensorFile> {
         let opened = file_kind::open(path, "read", wanted)?.expect(path, wanted)?;
         match opened.kind == Some(file_kind::PYTORCH) {
+        match opened.kind == Some(file_kind::INDEX) {
+            true => shards::read(path, opened, memory),
+            false => TensorFile::of_one(path, opened, memory),
+        }
+    }
+
+    /// Reads what is in one file.
+    pub(super) fn of_one(path: &Path, opened: Opened, memory: u64) -> Result<TensorFile> {
             true => pickle::read(path, opened, memory),
             false => safetensors_file::read(path, opened, memory),
         }

@@ -14,5 +14,6 @@ mod outputs;
 mod outside;
 mod robust;
 mod selftest;
+mod shards;
 mod support;
 mod tiles;
