@@ -108,9 +108,13 @@ fn shards(path: &Path, index: &[u8]) -> Result<Vec<Shard>> {
 /// Checks what headers tell before any numbers are read: that each shard is there and has its tensors, and that all of them
 /// fit into memory, decoded, beside the largest file.
 fn check_before_reading(path: &Path, shards: &[Shard], memory: u64) -> Result<()> {
+    if let Some(shard) = shards.iter().find(|shard| !shard.path.exists()) {
+        let message = format!("its shard {} is missing", shard.path.display());
+        return Err(Error::checkpoint(path, message, "put all shards beside their index"));
+    }
     let (mut decoded, mut largest) = (0u64, 0);
     for shard in shards {
-        let opened = shard.open(path)?;
+        let opened = shard.open()?;
         // What a pickle holds is known when it has been followed, which is done where it is read.
         if opened.kind == Some(file_kind::SAFETENSORS) {
             let length = opened.length;
@@ -124,11 +128,7 @@ fn check_before_reading(path: &Path, shards: &[Shard], memory: u64) -> Result<()
 }
 
 impl Shard {
-    fn open(&self, index: &Path) -> Result<Opened> {
-        if !self.path.exists() {
-            let message = format!("its shard {} is missing", self.path.display());
-            return Err(Error::checkpoint(index, message, "put all shards beside their index"));
-        }
+    fn open(&self) -> Result<Opened> {
         let opened = file_kind::open(&self.path, "read", Wanted::Network)?.expect(&self.path, Wanted::Network)?;
         match opened.kind == Some(file_kind::INDEX) {
             true => Err(Error::checkpoint(&self.path, "this is an index, and one of its own shards", INCOMPLETE)),
@@ -137,7 +137,7 @@ impl Shard {
     }
 
     fn read(&self, index: &Path, memory: u64) -> Result<TensorFile> {
-        let file = TensorFile::of_one(&self.path, self.open(index)?, memory)?;
+        let file = TensorFile::of_one(&self.path, self.open()?, memory)?;
         self.check(index, file.tensors.keys())?;
         Ok(file)
     }
