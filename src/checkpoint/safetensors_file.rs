@@ -173,8 +173,9 @@ pub fn write(output: &mut OutputPath, tensors: &[StoredTensor], metadata: &Metad
     let mut ordered: Vec<&StoredTensor> = tensors.iter().collect();
     ordered.sort_by_key(|tensor| match tensor.numbers {
         Numbers::Integers(_) => 0,
-        Numbers::Floats(_) => 1,
-        Numbers::NotUnderstood(_) => 2,
+        Numbers::Floats(_) if half(tensor).is_none() => 1,
+        Numbers::Floats(_) => 2,
+        Numbers::NotUnderstood(_) => 3,
     });
 
     let mut metadata = metadata.clone();
@@ -186,7 +187,10 @@ pub fn write(output: &mut OutputPath, tensors: &[StoredTensor], metadata: &Metad
     for tensor in &ordered {
         let (dtype, size) = match &tensor.numbers {
             Numbers::Integers(values) => ("I64", values.len() * size_of::<i64>()),
-            Numbers::Floats(values) => ("F32", values.len() * size_of::<f32>()),
+            Numbers::Floats(values) => match half(tensor) {
+                Some((dtype, _)) => (dtype, values.len() * size_of::<u16>()),
+                None => ("F32", values.len() * size_of::<f32>()),
+            },
             Numbers::NotUnderstood(bytes) => (tensor.dtype.as_str(), bytes.len()),
         };
         let entry = serde_json::json!({"dtype": dtype, "shape": tensor.shape, "data_offsets": [end, end + size]});
@@ -202,12 +206,30 @@ pub fn write(output: &mut OutputPath, tensors: &[StoredTensor], metadata: &Metad
         for tensor in &ordered {
             match &tensor.numbers {
                 Numbers::Integers(values) => file.write_all(bytemuck::cast_slice(values))?,
-                Numbers::Floats(values) => file.write_all(bytemuck::cast_slice(values))?,
+                Numbers::Floats(values) => match half(tensor) {
+                    Some((_, bits)) => {
+                        let bits: Vec<u16> = values.iter().copied().map(bits).collect();
+                        file.write_all(bytemuck::cast_slice(&bits))?;
+                    }
+                    None => file.write_all(bytemuck::cast_slice(values))?,
+                },
                 Numbers::NotUnderstood(bytes) => file.write_all(bytes)?,
             }
         }
         Ok(())
     })
+}
+
+type ToBits = fn(f32) -> u16;
+
+/// The type of two bytes that a tensor's floats are written as, and its bits of the nearest number; `None` where they are
+/// written as f32.
+fn half(tensor: &StoredTensor) -> Option<(&'static str, ToBits)> {
+    match tensor.dtype.as_str() {
+        "F16" => Some(("F16", |value| half::f16::from_f32(value).to_bits())),
+        "BF16" => Some(("BF16", |value| half::bf16::from_f32(value).to_bits())),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

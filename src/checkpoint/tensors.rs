@@ -22,7 +22,8 @@ pub enum Numbers {
 #[derive(Clone, Debug)]
 pub struct StoredTensor {
     pub name: String,
-    /// The type's name in the file that was read, such as `BF16`; floats are written as `F32`, integers as `I64`.
+    /// The type's name in the file that was read, such as `BF16`; floats are written as `F32` unless it is `F16` or `BF16`,
+    /// integers as `I64`.
     pub dtype: String,
     pub shape: Vec<usize>,
     pub numbers: Numbers,
@@ -72,7 +73,6 @@ impl TensorFile {
     /// Reads a file that takes no more than `memory` bytes.
     pub(super) fn read_within(path: &Path, wanted: Wanted, memory: u64) -> Result<TensorFile> {
         let opened = file_kind::open(path, "read", wanted)?.expect(path, wanted)?;
-        match opened.kind == Some(file_kind::PYTORCH) {
         match opened.kind == Some(file_kind::INDEX) {
             true => shards::read(path, opened, memory),
             false => TensorFile::of_one(path, opened, memory),
@@ -81,6 +81,7 @@ impl TensorFile {
 
     /// Reads what is in one file.
     pub(super) fn of_one(path: &Path, opened: Opened, memory: u64) -> Result<TensorFile> {
+        match opened.kind == Some(file_kind::PYTORCH) {
             true => pickle::read(path, opened, memory),
             false => safetensors_file::read(path, opened, memory),
         }

@@ -8,7 +8,7 @@ use medmerge::output::shown;
 use medmerge::train::Observer;
 
 use super::progress::spinner;
-use super::{normalise, note, place, report};
+use super::{card, normalise, note, place, report};
 use crate::cli::{Global, Merge};
 
 pub fn run(options: &Merge, global: &Global) -> Result<()> {
@@ -32,6 +32,8 @@ pub fn run(options: &Merge, global: &Global) -> Result<()> {
         by,
         compute: place::compute(global),
         out: options.out.clone(),
+        writing: options.writing.given(),
+        card: card(&options.writing),
         force: options.force,
     };
     let spinner = spinner("merging", global);

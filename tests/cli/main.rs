@@ -17,3 +17,4 @@ mod selftest;
 mod shards;
 mod support;
 mod tiles;
+mod writing;
