@@ -7,7 +7,7 @@
 
 use std::path::Path;
 
-use medmerge::checkpoint::Reading;
+use medmerge::checkpoint::{Reading, Writing};
 use medmerge::data::SplitName;
 use medmerge::data::synthetic::{SyntheticOptions, Task, generate};
 use medmerge::error::{Error, Result};
@@ -35,6 +35,8 @@ pub fn main() -> Result<()> {
             options: TrainOptions { seed, ..options.clone() },
             compute: Compute::default(),
             out: path(&format!("{name}.safetensors")),
+            writing: Writing::default(),
+            card: None,
             resume: false,
             force: false,
         };
@@ -55,6 +57,8 @@ pub fn main() -> Result<()> {
         options: options.clone(),
         compute: Compute::default(),
         out: path("merged.safetensors"),
+        writing: Writing::default(),
+        card: None,
         weights: None,
         picture: None,
         resume: false,
@@ -69,6 +73,8 @@ pub fn main() -> Result<()> {
         options,
         compute: Compute::default(),
         out: path("tuned.safetensors"),
+        writing: Writing::default(),
+        card: None,
         resume: false,
         force: false,
     };

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use medmerge::checkpoint::Hidden;
+use medmerge::checkpoint::{FloatType, Hidden, Names};
 use medmerge::data::SplitName;
 use medmerge::error::Error;
 use medmerge::jobs::ImageSize;
@@ -164,6 +164,29 @@ impl Reading {
     }
 }
 
+/// The form of the network that is written.
+#[derive(Args)]
+pub struct Writing {
+    /// Whose names --out has: torchvision (the network's own), timm, transformers, or source, those of --from or the anchor's
+    /// file without what wrappers of training put before them
+    #[arg(long, value_parser = parse::<Names>, default_value = "torchvision")]
+    pub names: Names,
+    /// Type of the numbers in --out, to which they are rounded: f32, bf16, f16, or source, that of --from or the anchor's file
+    #[arg(long, value_parser = parse::<FloatType>, default_value = "f32", value_name = "TYPE")]
+    pub dtype: FloatType,
+    /// Also write a card, which tells where the network comes from, and the configuration by which timm or transformers build
+    /// it: NAME.md and NAME.config.json beside --out; README.md and config.json beside an --out called model.safetensors
+    #[arg(long)]
+    pub card: bool,
+}
+
+impl Writing {
+    pub fn given(&self) -> medmerge::checkpoint::Writing {
+        let Writing { names, dtype, .. } = *self;
+        medmerge::checkpoint::Writing { names, dtype }
+    }
+}
+
 /// How long and how fast to learn.
 #[derive(Args)]
 pub struct Schedule {
@@ -243,6 +266,8 @@ pub struct Train {
     /// The trained network: the best epoch on the validation split
     #[arg(long, value_name = "FILE.safetensors")]
     pub out: PathBuf,
+    #[command(flatten)]
+    pub writing: Writing,
     /// Overwrite what exists
     #[arg(long)]
     pub force: bool,
@@ -293,6 +318,8 @@ pub struct Learn {
     /// The folded network
     #[arg(long, value_name = "FILE.safetensors")]
     pub out: PathBuf,
+    #[command(flatten)]
+    pub writing: Writing,
     /// The learned merge weights [default: beside --out, named *.weights.safetensors]
     #[arg(long, value_name = "FILE.safetensors")]
     pub weights: Option<PathBuf>,
@@ -335,6 +362,8 @@ pub struct Merge {
     /// The merged network
     #[arg(long, value_name = "FILE.safetensors")]
     pub out: PathBuf,
+    #[command(flatten)]
+    pub writing: Writing,
     /// Overwrite what exists
     #[arg(long)]
     pub force: bool,

@@ -46,10 +46,10 @@ impl Wanted {
 
     fn is(self, kind: FileKind) -> bool {
         match self {
-            Wanted::Network => kind == SAFETENSORS || kind == PYTORCH,
+            Wanted::Network => [SAFETENSORS, PYTORCH, INDEX].contains(&kind),
             Wanted::MergeWeights => kind == SAFETENSORS,
             Wanted::DataSet => kind == NPZ,
-            Wanted::Anything => [SAFETENSORS, PYTORCH, NPZ].contains(&kind),
+            Wanted::Anything => [SAFETENSORS, PYTORCH, INDEX, NPZ].contains(&kind),
         }
     }
 }
@@ -131,14 +131,12 @@ const ONNX: FileKind = kind(
     &["onnx"],
     [FROM_ANOTHER, ""],
 );
-const INDEX: FileKind = kind(
+/// The index of a network in several files.
+pub const INDEX: FileKind = kind(
     "an index of shards",
+    &[], // JSON with a map of weights: see `of_text`.
     &[],
-    &[],
-    [
-        "a network is read from one file: load the shards in PyTorch and save the whole with safetensors.torch.save_file",
-        "",
-    ],
+    ["", AS_MODEL],
 );
 const LFS: FileKind = kind(
     "a Git LFS pointer to a file",
@@ -210,7 +208,7 @@ pub(crate) const MAX_HEADER: u64 = 100_000_000;
 const START: u64 = 348;
 
 /// The most that the index of a network's shards takes.
-const MAX_INDEX: u64 = 64 << 20;
+pub(crate) const MAX_INDEX: u64 = 64 << 20;
 
 /// An ordinary file, open at its beginning.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use medmerge::checkpoint::Reading;
+use medmerge::checkpoint::{Reading, Writing};
 use medmerge::data::synthetic::{SyntheticOptions, Task, generate};
 use medmerge::data::{Augmentation, SplitName};
 use medmerge::error::Error;
@@ -44,6 +44,8 @@ impl Folder {
             options: TrainOptions { seed, ..options() },
             compute: compute(),
             out: self.path(name),
+            writing: Writing::default(),
+            card: None,
             resume: false,
             force: false,
         }
@@ -71,6 +73,8 @@ impl Folder {
             options: options(),
             compute: compute(),
             out: self.path("learned.safetensors"),
+            writing: Writing::default(),
+            card: None,
             weights: None,
             picture: None,
             resume: false,
@@ -112,6 +116,8 @@ fn a_job_that_was_written_and_read_comes_to_the_same_bytes() {
         by: By::Weights { path: files.weights },
         compute: compute(),
         out: folder.path("again.safetensors"),
+        writing: Writing::default(),
+        card: None,
         force: false,
     };
     let merged = through_json(&merge).run(&mut Silent).unwrap();

@@ -4,6 +4,7 @@
 //! The header carries `format: pt`, which other readers ask for, and under `medmerge.…` where the file comes from. Files
 //! are written byte by byte the same for the same content.
 
+mod configuration;
 mod names;
 pub mod onnx;
 mod order;
@@ -11,23 +12,27 @@ mod pickle;
 mod provenance;
 mod reading;
 mod safetensors_file;
+mod shards;
 mod tensors;
+mod writing;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-pub use names::{Found, Shapes, read_off};
+pub use configuration::{Configuration, Described};
+pub use names::{Found, Origin, Shapes, read_off};
 pub use order::{to_file_order, to_our_order};
 pub use provenance::{DataRecord, Phase, Provenance, agreed_normalisation};
 pub use reading::{Hidden, Reading};
 pub use safetensors_file::write;
 pub use tensors::{Numbers, StoredTensor, TensorFile};
+pub use writing::{FloatType, Form, Names, Writing};
 
 use names::{COUNTER, MEAN, VARIANCE};
 use order::file_shape;
 
 use crate::error::{Error, Result};
-use crate::nn::{Architecture, Model, Network, Region, Stem};
+use crate::nn::{Architecture, Model, Network, Order, Parameter, Region, Stem};
 use crate::output::OutputPath;
 
 pub type Metadata = BTreeMap<String, String>;
@@ -45,8 +50,10 @@ pub struct Checkpoint {
     pub stem_in_header: Option<Stem>,
     /// Names in the file that were undone or replaced, in words.
     pub notes: Vec<String>,
-    /// The exporter who names layers as the file does; `None` where the header says what network it is.
+    /// The exporter who names layers as the file does; `None` where they have the network's own names.
     pub exporter: Option<&'static str>,
+    /// The names and types of the file's tensors.
+    pub origin: Origin,
     pub metadata: Metadata,
     pub provenance: Provenance,
     /// SHA-256 of the whole file, in hexadecimal.
@@ -76,15 +83,7 @@ impl Checkpoint {
             let hint = "give it as --weights to `medmerge merge`, which makes a network of it and its sources";
             return Err(Error::checkpoint(&path, "these are merge weights, not a network", hint));
         }
-        // What names its architecture was written with the network's own names.
-        let (notes, exporter) = match file.metadata.contains_key(ARCHITECTURE) {
-            true => (Vec::new(), None),
-            false => {
-                let translated = names::translate(std::mem::take(&mut file.tensors));
-                file.tensors = translated.tensors;
-                (translated.notes, translated.exporter)
-            }
-        };
+        let (notes, origin) = bring_to_own_names(&mut file)?;
         file.check_understood()?;
         let Identified { found, stem_is_assumed, stem_in_header } = identify(&file, stem)?;
         let Found { architecture, input_channels, classes } = found;
@@ -124,12 +123,23 @@ impl Checkpoint {
             stem_is_assumed,
             stem_in_header,
             notes,
-            exporter,
+            exporter: origin.exporter.map(|exporter| exporter.name),
+            origin,
             metadata: file.metadata,
             provenance,
             sha256: file.sha256,
         })
     }
+}
+
+/// Brings a file's tensors to the network's own names. What was done for it is told in words, unless the header tells it.
+fn bring_to_own_names(file: &mut TensorFile) -> Result<(Vec<String>, Origin)> {
+    if writing::has_own_names(file)? {
+        return Ok((Vec::new(), Origin::of(&file.tensors)));
+    }
+    let names::Translated { tensors, notes, origin } = names::translate(std::mem::take(&mut file.tensors));
+    file.tensors = tensors;
+    Ok((if file.metadata.contains_key(ARCHITECTURE) { Vec::new() } else { notes }, origin))
 }
 
 /// The network of a file, by what the file says of it or by what was taken for it.
@@ -338,13 +348,25 @@ pub fn restore_statistics(model: &mut Model, file: &TensorFile) -> Result<()> {
 /// Writes a network, if it is one that can be read again. `metadata` says where it comes from; the program's version and
 /// the format are added.
 pub fn save(output: &mut OutputPath, model: &Model, metadata: &Metadata) -> Result<()> {
-    save_with(output, model, true, metadata)
+    save_as(output, model, true, &Form::default(), metadata)
 }
 
-/// The same for a network that may have no classifier.
-pub fn save_with(output: &mut OutputPath, model: &Model, has_head: bool, metadata: &Metadata) -> Result<()> {
+/// The same for a network that may have no classifier, in the form that is asked for.
+pub fn save_as(output: &mut OutputPath, model: &Model, has_head: bool, form: &Form, metadata: &Metadata) -> Result<()> {
     refuse_to_write(output.path(), model)?;
-    write(output, &stored_tensors(model, has_head), metadata)
+    let mut metadata = metadata.clone();
+    let tensors =
+        form.apply(output.path(), stored_tensors(model, has_head), &windows(&model.network), &mut metadata)?;
+    write(output, &tensors, &metadata)
+}
+
+/// The shapes in files of fully connected layers that run as convolutions, if they stand there as such.
+fn windows(network: &Network) -> BTreeMap<String, Vec<usize>> {
+    let of_matrix = |parameter: &Parameter| match (parameter.order, parameter.shape.dims()) {
+        (Order::Matrix, &[k, r, s, c]) => Some((parameter.name.clone(), vec![k, c, r, s])),
+        _ => None,
+    };
+    network.parameters.iter().filter_map(of_matrix).collect()
 }
 
 /// Refuses to write what would be refused when it is read.

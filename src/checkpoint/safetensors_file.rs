@@ -116,9 +116,37 @@ fn known(dtype: &str) -> Option<Dtype> {
 
 /// The bytes of a file that may be a safetensors file, and its header. The header's length is believed only if the file is
 /// that long, and the rest is read only if it fits into `memory`, decoded beside its bytes.
-fn read_checked(path: &Path, opened: Opened, memory: u64) -> Result<(Vec<u8>, Header)> {
+fn read_checked(path: &Path, mut opened: Opened, memory: u64) -> Result<(Vec<u8>, Header)> {
     let failed = || Error::io("read", path);
-    let Opened { mut file, length, start, .. } = opened;
+    let (mut bytes, header) = read_header(path, &mut opened)?;
+    let Opened { mut file, length, .. } = opened;
+    check_memory(path, length.saturating_add(header.decoded()), memory)?;
+    bytes.reserve_exact(length as usize - bytes.len());
+    file.read_to_end(&mut bytes).map_err(failed())?;
+    if bytes.len() as u64 != length {
+        let message = format!("it had {length} bytes, and {} when they were read", bytes.len());
+        return Err(Error::checkpoint(path, message, "wait until it is written to its end"));
+    }
+    Ok((bytes, header))
+}
+
+/// The names of a file's tensors, and the bytes that their numbers take once they are decoded.
+pub(super) struct Outline {
+    pub names: Vec<String>,
+    pub decoded: u64,
+}
+
+/// Reads no more than the header of a file, which is open at its beginning.
+pub(super) fn outline(path: &Path, mut opened: Opened) -> Result<Outline> {
+    let (_, header) = read_header(path, &mut opened)?;
+    Ok(Outline { decoded: header.decoded(), names: header.tensors.into_keys().collect() })
+}
+
+/// The header of a file, and the bytes up to its end.
+fn read_header(path: &Path, opened: &mut Opened) -> Result<(Vec<u8>, Header)> {
+    let failed = || Error::io("read", path);
+    let Opened { file, length, start, .. } = opened;
+    let length = *length;
     let Some(header) = start.first_chunk() else {
         return Err(Error::checkpoint(path, "the file is shorter than 8 bytes", "download or export it again"));
     };
@@ -137,13 +165,6 @@ fn read_checked(path: &Path, opened: Opened, memory: u64) -> Result<(Vec<u8>, He
         let hint = "download or export the file again";
         Error::checkpoint(path, format!("the safetensors header is broken: {error}"), hint)
     })?;
-    check_memory(path, length.saturating_add(header.decoded()), memory)?;
-    bytes.reserve_exact(length as usize - bytes.len());
-    file.read_to_end(&mut bytes).map_err(failed())?;
-    if bytes.len() as u64 != length {
-        let message = format!("it had {length} bytes, and {} when they were read", bytes.len());
-        return Err(Error::checkpoint(path, message, "wait until it is written to its end"));
-    }
     Ok((bytes, header))
 }
 
@@ -152,8 +173,9 @@ pub fn write(output: &mut OutputPath, tensors: &[StoredTensor], metadata: &Metad
     let mut ordered: Vec<&StoredTensor> = tensors.iter().collect();
     ordered.sort_by_key(|tensor| match tensor.numbers {
         Numbers::Integers(_) => 0,
-        Numbers::Floats(_) => 1,
-        Numbers::NotUnderstood(_) => 2,
+        Numbers::Floats(_) if half(tensor).is_none() => 1,
+        Numbers::Floats(_) => 2,
+        Numbers::NotUnderstood(_) => 3,
     });
 
     let mut metadata = metadata.clone();
@@ -165,7 +187,10 @@ pub fn write(output: &mut OutputPath, tensors: &[StoredTensor], metadata: &Metad
     for tensor in &ordered {
         let (dtype, size) = match &tensor.numbers {
             Numbers::Integers(values) => ("I64", values.len() * size_of::<i64>()),
-            Numbers::Floats(values) => ("F32", values.len() * size_of::<f32>()),
+            Numbers::Floats(values) => match half(tensor) {
+                Some((dtype, _)) => (dtype, values.len() * size_of::<u16>()),
+                None => ("F32", values.len() * size_of::<f32>()),
+            },
             Numbers::NotUnderstood(bytes) => (tensor.dtype.as_str(), bytes.len()),
         };
         let entry = serde_json::json!({"dtype": dtype, "shape": tensor.shape, "data_offsets": [end, end + size]});
@@ -181,12 +206,30 @@ pub fn write(output: &mut OutputPath, tensors: &[StoredTensor], metadata: &Metad
         for tensor in &ordered {
             match &tensor.numbers {
                 Numbers::Integers(values) => file.write_all(bytemuck::cast_slice(values))?,
-                Numbers::Floats(values) => file.write_all(bytemuck::cast_slice(values))?,
+                Numbers::Floats(values) => match half(tensor) {
+                    Some((_, bits)) => {
+                        let bits: Vec<u16> = values.iter().copied().map(bits).collect();
+                        file.write_all(bytemuck::cast_slice(&bits))?;
+                    }
+                    None => file.write_all(bytemuck::cast_slice(values))?,
+                },
                 Numbers::NotUnderstood(bytes) => file.write_all(bytes)?,
             }
         }
         Ok(())
     })
+}
+
+type ToBits = fn(f32) -> u16;
+
+/// The type of two bytes that a tensor's floats are written as, and its bits of the nearest number; `None` where they are
+/// written as f32.
+fn half(tensor: &StoredTensor) -> Option<(&'static str, ToBits)> {
+    match tensor.dtype.as_str() {
+        "F16" => Some(("F16", |value| half::f16::from_f32(value).to_bits())),
+        "BF16" => Some(("BF16", |value| half::bf16::from_f32(value).to_bits())),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

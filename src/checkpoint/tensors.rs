@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 
-use super::{Metadata, pickle, safetensors_file};
+use super::{Metadata, pickle, safetensors_file, shards};
 use crate::error::{Error, Result};
-use crate::file_kind::{self, Wanted};
+use crate::file_kind::{self, Opened, Wanted};
 use crate::memory;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -22,7 +22,8 @@ pub enum Numbers {
 #[derive(Clone, Debug)]
 pub struct StoredTensor {
     pub name: String,
-    /// The type's name in the file that was read, such as `BF16`; floats are written as `F32`, integers as `I64`.
+    /// The type's name in the file that was read, such as `BF16`; floats are written as `F32` unless it is `F16` or `BF16`,
+    /// integers as `I64`.
     pub dtype: String,
     pub shape: Vec<usize>,
     pub numbers: Numbers,
@@ -50,7 +51,7 @@ impl StoredTensor {
     }
 }
 
-/// Everything in a file, numbers widened or narrowed to `f32` and `i64`.
+/// Everything in a file, or in the shards of an index, numbers widened or narrowed to `f32` and `i64`.
 #[derive(Clone, Debug)]
 pub struct TensorFile {
     pub path: PathBuf,
@@ -72,6 +73,14 @@ impl TensorFile {
     /// Reads a file that takes no more than `memory` bytes.
     pub(super) fn read_within(path: &Path, wanted: Wanted, memory: u64) -> Result<TensorFile> {
         let opened = file_kind::open(path, "read", wanted)?.expect(path, wanted)?;
+        match opened.kind == Some(file_kind::INDEX) {
+            true => shards::read(path, opened, memory),
+            false => TensorFile::of_one(path, opened, memory),
+        }
+    }
+
+    /// Reads what is in one file.
+    pub(super) fn of_one(path: &Path, opened: Opened, memory: u64) -> Result<TensorFile> {
         match opened.kind == Some(file_kind::PYTORCH) {
             true => pickle::read(path, opened, memory),
             false => safetensors_file::read(path, opened, memory),

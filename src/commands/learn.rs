@@ -8,7 +8,7 @@ use medmerge::output::shown;
 use medmerge::train::Probe;
 
 use super::progress::Progress;
-use super::{best, images, place, report, train_options};
+use super::{best, card, images, place, report, train_options};
 use crate::cli::{Global, Learn};
 use crate::terminal;
 
@@ -26,6 +26,8 @@ pub fn run(options: &Learn, global: &Global) -> Result<()> {
         options: train_options(&options.schedule, options.merge_learning_rate, global),
         compute: place::compute(global),
         out: options.out.clone(),
+        writing: options.writing.given(),
+        card: card(&options.writing),
         weights: options.weights.clone(),
         picture: options.picture.clone(),
         resume: options.resume,

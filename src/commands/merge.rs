@@ -7,7 +7,7 @@ use medmerge::jobs::{self, By};
 use medmerge::output::shown;
 
 use super::progress::{Above, spinner};
-use super::{normalise, place, report};
+use super::{card, normalise, place, report};
 use crate::cli::{Global, Merge};
 
 pub fn run(options: &Merge, global: &Global) -> Result<()> {
@@ -31,6 +31,8 @@ pub fn run(options: &Merge, global: &Global) -> Result<()> {
         by,
         compute: place::compute(global),
         out: options.out.clone(),
+        writing: options.writing.given(),
+        card: card(&options.writing),
         force: options.force,
     };
     let spinner = spinner("merging", global);

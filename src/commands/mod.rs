@@ -85,6 +85,12 @@ fn images(data: &cli::Data) -> Images {
     Images { data: data.data.clone(), normalise: normalise(&data.normalise) }
 }
 
+/// The command line, for the card that it asks for.
+fn card(writing: &cli::Writing) -> Option<String> {
+    let words = std::env::args_os().skip(1).map(|word| terminal::quoted(word.as_ref()));
+    writing.card.then(|| ["medmerge".to_string()].into_iter().chain(words).collect::<Vec<_>>().join(" "))
+}
+
 fn normalise(asked: &cli::Normalise) -> Normalise {
     Normalise { mean: asked.mean.clone(), std: asked.std.clone() }
 }

@@ -9,7 +9,7 @@ use medmerge::nn::Architecture;
 use medmerge::output::shown;
 
 use super::progress::Progress;
-use super::{best, images, place, report, train_options};
+use super::{best, card, images, place, report, train_options};
 use crate::cli::{Global, Train};
 
 pub fn run(options: &Train, global: &Global) -> Result<()> {
@@ -31,6 +31,8 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
         options: train_options(&options.schedule, 0.0, global),
         compute: place::compute(global),
         out: options.out.clone(),
+        writing: options.writing.given(),
+        card: card(&options.writing),
         resume: options.resume,
         force: options.force,
     };

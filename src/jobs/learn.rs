@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::card::{self, CardFiles, Told};
 use super::saving::Recording;
 use super::settings::settings;
 use super::{Compute, EpochLog, Images, networks};
-use crate::checkpoint::{self, Provenance, Reading};
+use crate::checkpoint::{self, Described, Provenance, Reading, Writing};
 use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::merge::{BatchNormPolicy, Constraint, Granularity, Learned, Sources, Start};
@@ -42,6 +43,12 @@ pub struct Learn {
     pub compute: Compute,
     /// The folded network.
     pub out: PathBuf,
+    /// Names and types of the numbers in `out`; the source that may give them is the anchor.
+    #[serde(default)]
+    pub writing: Writing,
+    /// Writes a card and a configuration beside `out`; the card tells this command.
+    #[serde(default)]
+    pub card: Option<String>,
     /// The learned merge weights; beside `out` if left out.
     #[serde(default)]
     pub weights: Option<PathBuf>,
@@ -81,6 +88,8 @@ impl Learn {
         outputs.extend(self.picture.iter().map(|path| ("--picture", path.as_path())));
         outputs.push(("the log beside --out", &log));
         outputs.extend(self.resume.then_some(("the state of --resume", state.as_path())));
+        let beside = card::beside(&self.out);
+        outputs.extend(beside.iter().filter(|_| self.card.is_some()).map(|path| (card::BESIDE, path.as_path())));
         check_apart(&inputs, &outputs)
     }
 
@@ -91,8 +100,10 @@ impl Learn {
         let check = |path: &PathBuf| OutputPath::check(path, self.force, 0);
         let _claims = outputs.map(check).collect::<Result<Vec<_>>>()?;
         let log = EpochLog::new(&self.out, self.force)?;
+        let card = CardFiles::check(&self.card, &self.out, self.force)?;
         let place = self.compute.open(observer)?;
         let sources = networks::load_sources(&self.models, &self.reading, observer)?;
+        self.writing.check(sources.architecture(), true)?;
         let choice = match self.anchor.as_str() {
             "auto" => AnchorChoice::Auto,
             name => AnchorChoice::Named(sources.find(name)?),
@@ -123,8 +134,8 @@ impl Learn {
         let learning = learn_for(&sources, target, &options, anchor, &mut recording, state.as_mut())?;
         let learned = learning.learned;
         learned.save(&mut weights_output)?;
-        let folded = learned.fold(&sources.trunks())?;
-        checkpoint::save(&mut output, &folded, &learned.metadata())?;
+        let card = card.map(|card| (card, &learning.history[..]));
+        self.write_folded(&mut output, &learned, &sources, card, recording.observer)?;
         #[cfg(feature = "cli")]
         if let Some(path) = &self.picture {
             let svg = picture(&learned, &sources)?;
@@ -138,6 +149,25 @@ impl Learn {
             weights: weights_path,
             log: EpochLog::beside(&self.out),
         })
+    }
+
+    /// Folds and writes the network, and its card if there is one, which tells the history of learning.
+    fn write_folded(
+        &self,
+        output: &mut OutputPath,
+        learned: &Learned,
+        sources: &Sources,
+        card: Option<(CardFiles, &[EpochRecord])>,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        let origin = &sources.get(learned.method.anchor).checkpoint.origin;
+        let Learned { architecture, provenance, .. } = learned;
+        let (form, metadata) = (self.writing.form(architecture, Some(origin))?, learned.metadata());
+        let folded = learned.fold(&sources.trunks())?;
+        checkpoint::save_as(output, &folded, true, &form, &metadata)?;
+        let Some((card, history)) = card else { return Ok(()) };
+        let described = Described::of(architecture, &folded, &form, provenance);
+        card.write(&Told { described, metadata: &metadata, history, sources: Vec::new() }, observer)
     }
 
     /// The anchor: as an earlier process chose it, as it is named, or by probes.

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::card::{self, CardFiles, Told};
 use super::{Compute, Normalise, networks};
-use crate::checkpoint::{self, Metadata, Provenance, Reading};
+use crate::checkpoint::{self, Described, Metadata, Provenance, Reading, Writing};
 use crate::data::{Dataset, Normalisation};
 use crate::error::{Error, Result};
 use crate::merge::{BatchNormPolicy, Fixed, Head, Learned, Sources, fold_fixed};
@@ -24,6 +25,12 @@ pub struct Merge {
     pub compute: Compute,
     /// The merged network.
     pub out: PathBuf,
+    /// Names and types of the numbers in `out`; the source that may give them is the anchor.
+    #[serde(default)]
+    pub writing: Writing,
+    /// Writes a card and a configuration beside `out`; the card tells this command.
+    #[serde(default)]
+    pub card: Option<String>,
     /// Overwrites what exists.
     #[serde(default)]
     pub force: bool,
@@ -60,7 +67,9 @@ pub struct Merged {
 struct Whole {
     model: Model,
     has_head: bool,
+    anchor: usize,
     metadata: Metadata,
+    provenance: Provenance,
 }
 
 impl Merge {
@@ -81,34 +90,53 @@ impl Merge {
         let mut inputs: Vec<Named> = self.models.iter().map(|path| ("--models", path.as_path())).collect();
         let others = [("--weights", weights), ("--data", data)];
         inputs.extend(others.into_iter().filter_map(|(name, path)| Some((name, path?.as_path()))));
-        check_apart(&inputs, &[("--out", &self.out)])
+        let mut outputs: Vec<Named> = vec![("--out", &self.out)];
+        let beside = card::beside(&self.out);
+        outputs.extend(beside.iter().filter(|_| self.card.is_some()).map(|path| (card::BESIDE, path.as_path())));
+        check_apart(&inputs, &outputs)
     }
 
     pub fn run(&self, observer: &mut dyn Observer) -> Result<Merged> {
         self.check()?;
         let _claim = OutputPath::check(&self.out, self.force, 0)?;
+        let card = CardFiles::check(&self.card, &self.out, self.force)?;
         let place = self.compute.open(observer)?;
         let (sources, whole) = match &self.by {
             By::Weights { path } => {
                 let learned = Learned::load(path)?;
                 let reading = learned.reading(&self.reading);
-                let sources = networks::load_sources(&self.models, &reading, observer)?;
+                let sources = self.sources(&reading, observer)?;
                 learned.check_sources(path, &sources)?;
                 let trunk = place.blend(&learned.plan()?, &sources.trunks(), &learned.merge_weights)?;
                 let model = learned.with_trunk(trunk);
-                (sources, Whole { model, has_head: true, metadata: learned.metadata() })
+                let anchor = learned.method.anchor;
+                let (metadata, provenance) = (learned.metadata(), learned.provenance);
+                (sources, Whole { model, has_head: true, anchor, metadata, provenance })
             }
             By::Coefficients { .. } => {
-                let sources = networks::load_sources(&self.models, &self.reading, observer)?;
+                let sources = self.sources(&self.reading, observer)?;
                 let whole = self.by_coefficients(&sources, place, observer)?;
                 (sources, whole)
             }
         };
-        let Whole { model, has_head, metadata } = whole;
+        let Whole { model, has_head, anchor, metadata, provenance } = whole;
+        let form = self.writing.form(sources.architecture(), Some(&sources.get(anchor).checkpoint.origin))?;
         let mut output = OutputPath::check(&self.out, self.force, checkpoint::file_size(&model.network))?;
-        checkpoint::save_with(&mut output, &model, has_head, &metadata)?;
+        checkpoint::save_as(&mut output, &model, has_head, &form, &metadata)?;
+        if let Some(card) = card {
+            let architecture = sources.architecture();
+            let described = Described { architecture, model: &model, has_head, form: &form, provenance: &provenance };
+            card.write(&Told { described, metadata: &metadata, history: &[], sources: Vec::new() }, observer)?;
+        }
         let classes = has_head.then_some(model.network.classes);
         Ok(Merged { architecture: sources.architecture().clone(), classes })
+    }
+
+    /// The sources, whose network can be written as it is asked for.
+    fn sources(&self, reading: &Reading, observer: &mut dyn Observer) -> Result<Sources> {
+        let sources = networks::load_sources(&self.models, reading, observer)?;
+        self.writing.check(sources.architecture(), true)?;
+        Ok(sources)
     }
 
     fn by_coefficients(&self, sources: &Sources, place: Place, observer: &mut dyn Observer) -> Result<Whole> {
@@ -157,7 +185,7 @@ impl Merge {
             }
         }
         provenance.write(&mut metadata);
-        Ok(Whole { model, has_head: head != Head::Missing, metadata })
+        Ok(Whole { model, has_head: head != Head::Missing, anchor, metadata, provenance })
     }
 
     fn normalisation(&self, sources: &Sources, observer: &mut dyn Observer) -> Result<Normalisation> {

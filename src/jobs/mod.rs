@@ -15,6 +15,7 @@
 //! anything is read; `run` does the work and tells an [`Observer`](crate::train::Observer), who can also stop it between two
 //! steps. Paths are as the process finds them.
 
+mod card;
 mod compare;
 mod compute;
 #[cfg(feature = "cli")]

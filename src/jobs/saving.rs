@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::EpochLog;
-use crate::checkpoint::{self, Metadata, Phase, Provenance};
+use crate::checkpoint::{self, Form, Metadata, Phase, Provenance};
 use crate::error::Result;
 use crate::nn::Model;
 use crate::output::OutputPath;
@@ -13,6 +13,7 @@ use crate::train::{EpochRecord, Observer, TrainOptions};
 pub(super) struct Saving {
     pub output: OutputPath,
     pub metadata: Metadata,
+    pub form: Form,
     pub provenance: Provenance,
     pub options: TrainOptions,
 }
@@ -23,7 +24,7 @@ impl Saving {
         // Whether the run ends here, it does not know yet.
         *phase = Phase { stopped_early: false, ..self.options.phase(&phase.kind, history) };
         self.provenance.write(&mut self.metadata);
-        checkpoint::save(&mut self.output, model, &self.metadata)
+        checkpoint::save_as(&mut self.output, model, true, &self.form, &self.metadata)
     }
 }
 

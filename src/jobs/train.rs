@@ -6,13 +6,14 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::card::{self, CardFiles, Told};
 use super::saving::{Recording, Saving};
 use super::settings::settings;
 use super::{Compute, EpochLog, Images, networks};
-use crate::checkpoint::{self, Checkpoint, Phase, Provenance, Reading, TensorFile};
+use crate::checkpoint::{self, Checkpoint, Described, Form, Phase, Provenance, Reading, TensorFile, Writing};
 use crate::data::Dataset;
 use crate::error::Result;
-use crate::merge::training_metadata;
+use crate::merge::{SourceRecord, training_metadata};
 use crate::nn::{Architecture, Model, Network, Region, init};
 use crate::output::{Named, OutputPath, check_apart};
 use crate::train::{
@@ -29,6 +30,12 @@ pub struct Train {
     pub compute: Compute,
     /// The trained network: the best epoch on the validation split.
     pub out: PathBuf,
+    /// Names and types of the numbers in `out`.
+    #[serde(default)]
+    pub writing: Writing,
+    /// Writes a card and a configuration beside `out`; the card tells this command.
+    #[serde(default)]
+    pub card: Option<String>,
     /// Keeps the state of the run beside `out` after each epoch, and continues from it where there is one.
     #[serde(default)]
     pub resume: bool,
@@ -74,7 +81,8 @@ impl Train {
         self.options.check()?;
         self.compute.check()?;
         match &self.start {
-            Start::New { input_channels, .. } => {
+            Start::New { input_channels, architecture } => {
+                self.writing.check(architecture, false)?;
                 Reading { input_channels: *input_channels, ..Reading::default() }.check()?;
             }
             Start::From { reading, .. } => reading.check()?,
@@ -82,6 +90,8 @@ impl Train {
         let (state, log) = (self.state_path(), EpochLog::beside(&self.out));
         let mut outputs: Vec<Named> = vec![("--out", &self.out), ("the log beside --out", &log)];
         outputs.extend(self.resume.then_some(("the state of --resume", state.as_path())));
+        let beside = card::beside(&self.out);
+        outputs.extend(beside.iter().filter(|_| self.card.is_some()).map(|path| (card::BESIDE, path.as_path())));
         check_apart(&self.inputs(), &outputs)
     }
 
@@ -92,11 +102,13 @@ impl Train {
         let force = self.force || (self.resume && state_path.exists() && !is_finished(&self.out));
         let _claim = OutputPath::check(&self.out, force, 0)?;
         let log = EpochLog::new(&self.out, force)?;
+        let card = CardFiles::check(&self.card, &self.out, force)?;
         let place = self.compute.open(observer)?;
         let from = match &self.start {
             Start::From { path, reading, .. } => Some(networks::load(path, reading, observer)?),
             Start::New { .. } => None,
         };
+        let form = self.form(from.as_ref())?;
         let data = Dataset::load(&self.images.data)?;
         let (architecture, network) = self.network(&data, from.as_ref());
         networks::check_fit(&data, &network)?;
@@ -120,16 +132,23 @@ impl Train {
             false => None,
         };
         let metadata = training_metadata(&architecture, self.options.seed, from.as_ref());
-        let saving = Saving { output, metadata, provenance: provenance.clone(), options: self.options.clone() };
+        let options = self.options.clone();
+        let saving = Saving { output, metadata, form, provenance: provenance.clone(), options };
         let mut recording = Recording::new(observer, log, Some(saving));
         recording.phase("training");
         let mut subject = if self.kind() == LINEAR_PROBE { Subject::Head } else { Subject::Everything };
         let target = Target { data: &data, normalisation: &normalisation, place };
         let history = train_resumable(&mut model, &mut subject, target, &self.options, &mut recording, state.as_mut())?;
-        let Saving { mut output, mut metadata, .. } = recording.saving.expect("given above");
+        let Recording { saving, observer, .. } = recording;
+        let Saving { mut output, mut metadata, form, .. } = saving.expect("given above");
         *provenance.training.last_mut().expect("made above") = self.options.phase(self.kind(), &history);
         provenance.write(&mut metadata);
-        checkpoint::save(&mut output, &model, &metadata)?;
+        checkpoint::save_as(&mut output, &model, true, &form, &metadata)?;
+        if let Some(card) = card {
+            let described = Described::of(&architecture, &model, &form, &provenance);
+            let told = Told { described, metadata: &metadata, history: &history, sources: self.sources(from.as_ref()) };
+            card.write(&told, observer)?;
+        }
         state.map_or(Ok(()), ResumeFile::remove)?;
         Ok(Trained { architecture, model, history, log: EpochLog::beside(&self.out) })
     }
@@ -139,6 +158,24 @@ impl Train {
             Start::From { path, .. } => Some(path),
             Start::New { .. } => None,
         }
+    }
+
+    fn form(&self, from: Option<&Checkpoint>) -> Result<Form> {
+        match (&self.start, from) {
+            (Start::New { architecture, .. }, _) => self.writing.form(architecture, None),
+            (_, from) => {
+                let from = from.expect("it was read");
+                self.writing.form(&from.architecture, Some(&from.origin))
+            }
+        }
+    }
+
+    /// The file that the network comes from, for its card.
+    fn sources(&self, from: Option<&Checkpoint>) -> Vec<SourceRecord> {
+        let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let record =
+            |(path, from): (&Path, &Checkpoint)| SourceRecord { name: name(path), sha256: from.sha256.clone() };
+        self.from().zip(from).map(record).into_iter().collect()
     }
 
     fn inputs(&self) -> Vec<Named<'_>> {

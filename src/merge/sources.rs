@@ -62,6 +62,7 @@ impl Sources {
                     stem_in_header: None,
                     notes: Vec::new(),
                     exporter: None,
+                    origin: Default::default(),
                     metadata: Default::default(),
                     provenance: Default::default(),
                     sha256: String::new(),

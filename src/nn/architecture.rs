@@ -205,6 +205,12 @@ impl Architecture {
         self.0.tag().0
     }
 
+    /// It as a member of a family; `None` if it is of another one.
+    pub(crate) fn as_family<F: Family>(&self) -> Option<F> {
+        let description = (self.family() == F::NAME).then(|| Value::Object(self.0.description()))?;
+        serde_json::from_value(description).ok()
+    }
+
     /// The name under which it is known, if any.
     pub fn name(&self) -> Option<&'static str> {
         self.0.name()

@@ -87,7 +87,8 @@ impl NetworkBuilder {
     /// pixel, with a bias. Files have its weights as a matrix. In the trunk it is merged as other convolutions are.
     pub fn fully_connected(&mut self, name: &str, input: Node, outputs: usize, window: usize, region: Region) -> Node {
         let shape = Shape::from([outputs, window, window, self.channels(input)]);
-        let weight = self.filters(name, shape, Initial::Normal { deviation: 0.01 }, region);
+        // torchvision's VGG has a deviation of 0.01, which at its width is about as much; this one fits narrow networks too.
+        let weight = self.filters(name, shape, Initial::he_fan_in(shape), region);
         self.network.parameters[weight].order = Order::Matrix;
         let feeds = Rc::new(vec![Feed::of_filters(weight, outputs)]);
         let y = self.layer(name, Operation::Conv2d { conv: Conv2d::new(1, 0), weight }, vec![input], feeds);

@@ -637,11 +637,6 @@ fn foreign_files(folder: &Folder) -> Vec<(&'static str, &'static str)> {
         ("x.txt", b"a few words", "a text file"),
         ("x.html", b"<!DOCTYPE html><html>", "a web page"),
         ("pointer.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
-        (
-            "model.safetensors.index.json",
-            br#"{"weight_map": {"a": "model-00002-of-2.safetensors", "b": "model-00001-of-2.safetensors"}}"#,
-            "an index of shards (model-00001-of-2.safetensors, model-00002-of-2.safetensors)",
-        ),
     ];
     for (name, content, _) in files {
         folder.write(name, content);

@@ -15,5 +15,7 @@ mod outputs;
 mod outside;
 mod robust;
 mod selftest;
+mod shards;
 mod support;
 mod tiles;
+mod writing;

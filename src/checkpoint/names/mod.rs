@@ -7,13 +7,17 @@
 mod exporters;
 mod patterns;
 mod read_off;
+mod written;
 
 use std::collections::BTreeMap;
 
 pub use read_off::{Found, Shapes, read_off};
 pub(super) use read_off::{can_be_read_off, complete};
 
-use super::StoredTensor;
+pub(super) use exporters::Exporter;
+pub(super) use written::writer;
+
+use super::{Numbers, StoredTensor};
 use exporters::{EXPORTERS, HEADS, PREFIXES, WRAPPERS};
 
 /// The running statistics of a batch norm in a file: suffix of the name.
@@ -27,30 +31,75 @@ pub type Tensors = BTreeMap<String, StoredTensor>;
 pub struct Translated {
     pub tensors: Tensors,
     pub notes: Vec<String>,
-    /// Who names layers like this; `None` where nobody is known to.
-    pub exporter: Option<&'static str>,
+    pub origin: Origin,
+}
+
+/// The names and types of a file's tensors.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    /// By the network's own names.
+    pub(super) tensors: BTreeMap<String, Original>,
+    /// The type of most of its parameters.
+    pub(super) usual_dtype: String,
+    /// Who names layers like this; `None` where nobody is known to, or names are the network's own.
+    pub(super) exporter: Option<&'static Exporter>,
+}
+
+/// A tensor as its file has it.
+#[derive(Clone, Debug)]
+pub(super) struct Original {
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub dtype: String,
+}
+
+impl Origin {
+    /// The origin of tensors that are called in their file as they are here.
+    pub fn of(tensors: &Tensors) -> Origin {
+        let original = |(name, tensor): (&String, &StoredTensor)| {
+            let StoredTensor { shape, dtype, .. } = tensor.clone();
+            (name.clone(), Original { name: name.clone(), shape, dtype })
+        };
+        let mut counts = BTreeMap::<&str, usize>::new();
+        for tensor in tensors.values().filter(|tensor| matches!(tensor.numbers, Numbers::Floats(_))) {
+            *counts.entry(&tensor.dtype).or_default() += 1;
+        }
+        let usual = counts.into_iter().max_by_key(|(_, count)| *count).map_or("F32", |(dtype, _)| dtype);
+        Origin { tensors: tensors.iter().map(original).collect(), usual_dtype: usual.into(), exporter: None }
+    }
+
+    fn renamed(self, rename: impl Fn(&str) -> String) -> Origin {
+        let tensors = self.tensors.into_iter().map(|(name, original)| (rename(&name), original)).collect();
+        Origin { tensors, ..self }
+    }
 }
 
 /// Brings the tensors of a file to the names of a network.
 pub fn translate(tensors: Tensors) -> Translated {
     let mut notes = Vec::new();
-    let mut tensors = unwrap(tensors, &mut notes);
+    let tensors = unwrap(tensors, &mut notes);
+    let origin = Origin::of(&tensors);
+    let mut translated = Translated { tensors, notes, origin };
     let marked = EXPORTERS.iter().find_map(|exporter| {
-        let prefix = tensors.keys().find_map(|name| patterns::prefix(name, exporter.marker))?.to_string();
+        let prefix = translated.tensors.keys().find_map(|name| patterns::prefix(name, exporter.marker))?.to_string();
         Some((exporter, prefix))
     });
-    let Some((exporter, prefix)) = marked else { return Translated { tensors, notes, exporter: None } };
+    let Some((exporter, prefix)) = marked else { return translated };
+    translated.origin.exporter = Some(exporter);
     if !prefix.is_empty() {
-        notes.push(format!("the prefix '{prefix}' is left out"));
-        tensors = renamed(tensors, |name| name.strip_prefix(&prefix).unwrap_or(name).to_string());
+        translated.notes.push(format!("the prefix '{prefix}' is left out"));
+        translated = translated.renamed(|name| name.strip_prefix(&prefix).unwrap_or(name).to_string());
     }
-    let ours = |name: &str| {
-        exporter.rules.iter().find_map(|(from, to)| patterns::translate(name, from, to)).unwrap_or_else(|| name.into())
-    };
-    tensors = renamed(tensors, ours);
-    flatten_matrices(&mut tensors);
-    tensors = with_head(tensors, &mut notes);
-    Translated { tensors, notes, exporter: Some(exporter.name) }
+    translated = translated.renamed(|name| exporter.ours(name));
+    flatten_matrices(&mut translated.tensors);
+    with_head(translated)
+}
+
+impl Translated {
+    fn renamed(self, rename: impl Fn(&str) -> String) -> Translated {
+        let Translated { tensors, notes, origin } = self;
+        Translated { tensors: renamed(tensors, &rename), notes, origin: origin.renamed(&rename) }
+    }
 }
 
 fn renamed(tensors: Tensors, rename: impl Fn(&str) -> String) -> Tensors {
@@ -98,19 +147,20 @@ fn flatten_matrices(tensors: &mut Tensors) {
 }
 
 /// Gives the classifier the name that it has in its family, where it has another one of those in use.
-fn with_head(tensors: Tensors, notes: &mut Vec<String>) -> Tensors {
+fn with_head(mut translated: Translated) -> Translated {
+    let tensors = &translated.tensors;
     let Some(own) = read_off::head(&|name| tensors.get(name).map(|tensor| tensor.shape.clone())) else {
-        return tensors;
+        return translated;
     };
     let is_matrix = |head: &&str| tensors.get(&format!("{head}.weight")).is_some_and(|tensor| tensor.shape.len() == 2);
     if is_matrix(&own.as_str()) {
-        return tensors;
+        return translated;
     }
     // What is a hidden layer of the family is no head.
     let hidden = |head: &&str| own.starts_with("classifier.") && head.starts_with("classifier");
-    let Some(other) = HEADS.into_iter().filter(|head| !hidden(head)).find(is_matrix) else { return tensors };
-    notes.push(format!("the classifier is called '{other}' there, '{own}' here"));
-    renamed(tensors, |name| match name.strip_prefix(other).filter(|rest| rest.starts_with('.')) {
+    let Some(other) = HEADS.into_iter().filter(|head| !hidden(head)).find(is_matrix) else { return translated };
+    translated.notes.push(format!("the classifier is called '{other}' there, '{own}' here"));
+    translated.renamed(|name| match name.strip_prefix(other).filter(|rest| rest.starts_with('.')) {
         Some(rest) => format!("{own}{rest}"),
         None => name.to_string(),
     })
