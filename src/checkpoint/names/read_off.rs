@@ -211,9 +211,12 @@ fn vgg(shapes: Shapes) -> Result<Found, String> {
     }
     let matrix = |layer: usize| shapes(&format!("classifier.{}.weight", 3 * layer)).filter(|shape| shape.len() == 2);
     let matrices: Vec<Vec<usize>> = (0..resnet::MAX_STAGES).map_while(matrix).collect();
+    if matrices.is_empty() {
+        return Err("it has no tensor 'classifier.0.weight': the features of a VGG without its hidden layers".into());
+    }
     // The last one is the classifier, unless it is as square as only hidden layers are.
     let is_headless = matrices.last().is_some_and(|last| matrices.len() == 2 && last[0] == last[1]);
-    let hidden = matrices.len() - usize::from(!is_headless && !matrices.is_empty());
+    let hidden = matrices.len() - usize::from(!is_headless);
     let classes = classes(shapes, &format!("classifier.{}", 3 * hidden))?;
     let hidden = matrices[..hidden].iter().map(|shape| shape[0]).collect();
     found(Vgg { blocks, widths, hidden, batch_norm, new_hidden: false }, input_channels, classes)
