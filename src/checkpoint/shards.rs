@@ -183,3 +183,30 @@ fn add_metadata(path: &Path, all: &mut Metadata, of_shard: Metadata) -> Result<(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::write;
+    use crate::output::OutputPath;
+
+    /// Each shard would fit alone.
+    #[test]
+    fn shards_larger_than_memory_are_refused_before_they_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut length = 0;
+        for name in ["a", "b"] {
+            let path = folder.path().join(name);
+            let tensor = StoredTensor::floats_named(name.into(), vec![1000], vec![0.5; 1000]);
+            write(&mut OutputPath::check(&path, false, 0).unwrap(), &[tensor], &Metadata::new()).unwrap();
+            length = length.max(std::fs::metadata(&path).unwrap().len());
+        }
+        let index = folder.path().join("index.json");
+        std::fs::write(&index, r#"{"weight_map": {"a": "a", "b": "b"}}"#).unwrap();
+        let needed = length + 2 * 4000;
+        let file = TensorFile::read_within(&index, Wanted::Network, needed).unwrap();
+        assert_eq!(file.tensors.keys().collect::<Vec<_>>(), ["a", "b"]);
+        let error = TensorFile::read_within(&index, Wanted::Network, needed - 1).unwrap_err();
+        assert!(error.to_string().contains("index.json: reading it takes 1 MiB of memory"), "{error}");
+    }
+}
