@@ -3,8 +3,8 @@
 Usage: python tests/golden/check_merged.py MODEL.safetensors DATA.npz SCORES.csv
 
 MODEL has torchvision's names; depth, widths, stem and classes are read off its tensors. DATA is an archive in the
-manner of MedMNIST, of which the test split is scored. SCORES holds the logits to compare, rows
-`index,score0,score1,…` with or without a header. The exit status is 1 if they differ.
+manner of MedMNIST, of which the test split is scored. SCORES holds the logits to compare as `medmerge predict --logits` writes
+them, or rows `index,score0,score1,…` without a header. The exit status is 1 if they differ.
 """
 
 import csv
@@ -57,15 +57,18 @@ def logits_of(model, images):
 
 def read_scores(path, shape):
     """The rows by their index, which must name every image once, in whatever order."""
-    scores = {}
+    scores, first = {}, 1
     with open(path, newline="") as file:
         for row in csv.reader(file):
+            if row and row[0] == "index":
+                # Labels and names may stand before them.
+                first = row.index("score0")
             if not row or row[0] == "index":
                 continue
             index = int(row[0])
             if index in scores:
                 sys.exit(f"error: {path} has two rows for image {index}")
-            scores[index] = [float(score) for score in row[1:]]
+            scores[index] = [float(score) for score in row[first:]]
     if sorted(scores) != list(range(shape[0])):
         sys.exit(f"error: {path} has {len(scores)} rows, which are not the {shape[0]} images of the test split")
     if any(len(row) != shape[1] for row in scores.values()):
