@@ -102,14 +102,17 @@ impl Translated {
     }
 }
 
+/// Two tensors that would get one name both stay: the second belongs to no layer by its own, and the file is refused.
 fn renamed(tensors: Tensors, rename: impl Fn(&str) -> String) -> Tensors {
-    tensors
-        .into_iter()
-        .map(|(name, tensor)| {
-            let name = rename(&name);
-            (name.clone(), StoredTensor { name, ..tensor })
-        })
-        .collect()
+    let mut all = Tensors::new();
+    for (theirs, tensor) in tensors {
+        let mut name = rename(&theirs);
+        while all.contains_key(&name) {
+            name.push_str(" (twice)");
+        }
+        all.insert(name.clone(), StoredTensor { name, ..tensor });
+    }
+    all
 }
 
 /// Takes the network out of its wrappers. What lies beside it is dropped.
@@ -314,6 +317,23 @@ mod tests {
             ours.sort();
             assert_eq!(translated(&theirs).0, ours);
         }
+    }
+
+    #[test]
+    fn no_tensor_takes_the_place_of_another() {
+        let (names, _) = translated(&[
+            ("a.layer1.0.conv1.weight", &[1, 1, 1, 1]),
+            ("layer1.0.conv1.weight", &[1, 1, 1, 1]),
+            ("layer2.0.downsample.0.weight", &[1]),
+            ("layer2.0.shortcut.0.weight", &[1]),
+        ]);
+        let expected = [
+            "layer1.0.conv1.weight",
+            "layer1.0.conv1.weight (twice)",
+            "layer2.0.downsample.0.weight",
+            "layer2.0.downsample.0.weight (twice)",
+        ];
+        assert_eq!(names, expected);
     }
 
     #[test]
