@@ -754,8 +754,9 @@ struct ProductGradient {
   float* partial;      // residues × tiles of rows × 2 × C: Σ dz, Σ dz·(x − μ)
   unsigned relu;       // 1: a ReLU stands between the two, and dz is zero where it let nothing pass
   unsigned padding;
+  Places places;       // where x lies; fewer than 2³¹ elements from its beginning
 };
-static_assert(sizeof(ProductGradient) == 168, "as in src/ops/conv2d/tensor.rs");
+static_assert(sizeof(ProductGradient) == 192, "as in src/ops/conv2d/tensor.rs");
 
 // Keeps what is loaded behind this from being loaded before, where it would want registers.
 DEVICE void hold_loads() { __syncwarp(); }
@@ -779,16 +780,17 @@ DEVICE void dgrad_sums_of_norm(const ProductGradient& all, SharedArray<element> 
   const SharedArray<float> totals = shared_as_floats(rows, STAGES * T::ROW_ELEMENTS);
   const SharedArray<float> products = totals + T::WARPS_DOWN * T::COLUMNS;
   const Residue h = residue_h(p.g), w = residue_w(p.g);
-  int line[2 * T::PIECE_ROWS];  // where this thread's pixels begin, or less than zero
+  int line[2 * T::PIECE_ROWS];  // this thread's pixels, or less than zero
 #pragma unroll
   for (unsigned i = 0; i < 2 * T::PIECE_ROWS; ++i) {
-    const int pixel = input_pixel(p.g, h, w, static_cast<int>(blockIdx.x * T::ROWS + row_of_lane<T>(i)));
-    line[i] = pixel < 0 ? -1 : pixel * p.g.c;
+    line[i] = input_pixel(p.g, h, w, static_cast<int>(blockIdx.x * T::ROWS + row_of_lane<T>(i)));
   }
 #pragma unroll
   for (unsigned j = 0; j < PIECE_COLUMNS; ++j) {
     const int channel = static_cast<int>(blockIdx.y * T::COLUMNS + column_of_pair<T>(j));
     const bool is_inside = channel < p.g.c;
+    const Column column = column_of(all.places, static_cast<unsigned>(channel));
+    const element* x_column = all.x + column.begin;
     float mean[2] = {}, scale[2] = {}, beta[2] = {}, sum[2] = {}, product[2] = {};
 #pragma unroll
     for (unsigned l = 0; l < 2; ++l) {
@@ -801,7 +803,7 @@ DEVICE void dgrad_sums_of_norm(const ProductGradient& all, SharedArray<element> 
     for (unsigned i = 0; i < 2 * T::PIECE_ROWS; ++i) {
       if (i % T::PIECE_ROWS == 0) hold_loads();
       if (line[i] < 0 || !is_inside) continue;
-      const StoredPair stored = load_vector<StoredPair>(all.x + (line[i] + channel));
+      const StoredPair stored = load_vector<StoredPair>(x_column + line[i] * static_cast<int>(column.pitch));
 #pragma unroll
       for (unsigned l = 0; l < 2; ++l) {
         const float x = to_float(stored.v[l]);

@@ -142,6 +142,8 @@ pub struct Tape {
     slots: Vec<Slot>,
     records: Vec<(Id, Backward)>,
     windows: BTreeMap<(usize, usize), Var>,
+    /// Where the next op puts what it computes.
+    place: Option<Tensor>,
     add_assign: AddAssign,
 }
 
@@ -183,13 +185,32 @@ enum State {
 impl Tape {
     /// An empty one, whose gradients are summed by `add_assign`.
     pub fn summing_by(add_assign: AddAssign) -> Tape {
-        Tape { slots: Vec::new(), records: Vec::new(), windows: BTreeMap::new(), add_assign }
+        Tape { slots: Vec::new(), records: Vec::new(), windows: BTreeMap::new(), place: None, add_assign }
     }
 
     /// A value whose gradient [`Gradients::take`] will be asked for.
     pub fn leaf(&mut self, value: Tensor) -> Var {
         let id = self.slot(&value, State::Empty);
         Var { value, prefix: None, id: Some(id) }
+    }
+
+    /// Lets the next op put its output into `place`, a tensor to be overwritten: an op that asks for its output by
+    /// [`Tape::uninit`].
+    pub fn place_next(&mut self, place: Tensor) {
+        assert!(self.place.is_none(), "the last place was not taken");
+        self.place = Some(place);
+    }
+
+    /// For the output of an op, to be overwritten: the place that was set aside for it, or a tensor of its own.
+    ///
+    /// # Panics
+    /// If the place is not of this shape and dtype.
+    pub fn uninit(&mut self, shape: impl Into<Shape>, dtype: DType, device: Device) -> Tensor {
+        let shape = shape.into();
+        let Some(place) = self.place.take() else { return Tensor::uninit(shape, dtype, device) };
+        let is_for = (place.shape(), place.dtype(), place.device());
+        assert_eq!(is_for, (shape, dtype, device), "the place of an output");
+        place
     }
 
     /// The output of an op on `inputs`. `backward` is made, and kept, only if one of the inputs wants a gradient.
@@ -337,6 +358,38 @@ impl Gradients {
                 _ => self.give(id, gradient),
             }
         }
+    }
+
+    /// [`Gradients::contribute`] for the parts of a concatenation: `fill` is told whether it must add to what is there instead
+    /// of overwriting it. A buffer for a part whose gradient nobody wants is handed to it all the same.
+    pub fn contribute_parts(&mut self, ids: &[Option<Id>], shapes: &[Shape], fill: impl FnOnce(Vec<TensorMut>, bool)) {
+        let Some(like) = ids.iter().flatten().next() else { return };
+        let Slot { dtype, device, .. } = self.slots[like.0];
+        let mut parts = self.take_parts(ids);
+        let is_added = parts.is_some();
+        let parts = parts.get_or_insert_with(|| Tensor::parts(shapes, dtype, device));
+        fill(parts.iter_mut().map(Tensor::view_mut).collect(), is_added);
+        for (id, part) in ids.iter().zip(parts.drain(..)) {
+            if let Some(id) = id {
+                self.give(*id, part);
+            }
+        }
+    }
+
+    /// What has been contributed to each of several tensors, if they lie as parts of one buffer and nobody else reads them.
+    fn take_parts(&mut self, ids: &[Option<Id>]) -> Option<Vec<Tensor>> {
+        let is_ready = |id: &Option<Id>| id.is_some_and(|id| matches!(self.slots[id.0].state, State::Ready(_)));
+        if !ids.iter().all(is_ready) {
+            return None;
+        }
+        let mut parts: Vec<Tensor> = ids.iter().map(|id| self.take_id((*id)?)).collect::<Option<_>>()?;
+        if Tensor::are_parts(&parts) && parts.iter_mut().all(Tensor::is_unique) {
+            return Some(parts);
+        }
+        for (id, part) in ids.iter().flatten().zip(parts) {
+            self.give(*id, part);
+        }
+        None
     }
 
     /// The projection of an arena, for whoever contributes to it alone.

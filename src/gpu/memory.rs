@@ -13,6 +13,7 @@
 //! or one whose place is still taken, comes from the shelf, with all that follow in this capture.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::driver::{Address, Driver};
 use super::plan::{Log, MemoryPlan};
@@ -241,17 +242,39 @@ impl Memory {
     }
 }
 
-/// A block of device memory that returns to its shelf when it is dropped.
+/// Device memory that returns to its shelf when it is dropped: a block of its own, or a part of one, which returns with the
+/// last of its parts.
 pub struct Buffer {
     gpu: Handle,
     address: Address,
     bytes: usize,
-    owner: Owner,
+    source: Source,
+}
+
+enum Source {
+    Shelf(Owner),
+    PartOf { _whole: Arc<Buffer> },
 }
 
 impl Buffer {
     pub(super) fn new(gpu: Handle, address: Address, bytes: usize, owner: Owner) -> Buffer {
-        Buffer { gpu, address, bytes, owner }
+        Buffer { gpu, address, bytes, source: Source::Shelf(owner) }
+    }
+
+    /// Cuts it into parts of these sizes that lie one behind the other.
+    ///
+    /// # Panics
+    /// If it is smaller than all of them.
+    pub fn into_parts(self, sizes: impl IntoIterator<Item = usize>) -> Vec<Buffer> {
+        let whole = Arc::new(self);
+        let mut begin = 0;
+        let part = |bytes: usize| {
+            let address = whole.address.offset(begin);
+            begin += bytes;
+            assert!(begin <= whole.bytes, "a part that ends at byte {begin} of {}", whole.bytes);
+            Buffer { gpu: whole.gpu, address, bytes, source: Source::PartOf { _whole: whole.clone() } }
+        };
+        sizes.into_iter().map(part).collect()
     }
 
     pub fn gpu(&self) -> Handle {
@@ -269,8 +292,10 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if self.address != Address::NULL {
-            self.gpu.give_back(self.address, self.bytes, self.owner);
+        if let Source::Shelf(owner) = self.source
+            && self.address != Address::NULL
+        {
+            self.gpu.give_back(self.address, self.bytes, owner);
         }
     }
 }

@@ -41,6 +41,7 @@ impl NetworkBuilder {
             statistics_len: 0,
             stages: Vec::new(),
             last_use: Vec::new(),
+            wholes: Vec::new(),
         };
         NetworkBuilder {
             network,

@@ -18,9 +18,12 @@
 //! | fprop | leaves the statistics of its output | a batch norm reads it |
 //! | dgrad | cuts by the ReLU and leaves the sums of the batch norm's backward | it alone reads a batch norm that has no residual |
 //!
+//! A concatenation that only batch norms read is not written at all ([`concatenations`](super::concatenations)).
+//!
 //! In f32, where no tensor cores serve, the numbers are the same as layer by layer, bit for bit; in half precision a fused
 //! stage rounds once instead of two or three times, and sums are grouped by other tiles.
 
+use super::concatenations::Place;
 use super::graph::{Layer, Network, Node, Operation, Parameter, Region};
 use crate::ops::conv2d::{Geometry, Operands, Pass, on_tensor_cores};
 use crate::tensor::DType;
@@ -42,14 +45,18 @@ pub struct Stage {
     pub leaves_statistics: bool,
     /// Whether the convolution that alone reads this batch norm can do the first pass of its backward.
     pub meets_dgrad: bool,
+    /// Where its output lies as a part of a concatenation that nobody writes.
+    pub place: Option<Place>,
+    /// Whether it is such a concatenation.
+    pub is_unwritten: bool,
 }
 
 impl Stage {
     fn alone(index: usize, layer: &Layer) -> Stage {
         let output = Node::of_layer(index);
         let (layers, inputs) = (vec![index], layer.inputs.clone());
-        let [residual, relu, leaves_statistics, meets_dgrad] = [false; 4];
-        Stage { layers, inputs, output, residual, relu, leaves_statistics, meets_dgrad }
+        let [residual, relu, leaves_statistics, meets_dgrad, is_unwritten] = [false; 5];
+        Stage { layers, inputs, output, residual, relu, leaves_statistics, meets_dgrad, place: None, is_unwritten }
     }
 
     fn operation<'a>(&self, layers: &'a [Layer]) -> &'a Operation {
@@ -163,6 +170,7 @@ impl Network {
             Operation::AveragePool(_) => "average pool",
             Operation::AdaptiveAveragePool(_) => "adaptive average pool",
             Operation::GlobalAveragePool => "global average pool",
+            Operation::Concat if stage.is_unwritten => "concatenation in place",
             Operation::Concat => "concatenation",
             Operation::PadChannels(_) => "zero channels",
             Operation::Dropout { .. } => "dropout",
@@ -216,6 +224,7 @@ impl Network {
             | Operation::AdaptiveAveragePool(_)
             | Operation::GlobalAveragePool => (1, 1),
             Operation::Add => (1, 0),
+            Operation::Concat if stage.is_unwritten => (0, 0),
             Operation::Concat => (stage.inputs.len(), stage.inputs.len()),
             Operation::PadChannels(_) => (1, 1),
             // The trunk's weights are stored like filters, and read as f32.
@@ -224,10 +233,12 @@ impl Network {
                 (1 + usize::from(is_cast), 3)
             }
         };
-        // A gradient that somebody has contributed to already, later in the network, is added to.
+        // A gradient that somebody has contributed to already, later in the network, is added to. To that of a concatenation in
+        // place a batch norm adds itself.
+        let is_unwritten = |node: Node| self.stages.iter().any(|other| other.is_unwritten && other.output == node);
         let sums = stage.inputs.iter().enumerate().filter(|&(i, input)| {
             let is_again = stage.inputs[i + 1..].contains(input);
-            !is_image(input) && (is_again || self.last_use(*input) > index)
+            !is_image(input) && !is_unwritten(*input) && (is_again || self.last_use(*input) > index)
         });
         Launches { forward, backward: backward + sums.count() }
     }

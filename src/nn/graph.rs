@@ -8,6 +8,7 @@
 //! per channel: what convolutions read as activations are stored, and what stays f32, are one piece each. Running statistics
 //! lie in a third. Names are PyTorch's.
 
+use super::concatenations;
 use super::feeds::Feed;
 use super::fuse::{self, Stage};
 use crate::ops::conv2d::{Conv2d, Geometry, output_size};
@@ -184,14 +185,20 @@ pub struct Network {
     pub stages: Vec<Stage>,
     /// For each node, the stage after which nobody reads it.
     pub(super) last_use: Vec<usize>,
+    /// The parts of each concatenation that nobody writes and that is no part of another one.
+    pub(super) wholes: Vec<Vec<Node>>,
 }
 
 impl Network {
     /// The same network with layers joined into stages where that is possible, or each layer on its own.
     pub fn planned(&self, is_fused: bool) -> Network {
-        let stages = fuse::stages(&self.layers, is_fused);
+        let mut stages = fuse::stages(&self.layers, is_fused);
+        let wholes = match is_fused {
+            true => concatenations::leave_unwritten(&self.layers, &mut stages, &self.channels()),
+            false => Vec::new(),
+        };
         let last_use = fuse::last_uses(&stages, self.layers.len() + 1);
-        Network { stages, last_use, ..self.clone() }
+        Network { stages, last_use, wholes, ..self.clone() }
     }
 
     /// The operation that a stage does.
@@ -246,23 +253,29 @@ impl Network {
     /// Numbers that each stage makes of one image; `None` if the images are too small. What comes behind global pooling
     /// does not count.
     pub fn activations(&self, height: usize, width: usize) -> Option<Vec<usize>> {
-        let sizes = self.sizes(height, width)?;
+        let (sizes, channels) = (self.sizes(height, width)?, self.channels());
+        let of_stage = |stage: &Stage| match (stage.is_unwritten, stage.output) {
+            (true, _) => 0,
+            (false, Node(output)) => sizes[output].iter().product::<usize>() * channels[output],
+        };
+        Some(self.stages.iter().map(of_stage).collect())
+    }
+
+    /// Channels of every node.
+    pub(super) fn channels(&self) -> Vec<usize> {
         let mut channels = vec![self.input_channels];
         for layer in &self.layers {
             let of_input = |&Node(node): &Node| channels[node];
             channels.push(match &layer.operation {
-                Operation::Conv2d { weight, .. } => self.parameters[*weight].shape.dims()[0],
+                Operation::Conv2d { weight, .. } | Operation::Linear { weight, .. } => {
+                    self.parameters[*weight].shape.rows()
+                }
                 Operation::Concat => layer.inputs.iter().map(of_input).sum(),
                 Operation::PadChannels([before, behind]) => before + of_input(&layer.inputs[0]) + behind,
-                Operation::GlobalAveragePool | Operation::Linear { .. } => 0,
                 _ => of_input(&layer.inputs[0]),
             });
         }
-        let of_stage = |stage: &Stage| {
-            let Node(output) = stage.output;
-            sizes[output].iter().product::<usize>() * channels[output]
-        };
-        Some(self.stages.iter().map(of_stage).collect())
+        channels
     }
 
     /// Each convolution on a batch of images of shape N×H×W×C, in the order they run: its name and its sizes. `None` if the
@@ -291,8 +304,8 @@ impl Network {
         Some(convolutions.iter().map(|(_, g)| g.flops()).sum::<u64>() + linear.sum::<u64>())
     }
 
-    /// Height and width of every node, but for those behind global pooling; `None` if the input is too small.
-    fn sizes(&self, height: usize, width: usize) -> Option<Vec<[usize; 2]>> {
+    /// Height and width of every node, none behind global pooling; `None` if the input is too small.
+    pub(super) fn sizes(&self, height: usize, width: usize) -> Option<Vec<[usize; 2]>> {
         let mut sizes = vec![[height, width]];
         for layer in &self.layers {
             let input = sizes[layer.inputs[0].0];
@@ -306,6 +319,10 @@ impl Network {
                 }
                 Operation::AdaptiveAveragePool(size) => {
                     sizes.push(*size);
+                    continue;
+                }
+                Operation::GlobalAveragePool => {
+                    sizes.push([0, 0]);
                     continue;
                 }
                 _ => {

@@ -4,6 +4,7 @@
 
 mod architecture;
 mod builder;
+mod concatenations;
 pub mod families;
 mod feeds;
 mod fuse;
@@ -15,6 +16,7 @@ mod stem;
 
 pub use architecture::{Architecture, Family};
 pub use builder::NetworkBuilder;
+pub use concatenations::Place;
 pub use feeds::{Feed, Rows};
 pub use fuse::{Launches, Stage};
 pub use graph::{BatchNorm, Initial, Layer, Network, Node, Operation, Order, Parameter, Region, Role};

@@ -2,12 +2,13 @@
 
 use std::rc::Rc;
 
+use super::concatenations::Place;
 use super::fuse::Stage;
 use super::graph::{Network, Node, Operation, Parameter, Region};
 use crate::ops::batch_norm::{Handoff, Source, Then, Tiles, reciprocal_deviation};
 use crate::ops::dropout::{Dropout, Key};
 use crate::tape::{Tape, Var};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Device, Shape, Tensor};
 
 /// Added to the variance of a batch norm, as in PyTorch.
 pub const EPSILON: f64 = 1e-5;
@@ -38,8 +39,13 @@ struct Run<'a> {
     rstd: Option<Tensor>,
     /// In training.
     of_batch: Option<Tensor>,
-    /// Outputs that somebody still reads.
-    nodes: Vec<Option<Var>>,
+    /// Outputs that somebody still reads: one tensor, or the parts of a concatenation that nobody writes.
+    nodes: Vec<Option<Vec<Var>>>,
+    /// Places of parts that have not been made, for each such concatenation whose first part has been asked for.
+    places: Vec<Vec<Option<Tensor>>>,
+    /// Shape of the images, and how activations are stored.
+    images: Shape,
+    stored: (DType, Device),
     /// Statistics that a convolution left for the batch norm behind it, by the node between them.
     tiles: Vec<Option<Tiles>>,
     /// The key of the batch, where numbers are dropped.
@@ -89,15 +95,18 @@ impl Network {
             rstd,
             of_batch: (mode == Mode::Training).then(|| self.uninit_statistics(statistics)),
             nodes: vec![None; count],
+            places: vec![Vec::new(); self.wholes.len()],
+            images: x.shape(),
+            stored: (x.dtype(), x.device()),
             tiles: vec![None; count],
             key: key.filter(|_| mode == Mode::Training),
             handoffs: vec![None; count],
         };
-        run.nodes[0] = Some(Var::constant(x));
+        run.nodes[0] = Some(vec![Var::constant(x)]);
         for index in 0..self.stages.len() {
             run.stage(tape, index);
         }
-        let logits = run.nodes.pop().flatten().expect("the last layer's output");
+        let logits = single(run.nodes.pop().flatten().expect("the last layer's output"));
         Output { logits, statistics: run.of_batch }
     }
 
@@ -113,7 +122,14 @@ impl Run<'_> {
     fn stage(&mut self, tape: &mut Tape, index: usize) {
         let stage = &self.network.stages[index];
         let mut inputs = self.inputs(index).into_iter();
-        let mut input = || inputs.next().expect("an op has its inputs");
+        if stage.is_unwritten {
+            self.nodes[stage.output.0] = Some(inputs.flatten().collect());
+            return;
+        }
+        if let Some(place) = stage.place {
+            tape.place_next(self.place(place));
+        }
+        let mut input = || single(inputs.next().expect("an op has its inputs"));
         let y = match *self.network.operation(stage) {
             Operation::Conv2d { conv, weight } => {
                 let (Node(first), Node(output)) = (stage.inputs[0], stage.output);
@@ -137,7 +153,7 @@ impl Run<'_> {
             Operation::AveragePool(pool) => tape.average_pool(pool, &input()),
             Operation::AdaptiveAveragePool(size) => tape.adaptive_average_pool(size, input()),
             Operation::GlobalAveragePool => tape.global_average_pool(&input()),
-            Operation::Concat => tape.concat(&inputs.collect::<Vec<_>>()),
+            Operation::Concat => tape.concat(&inputs.map(single).collect::<Vec<_>>()),
             Operation::PadChannels(sides) => tape.pad_channels(sides, &input()),
             Operation::Dropout { percent } => match self.key {
                 Some(key) => {
@@ -153,10 +169,30 @@ impl Run<'_> {
                 tape.linear(&x, &weight, &bias)
             }
         };
-        self.nodes[stage.output.0] = Some(y);
+        self.nodes[stage.output.0] = Some(vec![y]);
     }
 
-    fn batch_norm(&mut self, tape: &mut Tape, index: usize, norm: usize, mut inputs: impl Iterator<Item = Var>) -> Var {
+    /// Where a part of a concatenation lies that nobody writes.
+    fn place(&mut self, Place { whole, part }: Place) -> Tensor {
+        let Run { network, images, stored: (dtype, device), .. } = *self;
+        let places = &mut self.places[whole];
+        if places.is_empty() {
+            let [n, h, w, _] = images.four();
+            let (sizes, channels) = (network.sizes(h, w).expect("images that pass through"), network.channels());
+            let shape = |&Node(node): &Node| Shape::from([n, sizes[node][0], sizes[node][1], channels[node]]);
+            let shapes: Vec<Shape> = network.wholes[whole].iter().map(shape).collect();
+            *places = Tensor::parts(&shapes, dtype, device).into_iter().map(Some).collect();
+        }
+        places[part].take().expect("a part is made once")
+    }
+
+    fn batch_norm(
+        &mut self,
+        tape: &mut Tape,
+        index: usize,
+        norm: usize,
+        mut inputs: impl Iterator<Item = Vec<Var>>,
+    ) -> Var {
         let (network, stage) = (self.network, &self.network.stages[index]);
         let norm = &network.batch_norms[norm];
         let (Node(first), Node(output)) = (stage.inputs[0], stage.output);
@@ -181,17 +217,17 @@ impl Run<'_> {
         let x = inputs.next().expect("a batch norm has its input");
         let handoff = stage.meets_dgrad.then(Rc::default);
         self.handoffs[output] = handoff.clone();
-        let residual = stage.residual.then(|| inputs.next().expect("a stage has its residual"));
-        tape.batch_norm(&x, &gamma, &beta, source, Then { residual, relu: stage.relu, handoff })
+        let residual = stage.residual.then(|| single(inputs.next().expect("a stage has its residual")));
+        tape.batch_norm_of_parts(&x, &gamma, &beta, source, Then { residual, relu: stage.relu, handoff })
     }
 
     /// Inputs of a stage: taken, not copied, at the last use. Then ops may write over them, and they are freed early.
-    fn inputs(&mut self, index: usize) -> Vec<Var> {
+    fn inputs(&mut self, index: usize) -> Vec<Vec<Var>> {
         let Stage { inputs, .. } = &self.network.stages[index];
         let take = |(i, &Node(node)): (usize, &Node)| {
             let is_last = self.network.last_use[node] == index && !inputs[i + 1..].contains(&Node(node));
-            let var = if is_last { self.nodes[node].take() } else { self.nodes[node].clone() };
-            var.expect("an input that has run")
+            let vars = if is_last { self.nodes[node].take() } else { self.nodes[node].clone() };
+            vars.expect("an input that has run")
         };
         inputs.iter().enumerate().map(take).collect()
     }
@@ -201,4 +237,10 @@ impl Run<'_> {
         let arena = if region == Region::Trunk { &self.trunk } else { self.head };
         tape.window(arena, offset, shape, pitch)
     }
+}
+
+/// The one tensor of a value that is no concatenation.
+fn single(value: Vec<Var>) -> Var {
+    let [var] = <[Var; 1]>::try_from(value).expect("only batch norms read what nobody wrote");
+    var
 }

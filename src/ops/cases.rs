@@ -479,6 +479,19 @@ pub const BATCH_NORM: &[BatchNormCase] = &[
     norm("first pixel far off", [4, 32, 32, 5]).around(2.0, 0.5).first_pixel(100.0),
 ];
 
+/// N, H, W, and the channels of each part of a concatenation that a batch norm reads in parts.
+pub const PARTS: &[([usize; 3], &[usize])] = &[
+    ([2, 1, 1], &[1, 1]),
+    // Parts that begin at no multiple of 16 bytes unless there is room between them.
+    ([3, 13, 17], &[5, 3, 3, 3]),
+    // Vectors of four, and not of eight.
+    ([2, 9, 7], &[12, 4, 4]),
+    ([2, 5, 6], &[64, 32, 32, 32]),
+    ([2, 5, 6], &[8, 16]),
+    // Four blocks of 16,384 elements, and several of a GPU.
+    ([3, 50, 60], &[4, 2, 2]),
+];
+
 /// Sliding windows over N×H×W×C, for max and for average pooling.
 #[derive(Clone, Copy, Debug)]
 pub struct PoolCase {

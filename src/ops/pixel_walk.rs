@@ -32,15 +32,18 @@ pub struct Division {
 }
 
 impl PixelWalk {
-    /// For activations of `dtype` at `activations` and `f32` per channel at `per_channel`.
+    /// For activations of `dtype` at `activations`, whose channels lie in runs of these lengths, and `f32` per channel at
+    /// `per_channel`. No unit lies in two runs.
     pub fn new(
         [pixels, channels]: [usize; 2],
+        runs: &[usize],
         dtype: DType,
         activations: &[Address],
         per_channel: &[Address],
         division: Division,
     ) -> PixelWalk {
-        let mut walk = PixelWalk::of_image([pixels, channels], pixels, dtype, activations, per_channel);
+        let vectorises = runs.iter().all(|run| run.is_multiple_of(16 / dtype.size()));
+        let mut walk = PixelWalk::whole([pixels, channels], pixels, dtype, vectorises, &[activations, per_channel]);
         let rows = (THREADS / walk.columns) as usize;
         let [_, chunks, _] = walk.grid(dtype);
         let blocks = pixels.div_ceil(rows) * chunks as usize;
@@ -57,8 +60,18 @@ impl PixelWalk {
         activations: &[Address],
         per_channel: &[Address],
     ) -> PixelWalk {
-        let aligned = activations.iter().chain(per_channel).all(|address| address.0.is_multiple_of(16));
-        let vectorised = aligned && channels.is_multiple_of(16 / dtype.size());
+        PixelWalk::whole([pixels, channels], span, dtype, true, &[activations, per_channel])
+    }
+
+    fn whole(
+        [pixels, channels]: [usize; 2],
+        span: usize,
+        dtype: DType,
+        vectorises: bool,
+        addresses: &[&[Address]; 2],
+    ) -> PixelWalk {
+        let aligned = addresses.iter().copied().flatten().all(|address| address.0.is_multiple_of(16));
+        let vectorised = vectorises && aligned && channels.is_multiple_of(16 / dtype.size());
         let unit = if vectorised { 16 / dtype.size() } else { 1 };
         let columns = (channels / unit).next_power_of_two().min(32);
         // Kernels add a span to a pixel in 32 bits.

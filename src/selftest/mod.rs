@@ -13,6 +13,7 @@
 //! inputs) or written (a sentinel in outputs).
 
 mod check;
+mod norm_of_parts;
 mod operand;
 mod pass;
 mod passes;

@@ -2,6 +2,7 @@
 
 use std::iter::{once, repeat_n};
 
+use super::norm_of_parts::norms_of_parts;
 use super::operand::{Input, Layout, Output, Values};
 use super::pass::Pass;
 use crate::ops::batch_norm::{Cut, Moments, ParameterGradients, PerChannel, Tiles};
@@ -15,9 +16,9 @@ use crate::tensor::{DType, Integers, Shape, Tensor, TensorMut};
 /// Sums of up to some thousand terms, accumulated in `f32`.
 const SUM: f64 = 1e-6;
 /// Sums of up to 36,000 terms, 16,384 of them added one by one in `f32`: batch norm over one channel, a global mean.
-const LONG_SUM: f64 = 1e-5;
+pub(super) const LONG_SUM: f64 = 1e-5;
 /// A handful of operations per element, or of updates.
-const FEW: f64 = 5e-7;
+pub(super) const FEW: f64 = 5e-7;
 /// Sums that run in `f64`: only inputs and results are rounded.
 const IN_F64: f64 = 1e-7;
 /// Numbers that move and are not computed with.
@@ -108,7 +109,8 @@ fn wgrad_products(case: &ConvCase, [x, y, w]: [Layout; 3]) -> Pass {
 }
 
 fn batch_norms() -> Vec<Pass> {
-    cases::BATCH_NORM.iter().flat_map(|case| NormPasses::of(case).all()).collect()
+    let of_whole = cases::BATCH_NORM.iter().flat_map(|case| NormPasses::of(case).all());
+    of_whole.chain(cases::PARTS.iter().flat_map(|&(pixels, channels)| norms_of_parts(pixels, channels))).collect()
 }
 
 /// The operands of batch norm's passes on one case.
@@ -124,16 +126,16 @@ struct NormPasses {
     per_channel: Layout,
 }
 
-fn by<'a>([mean, rstd, gamma, beta]: [&'a Tensor; 4]) -> PerChannel<'a> {
+pub(super) fn by<'a>([mean, rstd, gamma, beta]: [&'a Tensor; 4]) -> PerChannel<'a> {
     PerChannel { mean, rstd, gamma, beta }
 }
 
-fn moments<'a>([mean, rstd, mean_again, variance]: [TensorMut<'a>; 4]) -> Moments<'a> {
+pub(super) fn moments<'a>([mean, rstd, mean_again, variance]: [TensorMut<'a>; 4]) -> Moments<'a> {
     Moments { mean, rstd, running: Some([mean_again, variance]) }
 }
 
 /// dγ, dβ and, if there is a third output, the means.
-fn parameter_gradients(outputs: Vec<TensorMut>) -> ParameterGradients {
+pub(super) fn parameter_gradients(outputs: Vec<TensorMut>) -> ParameterGradients {
     let mut outputs = outputs.into_iter();
     let mut next = || outputs.next();
     ParameterGradients { dgamma: next(), dbeta: next(), means: next() }

@@ -88,6 +88,14 @@ enum DataMut<'a> {
     Gpu { gpu: gpu::Handle, address: Address, dtype: DType, alone: PhantomData<&'a mut ()> },
 }
 
+/// What parts of a buffer on a GPU begin at multiples of, in bytes: a vector's size.
+const PART_ALIGNMENT: usize = 16;
+
+/// Bytes from the beginning of a part of a buffer on a GPU to the next one's.
+pub fn part_bytes(numbers: usize, dtype: DType) -> usize {
+    (numbers * dtype.size()).next_multiple_of(PART_ALIGNMENT)
+}
+
 /// Elements that `shape` spans when its rows lie `pitch` apart; the padding behind the last row is not part of it.
 fn span(shape: Shape, pitch: usize) -> usize {
     match shape.rows() {
@@ -109,6 +117,33 @@ impl Tensor {
             (Device::Gpu(gpu), _) => Storage::Gpu(gpu.allocate(shape.len() * dtype.size())),
         };
         Tensor { storage: Arc::new(storage), dtype, offset: 0, shape, pitch: shape.row_len() }
+    }
+
+    /// Tensors to be overwritten, each on its own. On a GPU they lie one behind the other in one buffer, so that a kernel finds
+    /// them all by its address; on the CPU, where a list of slices serves as well, each has its own.
+    pub fn parts(shapes: &[Shape], dtype: DType, device: Device) -> Vec<Tensor> {
+        let Device::Gpu(gpu) = device else {
+            return shapes.iter().map(|&shape| Tensor::uninit(shape, dtype, device)).collect();
+        };
+        let sizes = shapes.iter().map(|shape| part_bytes(shape.len(), dtype));
+        let buffers = gpu.allocate(sizes.clone().sum()).into_parts(sizes);
+        let part = |(&shape, buffer): (&Shape, gpu::Buffer)| {
+            let storage = Arc::new(Storage::Gpu(buffer));
+            Tensor { storage, dtype, offset: 0, shape, pitch: shape.row_len() }
+        };
+        shapes.iter().zip(buffers).map(part).collect()
+    }
+
+    /// Whether tensors without padding lie as [`Tensor::parts`] makes them.
+    pub fn are_parts(tensors: &[Tensor]) -> bool {
+        let follows = |pair: &[Tensor]| match pair[0].device() {
+            Device::Cpu => true,
+            Device::Gpu(_) => {
+                pair[0].address().offset(part_bytes(pair[0].shape.len(), pair[0].dtype)) == pair[1].address()
+            }
+        };
+        let alike = |tensor: &Tensor| tensor.is_contiguous() && tensor.dtype == tensors[0].dtype;
+        tensors.iter().all(alike) && tensors.windows(2).all(follows)
     }
 
     pub fn zeros(shape: impl Into<Shape>, dtype: DType, device: Device) -> Tensor {

@@ -48,13 +48,21 @@ fn whatever_the_limit_a_job_ends_well_or_in_one_line() {
     let starts = |limit: &u64| folder.run_within(*limit, "--version").code == Some(0);
     let least = (10_000..200_000).step_by(1000).find(starts).expect("a limit under which the program starts");
     let mut codes = Vec::new();
+    let mut given_up = Vec::new();
     for more in [0, 2, 4, 6, 7, 8, 9, 10, 11, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 40, 60, 80, 120, 2000] {
         let limit = least + 1000 * more;
         let eval = "eval --model texture.safetensors --data data/texture.npz --threads 3";
         let run = folder.run_within(limit, eval);
+        // The C library ends the program itself, in a line of its own, where it has no memory for a new thread's destructors:
+        // nobody else is asked. Few limits lead there.
+        if run.stderr.starts_with("Fatal glibc error: failed to register TLS destructor") {
+            given_up.push(limit);
+            continue;
+        }
         assert_ended(&run, &format!("{limit} KiB"));
         codes.push(run.code);
     }
+    assert!(given_up.len() <= 2, "the C library gave up within {given_up:?} KiB");
     assert!(codes[0] != Some(0) && codes.last() == Some(&Some(0)), "{codes:?}");
 }
 

@@ -7,14 +7,51 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::reference::{Moments, ParameterGradients, PerChannel, finish_gradients};
+use super::{Parts, PartsMut};
 use crate::ops::pointwise::cpu::{add_block, relu_backward_block, relu_block};
+use crate::tensor::Tensor;
 
 /// Elements per block.
 const BLOCK: usize = 1 << 14;
 
+/// Pixels per block.
+fn span(channels: usize) -> usize {
+    (BLOCK / channels).max(1)
+}
+
 /// Elements of a block that holds whole pixels.
 fn block(channels: usize) -> usize {
-    (BLOCK / channels).max(1) * channels
+    span(channels) * channels
+}
+
+/// A part of x, whose first channel is the whole's channel `first`.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    x: &'a [f32],
+    first: usize,
+    channels: usize,
+}
+
+impl<'a> Part<'a> {
+    /// Its numbers of the pixels from `begin` on, of a block.
+    fn block(self, begin: usize, pixels: usize) -> &'a [f32] {
+        &self.x[begin * self.channels..][..pixels * self.channels]
+    }
+
+    /// Its channels among those of the whole.
+    fn of<'b>(&self, per_channel: &'b [f32]) -> &'b [f32] {
+        &per_channel[self.first..][..self.channels]
+    }
+}
+
+fn list(x: Parts) -> Vec<Part> {
+    let mut end = 0;
+    let part = |part| {
+        let channels = Tensor::shape(part).channels();
+        end += channels;
+        Part { x: part.data(), first: end - channels, channels }
+    };
+    x.tensors().iter().map(part).collect()
 }
 
 /// γ·rstd.
@@ -22,11 +59,23 @@ fn scale(by: PerChannel<f32>) -> Vec<f32> {
     by.gamma.iter().zip(by.rstd).map(|(g, r)| g * r).collect()
 }
 
-pub fn statistics(x: &[f32], epsilon: f64, mut to: Moments<f32>) {
-    let channels = to.mean.len();
-    let count = (x.len() / channels) as f64;
-    let shift = first_mean(x, channels);
-    let of_blocks: Vec<Vec<f32>> = x.par_chunks(block(channels)).map(|x| deviation_sums(x, &shift)).collect();
+/// Two sums per channel over a block of pixels, which `add` adds to for each part.
+fn sums_of_parts(parts: &[Part], channels: usize, mut add: impl FnMut(Part, &mut [f32], &mut [f32])) -> Vec<f32> {
+    let mut sums = vec![0.0; 2 * channels];
+    let (first, second) = sums.split_at_mut(channels);
+    for &part in parts {
+        let own = part.first..part.first + part.channels;
+        add(part, &mut first[own.clone()], &mut second[own]);
+    }
+    sums
+}
+
+pub fn statistics(x: Parts, epsilon: f64, mut to: Moments<f32>) {
+    let (channels, pixels, parts) = (to.mean.len(), x.shape().pixels(), list(x));
+    let (count, span) = (pixels as f64, span(channels));
+    let shift = first_mean(&parts, channels, span.min(pixels));
+    let of_block = |i: usize| deviation_sums(&parts, i * span, span.min(pixels - i * span), &shift);
+    let of_blocks: Vec<Vec<f32>> = (0..pixels.div_ceil(span)).into_par_iter().map(of_block).collect();
     let mut sums = vec![0.0; 2 * channels];
     for of_block in of_blocks {
         for (sum, of_block) in sums.iter_mut().zip(of_block) {
@@ -42,35 +91,41 @@ pub fn statistics(x: &[f32], epsilon: f64, mut to: Moments<f32>) {
     }
 }
 
-/// The mean of the first block: unlike the first pixel, never many deviations from that of all pixels.
-fn first_mean(x: &[f32], channels: usize) -> Vec<f32> {
-    let first = &x[..block(channels).min(x.len())];
-    let count = (first.len() / channels) as f32;
-    let sums = deviation_sums(first, &x[..channels]);
-    x[..channels].iter().zip(sums).map(|(x, sum)| x + sum / count).collect()
+/// The mean of the first block, of so many pixels: unlike the first pixel, never many deviations from that of all pixels.
+fn first_mean(parts: &[Part], channels: usize, pixels: usize) -> Vec<f32> {
+    let pixel: Vec<f32> = parts.iter().flat_map(|part| &part.x[..part.channels]).copied().collect();
+    let sums = deviation_sums(parts, 0, pixels, &pixel);
+    pixel.iter().zip(&sums[..channels]).map(|(x, sum)| x + sum / pixels as f32).collect()
 }
 
-/// `Σ (x − shift)` and `Σ (x − shift)²`.
+/// `Σ (x − shift)` and `Σ (x − shift)²` over the pixels of a block.
+fn deviation_sums(parts: &[Part], begin: usize, pixels: usize, shift: &[f32]) -> Vec<f32> {
+    sums_of_parts(parts, shift.len(), |part, first, second| {
+        add_deviations(part.block(begin, pixels), part.of(shift), first, second);
+    })
+}
+
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
-fn deviation_sums(x: &[f32], shift: &[f32]) -> Vec<f32> {
-    let channels = shift.len();
-    let mut sums = vec![0.0; 2 * channels];
-    let (first, second) = sums.split_at_mut(channels);
-    for x in x.chunks_exact(channels) {
+fn add_deviations(x: &[f32], shift: &[f32], first: &mut [f32], second: &mut [f32]) {
+    for x in x.chunks_exact(shift.len()) {
         for (((first, second), &x), &shift) in first.iter_mut().zip(second.iter_mut()).zip(x).zip(shift) {
             let deviation = x - shift;
             *first += deviation;
             *second += deviation * deviation;
         }
     }
-    sums
 }
 
-pub fn normalize(x: &[f32], by: PerChannel<f32>, residual: Option<&[f32]>, relu: bool, out: &mut [f32]) {
-    let (scale, block) = (scale(by), block(by.mean.len()));
-    let blocks = out.par_chunks_mut(block).zip(x.par_chunks(block));
-    blocks.enumerate().for_each(|(i, (out, x))| {
-        normalize_block(x, by.mean, &scale, by.beta, out);
+pub fn normalize(x: Parts, by: PerChannel<f32>, residual: Option<&[f32]>, relu: bool, out: &mut [f32]) {
+    let (channels, scale, parts) = (by.mean.len(), scale(by), list(x));
+    let (block, span) = (block(channels), span(channels));
+    out.par_chunks_mut(block).enumerate().for_each(|(i, out)| {
+        let pixels = out.len() / channels;
+        for part in &parts {
+            let x = part.block(i * span, pixels);
+            let out = &mut out[part.first..];
+            normalize_block(x, part.of(by.mean), part.of(&scale), part.of(by.beta), out, channels);
+        }
         if let Some(residual) = residual {
             add_block(out, &residual[i * block..][..out.len()]);
         }
@@ -81,10 +136,11 @@ pub fn normalize(x: &[f32], by: PerChannel<f32>, residual: Option<&[f32]>, relu:
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
-fn normalize_block(x: &[f32], mean: &[f32], scale: &[f32], beta: &[f32], out: &mut [f32]) {
+fn normalize_block(x: &[f32], mean: &[f32], scale: &[f32], beta: &[f32], out: &mut [f32], pitch: usize) {
     let channels = mean.len();
     let (scale, beta) = (&scale[..channels], &beta[..channels]);
-    for (out, x) in out.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
+    for (out, x) in out.chunks_mut(pitch).zip(x.chunks_exact(channels)) {
+        let out = &mut out[..channels];
         for c in 0..channels {
             out[c] = (x[c] - mean[c]) * scale[c] + beta[c];
         }
@@ -92,62 +148,88 @@ fn normalize_block(x: &[f32], mean: &[f32], scale: &[f32], beta: &[f32], out: &m
 }
 
 /// `dy` is `dz` already.
-pub fn gradients(x: &[f32], dy: &[f32], by: PerChannel<f32>, to: ParameterGradients<f32>) {
-    let block = block(by.mean.len());
-    let sums: Vec<Vec<f32>> =
-        x.par_chunks(block).zip(dy.par_chunks(block)).map(|(x, dy)| gradient_sums(x, dy, by.mean)).collect();
-    finish_gradients(&sums.concat(), x.len() / by.mean.len(), by.rstd, to);
+pub fn gradients(x: Parts, dy: &[f32], by: PerChannel<f32>, to: ParameterGradients<f32>) {
+    let (channels, parts) = (by.mean.len(), list(x));
+    let sums = sums_of_blocks(dy.par_chunks(block(channels)), |i, dy| gradient_sums(&parts, i, dy, by.mean));
+    finish_gradients(&sums, x.shape().pixels(), by.rstd, to);
 }
 
 /// `dy` counts where x, normalised, is above zero.
-pub fn gradients_cut_by_input(x: &[f32], dy: &[f32], by: PerChannel<f32>, to: ParameterGradients<f32>) {
-    let (scale, block) = (scale(by), block(by.mean.len()));
-    let of_block = |(x, dy): (&[f32], &[f32])| cut_gradient_sums(x, dy, by.mean, &scale, by.beta);
-    let sums: Vec<Vec<f32>> = x.par_chunks(block).zip(dy.par_chunks(block)).map(of_block).collect();
-    finish_gradients(&sums.concat(), x.len() / by.mean.len(), by.rstd, to);
+pub fn gradients_cut_by_input(x: Parts, dy: &[f32], by: PerChannel<f32>, to: ParameterGradients<f32>) {
+    let (channels, scale, parts) = (by.mean.len(), scale(by), list(x));
+    let sums = sums_of_blocks(dy.par_chunks(block(channels)), |i, dy| {
+        sums_of_parts(&parts, channels, |part, first, second| {
+            let (x, dy) = (part.block(i * span(channels), dy.len() / channels), &dy[part.first..]);
+            let [mean, scale, beta] = [by.mean, &scale, by.beta].map(|per_channel| part.of(per_channel));
+            add_cut_gradients(x, dy, channels, [mean, scale, beta], first, second);
+        })
+    });
+    finish_gradients(&sums, x.shape().pixels(), by.rstd, to);
 }
 
 /// `dy` becomes `dz`: zero where `out` is not above it.
 pub fn gradients_cut_by_output(
-    x: &[f32],
+    x: Parts,
     dy: &mut [f32],
     out: &[f32],
     by: PerChannel<f32>,
     to: ParameterGradients<f32>,
 ) {
-    let block = block(by.mean.len());
-    let blocks = x.par_chunks(block).zip(dy.par_chunks_mut(block)).zip(out.par_chunks(block));
-    let of_block = |((x, dy), out): ((&[f32], &mut [f32]), &[f32])| {
+    let (block, parts) = (block(by.mean.len()), list(x));
+    let blocks = dy.par_chunks_mut(block).zip(out.par_chunks(block));
+    let sums = sums_of_blocks(blocks, |i, (dy, out)| {
         relu_backward_block(dy, out);
-        gradient_sums(x, dy, by.mean)
-    };
-    let sums: Vec<Vec<f32>> = blocks.map(of_block).collect();
-    finish_gradients(&sums.concat(), x.len() / by.mean.len(), by.rstd, to);
+        gradient_sums(&parts, i, dy, by.mean)
+    });
+    finish_gradients(&sums, x.shape().pixels(), by.rstd, to);
 }
 
-/// `Σ dz` and `Σ dz·(x − μ)`.
-#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
-fn gradient_sums(x: &[f32], dz: &[f32], mean: &[f32]) -> Vec<f32> {
+/// The sums of all blocks, in their order.
+fn sums_of_blocks<B: IndexedParallelIterator>(
+    blocks: B,
+    of_block: impl Fn(usize, B::Item) -> Vec<f32> + Sync + Send,
+) -> Vec<f32> {
+    let sums: Vec<Vec<f32>> = blocks.enumerate().map(|(i, block)| of_block(i, block)).collect();
+    sums.concat()
+}
+
+/// `Σ dz` and `Σ dz·(x − μ)` over block `i`.
+fn gradient_sums(parts: &[Part], i: usize, dz: &[f32], mean: &[f32]) -> Vec<f32> {
     let channels = mean.len();
-    let mut sums = vec![0.0; 2 * channels];
-    let (first, second) = sums.split_at_mut(channels);
-    for (x, dz) in x.chunks_exact(channels).zip(dz.chunks_exact(channels)) {
+    sums_of_parts(parts, channels, |part, first, second| {
+        let x = part.block(i * span(channels), dz.len() / channels);
+        add_gradients(x, &dz[part.first..], channels, part.of(mean), first, second);
+    })
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
+fn add_gradients(x: &[f32], dz: &[f32], pitch: usize, mean: &[f32], first: &mut [f32], second: &mut [f32]) {
+    let channels = mean.len();
+    let (first, second) = (&mut first[..channels], &mut second[..channels]);
+    for (x, dz) in x.chunks_exact(channels).zip(dz.chunks(pitch)) {
+        let dz = &dz[..channels];
         for c in 0..channels {
             first[c] += dz[c];
             second[c] += dz[c] * (x[c] - mean[c]);
         }
     }
-    sums
 }
 
 /// The same of `dz = dy` where x, normalised, is above zero.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
-fn cut_gradient_sums(x: &[f32], dy: &[f32], mean: &[f32], scale: &[f32], beta: &[f32]) -> Vec<f32> {
+fn add_cut_gradients(
+    x: &[f32],
+    dy: &[f32],
+    pitch: usize,
+    [mean, scale, beta]: [&[f32]; 3],
+    first: &mut [f32],
+    second: &mut [f32],
+) {
     let channels = mean.len();
     let (scale, beta) = (&scale[..channels], &beta[..channels]);
-    let mut sums = vec![0.0; 2 * channels];
-    let (first, second) = sums.split_at_mut(channels);
-    for (x, dy) in x.chunks_exact(channels).zip(dy.chunks_exact(channels)) {
+    let (first, second) = (&mut first[..channels], &mut second[..channels]);
+    for (x, dy) in x.chunks_exact(channels).zip(dy.chunks(pitch)) {
+        let dy = &dy[..channels];
         for c in 0..channels {
             let distance = x[c] - mean[c];
             let dz = if distance * scale[c] + beta[c] <= 0.0 { 0.0 } else { dy[c] };
@@ -155,32 +237,54 @@ fn cut_gradient_sums(x: &[f32], dy: &[f32], mean: &[f32], scale: &[f32], beta: &
             second[c] += dz * distance;
         }
     }
-    sums
 }
 
 /// From `dy`, or from what `dx` holds where it is `None`; cut where x, normalised, is not above zero if there is a `relu`.
 pub fn input_gradient(
     dy: Option<&[f32]>,
-    dx: &mut [f32],
-    x: &[f32],
+    dx: PartsMut,
+    x: Parts,
     by: PerChannel<f32>,
     relu: bool,
     means: Option<&[f32]>,
 ) {
-    let (channels, scale) = (by.mean.len(), scale(by));
-    let block = block(channels);
-    dx.par_chunks_mut(block).zip(x.par_chunks(block)).enumerate().for_each(|(i, (dx, x))| {
-        if let Some(dy) = dy {
-            dx.copy_from_slice(&dy[i * block..][..dx.len()]);
-        }
-        if relu {
-            cut_block(dx, x, by.mean, &scale, by.beta);
-        }
-        match means.map(|means| means.split_at(channels)) {
-            Some((offset, slope)) => input_gradient_block(dx, x, by.mean, &scale, offset, slope),
-            None => scale_block(dx, &scale),
-        }
-    });
+    let (total, scale, is_added) = (by.mean.len(), scale(by), dx.is_added);
+    let (offset, slope) = means.map(|means| means.split_at(total)).unzip();
+    for (part, dx) in list(x).into_iter().zip(dx.tensors) {
+        let [mean, scale, beta] = [by.mean, &scale, by.beta].map(|per_channel| part.of(per_channel));
+        let means = offset.zip(slope).map(|(offset, slope)| (part.of(offset), part.of(slope)));
+        // As many pixels as a block of the whole has.
+        let block = span(total) * part.channels;
+        let blocks = dx.data::<f32>().par_chunks_mut(block).zip(part.x.par_chunks(block));
+        blocks.enumerate().for_each_init(Vec::new, |scratch, (i, (dx, x))| {
+            scratch.resize(if is_added { dx.len() } else { 0 }, 0.0);
+            let dz = if is_added { &mut scratch[..] } else { &mut *dx };
+            if let Some(dy) = dy {
+                gather_block(&dy[i * span(total) * total + part.first..], total, dz, part.channels);
+            }
+            if relu {
+                cut_block(dz, x, mean, scale, beta);
+            }
+            match means {
+                Some((offset, slope)) => input_gradient_block(dz, x, mean, scale, offset, slope),
+                None => scale_block(dz, scale),
+            }
+            if is_added {
+                add_block(dx, scratch);
+            }
+        });
+    }
+}
+
+/// The channels that lie `pitch` apart, without what is between them.
+fn gather_block(from: &[f32], pitch: usize, to: &mut [f32], channels: usize) {
+    if pitch == channels {
+        let count = to.len();
+        return to.copy_from_slice(&from[..count]);
+    }
+    for (to, from) in to.chunks_exact_mut(channels).zip(from.chunks(pitch)) {
+        to.copy_from_slice(&from[..channels]);
+    }
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]

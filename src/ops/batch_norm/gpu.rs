@@ -1,17 +1,56 @@
 //! Batch normalisation on a GPU: `kernels/batch_norm.cu`.
 
-use super::{Cut, Moments, ParameterGradients, PerChannel, Tiles};
+use bytemuck::Zeroable;
+
+use super::{Cut, Moments, ParameterGradients, Parts, PartsMut, PerChannel, Tiles};
 use crate::gpu::{Address, Buffer, Cost, Gpu, Handle};
 use crate::ops::pixel_walk::{Division, PixelWalk, THREADS};
 use crate::parameters;
-use crate::tensor::{DType, Tensor, TensorMut};
+use crate::tensor::{DType, Tensor, TensorMut, part_bytes};
 
-parameters! {
-    struct PartialStatistics: 40 bytes { x: Address, partial: Address, walk: PixelWalk }
+/// Where x lies: part of the parameters of a kernel.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Places {
+    /// Channels of the first part, and of each one behind it.
+    first: u32,
+    each: u32,
+    /// Elements from the first part to the second, and from that to the third.
+    second: u64,
+    pitch: u64,
+}
+const _: () = assert!(size_of::<Places>() == 24);
+
+impl Places {
+    pub fn of(x: Parts) -> Places {
+        let elements = |part: Option<&Tensor>| {
+            part.map_or(0, |part| part_bytes(part.shape().len(), part.dtype()) / part.dtype().size()) as u64
+        };
+        let [first, second] = [0, 1].map(|i| x.tensors().get(i));
+        let channels = |part: Option<&Tensor>| part.map_or(1, |part| part.shape().channels() as u32);
+        Places { first: channels(first), each: channels(second), second: elements(first), pitch: elements(second) }
+    }
+
+    fn are_several(&self) -> bool {
+        self.pitch > 0
+    }
+
+    /// Lengths of runs of channels that lie side by side.
+    fn runs(&self) -> [usize; 2] {
+        [self.first, if self.are_several() { self.each } else { self.first }].map(|run| run as usize)
+    }
+
+    fn kernels(&self) -> &'static Kernels {
+        if self.are_several() { &KERNELS_OF_PARTS } else { &KERNELS }
+    }
 }
 
 parameters! {
-    struct FinishStatistics: 72 bytes {
+    struct PartialStatistics: 64 bytes { x: Address, partial: Address, walk: PixelWalk, places: Places }
+}
+
+parameters! {
+    struct FinishStatistics: 96 bytes {
         x: Address,
         partial: Address,
         mean: Address,
@@ -24,11 +63,12 @@ parameters! {
         span: u32,
         epsilon: f32,
         vectorised: u32,
+        places: Places,
     }
 }
 
 parameters! {
-    struct GradientSums: 104 bytes {
+    struct GradientSums: 128 bytes {
         x: Address,
         dy: Address,
         out: Address,
@@ -41,6 +81,7 @@ parameters! {
         cut: u32,
         padding: u32,
         walk: PixelWalk,
+        places: Places,
     }
 }
 
@@ -59,7 +100,7 @@ parameters! {
 }
 
 parameters! {
-    struct Normalize: 88 bytes {
+    struct Normalize: 112 bytes {
         x: Address,
         mean: Address,
         rstd: Address,
@@ -70,11 +111,12 @@ parameters! {
         relu: u32,
         padding: u32,
         walk: PixelWalk,
+        places: Places,
     }
 }
 
 parameters! {
-    struct InputGradient: 96 bytes {
+    struct InputGradient: 120 bytes {
         dy: Address,
         dx: Address,
         x: Address,
@@ -84,8 +126,9 @@ parameters! {
         beta: Address,
         means: Address,
         cut: u32,
-        padding: u32,
+        adds: u32,
         walk: PixelWalk,
+        places: Places,
     }
 }
 
@@ -105,6 +148,35 @@ parameters! {
     }
 }
 
+/// The kernels that read x.
+struct Kernels {
+    module: &'static str,
+    statistics: &'static str,
+    /// For many tiles, and for few.
+    statistics_finish: [&'static str; 2],
+    gradients: &'static str,
+    normalize: &'static str,
+    input_gradient: &'static str,
+}
+
+const KERNELS: Kernels = Kernels {
+    module: "batch_norm",
+    statistics: "batch_norm_statistics",
+    statistics_finish: ["batch_norm_statistics_finish", "batch_norm_statistics_finish_few"],
+    gradients: "batch_norm_gradients",
+    normalize: "batch_norm_normalize",
+    input_gradient: "batch_norm_input_gradient",
+};
+
+const KERNELS_OF_PARTS: Kernels = Kernels {
+    module: "batch_norm_of_parts",
+    statistics: "batch_norm_of_parts_statistics",
+    statistics_finish: ["batch_norm_of_parts_statistics_finish", "batch_norm_of_parts_statistics_finish_few"],
+    gradients: "batch_norm_of_parts_gradients",
+    normalize: "batch_norm_of_parts_normalize",
+    input_gradient: "batch_norm_of_parts_input_gradient",
+};
+
 /// Where a gradient passes, as the kernels have it.
 const WHOLE: u32 = 0;
 const BY_INPUT: u32 = 1;
@@ -123,12 +195,25 @@ const OF_SUMS: Division = Division { blocks: 512, pixels: 64 };
 const OF_ELEMENTS: Division = Division { blocks: 1024, pixels: 8 };
 
 fn launch<P: crate::gpu::Parameters>(gpu: &Gpu, name: &'static str, dtype: DType, grid: [u32; 3], parameters: &P) {
-    launch_of(gpu, name, dtype, grid, THREADS, parameters);
+    launch_of(gpu, [KERNELS.module, name], dtype, grid, THREADS, parameters);
+}
+
+/// A kernel that reads x.
+fn launch_on_x<P: crate::gpu::Parameters>(
+    gpu: &Gpu,
+    places: Places,
+    name: fn(&Kernels) -> &'static str,
+    dtype: DType,
+    grid: [u32; 3],
+    parameters: &P,
+) {
+    let kernels = places.kernels();
+    launch_of(gpu, [kernels.module, name(kernels)], dtype, grid, THREADS, parameters);
 }
 
 fn launch_of<P: crate::gpu::Parameters>(
     gpu: &Gpu,
-    name: &'static str,
+    [module, name]: [&'static str; 2],
     dtype: DType,
     grid: [u32; 3],
     threads: u32,
@@ -137,7 +222,7 @@ fn launch_of<P: crate::gpu::Parameters>(
     // SAFETY: the callers below own pixels × C numbers of `dtype` in every activation, C f32 in everything per channel and
     // splits × 2 × C in sums, which the contract compares with x's shape and the functions below with the types; a
     // workspace lives until its last launch was made, and what takes its memory next runs behind that.
-    unsafe { gpu.launch("batch_norm", name, dtype, grid, threads, parameters) }
+    unsafe { gpu.launch(module, name, dtype, grid, threads, parameters) }
 }
 
 /// The second launch of sums: its grid, its threads, which of the two kernels it is, and whether it takes four channels at
@@ -160,6 +245,15 @@ fn activation_mut(tensor: &TensorMut, dtype: DType) -> Address {
     tensor.address()
 }
 
+/// The address of the first of several that lie as [`Tensor::parts`] makes them.
+fn first_of(parts: &[TensorMut], dtype: DType) -> Address {
+    let addresses: Vec<Address> = parts.iter().map(|part| activation_mut(part, dtype)).collect();
+    for (pair, part) in addresses.windows(2).zip(parts) {
+        assert_eq!(pair[0].offset(part_bytes(part.shape().len(), dtype)), pair[1], "a part behind another one");
+    }
+    addresses[0]
+}
+
 /// The address of what there is one of per channel.
 fn per_channel(tensor: &Tensor) -> Address {
     assert_eq!(tensor.dtype(), DType::F32, "per channel");
@@ -175,7 +269,12 @@ fn optional(tensor: Option<&TensorMut>) -> Address {
     tensor.map_or(Address::NULL, per_channel_mut)
 }
 
-fn matrix(x: &Tensor) -> [usize; 2] {
+/// The address of the first part.
+fn parts(x: Parts, dtype: DType) -> Address {
+    x.tensors().iter().map(|part| activation(part, dtype)).next().expect("a part")
+}
+
+fn matrix(x: Parts) -> [usize; 2] {
     [x.shape().pixels(), x.shape().channels()]
 }
 
@@ -193,43 +292,46 @@ fn blocks(channels: usize, each: usize) -> [u32; 3] {
     [channels.div_ceil(each) as u32, 1, 1]
 }
 
-pub fn statistics(gpu: Handle, x: &Tensor, epsilon: f64, to: Moments) {
+pub fn statistics(gpu: Handle, x: Parts, epsilon: f64, to: Moments) {
     statistics_divided(gpu, OF_SUMS, x, epsilon, to);
 }
 
-fn statistics_divided(gpu: Handle, division: Division, x: &Tensor, epsilon: f64, to: Moments) {
-    let (dtype, [pixels, channels]) = (x.dtype(), matrix(x));
+fn statistics_divided(gpu: Handle, division: Division, x: Parts, epsilon: f64, to: Moments) {
+    let (dtype, [pixels, channels], places) = (x.dtype(), matrix(x), Places::of(x));
     assert!(pixels > 0, "statistics of no pixel");
     let bytes = x.bytes();
-    let x = activation(x, dtype);
-    let walk = PixelWalk::new([pixels, channels], dtype, &[x], &[], division);
+    let x = parts(x, dtype);
+    let walk = PixelWalk::new([pixels, channels], &places.runs(), dtype, &[x], &[], division);
     let workspace = workspace(gpu, &walk, channels);
     gpu.account(|| Cost::moving(bytes, workspace.bytes()));
     let partial = workspace.address();
-    launch(gpu, "batch_norm_statistics", dtype, walk.grid(dtype), &PartialStatistics { x, partial, walk });
+    let parameters = PartialStatistics { x, partial, places, walk };
+    launch_on_x(gpu, places, |kernels| kernels.statistics, dtype, walk.grid(dtype), &parameters);
     let [splits, span] = [walk.splits(), walk.span];
-    finish_statistics(gpu, dtype, x, partial, [pixels as u32, channels as u32, splits, span], epsilon, to);
+    let sizes = [pixels as u32, channels as u32, splits, span];
+    finish_statistics(gpu, dtype, (x, places), partial, sizes, epsilon, to);
 }
 
 pub fn statistics_of_tiles(gpu: &Gpu, tiles: &Tiles, epsilon: f64, to: Moments) {
     let [splits, _, channels] = *tiles.sums.dims() else { panic!("tiles × 2 × C") };
     let sizes = [tiles.pixels, channels, splits, tiles.span].map(|size| u32::try_from(size).expect("below 2³²"));
-    finish_statistics(gpu, DType::F32, Address::NULL, per_channel(&tiles.sums), sizes, epsilon, to);
+    let nowhere = (Address::NULL, Places::zeroed());
+    finish_statistics(gpu, DType::F32, nowhere, per_channel(&tiles.sums), sizes, epsilon, to);
 }
 
 /// `x` is what the partial means are relative to the first row of.
 fn finish_statistics(
     gpu: &Gpu,
     dtype: DType,
-    x: Address,
+    (x, places): (Address, Places),
     partial: Address,
     [pixels, channels, splits, span]: [u32; 4],
     epsilon: f64,
     to: Moments,
 ) {
     let [batch_mean, batch_variance] = [0, 1].map(|i| optional(to.running.as_ref().map(|running| &running[i])));
-    let names = ["batch_norm_statistics_finish", "batch_norm_statistics_finish_few"];
-    let (grid, threads, name, vectorised) = finishing(channels, splits, names);
+    let &Kernels { module, statistics_finish, .. } = places.kernels();
+    let (grid, threads, name, vectorised) = finishing(channels, splits, statistics_finish);
     let finish = FinishStatistics {
         x,
         partial,
@@ -243,36 +345,37 @@ fn finish_statistics(
         span,
         epsilon: epsilon as f32,
         vectorised,
+        places,
     };
     let written = if to.running.is_some() { 4 } else { 2 };
     gpu.account(|| Cost::moving(floats((2 * splits * channels) as usize), floats(written * channels as usize)));
-    launch_of(gpu, name, dtype, grid, threads, &finish);
+    launch_of(gpu, [module, name], dtype, grid, threads, &finish);
 }
 
-pub fn normalize(gpu: &Gpu, x: &Tensor, by: PerChannel, residual: Option<&Tensor>, relu: bool, out: TensorMut) {
-    let (dtype, matrix) = (x.dtype(), matrix(x));
+pub fn normalize(gpu: &Gpu, x: Parts, by: PerChannel, residual: Option<&Tensor>, relu: bool, out: TensorMut) {
+    let (dtype, matrix, places) = (x.dtype(), matrix(x), Places::of(x));
     let read = x.bytes() + residual.map_or(0, Tensor::bytes) + floats(4 * matrix[1]);
     gpu.account(|| Cost::moving(read, out.bytes()));
-    let (x, out) = (activation(x, dtype), activation_mut(&out, dtype));
+    let (x, out) = (parts(x, dtype), activation_mut(&out, dtype));
     let residual = residual.map_or(Address::NULL, |residual| activation(residual, dtype));
     let all = by.all().map(per_channel);
-    let walk = PixelWalk::new(matrix, dtype, &[x, residual, out], &all, OF_ELEMENTS);
+    let walk = PixelWalk::new(matrix, &places.runs(), dtype, &[x, residual, out], &all, OF_ELEMENTS);
     let [mean, rstd, gamma, beta] = all;
     let relu = relu.into();
-    let parameters = Normalize { x, mean, rstd, gamma, beta, residual, out, relu, padding: 0, walk };
-    launch(gpu, "batch_norm_normalize", dtype, walk.grid(dtype), &parameters);
+    let parameters = Normalize { x, mean, rstd, gamma, beta, residual, out, relu, padding: 0, places, walk };
+    launch_on_x(gpu, places, |kernels| kernels.normalize, dtype, walk.grid(dtype), &parameters);
 }
 
-pub fn gradients(gpu: Handle, x: &Tensor, dy: Cut, by: PerChannel, to: ParameterGradients) {
+pub fn gradients(gpu: Handle, x: Parts, dy: Cut, by: PerChannel, to: ParameterGradients) {
     gradients_divided(gpu, OF_SUMS, x, dy, by, to);
 }
 
-fn gradients_divided(gpu: Handle, division: Division, x: &Tensor, dy: Cut, by: PerChannel, to: ParameterGradients) {
-    let (dtype, [pixels, channels]) = (x.dtype(), matrix(x));
+fn gradients_divided(gpu: Handle, division: Division, x: Parts, dy: Cut, by: PerChannel, to: ParameterGradients) {
+    let (dtype, [pixels, channels], places) = (x.dtype(), matrix(x), Places::of(x));
     // Where ReLU cut by its output, the gradient in front of it is kept.
     let bytes = x.bytes();
     let (read, written) = if let Cut::ByOutput(..) = dy { (3 * bytes, bytes) } else { (2 * bytes, 0) };
-    let x = activation(x, dtype);
+    let x = parts(x, dtype);
     let (cut, dy, out, dz) = match dy {
         Cut::Whole(dy) => (WHOLE, activation(dy, dtype), Address::NULL, Address::NULL),
         Cut::ByInput(dy) => (BY_INPUT, activation(dy, dtype), Address::NULL, Address::NULL),
@@ -282,13 +385,13 @@ fn gradients_divided(gpu: Handle, division: Division, x: &Tensor, dy: Cut, by: P
         }
     };
     let all = by.all().map(per_channel);
-    let walk = PixelWalk::new([pixels, channels], dtype, &[x, dy, out], &all, division);
+    let walk = PixelWalk::new([pixels, channels], &places.runs(), dtype, &[x, dy, out], &all, division);
     let workspace = workspace(gpu, &walk, channels);
     let partial = workspace.address();
     let [mean, rstd, gamma, beta] = all;
-    let sums = GradientSums { x, dy, out, dz, mean, rstd, gamma, beta, partial, cut, padding: 0, walk };
+    let sums = GradientSums { x, dy, out, dz, mean, rstd, gamma, beta, partial, cut, padding: 0, places, walk };
     gpu.account(|| Cost::moving(read + floats(4 * channels), written + workspace.bytes()));
-    launch(gpu, "batch_norm_gradients", dtype, walk.grid(dtype), &sums);
+    launch_on_x(gpu, places, |kernels| kernels.gradients, dtype, walk.grid(dtype), &sums);
     finish_gradients(gpu, partial, rstd, [pixels as u32, channels as u32, walk.splits()], to);
 }
 
@@ -312,30 +415,34 @@ fn finish_gradients(
     let each = to.dgamma.iter().chain(&to.dbeta).chain(&to.means);
     let written = each.map(TensorMut::bytes).sum();
     gpu.account(|| Cost::moving(floats(((2 * splits + 1) * channels) as usize), written));
-    launch_of(gpu, name, DType::F32, grid, threads, &finish);
+    launch_of(gpu, [KERNELS.module, name], DType::F32, grid, threads, &finish);
 }
 
 pub fn input_gradient(
     gpu: &Gpu,
     dy: Option<&Tensor>,
-    dx: TensorMut,
-    x: &Tensor,
+    dx: PartsMut,
+    x: Parts,
     by: PerChannel,
     relu: bool,
     means: Option<&Tensor>,
 ) {
-    let (dtype, matrix) = (x.dtype(), matrix(x));
-    let read = 2 * x.bytes() + floats(4 * matrix[1]) + means.map_or(0, Tensor::bytes);
-    gpu.account(|| Cost::moving(read, dx.bytes()));
-    let (x, dx) = (activation(x, dtype), activation_mut(&dx, dtype));
+    let (dtype, matrix, places) = (x.dtype(), matrix(x), Places::of(x));
+    let of_sum = if dx.is_added { x.bytes() } else { 0 };
+    let read = 2 * x.bytes() + of_sum + floats(4 * matrix[1]) + means.map_or(0, Tensor::bytes);
+    gpu.account(|| Cost::moving(read, x.bytes()));
+    let adds = dx.is_added.into();
+    // They lie as those of x do, as tensors of the same shapes that lie as parts.
+    let (x, dx) = (parts(x, dtype), first_of(&dx.tensors, dtype));
     let dy = dy.map_or(dx, |dy| activation(dy, dtype));
     let all = by.all().map(per_channel);
     let means = means.map_or(Address::NULL, per_channel);
-    let walk = PixelWalk::new(matrix, dtype, &[x, dy, dx], &[&all[..], &[means]].concat(), OF_ELEMENTS);
+    let per_channel = [&all[..], &[means]].concat();
+    let walk = PixelWalk::new(matrix, &places.runs(), dtype, &[x, dy, dx], &per_channel, OF_ELEMENTS);
     let [mean, rstd, gamma, beta] = all;
     let cut = if relu { BY_INPUT } else { WHOLE };
-    let parameters = InputGradient { dy, dx, x, mean, rstd, gamma, beta, means, cut, padding: 0, walk };
-    launch(gpu, "batch_norm_input_gradient", dtype, walk.grid(dtype), &parameters);
+    let parameters = InputGradient { dy, dx, x, mean, rstd, gamma, beta, means, cut, adds, places, walk };
+    launch_on_x(gpu, places, |kernels| kernels.input_gradient, dtype, walk.grid(dtype), &parameters);
 }
 
 pub fn reciprocal_deviation(gpu: &Gpu, variance: &Tensor, epsilon: f64, rstd: TensorMut) {
@@ -420,7 +527,7 @@ mod tests {
             let [mean, rstd, mean_again, variance, dgamma, dbeta] = &mut outputs;
             let running = Some([mean_again.view_mut(), variance.view_mut()]);
             let to = Moments { mean: mean.view_mut(), rstd: rstd.view_mut(), running };
-            statistics_divided(gpu, FEW_BLOCKS, &x, 1e-5, to);
+            statistics_divided(gpu, FEW_BLOCKS, (&x).into(), 1e-5, to);
             let mut expected = [0; 4].map(|_| vec![0.0; channels]);
             let [m, r, m2, v] = &mut expected;
             let to = reference::Moments { mean: m, rstd: r, running: Some([m2, v]) };
@@ -431,7 +538,7 @@ mod tests {
 
             let by = PerChannel { mean, rstd, gamma: mean, beta: mean };
             let to = ParameterGradients { dgamma: Some(dgamma.view_mut()), dbeta: Some(dbeta.view_mut()), means: None };
-            gradients_divided(gpu, FEW_BLOCKS, &x, Cut::Whole(&dy), by, to);
+            gradients_divided(gpu, FEW_BLOCKS, (&x).into(), Cut::Whole(&dy), by, to);
             let sums = reference::gradient_sums::<f64>(&stored_x, &stored_dy, &mean.to_f64());
             let [mut dg, mut db] = [0; 2].map(|_| vec![0.0; channels]);
             let to = reference::ParameterGradients { dgamma: Some(&mut dg), dbeta: Some(&mut db), means: None };
@@ -454,7 +561,7 @@ mod tests {
                 let [mut mean, mut rstd, mut mean_again, mut variance] = [0; 4].map(|_| uninit(4, device));
                 let running = Some([mean_again.view_mut(), variance.view_mut()]);
                 let to = Moments { mean: mean.view_mut(), rstd: rstd.view_mut(), running };
-                statistics_divided(gpu, FEW_BLOCKS, &x, 1e-5, to);
+                statistics_divided(gpu, FEW_BLOCKS, (&x).into(), 1e-5, to);
                 for numbers in [mean, rstd, mean_again, variance].map(|numbers| numbers.to_f64()) {
                     let finite: Vec<bool> = numbers.iter().map(|v| v.is_finite()).collect();
                     assert_eq!(finite, [true, true, false, true], "{value} at {place}");
@@ -472,7 +579,7 @@ mod tests {
         let mut numbers = Numbers(2);
         let (x, stored_x) = activations(device, DType::F32, &numbers.reals(pixels * channels), channels);
         let (mut dy, stored_dy) = activations(device, DType::F32, &numbers.reals(pixels * channels), channels);
-        let walk = PixelWalk::new(matrix(&x), DType::F32, &[], &[], OF_ELEMENTS);
+        let walk = PixelWalk::new(matrix((&x).into()), &[], DType::F32, &[], &[], OF_ELEMENTS);
         assert!(walk.span > THREADS / 32, "the shape is too small to test this");
         let channel = [1, 1, 1, 1, 2].map(|rows| {
             let numbers: Vec<f32> = numbers.reals(rows * channels).iter().map(|&v| v as f32).collect();
@@ -519,7 +626,7 @@ mod tests {
                 let passes = out.to_f64()[0] > 0.0;
                 let mut dbeta = uninit(8, device);
                 let to = ParameterGradients { dgamma: None, dbeta: Some(dbeta.view_mut()), means: None };
-                gradients(gpu, &x, Cut::ByInput(&dy), by, to);
+                gradients(gpu, (&x).into(), Cut::ByInput(&dy), by, to);
                 assert_eq!(dbeta.to_f64()[0], f64::from(u8::from(passes)), "2^{exponent} as {dtype}");
             }
         }

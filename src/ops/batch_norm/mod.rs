@@ -12,12 +12,16 @@
 //! Where the ReLU let a number pass is read off `out` where there is a residual. Without one it is computed again from x,
 //! so that backward reads no third tensor; [`Cut`] says which.
 //!
+//! x may be a concatenation that nobody wrote: [`Parts`], each where the op that made it put it. Every channel is normalised by
+//! itself, so it does not matter here in which tensor it lies.
+//!
 //! Statistics, and the two sums of backward, come from x itself or from sums over tiles of its pixels, which a convolution
 //! can leave behind. The op on the tape is pure: whoever keeps running statistics gets the batch's and updates them
 //! ([`update_running`]). As in PyTorch those take the *unbiased* variance, `σ²·n/(n − 1)`.
 
 pub mod cpu;
 mod gpu;
+mod parts;
 pub mod reference;
 
 use std::cell::RefCell;
@@ -27,6 +31,9 @@ use crate::gpu::Address;
 use crate::ops::pointwise;
 use crate::tape::{Gradients, Id, Tape, Var};
 use crate::tensor::{DType, Device, Element, Implementation, Shape, Tensor, TensorMut};
+
+pub use gpu::Places;
+pub use parts::{Parts, PartsMut};
 
 /// The vectors of one number per channel: the statistics, and the parameters.
 #[derive(Clone, Copy)]
@@ -115,7 +122,7 @@ impl<'a> ParameterGradients<'a> {
 }
 
 /// The type that the statistics of `x`, and everything else that there is one of per channel, are stored as.
-fn statistics_dtype(x: &Tensor) -> DType {
+fn statistics_dtype(x: Parts) -> DType {
     match x.device() {
         Device::Cpu => x.dtype(),
         Device::Gpu(_) => DType::F32,
@@ -123,11 +130,12 @@ fn statistics_dtype(x: &Tensor) -> DType {
 }
 
 /// Statistics of the batch `x`, which has at least one pixel.
-pub fn statistics(x: &Tensor, epsilon: f64, to: Moments) {
+pub fn statistics<'a>(x: impl Into<Parts<'a>>, epsilon: f64, to: Moments) {
+    let x = x.into();
     to.check(x.shape().channels());
     match x.implementation() {
-        Implementation::Cpu => cpu::statistics(x.data(), epsilon, to.data()),
-        Implementation::Reference => reference::statistics::<f64>(x.data(), epsilon, to.data()),
+        Implementation::Cpu => cpu::statistics(x, epsilon, to.data()),
+        Implementation::Reference => reference::statistics::<f64>(&x.gather(), epsilon, to.data()),
         Implementation::Gpu(gpu) => gpu::statistics(gpu, x, epsilon, to),
     }
 }
@@ -157,21 +165,23 @@ pub fn reciprocal_deviation(variance: &Tensor, epsilon: f64, rstd: TensorMut) {
 }
 
 /// `out = relu?(γ·(x − mean)·rstd + β [+ residual])`.
-pub fn normalize(x: &Tensor, by: PerChannel, residual: Option<&Tensor>, relu: bool, out: TensorMut) {
+pub fn normalize<'a>(x: impl Into<Parts<'a>>, by: PerChannel, residual: Option<&Tensor>, relu: bool, out: TensorMut) {
+    let x = x.into();
     assert_eq!(x.shape(), out.shape(), "batch norm");
     assert!(residual.is_none_or(|residual| residual.shape() == x.shape()), "the residual beside {}", x.shape());
     check_channels(x.shape(), by.all());
     match x.implementation() {
-        Implementation::Cpu => cpu::normalize(x.data(), by.data(), residual.map(Tensor::data), relu, out.data()),
+        Implementation::Cpu => cpu::normalize(x, by.data(), residual.map(Tensor::data), relu, out.data()),
         Implementation::Reference => {
-            reference::normalize::<f64>(x.data(), by.data(), residual.map(Tensor::data), relu, out.data());
+            reference::normalize::<f64>(&x.gather(), by.data(), residual.map(Tensor::data), relu, out.data());
         }
         Implementation::Gpu(gpu) => gpu::normalize(gpu, x, by, residual, relu, out),
     }
 }
 
 /// `dβ = Σ dz` and `dγ = Σ dz·x̂`.
-pub fn gradients(x: &Tensor, dy: Cut, by: PerChannel, to: ParameterGradients) {
+pub fn gradients<'a>(x: impl Into<Parts<'a>>, dy: Cut, by: PerChannel, to: ParameterGradients) {
+    let x = x.into();
     let matching = match &dy {
         Cut::Whole(dy) | Cut::ByInput(dy) => dy.shape() == x.shape(),
         Cut::ByOutput(dy, out) => [dy.shape(), out.shape()] == [x.shape(); 2],
@@ -180,20 +190,20 @@ pub fn gradients(x: &Tensor, dy: Cut, by: PerChannel, to: ParameterGradients) {
     check_channels(x.shape(), by.all());
     to.check(x.shape().channels());
     match (x.implementation(), dy) {
-        (Implementation::Cpu, Cut::Whole(dy)) => cpu::gradients(x.data(), dy.data(), by.data(), to.data()),
+        (Implementation::Cpu, Cut::Whole(dy)) => cpu::gradients(x, dy.data(), by.data(), to.data()),
         (Implementation::Cpu, Cut::ByInput(dy)) => {
-            cpu::gradients_cut_by_input(x.data(), dy.data(), by.data(), to.data());
+            cpu::gradients_cut_by_input(x, dy.data(), by.data(), to.data());
         }
         (Implementation::Cpu, Cut::ByOutput(dy, out)) => {
-            cpu::gradients_cut_by_output(x.data(), dy.data(), out.data(), by.data(), to.data());
+            cpu::gradients_cut_by_output(x, dy.data(), out.data(), by.data(), to.data());
         }
-        (Implementation::Reference, dy) => reference_gradients(x, dy, by.data(), to.data()),
+        (Implementation::Reference, dy) => reference_gradients(&x.gather(), dy, by.data(), to.data()),
         (Implementation::Gpu(gpu), dy) => gpu::gradients(gpu, x, dy, by, to),
     }
 }
 
-fn reference_gradients(x: &Tensor, dy: Cut, by: reference::PerChannel<f64>, to: reference::ParameterGradients<f64>) {
-    let (x, mut cut) = (x.data(), Vec::new());
+fn reference_gradients(x: &[f64], dy: Cut, by: reference::PerChannel<f64>, to: reference::ParameterGradients<f64>) {
+    let mut cut = Vec::new();
     let dz = match dy {
         Cut::Whole(dy) => dy.data(),
         Cut::ByInput(dy) => {
@@ -223,18 +233,20 @@ pub fn gradients_of_tiles(sums: &Tensor, pixels: usize, rstd: &Tensor, to: Param
     }
 }
 
-/// Overwrites `dx`, from `dy` or, where that is `None`, from what `dx` holds. With a `relu`, that counts where x,
+/// Overwrites `dx`, or adds to it, from `dy` or, where that is `None`, from what `dx` holds, which is one tensor then. With a `relu`, that counts where x,
 /// normalised, is above zero. `means` is what [`gradients`] made where the statistics came from `x`, so that the gradient
 /// flows through them.
-pub fn input_gradient(
+pub fn input_gradient<'a>(
     dy: Option<&Tensor>,
-    dx: TensorMut,
-    x: &Tensor,
+    dx: impl Into<PartsMut<'a>>,
+    x: impl Into<Parts<'a>>,
     by: PerChannel,
     relu: bool,
     means: Option<&Tensor>,
 ) {
-    let matching = dx.shape() == x.shape() && dy.is_none_or(|dy| dy.shape() == x.shape());
+    let (dx, x) = (dx.into(), x.into());
+    assert!(dy.is_some() || !dx.is_added && dx.tensors.len() == 1, "a gradient over another one");
+    let matching = dx.shapes() == x.shapes() && dy.is_none_or(|dy| dy.shape() == x.shape());
     assert!(matching, "batch norm's gradient");
     check_channels(x.shape(), by.all());
     let [channels, of_means] = [x.shape().channels(), means.map_or(0, |means| means.shape().len())];
@@ -242,18 +254,33 @@ pub fn input_gradient(
     match x.implementation() {
         Implementation::Cpu => {
             let (dy, means) = (dy.map(Tensor::data), means.map(Tensor::data));
-            cpu::input_gradient(dy, dx.data(), x.data(), by.data(), relu, means);
+            cpu::input_gradient(dy, dx, x, by.data(), relu, means);
         }
         Implementation::Reference => {
-            let dx = dx.data::<f64>();
-            dy.into_iter().for_each(|dy| dx.copy_from_slice(dy.data()));
-            if relu {
-                reference::cut_by_input(x.data(), dx, by.data());
-            }
-            reference::input_gradient_assign(dx, x.data(), by.data(), means.map(Tensor::data));
+            reference_input_gradient(dy, dx, x, by.data(), relu, means.map(Tensor::data));
         }
         Implementation::Gpu(gpu) => gpu::input_gradient(gpu, dy, dx, x, by, relu, means),
     }
+}
+
+fn reference_input_gradient(
+    dy: Option<&Tensor>,
+    mut dx: PartsMut,
+    x: Parts,
+    by: reference::PerChannel<f64>,
+    relu: bool,
+    means: Option<&[f64]>,
+) {
+    let mut dz = match dy {
+        Some(dy) => dy.to_vec(),
+        None => dx.tensors[0].reborrow().data().to_vec(),
+    };
+    let numbers = x.gather();
+    if relu {
+        reference::cut_by_input(&numbers, &mut dz, by);
+    }
+    reference::input_gradient_assign(&mut dz, &numbers, by, means);
+    dx.scatter(&dz, x.shape().channels());
 }
 
 /// Moves running statistics, of one layer or of many, towards a batch's: `running += momentum·(of_batch − running)`.
@@ -284,7 +311,8 @@ fn check_tiles(sums: Shape, tiles: usize) {
 /// The operands of a batch norm that the convolution behind it has to know to do the first pass of that one's backward.
 #[derive(Clone, Debug)]
 pub struct Normalized {
-    pub x: Tensor,
+    /// In its [`Parts`].
+    pub x: Vec<Tensor>,
     pub mean: Tensor,
     pub rstd: Tensor,
     pub gamma: Tensor,
@@ -329,9 +357,12 @@ pub struct Then {
 
 /// The part of forward that backward needs.
 struct Saved {
-    /// Ids of x, γ, β and the residual.
-    ids: [Option<Id>; 4],
-    x: Tensor,
+    /// Ids of the parts of x.
+    x_ids: Vec<Option<Id>>,
+    /// Ids of γ, β and the residual.
+    ids: [Option<Id>; 3],
+    /// In its [`Parts`].
+    x: Vec<Tensor>,
     gamma: Tensor,
     beta: Tensor,
     mean: Tensor,
@@ -346,7 +377,15 @@ struct Saved {
 
 impl Tape {
     pub fn batch_norm(&mut self, x: &Var, gamma: &Var, beta: &Var, source: Source, then: Then) -> Var {
-        let (dtype, device) = (statistics_dtype(x.value()), x.value().device());
+        self.batch_norm_of_parts(std::slice::from_ref(x), gamma, beta, source, then)
+    }
+
+    /// [`Tape::batch_norm`] of the concatenation of `x`, as [`Parts`].
+    pub fn batch_norm_of_parts(&mut self, x: &[Var], gamma: &Var, beta: &Var, source: Source, then: Then) -> Var {
+        let x_ids: Vec<Option<Id>> = x.iter().map(Var::id).collect();
+        let x: Vec<Tensor> = x.iter().map(|part| part.value().clone()).collect();
+        let parts = Parts::from(&x[..]);
+        let (dtype, device) = (statistics_dtype(parts), parts.device());
         let training = matches!(source, Source::Batch { .. });
         let (mean, rstd) = match source {
             Source::Given { mean, rstd } => (mean, rstd),
@@ -355,28 +394,29 @@ impl Tape {
                 let to = Moments { mean: mean.view_mut(), rstd: rstd.view_mut(), running };
                 match tiles {
                     Some(tiles) => {
-                        assert_eq!(tiles.pixels, x.shape().pixels(), "tiles of {}", x.shape());
+                        assert_eq!(tiles.pixels, parts.shape().pixels(), "tiles of {}", parts.shape());
                         statistics_of_tiles(&tiles, epsilon, to);
                     }
-                    None => statistics(x.value(), epsilon, to),
+                    None => statistics(parts, epsilon, to),
                 }
                 (mean, rstd)
             }
         };
         let by = PerChannel { mean: &mean, rstd: &rstd, gamma: gamma.value(), beta: beta.value() };
-        let mut out = Tensor::uninit(x.shape(), x.value().dtype(), device);
-        normalize(x.value(), by, then.residual.as_ref().map(Var::value), then.relu, out.view_mut());
-        let ids = [x.id(), gamma.id(), beta.id(), then.residual.as_ref().and_then(Var::id)];
+        let mut out = self.uninit(parts.shape(), parts.dtype(), device);
+        normalize(parts, by, then.residual.as_ref().map(Var::value), then.relu, out.view_mut());
+        let ids = [gamma.id(), beta.id(), then.residual.as_ref().and_then(Var::id)];
         let kept = (then.relu && then.residual.is_some()).then(|| out.clone());
-        self.record(out, &ids, || {
-            let [x, gamma, beta] = [x, gamma, beta].map(|var| var.value().clone());
+        self.record(out, &[&x_ids[..], &ids].concat(), || {
+            let [gamma, beta] = [gamma, beta].map(|var| var.value().clone());
             let Then { relu, handoff, residual } = then;
             assert!(handoff.is_none() || residual.is_none(), "the sign of a sum is not read off x");
             if let Some(handoff) = &handoff {
-                let [x, mean, rstd, gamma, beta] = [&x, &mean, &rstd, &gamma, &beta].map(Tensor::clone);
+                let [mean, rstd, gamma, beta] = [&mean, &rstd, &gamma, &beta].map(Tensor::clone);
+                let x = x.clone();
                 *handoff.norm.borrow_mut() = Some(Normalized { x, mean, rstd, gamma, beta, relu });
             }
-            let saved = Saved { ids, x, gamma, beta, mean, rstd, relu, out: kept, training, handoff };
+            let saved = Saved { x_ids, ids, x, gamma, beta, mean, rstd, relu, out: kept, training, handoff };
             Box::new(move |dy, gradients| saved.backward(dy, gradients))
         })
     }
@@ -384,13 +424,15 @@ impl Tape {
 
 impl Saved {
     fn backward(self, mut dy: Tensor, to: &mut Gradients) {
-        let Saved { ids: [x_id, gamma_id, beta_id, residual_id], x, .. } = &self;
+        let Saved { x_ids, ids: [gamma_id, beta_id, residual_id], .. } = &self;
+        let x = Parts::from(&self.x[..]);
+        let wants_dx = x_ids.iter().any(Option::is_some);
         let by = PerChannel { mean: &self.mean, rstd: &self.rstd, gamma: &self.gamma, beta: &self.beta };
         let per_channel = |rows| Tensor::uninit([rows, self.gamma.shape().len()], self.gamma.dtype(), x.device());
         // Where the convolution behind has made them, dy is dz.
         let sums = self.handoff.as_ref().and_then(|handoff| handoff.sums.take());
         // dx needs the sums only where the statistics are the batch's own.
-        let mut means = (self.training && x_id.is_some()).then(|| per_channel(2));
+        let mut means = (self.training && wants_dx).then(|| per_channel(2));
         if self.out.is_some() {
             dy.make_unique();
         }
@@ -412,17 +454,21 @@ impl Saved {
             pointwise::relu_backward_assign(dy.view_mut(), out);
         }
         let still_to_cut = self.relu && self.out.is_none() && sums.is_none();
-        if let Some(id) = *x_id {
+        match x_ids[..] {
             // Over dy, unless somebody else reads it.
-            let dx = if residual_id.is_none() && dy.is_unique() {
+            [Some(id)] if residual_id.is_none() && dy.is_unique() => {
                 input_gradient(None, dy.view_mut(), x, by, still_to_cut, means.as_ref());
-                dy.clone()
-            } else {
+                to.give(id, dy.clone());
+            }
+            [Some(id)] => {
                 let mut dx = Tensor::uninit(x.shape(), x.dtype(), x.device());
                 input_gradient(Some(&dy), dx.view_mut(), x, by, still_to_cut, means.as_ref());
-                dx
-            };
-            to.give(id, dx);
+                to.give(id, dx);
+            }
+            _ => to.contribute_parts(x_ids, &x.shapes(), |tensors, is_added| {
+                let dx = PartsMut { tensors, is_added };
+                input_gradient(Some(&dy), dx, x, by, still_to_cut, means.as_ref());
+            }),
         }
         if let Some(id) = *residual_id {
             to.give(id, dy);

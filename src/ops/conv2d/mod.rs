@@ -25,7 +25,7 @@ use std::rc::Rc;
 use std::str::FromStr;
 
 use super::Cost;
-use super::batch_norm::{Handoff, Normalized, Tiles};
+use super::batch_norm::{Handoff, Normalized, Parts, Tiles};
 use crate::error::Error;
 use crate::tape::{Tape, Var};
 use crate::tensor::{DType, Implementation, Shape, Tensor, TensorMut};
@@ -215,7 +215,7 @@ pub fn dgrad_and_sums(conv: Conv2d, dy: &Tensor, w: &Tensor, norm: &Normalized, 
     };
     let g = Geometry::new(conv, dx.shape(), w.shape(), w.pitch());
     assert_eq!(dy.shape(), g.y(), "the gradient of a convolution's output");
-    assert_eq!(norm.x.shape(), g.x(), "the batch norm before a convolution");
+    assert_eq!(Parts::from(&norm.x[..]).shape(), g.x(), "the batch norm before a convolution");
     gpu::dgrad(gpu, &g, dy, w, dx, Some(norm))
 }
 
@@ -246,7 +246,7 @@ impl Tape {
         before: Option<Rc<Handoff>>,
     ) -> (Var, Option<Tiles>) {
         let g = Geometry::new(conv, x.shape(), w.shape(), w.value().pitch());
-        let mut y = Tensor::uninit(g.y(), x.value().dtype(), x.value().device());
+        let mut y = self.uninit(g.y(), x.value().dtype(), x.value().device());
         let tiles = if leaves_statistics {
             fprop_and_statistics(conv, x.value(), w.value(), y.view_mut())
         } else {

@@ -6,7 +6,7 @@ use super::layout::{is_packed, pack, padded, plain};
 use super::tiles::{self, Tile, Tiling};
 use super::{Geometry, Pass};
 use crate::gpu::{self, Address, Cost, Gpu, Handle};
-use crate::ops::batch_norm::{Normalized, Tiles};
+use crate::ops::batch_norm::{Normalized, Parts, Places, Tiles};
 use crate::parameters;
 use crate::tensor::{DType, Device, Tensor};
 
@@ -26,7 +26,7 @@ parameters! {
 }
 
 parameters! {
-    struct ProductGradient: 168 bytes {
+    struct ProductGradient: 192 bytes {
         product: Product,
         x: Address,
         mean: Address,
@@ -36,6 +36,7 @@ parameters! {
         partial: Address,
         relu: u32,
         padding: u32,
+        places: Places,
     }
 }
 
@@ -225,7 +226,11 @@ fn fprop_packed(
 
 /// Whether dgrad can work for this batch norm, beside what [`on_tensor_cores`](super::layout::on_tensor_cores) asks.
 pub fn serves_norm(dtype: DType, norm: &Normalized) -> bool {
-    norm.x.dtype() == dtype && norm.x.is_contiguous() && norm.x.address().0.is_multiple_of(16)
+    let x = Parts::from(&norm.x[..]);
+    // No pack of channels lies in two parts, and the kernel finds every number by 32 bits.
+    let whole = x.tensors().iter().all(|part| part.shape().channels().is_multiple_of(pack(dtype)));
+    let aligned = x.tensors().iter().all(|part| part.is_contiguous() && part.address().0.is_multiple_of(16));
+    x.dtype() == dtype && whole && aligned && x.bytes() / dtype.size() < (1 << 31) - (1 << 16)
 }
 
 /// With a batch norm before it, `dx` becomes dz, and its sums are returned.
@@ -250,9 +255,11 @@ pub fn dgrad(
         assert_eq!((per_channel.dtype(), per_channel.dims()), (DType::F32, &[g.c][..]), "a batch norm's numbers");
         per_channel.address()
     });
-    gpu.account(|| Cost::moving(norm.x.bytes() + 4 * norm.mean.bytes(), sums.bytes()));
-    let (x, partial, relu) = (norm.x.address(), sums.address(), norm.relu.into());
-    let parameters = ProductGradient { product, x, mean, rstd, gamma, beta, partial, relu, padding: 0 };
+    let x = Parts::from(&norm.x[..]);
+    gpu.account(|| Cost::moving(x.bytes() + 4 * norm.mean.bytes(), sums.bytes()));
+    let (places, x) = (Places::of(x), norm.x[0].address());
+    let (partial, relu) = (sums.address(), norm.relu.into());
+    let parameters = ProductGradient { product, x, mean, rstd, gamma, beta, partial, relu, padding: 0, places };
     let name = kernel_for_norm(Pass::Dgrad, choice.tile);
     launch(gpu, name, dtype, &parameters, choice.tile, [m, n], grids);
     Some(sums)
@@ -471,7 +478,7 @@ mod tests {
             let [mean, rstd, gamma, beta] = [0; 4].map(|_| per_channel());
             for relu in [true, false] {
                 let [mean, rstd, gamma, beta] = [&mean, &rstd, &gamma, &beta].map(Tensor::clone);
-                let norm = Normalized { x: x.clone(), mean, rstd, gamma, beta, relu };
+                let norm = Normalized { x: vec![x.clone()], mean, rstd, gamma, beta, relu };
                 let mut dz = Tensor::uninit(x.shape(), dtype, device);
                 let sums = tiles::with_choice(Tiling { tile, splits: 1 }, || {
                     dgrad_and_sums(g.conv, &dy, &w, &norm, dz.view_mut()).expect("on tensor cores")

@@ -213,14 +213,9 @@ pub fn global_average_pool_backward(dy: &Tensor, dx: TensorMut) {
     }
 }
 
-/// Where pooling of `x` by a window is written.
-fn output(pool: Pool, x: &Var) -> Tensor {
-    Tensor::uninit(Geometry::new(pool, x.shape()).y(), x.value().dtype(), x.value().device())
-}
-
 impl Tape {
     pub fn max_pool(&mut self, pool: Pool, x: &Var) -> Var {
-        let mut y = output(pool, x);
+        let mut y = self.uninit(Geometry::new(pool, x.shape()).y(), x.value().dtype(), x.value().device());
         let mut taps = Integers::uninit(y.shape().len(), y.device());
         max_pool(pool, x.value(), y.view_mut(), &mut taps);
         let id = x.id();
@@ -233,7 +228,7 @@ impl Tape {
     }
 
     pub fn average_pool(&mut self, pool: Pool, x: &Var) -> Var {
-        let mut y = output(pool, x);
+        let mut y = self.uninit(Geometry::new(pool, x.shape()).y(), x.value().dtype(), x.value().device());
         average_pool(pool, x.value(), y.view_mut());
         let id = x.id();
         self.record(y, &[id], || {
