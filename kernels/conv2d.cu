@@ -5,6 +5,8 @@
 //   dgrad   dx[n,h,w,c] = Σ_{r,s,k} dy[n,p,q,k] · w[k,r,s,c]   over the p, q that read pixel h, w through tap r, s
 //   wgrad   dw[k,r,s,c] = Σ_{n,p,q} dy[n,p,q,k] · x[n,h,w,c]
 //
+// fprop may add a bias per filter to y, and cut it by a ReLU.
+//
 // Activations are NHWC; w and dw have one filter, K × R·S·C/G, per row, and rows may be padded. With G groups, filter k sees
 // only the C/G channels of group k / (K/G).
 //
@@ -31,8 +33,9 @@ struct Fprop {
   const element* w;  // K × R·S·C/G
   element* y;        // N × P × Q × K
   Sizes g;
+  Finish finish;
 };
-static_assert(sizeof(Fprop) == 104, "as in src/ops/conv2d/gpu.rs");
+static_assert(sizeof(Fprop) == 120, "as in src/ops/conv2d/gpu.rs");
 
 struct Dgrad {
   const element* dy;  // N × P × Q × K
@@ -451,9 +454,19 @@ DEVICE void store_pixels(const Sums& sums, element* to, int pixels, int columns,
 template <unsigned COLUMNS, unsigned THREADS>
 DEVICE void fprop(const Fprop& p, SharedArray<float> row_tiles, SharedArray<float> column_tiles) {
   const int filters = p.g.group_k;
-  const Sums sums = mainloop<COLUMNS>(
+  Sums sums = mainloop<COLUMNS>(
       Im2col<THREADS, false>::start(p.x, p.g), Filters<COLUMNS, THREADS>::start(p.w, p.g),
       p.g.r * p.g.s * p.g.group_c, row_tiles, column_tiles);
+  if (p.finish.bias != nullptr) {
+#pragma unroll
+    for (unsigned j = 0; j < THREAD_COLUMNS; ++j) {
+      const int column = static_cast<int>(blockIdx.y * COLUMNS + first_column<COLUMNS>() + j);
+      if (column >= filters) continue;
+#pragma unroll
+      for (unsigned i = 0; i < THREAD_ROWS; ++i)
+        sums.v[i][j] = finished(p.finish, sums.v[i][j], static_cast<int>(blockIdx.z) * filters + column);
+    }
+  }
   store_pixels<COLUMNS>(
       sums, p.y + static_cast<offset>(blockIdx.z) * filters, p.g.n * p.g.p * p.g.q, filters, p.g.k,
       p.g.packed & PACKED_Y);
@@ -561,7 +574,7 @@ KERNEL(conv2d_fprop_depthwise, Fprop, DIRECT_THREADS) {
       sum += to_float(p.x[at]) * to_float(filter[r * g.s + s]);
     }
   }
-  p.y[i] = from_float(sum);
+  p.y[i] = from_float(p.finish.bias != nullptr ? finished(p.finish, sum, k) : sum);
 }
 
 // A thread per element of dx.

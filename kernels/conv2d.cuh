@@ -16,6 +16,21 @@ static_assert(sizeof(Sizes) == 80, "as in src/ops/conv2d/gpu.rs");
 
 constexpr unsigned PACKED_X = 1, PACKED_Y = 2, PACKED_W = 4, PACKED_DW = 8;
 
+// What follows the sums of fprop.
+struct Finish {
+  const float* bias;  // K, added to them; or null: nothing follows
+  unsigned relu;      // 1: then those below zero become zero
+  unsigned padding;
+};
+static_assert(sizeof(Finish) == 16, "as in src/ops/conv2d/gpu.rs");
+
+// A sum of filter `k`, where there is a bias.
+DEVICE float finished(const Finish& finish, float sum, int k) {
+  const float v = sum + finish.bias[k];
+  // Not the larger of the two, which a NaN would not be.
+  return finish.relu && v <= 0 ? 0 : v;
+}
+
 using offset = long long;  // pixels are counted in 32 bits, elements in 64
 
 // A place in a filter, or beyond its end: r == g.r.

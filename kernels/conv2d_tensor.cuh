@@ -623,9 +623,25 @@ DEVICE void store_dx(const Product& p, const Sums<T>& sums) {
   });
 }
 
+struct FinishedProduct {
+  Product product;
+  Finish finish;
+};
+static_assert(sizeof(FinishedProduct) == 128, "as in src/ops/conv2d/tensor.rs");
+
 template <class T, unsigned UNIT = PACK>
-DEVICE void fprop(const Product& p, SharedArray<element> rows, SharedArray<element> columns) {
-  store_y<T>(p, fprop_sums<T, UNIT>(p, rows, columns));
+DEVICE void fprop(const FinishedProduct& all, SharedArray<element> rows, SharedArray<element> columns) {
+  const Product& p = all.product;
+  const Sums<T> sums = fprop_sums<T, UNIT>(p, rows, columns);
+  if (all.finish.bias == nullptr) return store_y<T>(p, sums);
+  element* y = static_cast<element*>(p.to);
+  for_each_of_y<T>(p, sums, [&](offset at, int count, unsigned, unsigned column, const float (&v)[8]) {
+    const int filter = static_cast<int>(blockIdx.y * T::COLUMNS + column);
+    float z[8];
+#pragma unroll
+    for (int l = 0; l < 8; ++l) z[l] = l < count ? finished(all.finish, v[l], filter + l) : 0;
+    store_eight(y + at, z, count, p.g.packed & PACKED_Y);
+  });
 }
 
 template <class T>

@@ -9,7 +9,8 @@
 //! | batch norm, add | x̂·γ + β + residual | the sum alone reads the batch norm, and once |
 //! | batch norm, add, ReLU | relu(x̂·γ + β + residual) | the same, and the ReLU alone reads the sum |
 //!
-//! The bias of a convolution is joined like a batch norm, of which it is one with a mean of 0 and a deviation of 1.
+//! The bias of a convolution that alone it reads, with the ReLU behind it, is the convolution's epilogue, unless a residual comes
+//! between the two; then it is joined like a batch norm, of which it is one with a mean of 0 and a deviation of 1.
 //! A sum of two batch norms goes with the first of them; the other one is its residual. Everything else stays a stage of its
 //! own, but convolutions on tensor cores work for the batch norms around them:
 //!
@@ -63,6 +64,14 @@ impl Stage {
         &layers[self.layers[0]].operation
     }
 
+    /// The bias that a convolution adds, as the index of a parameter.
+    pub(super) fn bias(&self, layers: &[Layer]) -> Option<usize> {
+        match layers[*self.layers.get(1)?].operation {
+            Operation::Bias { bias } => Some(bias),
+            _ => None,
+        }
+    }
+
     fn absorb(&mut self, index: usize) {
         self.layers.push(index);
         self.output = Node::of_layer(index);
@@ -75,6 +84,12 @@ pub(super) fn stages(layers: &[Layer], is_fused: bool) -> Vec<Stage> {
     let mut is_absorbed = vec![false; layers.len()];
     for (index, layer) in layers.iter().enumerate().filter(|_| is_fused) {
         if !matches!(layer.operation, Operation::BatchNorm { .. } | Operation::Bias { .. }) {
+            continue;
+        }
+        if let Some(stage) = convolution_with_bias(layers, index) {
+            stage.layers.iter().for_each(|&layer| is_absorbed[layer] = true);
+            let Node(end) = stage.output;
+            ending_at[end - 1] = Some(stage);
             continue;
         }
         let mut stage = Stage::alone(index, layer);
@@ -101,6 +116,27 @@ pub(super) fn stages(layers: &[Layer], is_fused: bool) -> Vec<Stage> {
     stages
 }
 
+/// The stage of a bias, at `index`, that a convolution can add.
+fn convolution_with_bias(layers: &[Layer], index: usize) -> Option<Stage> {
+    let Operation::Bias { .. } = layers[index].operation else { return None };
+    let before = layers[index].inputs[0].layer()?;
+    let is_convolution = matches!(layers[before].operation, Operation::Conv2d { .. });
+    let mut stage = Stage::alone(before, &layers[before]);
+    if !is_convolution || only_reader(layers, stage.output) != Some(index) {
+        return None;
+    }
+    stage.absorb(index);
+    match only_reader(layers, stage.output).map(|next| (next, &layers[next].operation)) {
+        Some((_, Operation::Add)) => return None,
+        Some((relu, Operation::Relu)) => {
+            stage.relu = true;
+            stage.absorb(relu);
+        }
+        _ => {}
+    }
+    Some(stage)
+}
+
 /// Finds convolutions and batch norms that read each other.
 fn introduce_neighbours(layers: &[Layer], stages: &mut [Stage]) {
     let is_convolution = |stage: &Stage| matches!(stage.operation(layers), Operation::Conv2d { .. });
@@ -111,6 +147,7 @@ fn introduce_neighbours(layers: &[Layer], stages: &mut [Stage]) {
             let readings = |other: &&Stage| other.inputs.iter().filter(|&&input| input == stage.output).count();
             let readers: Vec<&Stage> = stages.iter().filter(|other| readings(other) > 0).collect();
             let leaves_statistics = is_convolution(stage)
+                && stage.bias(layers).is_none()
                 && readers.iter().any(|reader| is_norm(reader) && reader.inputs[0] == stage.output);
             let is_alone = matches!(readers[..], [reader] if is_convolution(reader) && readings(&reader) == 1);
             [leaves_statistics, is_norm(stage) && !stage.residual && is_alone]
@@ -176,7 +213,8 @@ impl Network {
             Operation::Dropout { .. } => "dropout",
             Operation::Linear { .. } => "linear",
         };
-        let more = [(stage.residual, "sum"), (stage.relu, "ReLU")];
+        let has_bias = stage.bias(&self.layers).is_some();
+        let more = [(has_bias, "bias"), (stage.residual, "sum"), (stage.relu, "ReLU")];
         let more = more.into_iter().filter_map(|(is_there, word)| is_there.then_some(word));
         [first].into_iter().chain(more).collect::<Vec<_>>().join(", ")
     }
@@ -204,7 +242,9 @@ impl Network {
                 let is_padded = usize::from(channels < 16 / precision.size());
                 let dgrad = usize::from(!stage.inputs.iter().any(is_image));
                 let [fprop, wgrad] = [Pass::Fprop, Pass::Wgrad].map(|pass| runs(stage, pass) * is_padded);
-                (1 + 2 * fprop, dgrad + 2 + wgrad)
+                // The sums of the gradient, and what is per channel.
+                let of_bias = if stage.bias(&self.layers).is_some() { 2 } else { 0 };
+                (1 + 2 * fprop, dgrad + 2 + wgrad + of_bias)
             }
             // The sums, what is per channel, the elements. The sums may be a convolution's work.
             Operation::BatchNorm { .. } => {

@@ -6,6 +6,7 @@ use super::concatenations::Place;
 use super::fuse::Stage;
 use super::graph::{Network, Node, Operation, Parameter, Region};
 use crate::ops::batch_norm::{Handoff, Source, Then, Tiles, reciprocal_deviation};
+use crate::ops::conv2d::Neighbours;
 use crate::ops::dropout::{Dropout, Key};
 use crate::tape::{Tape, Var};
 use crate::tensor::{DType, Device, Shape, Tensor};
@@ -136,9 +137,12 @@ impl Run<'_> {
                 let x = input();
                 // Those of the head are stored in f32.
                 let weight = self.parameter(tape, weight).read_as(x.value().dtype());
-                let leaves_statistics = stage.leaves_statistics && self.of_batch.is_some();
-                let before = self.handoffs[first].take();
-                let (y, tiles) = tape.conv2d_beside_norms(conv, &x, &weight, leaves_statistics, before);
+                let around = Neighbours {
+                    leaves_statistics: stage.leaves_statistics && self.of_batch.is_some(),
+                    before: self.handoffs[first].take(),
+                    bias: stage.bias(&self.network.layers).map(|bias| (self.parameter(tape, bias), stage.relu)),
+                };
+                let (y, tiles) = tape.conv2d_among(conv, &x, &weight, around);
                 self.tiles[output] = tiles;
                 y
             }

@@ -7,6 +7,7 @@ use super::operand::{Input, Layout, Output, Values};
 use super::pass::Pass;
 use crate::ops::batch_norm::{Cut, Moments, ParameterGradients, PerChannel, Tiles};
 use crate::ops::cases::{self, ConstraintCase, ConvCase, CrossEntropyCase, LinearCase, MergeCase, OptimizerCase, Rule};
+use crate::ops::conv2d::{Besides, Epilogue};
 use crate::ops::optimizer::AdamW;
 use crate::ops::{
     batch_norm, concat, conv2d, dropout, linear, merge, optimizer, pointwise, pool, softmax_cross_entropy,
@@ -74,6 +75,7 @@ fn convolutions() -> Vec<Pass> {
         let unit = |layouts: [&Layout; 2]| layouts.map(|layout| Input::unit(layout.clone()));
         [
             Pass::new("fprop", unit([&x, &w]), [y.clone()], move |[x, w], [y]| conv2d::fprop(conv, x, w, y)),
+            with_epilogue(case, [&x, &w, &y]),
             Pass::new("dgrad", unit([&y, &w]), [x.clone()], move |[dy, w], [dx]| conv2d::dgrad(conv, dy, w, dx)),
             Pass::new("wgrad", unit([&x, &y]), [w.clone().in_f32()], move |[x, dy], [dw]| {
                 conv2d::wgrad(conv, x, dy, dw);
@@ -83,6 +85,17 @@ fn convolutions() -> Vec<Pass> {
         .map(|pass| pass.of(case.name).within(SUM).exact().on_tensor_cores())
     };
     cases::CONV2D.iter().flat_map(of_case).collect()
+}
+
+/// fprop with a bias, and in every other case a ReLU.
+fn with_epilogue(case: &ConvCase, [x, w, y]: [&Layout; 3]) -> Pass {
+    let (conv, k) = (case.conv, case.filters[0]);
+    let relu = k % 2 == 0;
+    let name = if relu { "fprop, bias and ReLU" } else { "fprop and bias" };
+    let bias = Layout::dense([k]).in_arena().in_f32();
+    Pass::new(name, [x, w, &bias].map(|layout| Input::unit(layout.clone())), [y.clone()], move |[x, w, bias], [y]| {
+        conv2d::fprop_besides(conv, x, w, y, Besides::Epilogue(Epilogue { bias, relu }));
+    })
 }
 
 /// Pixels of a tile, from whose sums statistics are made.

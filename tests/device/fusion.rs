@@ -121,7 +121,7 @@ fn networks() -> Vec<(&'static str, Arc<Network>, [usize; 2])> {
         // No convolution next to a batch norm comes in packs.
         ("odd", dense([9, 13, 17]), [23, 31]),
         ("plain", plain(), [11, 11]),
-        ("biased", biased(), [8, 11]),
+        ("biased", biased(), [7, 11]),
         ("forbidden", forbidden(), [13, 14]),
     ]
 }

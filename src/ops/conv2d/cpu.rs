@@ -192,9 +192,16 @@ fn filters<'a>(g: &Geometry, w: &'a [f32], group: usize) -> Matrix<'a> {
     Matrix::new(&w[group * count * g.pitch..], count, g.filter_len(), g.pitch)
 }
 
-pub fn fprop(g: &Geometry, x: &[f32], w: &[f32], y: &mut [f32]) {
+/// With an epilogue: a bias per filter, and whether a ReLU follows.
+pub fn fprop(g: &Geometry, x: &[f32], w: &[f32], epilogue: Option<(&[f32], bool)>, y: &mut [f32]) {
+    let finish = |y: &mut [f32]| {
+        if let Some((bias, relu)) = epilogue {
+            finish_block(bias, relu, y);
+        }
+    };
     if depthwise::applies(g) {
-        return depthwise::fprop(g, x, w, y);
+        depthwise::fprop(g, x, w, y);
+        return y.par_chunks_mut(PIXELS.end * g.k).for_each(finish);
     }
     let pixels = Window::of_input(g, x, 0).pixels_per_slab();
     y.par_chunks_mut(pixels * g.k).enumerate().for_each(|(slab, y)| {
@@ -205,7 +212,20 @@ pub fn fprop(g: &Geometry, x: &[f32], w: &[f32], y: &mut [f32]) {
                 gemm(patches, filters.transposed(), &mut y[group * filters.rows..], g.k, false);
             });
         }
+        finish(y);
     });
+}
+
+/// Adds the bias to each pixel, and cuts by the ReLU.
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
+fn finish_block(bias: &[f32], relu: bool, y: &mut [f32]) {
+    for y in y.chunks_exact_mut(bias.len()) {
+        for (y, &bias) in y.iter_mut().zip(bias) {
+            let sum = *y + bias;
+            // Not `max`, which would turn NaN into 0.
+            *y = if relu && sum <= 0.0 { 0.0 } else { sum };
+        }
+    }
 }
 
 pub fn dgrad(g: &Geometry, dy: &[f32], w: &[f32], dx: &mut [f32]) {

@@ -1,7 +1,7 @@
 //! Convolution on a GPU: `kernels/conv2d.cu`, and which convolutions are left to the kernels for tensor cores.
 
 use super::layout::{Operands, is_packed, on_tensor_cores};
-use super::{Geometry, Pass, tensor};
+use super::{Besides, Epilogue, Geometry, Pass, tensor};
 use crate::gpu::{Address, Cost, Gpu, Handle};
 use crate::ops::batch_norm::{Normalized, Tiles};
 use crate::parameters;
@@ -20,7 +20,22 @@ parameters! {
 }
 
 parameters! {
-    struct Fprop: 104 bytes { x: Address, w: Address, y: Address, g: Sizes }
+    pub(super) struct Finish: 16 bytes { bias: Address, relu: u32, padding: u32 }
+}
+
+impl Finish {
+    /// For no epilogue: nothing follows.
+    pub(super) fn of(epilogue: Option<Epilogue>) -> Finish {
+        let bias = epilogue.map_or(Address::NULL, |epilogue| {
+            assert_eq!(epilogue.bias.dtype(), DType::F32, "a bias");
+            epilogue.bias.address()
+        });
+        Finish { bias, relu: epilogue.is_some_and(|epilogue| epilogue.relu).into(), padding: 0 }
+    }
+}
+
+parameters! {
+    struct Fprop: 120 bytes { x: Address, w: Address, y: Address, g: Sizes, finish: Finish }
 }
 
 parameters! {
@@ -126,22 +141,15 @@ pub(super) fn sizes(g: &Geometry, dtype: DType, x: Address, y: Address, w: Optio
     }
 }
 
-/// Returns the statistics of y's tiles, if asked for and where tensor cores serve.
-pub fn fprop(
-    gpu: Handle,
-    g: &Geometry,
-    x: &Tensor,
-    w: &Tensor,
-    y: TensorMut,
-    leaves_statistics: bool,
-) -> Option<Tiles> {
+/// Returns the statistics of y's tiles, if they are what is to be done besides and where tensor cores serve.
+pub fn fprop(gpu: Handle, g: &Geometry, x: &Tensor, w: &Tensor, y: TensorMut, besides: Besides) -> Option<Tiles> {
     let dtype = x.dtype();
     assert!(w.dtype() == dtype && y.dtype() == dtype, "convolution of {dtype} by {} to {}", w.dtype(), y.dtype());
     let (x, w, y) = (x.address(), w.address(), y.address());
     if on_tensor_cores(g, Pass::Fprop, dtype, Operands { x, y, w: Some(w) }).is_some() {
-        return tensor::fprop(gpu, g, dtype, [x, w, y], leaves_statistics);
+        return tensor::fprop(gpu, g, dtype, [x, w, y], besides);
     }
-    let parameters = Fprop { x, w, y, g: sizes(g, dtype, x, y, Some(w)) };
+    let parameters = Fprop { x, w, y, g: sizes(g, dtype, x, y, Some(w)), finish: Finish::of(besides.epilogue()) };
     let pixels = g.n * g.p * g.q;
     let (name, grid, threads) = if is_depthwise(g) {
         ("conv2d_fprop_depthwise", direct_grid(pixels * g.k), DIRECT_THREADS as u32)

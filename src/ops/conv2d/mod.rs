@@ -26,6 +26,7 @@ use std::str::FromStr;
 
 use super::Cost;
 use super::batch_norm::{Handoff, Normalized, Parts, Tiles};
+use super::bias::Added;
 use crate::error::Error;
 use crate::tape::{Tape, Var};
 use crate::tensor::{DType, Implementation, Shape, Tensor, TensorMut};
@@ -172,26 +173,59 @@ pub fn output_size(input: usize, taps: usize, stride: usize, padding: usize, dil
     Some((input + 2 * padding).checked_sub(dilation * (taps - 1) + 1)? / stride + 1)
 }
 
-/// Overwrites `y`. On a GPU all three tensors are of one dtype, f32, bf16 or f16.
-pub fn fprop(conv: Conv2d, x: &Tensor, w: &Tensor, y: TensorMut) {
-    let g = Geometry::new(conv, x.shape(), w.shape(), w.pitch());
-    assert_eq!(y.shape(), g.y(), "the output of a convolution");
-    match x.implementation() {
-        Implementation::Cpu => cpu::fprop(&g, x.data(), w.data(), y.data()),
-        Implementation::Reference => reference::fprop::<f64>(&g, x.data(), w.data(), y.data()),
-        Implementation::Gpu(gpu) => drop(gpu::fprop(gpu, &g, x, w, y, false)),
+/// What follows a convolution before its output is written.
+#[derive(Clone, Copy)]
+pub struct Epilogue<'a> {
+    /// K numbers, on a GPU f32, each added to the output of its filter.
+    pub bias: &'a Tensor,
+    /// Whether a ReLU follows.
+    pub relu: bool,
+}
+
+/// What fprop does besides the convolution.
+#[derive(Clone, Copy)]
+pub enum Besides<'a> {
+    Nothing,
+    /// Leaves the statistics of `y`'s tiles where the kernel that serves has them at hand.
+    Statistics,
+    Epilogue(Epilogue<'a>),
+}
+
+impl<'a> Besides<'a> {
+    fn epilogue(self) -> Option<Epilogue<'a>> {
+        match self {
+            Besides::Epilogue(epilogue) => Some(epilogue),
+            Besides::Nothing | Besides::Statistics => None,
+        }
     }
 }
 
-/// [`fprop`], which also leaves the statistics of `y`'s tiles where the kernel that serves has them at hand.
-pub fn fprop_and_statistics(conv: Conv2d, x: &Tensor, w: &Tensor, y: TensorMut) -> Option<Tiles> {
-    let Implementation::Gpu(gpu) = x.implementation() else {
-        fprop(conv, x, w, y);
-        return None;
-    };
+/// Overwrites `y`. On a GPU all three tensors are of one dtype, f32, bf16 or f16.
+pub fn fprop(conv: Conv2d, x: &Tensor, w: &Tensor, y: TensorMut) {
+    fprop_besides(conv, x, w, y, Besides::Nothing);
+}
+
+/// [`fprop`], and more. Returns the statistics of `y`'s tiles if they were asked for and are there.
+pub fn fprop_besides(conv: Conv2d, x: &Tensor, w: &Tensor, y: TensorMut, besides: Besides) -> Option<Tiles> {
     let g = Geometry::new(conv, x.shape(), w.shape(), w.pitch());
     assert_eq!(y.shape(), g.y(), "the output of a convolution");
-    gpu::fprop(gpu, &g, x, w, y, true)
+    let epilogue = besides.epilogue();
+    assert!(epilogue.is_none_or(|epilogue| epilogue.bias.dims() == [g.k]), "the bias of {} filters", g.k);
+    match x.implementation() {
+        Implementation::Cpu => {
+            let epilogue = epilogue.map(|Epilogue { bias, relu }| (bias.data(), relu));
+            cpu::fprop(&g, x.data(), w.data(), epilogue, y.data());
+        }
+        Implementation::Reference => {
+            let y = y.data();
+            reference::fprop::<f64>(&g, x.data(), w.data(), y);
+            if let Some(Epilogue { bias, relu }) = epilogue {
+                reference::finish::<f64>(bias.data(), relu, y);
+            }
+        }
+        Implementation::Gpu(gpu) => return gpu::fprop(gpu, &g, x, w, y, besides),
+    }
+    None
 }
 
 /// Overwrites `dx`. On a GPU all three tensors are of one dtype.
@@ -230,36 +264,48 @@ pub fn wgrad(conv: Conv2d, x: &Tensor, dy: &Tensor, dw: TensorMut) {
     }
 }
 
+/// The ops around a convolution, of whose work it does some.
+#[derive(Default)]
+pub struct Neighbours {
+    /// Whether the batch norm behind it wants the statistics of its output, where they cost nothing.
+    pub leaves_statistics: bool,
+    /// The batch norm before it, whose only reader it is: it does the first pass of that one's backward.
+    pub before: Option<Rc<Handoff>>,
+    /// The bias behind it, K numbers, and whether a ReLU follows.
+    pub bias: Option<(Var, bool)>,
+}
+
 impl Tape {
     pub fn conv2d(&mut self, conv: Conv2d, x: &Var, w: &Var) -> Var {
-        self.conv2d_beside_norms(conv, x, w, false, None).0
+        self.conv2d_among(conv, x, w, Neighbours::default()).0
     }
 
-    /// A convolution between batch norms: it leaves the statistics of its output for the one behind it, if asked for and
-    /// where that costs nothing, and does the first pass of the backward of the one before it, whose only reader it is.
-    pub fn conv2d_beside_norms(
-        &mut self,
-        conv: Conv2d,
-        x: &Var,
-        w: &Var,
-        leaves_statistics: bool,
-        before: Option<Rc<Handoff>>,
-    ) -> (Var, Option<Tiles>) {
+    /// A convolution that does some of the work of the ops around it. Returns the statistics of its output too, if they were
+    /// asked for and cost nothing.
+    pub fn conv2d_among(&mut self, conv: Conv2d, x: &Var, w: &Var, around: Neighbours) -> (Var, Option<Tiles>) {
+        let Neighbours { leaves_statistics, before, bias } = around;
+        assert!(!leaves_statistics || bias.is_none(), "statistics in front of a bias");
         let g = Geometry::new(conv, x.shape(), w.shape(), w.value().pitch());
         let mut y = self.uninit(g.y(), x.value().dtype(), x.value().device());
-        let tiles = if leaves_statistics {
-            fprop_and_statistics(conv, x.value(), w.value(), y.view_mut())
-        } else {
-            fprop(conv, x.value(), w.value(), y.view_mut());
-            None
+        let besides = match &bias {
+            Some((bias, relu)) => Besides::Epilogue(Epilogue { bias: bias.value(), relu: *relu }),
+            None if leaves_statistics => Besides::Statistics,
+            None => Besides::Nothing,
         };
+        let tiles = fprop_besides(conv, x.value(), w.value(), y.view_mut(), besides);
         let (x_id, w_id) = (x.id(), w.id());
+        let bias_id = bias.as_ref().and_then(|(bias, _)| bias.id());
+        let added = bias.map(|(bias, relu)| Added::new(&bias, relu.then(|| y.clone())));
         let place = self.reserve_products(w, |sources| product_parts(&g, x.value().dtype(), sources));
-        let y = self.record(y, &[x_id, w_id], || {
+        let y = self.record(y, &[x_id, w_id, bias_id], || {
             // Each operand is kept only for the gradient of the other.
             let kept_x = w_id.map(|_| x.value().clone());
             let kept_w = x_id.map(|_| w.value().clone());
             Box::new(move |dy, gradients| {
+                let dy = match added {
+                    Some(added) => added.backward(dy, gradients),
+                    None => dy,
+                };
                 match (w_id, kept_x, place) {
                     (Some(_), Some(x), Some(place)) => gradients.contribute_products(place, |sources, products| {
                         wgrad_products(conv, &x, &dy, sources, products);

@@ -36,6 +36,16 @@ pub fn fprop<T: Element>(g: &Geometry, x: &[T], w: &[T], y: &mut [T]) {
     for_each_product(g, |iy, ix, iw| y[iy] += x[ix] * w[iw]);
 }
 
+/// Adds `bias` to each pixel of `y`; a `relu` makes zero of what is below it then.
+pub fn finish<T: Element>(bias: &[T], relu: bool, y: &mut [T]) {
+    for (y, &bias) in y.iter_mut().zip(bias.iter().cycle()) {
+        *y += bias;
+        if relu && *y <= T::default() {
+            *y = T::default();
+        }
+    }
+}
+
 pub fn dgrad<T: Element>(g: &Geometry, dy: &[T], w: &[T], dx: &mut [T]) {
     dx.fill(T::default());
     for_each_product(g, |iy, ix, iw| dx[ix] += dy[iy] * w[iw]);

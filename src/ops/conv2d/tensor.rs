@@ -1,10 +1,10 @@
 //! Convolution on a GPU's tensor cores: `kernels/conv2d_tensor.cu`. For a batch norm behind it fprop leaves the statistics of
 //! each tile of rows, and for one before it dgrad the sums that its backward begins with.
 
-use super::gpu::{PACKED_DW, Sizes, direct_grid, sizes};
+use super::gpu::{Finish, PACKED_DW, Sizes, direct_grid, sizes};
 use super::layout::{is_packed, pack, padded, plain};
 use super::tiles::{self, Tile, Tiling};
-use super::{Geometry, Pass};
+use super::{Besides, Geometry, Pass};
 use crate::gpu::{self, Address, Cost, Gpu, Handle};
 use crate::ops::batch_norm::{Normalized, Parts, Places, Tiles};
 use crate::parameters;
@@ -23,6 +23,10 @@ parameters! {
 
 parameters! {
     struct ProductStatistics: 120 bytes { product: Product, partial: Address }
+}
+
+parameters! {
+    struct FinishedProduct: 128 bytes { product: Product, finish: Finish }
 }
 
 parameters! {
@@ -183,36 +187,25 @@ pub(super) fn pad_x(gpu: Handle, dtype: DType, x: Address, g: &Geometry, padded:
     pad(gpu, dtype, x, [1, 0], [pixels, pixels], [g.c, padded.c])
 }
 
-/// Returns the statistics of y's tiles, if asked for.
-pub fn fprop(
-    gpu: Handle,
-    g: &Geometry,
-    dtype: DType,
-    [x, w, y]: [Address; 3],
-    leaves_statistics: bool,
-) -> Option<Tiles> {
+/// Returns the statistics of y's tiles, if they are what is to be done besides.
+pub fn fprop(gpu: Handle, g: &Geometry, dtype: DType, [x, w, y]: [Address; 3], besides: Besides) -> Option<Tiles> {
     if let Some(padded) = padded(g, dtype) {
         let x = pad_x(gpu, dtype, x, g, &padded);
         let w = pad(gpu, dtype, w, [g.k, g.pitch], [g.r * g.s, padded.pitch / padded.c], [g.c, padded.c]);
-        return fprop_packed(gpu, &padded, dtype, [x.address(), w.address(), y], leaves_statistics);
+        return fprop_packed(gpu, &padded, dtype, [x.address(), w.address(), y], besides);
     }
-    fprop_packed(gpu, g, dtype, [x, w, y], leaves_statistics)
+    fprop_packed(gpu, g, dtype, [x, w, y], besides)
 }
 
-fn fprop_packed(
-    gpu: Handle,
-    g: &Geometry,
-    dtype: DType,
-    [x, w, y]: [Address; 3],
-    leaves_statistics: bool,
-) -> Option<Tiles> {
+fn fprop_packed(gpu: Handle, g: &Geometry, dtype: DType, [x, w, y]: [Address; 3], besides: Besides) -> Option<Tiles> {
     gpu.account(|| g.cost(Pass::Fprop, dtype));
     let g = &plain(g);
     let (Tiling { tile, .. }, name) = division(g, Pass::Fprop, dtype);
     let product = Product { from: x, by: w, to: y, g: sizes(g, dtype, x, y, Some(w)), split: 0, to_pitch: 0 };
     let pixels = g.n * g.p * g.q;
-    if !leaves_statistics {
-        launch(gpu, name, dtype, &product, tile, [pixels, g.k], 1);
+    if !matches!(besides, Besides::Statistics) {
+        let parameters = FinishedProduct { product, finish: Finish::of(besides.epilogue()) };
+        launch(gpu, name, dtype, &parameters, tile, [pixels, g.k], 1);
         return None;
     }
     let is_stem = !g.c.is_multiple_of(pack(dtype));
@@ -318,7 +311,7 @@ pub fn wgrad(gpu: Handle, g: &Geometry, dtype: DType, x: Address, dy: Address, d
 
 #[cfg(all(test, feature = "emulator"))]
 mod tests {
-    use super::super::{dgrad, dgrad_and_sums, fprop, fprop_and_statistics, reference, wgrad};
+    use super::super::{dgrad, dgrad_and_sums, fprop, fprop_besides, reference, wgrad};
     use super::*;
     use crate::numbers::{Numbers, normalized_error};
     use crate::ops::cases;
@@ -438,7 +431,7 @@ mod tests {
             let (mut y, mut plain) = (like_y(), like_y());
             let tiles = tiles::with_choice(Tiling { tile, splits: 1 }, || {
                 fprop(g.conv, &x, &w, plain.view_mut());
-                fprop_and_statistics(g.conv, &x, &w, y.view_mut()).expect("on tensor cores")
+                fprop_besides(g.conv, &x, &w, y.view_mut(), Besides::Statistics).expect("on tensor cores")
             });
             gpu.check().unwrap();
             let name = format!("{dtype} {}, {tile:?}", case.name);
