@@ -556,6 +556,58 @@ mod tests {
     }
 
     #[test]
+    fn an_output_goes_where_the_next_op_is_told_to_put_it() {
+        let mut tape = Tape::new();
+        let place = numbers(&[7.0, 8.0]);
+        let address = place.data::<f64>().as_ptr();
+        tape.place_next(place);
+        let [first, second] = [0; 2].map(|_| tape.uninit([2], DType::F64, Device::Cpu));
+        assert_eq!([first, second].map(|output| output.data::<f64>().as_ptr() == address), [true, false]);
+    }
+
+    #[test]
+    #[should_panic(expected = "the place of an output")]
+    fn a_place_of_another_shape_is_no_place() {
+        let mut tape = Tape::new();
+        tape.place_next(numbers(&[7.0, 8.0]));
+        tape.uninit([3], DType::F64, Device::Cpu);
+    }
+
+    /// The gradients of two parts, the first of which may be read by somebody else as well: whether each of three contributions
+    /// was added where it stood, and what they come to.
+    fn parts(is_read: bool) -> ([bool; 3], [Vec<f64>; 2]) {
+        let mut tape = Tape::new();
+        let parts = [[1.0, 2.0], [3.0, 4.0]].map(|values| tape.leaf(numbers(&values)));
+        let mut gradients = tape.backward(Var::constant(Tensor::scalar(0.0)));
+        let (ids, shapes) = (parts.each_ref().map(Var::id), [Shape::from([2]); 2]);
+        let mut readers = Vec::new();
+        // Of both, of the first alone, and of both again.
+        let added = [2, 1, 2].map(|count| {
+            let mut was_added = false;
+            gradients.contribute_parts(&ids[..count], &shapes[..count], |parts, is_added| {
+                was_added = is_added;
+                for (i, part) in parts.into_iter().enumerate() {
+                    part.data::<f64>().iter_mut().for_each(|v| *v = if is_added { *v } else { 0.0 } + (i + 1) as f64);
+                }
+            });
+            if is_read {
+                let gradient = gradients.take(&parts[0]).expect("a gradient");
+                gradients.give(ids[0].expect("a leaf"), gradient.clone());
+                readers.push(gradient);
+            }
+            was_added
+        });
+        (added, parts.map(|part| gradients.take(&part).expect("a gradient").to_f64()))
+    }
+
+    #[test]
+    fn contributions_to_parts_are_added_where_they_stand() {
+        let sums = [vec![3.0; 2], vec![4.0; 2]];
+        assert_eq!(parts(false), ([false, true, true], sums.clone()));
+        assert_eq!(parts(true), ([false; 3], sums));
+    }
+
+    #[test]
     fn what_a_record_holds_is_freed_when_it_has_run() {
         let mut tape = Tape::new();
         let x = tape.leaf(numbers(&[1.0]));
