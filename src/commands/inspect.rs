@@ -8,7 +8,7 @@ use serde_json::json;
 
 use medmerge::bench::shapes;
 use medmerge::checkpoint::{Checkpoint, Phase, Reading, TensorFile};
-use medmerge::data::Dataset;
+use medmerge::data::{SplitName, SplitSummary, Summary};
 use medmerge::error::{Error, Result};
 use medmerge::file_kind::{self, Wanted};
 use medmerge::merge::{Difference, Learned, Source, check_alike};
@@ -140,30 +140,29 @@ fn plan(options: &Inspect, global: &Global) -> Result<()> {
 }
 
 fn data_set(options: &Inspect, global: &Global) -> Result<()> {
-    let data = Dataset::load(&options.file)?;
-    let summary = data.describe();
-    report(global, &json!({"kind": "data set", "summary": summary}), |out| {
-        writeln!(
-            out,
-            "{}: data set, {}×{} pixels, {} channels, {} classes",
-            options.file.display(),
-            data.height,
-            data.width,
-            data.channels,
-            data.classes
-        )?;
+    let data = Summary::read(&options.file)?;
+    report(global, &json!({"kind": "data set", "summary": data}), |out| {
+        let Summary { height, width, channels, .. } = data;
+        write!(out, "{}: data set, {height}×{width} pixels, {channels} channels", options.file.display())?;
+        match data.classes {
+            Some(classes) => writeln!(out, ", {classes} classes")?,
+            None => writeln!(out)?,
+        }
         if let Some(names) = &data.class_names {
             writeln!(out, "  classes {}", names.join(", "))?;
         }
-        for split in medmerge::data::SplitName::ALL {
-            writeln!(
-                out,
-                "  {split:5} {:>7} images, per class {:?}",
-                data.split(split).len(),
-                data.class_counts(split)
-            )?;
+        for name in SplitName::ALL {
+            let Some(SplitSummary { images, class_counts }) = data.split(name) else { continue };
+            write!(out, "  {:5} {images:>7} images, ", name.name())?;
+            match class_counts {
+                Some(counts) => writeln!(out, "per class {counts:?}")?,
+                None => writeln!(out, "no labels")?,
+            }
         }
-        Ok(())
+        match &data.problem {
+            Some(problem) => writeln!(out, "  not to be trained on: {problem}"),
+            None => Ok(()),
+        }
     })
 }
 

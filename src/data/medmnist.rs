@@ -2,8 +2,9 @@
 //!
 //! A file is a `.npz` with `{train,val,test}_{images,labels}`: images of N×H×W or N×H×W×C bytes (C = 1 or 3), labels of
 //! N or N×1 integers; beside them there may be `class_names`, a text for each class. Training asks for all three splits; who
-//! measures asks for one, which may be all that there is. Whatever is wrong with what is asked for, damaged pixels excepted, is
-//! found before its pixels are decompressed, so that a command fails in its first second.
+//! measures asks for one, which may be all that there is; a summary tells of those that there are, and reads no pixels.
+//! Whatever is wrong with what is asked for, damaged pixels excepted, is found before its pixels are decompressed, so that a
+//! command fails in its first second.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 
 use super::npz::Element as _;
 use super::source::InMemory;
-use super::{Dataset, Depth, Labels, MAX_SIZE, Split, SplitName, npz};
+use super::{Dataset, Depth, Labels, MAX_SIZE, Split, SplitName, SplitSummary, Summary, count, npz};
 use crate::error::{Error, Result};
 use crate::file_kind::listing;
 use crate::memory;
@@ -41,27 +42,33 @@ impl Dataset {
     /// Loads a data set that takes no more than `memory` bytes.
     fn load_within(path: &Path, memory: u64) -> Result<Dataset> {
         let mut archive = npz::Archive::open(path)?;
+        let (mut dataset, found) = Dataset::without_pixels(path, &mut archive, memory)?;
+        let shape = [dataset.height, dataset.width, dataset.channels];
+        for (split, found) in SplitName::ALL.into_iter().zip(&found) {
+            dataset.split_mut(split).images = found.read_images(&mut archive, shape)?;
+        }
+        Ok(dataset)
+    }
+
+    /// All that training needs but the pixels, and where these are.
+    fn without_pixels(path: &Path, archive: &mut npz::Archive, memory: u64) -> Result<(Dataset, Vec<Found>)> {
         let found: Vec<Found> =
-            SplitName::ALL.into_iter().map(|split| Found::whole(path, &mut archive, split)).collect::<Result<_>>()?;
+            SplitName::ALL.into_iter().map(|split| Found::whole(path, archive, split)).collect::<Result<_>>()?;
         let shape = check_splits(path, &found)?;
         let class_names = archive.entry(CLASS_NAMES)?;
-        check_memory(path, &found, class_names.as_ref(), memory)?;
+        check_memory(path, pixels(&found) + texts(&found, class_names.as_ref()), memory)?;
 
         let mut dataset = Dataset::of_shape(path, shape);
         for (split, found) in SplitName::ALL.into_iter().zip(&found) {
-            dataset.split_mut(split).labels = found.read_labels(path, &mut archive)?.unwrap_or_default();
+            dataset.split_mut(split).labels = found.read_labels(path, archive)?.unwrap_or_default();
         }
         let largest = SplitName::ALL.into_iter().filter_map(|split| dataset.split(split).labels.iter().max()).max();
         dataset.classes = largest.map_or(0, |&label| label as usize + 1);
         dataset.check_classes()?;
         let told = format!("there are {} classes", dataset.classes);
-        dataset.class_names = class_names
-            .map(|entry| read_class_names(path, &mut archive, &entry, dataset.classes, &told))
-            .transpose()?;
-        for (split, found) in SplitName::ALL.into_iter().zip(&found) {
-            dataset.split_mut(split).images = found.read_images(&mut archive, shape)?;
-        }
-        Ok(dataset)
+        dataset.class_names =
+            class_names.map(|entry| read_class_names(path, archive, &entry, dataset.classes, &told)).transpose()?;
+        Ok((dataset, found))
     }
 
     fn load_split_within(
@@ -76,7 +83,8 @@ impl Dataset {
         let shape = image_shape(path, &found.images)?;
         found.check_labels(path)?;
         let class_names = archive.entry(CLASS_NAMES)?;
-        check_memory(path, std::slice::from_ref(&found), class_names.as_ref(), memory)?;
+        let all = std::slice::from_ref(&found);
+        check_memory(path, pixels(all) + texts(all, class_names.as_ref()), memory)?;
 
         let told = format!("the network tells {classes} classes apart");
         let of_images = found.read_labels(path, &mut archive)?;
@@ -132,6 +140,66 @@ impl Dataset {
     }
 }
 
+impl Summary {
+    /// Reads the splits of a file, whichever it has; of images the headers alone.
+    ///
+    /// # Errors
+    /// If there is no split, or something is wrong with one that is there.
+    pub fn read(path: &Path) -> Result<Summary> {
+        Summary::read_within(path, memory::available())
+    }
+
+    fn read_within(path: &Path, memory: u64) -> Result<Summary> {
+        let mut archive = npz::Archive::open(path)?;
+        let problem = Dataset::without_pixels(path, &mut archive, memory).err().map(reason);
+        let mut names = Vec::new();
+        let mut found = Vec::new();
+        for split in SplitName::ALL {
+            if let Some(arrays) = Found::any(&mut archive, split)? {
+                names.push(split);
+                found.push(arrays);
+            }
+        }
+        if found.is_empty() {
+            return Err(missing(path, &archive, "array of images", FORMAT));
+        }
+        let [height, width, channels] = check_shapes(path, &found)?;
+        let named = archive.entry(CLASS_NAMES)?;
+        check_memory(path, texts(&found, named.as_ref()), memory)?;
+
+        let labels: Vec<Option<Vec<u32>>> =
+            found.iter().map(|found| found.read_labels(path, &mut archive)).collect::<Result<_>>()?;
+        let classes = classes(labels.iter().flatten().flatten(), named.as_ref());
+        let told = format!("there are {classes} classes");
+        let class_names =
+            named.map(|entry| read_class_names(path, &mut archive, &entry, classes, &told)).transpose()?;
+        let of_split = |name: SplitName| {
+            let index = names.iter().position(|&known| known == name)?;
+            let class_counts = labels[index].as_ref().map(|labels| count(labels, classes));
+            Some(SplitSummary { images: found[index].images.shape[0], class_counts })
+        };
+        let [train, val, test] = SplitName::ALL.map(of_split);
+        let classes = (classes > 0).then_some(classes);
+        Ok(Summary { height, width, channels, classes, class_names, train, val, test, problem })
+    }
+}
+
+/// As many classes as labels or names tell apart; none where there are neither.
+fn classes<'a>(labels: impl Iterator<Item = &'a u32>, names: Option<&npz::Entry<npz::Text>>) -> usize {
+    let labelled = labels.max().map_or(0, |&largest| largest as usize + 1);
+    // A file may claim any number of names; those beyond what labels can say are refused when they are read.
+    let named = names.and_then(|names| names.shape.first()).copied().unwrap_or(0);
+    labelled.max(named.min(MAX_LABEL as usize + 1))
+}
+
+/// The reason that an error gives, without the file's path.
+fn reason(error: Error) -> String {
+    match error {
+        Error::Data { message, .. } => message,
+        other => other.to_string(),
+    }
+}
+
 /// The arrays of a split, whose headers have been read.
 struct Found {
     images: npz::Entry,
@@ -143,6 +211,12 @@ impl Found {
     fn whole(path: &Path, archive: &mut npz::Archive, split: SplitName) -> Result<Found> {
         let images = find(path, archive, &images_of(split), FORMAT)?;
         Ok(Found { images, labels: Some(find(path, archive, &labels_of(split), FORMAT)?) })
+    }
+
+    /// A split, if the file has its images.
+    fn any(archive: &mut npz::Archive, split: SplitName) -> Result<Option<Found>> {
+        let Some(images) = archive.entry(&images_of(split))? else { return Ok(None) };
+        Ok(Some(Found { images, labels: archive.entry(&labels_of(split))? }))
     }
 
     /// A split by itself.
@@ -179,16 +253,26 @@ fn labels_of(split: SplitName) -> String {
 }
 
 fn find(path: &Path, archive: &mut npz::Archive, name: &str, hint: &str) -> Result<npz::Entry> {
-    if let Some(entry) = archive.entry(name)? {
-        return Ok(entry);
-    }
+    archive.entry(name)?.ok_or_else(|| missing(path, archive, name, hint))
+}
+
+fn missing(path: &Path, archive: &npz::Archive, what: &str, hint: &str) -> Error {
     let others = archive.names();
     let others = if others.is_empty() { "nothing".into() } else { listing(others) };
-    Err(Error::data(path, format!("there is no {name}, but {others}"), hint))
+    Error::data(path, format!("there is no {what}, but {others}"), hint)
 }
 
 /// Height, width and channels of all images; there have to be some to train with, and a label for each.
 fn check_splits(path: &Path, splits: &[Found]) -> Result<[usize; 3]> {
+    let shape = check_shapes(path, splits)?;
+    if splits[0].images.shape[0] == 0 {
+        return Err(Error::data(path, "the train split is empty", "put at least one image of each class into it"));
+    }
+    Ok(shape)
+}
+
+/// Height, width and channels of all images, each of which has a label in a split that has any.
+fn check_shapes(path: &Path, splits: &[Found]) -> Result<[usize; 3]> {
     let first = &splits[0].images;
     let shape = image_shape(path, first)?;
     for found in splits {
@@ -199,9 +283,6 @@ fn check_splits(path: &Path, splits: &[Found]) -> Result<[usize; 3]> {
             return Err(Error::data(path, message, "all splits need images of one shape"));
         }
         found.check_labels(path)?;
-    }
-    if first.shape[0] == 0 {
-        return Err(Error::data(path, "the train split is empty", "put at least one image of each class into it"));
     }
     Ok(shape)
 }
@@ -275,19 +356,22 @@ fn check_known(path: &Path, found: &Found, labels: &[u32], classes: usize, told:
     Err(Error::data(path, message, hint))
 }
 
-/// Refuses arrays that do not fit into `memory`.
-fn check_memory(path: &Path, splits: &[Found], class_names: Option<&npz::Entry<npz::Text>>, memory: u64) -> Result<()> {
-    // Labels exist twice for a moment, as the file's integers and as ours, and so do names.
-    let of_labels = |labels: &npz::Entry| labels.bytes + 4 * labels.shape[0] as u64;
-    let kept: u128 = splits
-        .iter()
-        .flat_map(|found| [found.images.bytes, found.labels.as_ref().map_or(0, of_labels)])
-        .chain(class_names.iter().flat_map(|names| [names.bytes, names.bytes]))
-        .map(u128::from)
-        .sum();
+/// Bytes that pixels take.
+fn pixels(splits: &[Found]) -> u128 {
     // Images in another order are brought to ours one split after the other.
     let second_copy = splits.iter().map(|found| found.images.second_copy()).max().unwrap_or(0);
-    let needed = kept + u128::from(second_copy);
+    splits.iter().map(|found| found.images.bytes).chain([second_copy]).map(u128::from).sum()
+}
+
+/// Bytes that labels and names take: both exist twice for a moment, labels as the file's integers and as ours.
+fn texts(splits: &[Found], class_names: Option<&npz::Entry<npz::Text>>) -> u128 {
+    let labels = splits.iter().filter_map(|found| found.labels.as_ref());
+    let of_labels = labels.map(|labels| labels.bytes + 4 * labels.shape[0] as u64);
+    of_labels.chain(class_names.map(|names| 2 * names.bytes)).map(u128::from).sum()
+}
+
+/// Refuses arrays of `needed` bytes that do not fit into `memory`.
+fn check_memory(path: &Path, needed: u128, memory: u64) -> Result<()> {
     if needed > memory.into() {
         let message = format!("the images take {} MiB of memory, of which {} MiB are free", needed >> 20, memory >> 20);
         return Err(Error::data(path, message, "use a smaller image size of the data set, or a larger machine"));
@@ -471,7 +555,7 @@ mod tests {
     fn a_file_in_fortran_order_and_without_npy_holds_the_same_data_set() {
         let (plain, other) = (write(&arrays()), fortran(&arrays()));
         let [plain, other] = [plain, other].map(|path| Dataset::load(&path).unwrap());
-        assert_eq!(other.describe(), plain.describe());
+        assert_eq!(other.test.labels, plain.test.labels);
         assert_eq!(other.sha256().unwrap(), plain.sha256().unwrap());
     }
 
@@ -505,7 +589,7 @@ mod tests {
         dataset.save(&path).unwrap();
         let again = Dataset::load(&path).unwrap();
         assert_eq!(names(&again), names(&dataset));
-        assert_eq!(again.describe().class_names, again.class_names);
+        assert_eq!(Summary::read(&path).unwrap().class_names, again.class_names);
         let mut archive = npz::Archive::open(&path).unwrap();
         let entry = archive.entry::<npz::Text>("class_names").unwrap().unwrap();
         assert_eq!(entry.element, npz::Text::Utf32 { bytes: 16, big_endian: false });
@@ -562,6 +646,44 @@ mod tests {
         let missing = Dataset::load_split(&path, SplitName::Val, Labels::Optional, 2).unwrap_err();
         assert!(missing.to_string().contains("there is no val_images, but test_images, test_labels"), "{missing}");
         assert!(missing.hint().unwrap().contains("--split"));
+    }
+
+    #[test]
+    fn a_summary_tells_what_is_there_and_why_nothing_can_be_learned_from_it() {
+        let of = |arrays: &[Array]| Summary::read(&write(arrays));
+        let split = |class_counts: Option<&[usize]>| {
+            Some(SplitSummary { images: 3, class_counts: class_counts.map(<[usize]>::to_vec) })
+        };
+        let whole = of(&arrays()).unwrap();
+        assert_eq!([whole.height, whole.width, whole.channels], [2, 2, 1]);
+        assert_eq!((whole.classes, whole.problem), (Some(2), None));
+        assert_eq!([&whole.train, &whole.val, &whole.test], [&split(Some(&[1, 2])); 3]);
+        let lone = of(&only(&["val_images"])).unwrap();
+        assert_eq!((lone.classes, [lone.train, lone.val, lone.test]), (None, [None, split(None), None]));
+        assert_eq!(lone.problem.unwrap(), "there is no train_images, but val_images");
+        // Names tell how many classes there are, whether or not all of them occur.
+        let test_and_names = &named("|S1", &[3], b"abc")[4..];
+        let named = of(test_and_names).unwrap();
+        assert_eq!((named.classes, named.test), (Some(3), split(Some(&[1, 2, 0]))));
+    }
+
+    #[test]
+    fn a_summary_of_what_makes_no_sense_is_refused() {
+        let refused = |arrays: &[Array], part: &str| {
+            let error = Summary::read(&write(arrays)).unwrap_err();
+            assert!(matches!(error, Error::Data { .. }) && error.to_string().contains(part), "{part}: {error}");
+        };
+        refused(&only(&["test_labels"]), "there is no array of images, but test_labels");
+        let many = vec![0; 1 << 20];
+        refused(&named("|S1", &[1 << 20], &many), "class_names has the shape [1048576], and there are 65536 classes");
+        refused(&named("|S1", &[1], b"a"), "class_names has the shape [1], and there are 2 classes");
+        let mut other_size = arrays();
+        shaped(&[3, 2, 3])(&mut other_size[4]);
+        refused(&other_size, "train_images has the shape [3, 2, 2], test_images the shape [3, 2, 3]");
+        // Of memory it takes what labels do, as they stand there and as numbers.
+        let path = write(&arrays());
+        assert!(Summary::read_within(&path, 54).is_ok());
+        assert!(Summary::read_within(&path, 53).unwrap_err().to_string().contains("memory"));
     }
 
     #[test]
@@ -699,7 +821,7 @@ mod tests {
             let saved = Dataset { path, train: split, val, test, height, width, channels, classes, class_names };
             saved.save(&saved.path).unwrap();
             let loaded = Dataset::load(&saved.path).unwrap();
-            assert_eq!(loaded.describe(), saved.describe());
+            assert_eq!((loaded.classes, &loaded.class_names), (saved.classes, &saved.class_names));
             assert_eq!(loaded.sha256().unwrap(), saved.sha256().unwrap());
         }
         let nowhere = Dataset::load(&path).unwrap().save(&folder.path().join("no/set.npz")).unwrap_err();

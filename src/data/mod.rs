@@ -200,11 +200,7 @@ impl Dataset {
 
     /// How many images of each class a split has.
     pub fn class_counts(&self, name: SplitName) -> Vec<usize> {
-        let mut counts = vec![0; self.classes];
-        for &label in &self.split(name).labels {
-            counts[label as usize] += 1;
-        }
-        counts
+        count(&self.split(name).labels, self.classes)
     }
 
     /// Refuses classes that nobody could learn: ones without a training image, or a single one.
@@ -232,40 +228,50 @@ impl Dataset {
     pub fn truncate_train(&mut self, count: usize) {
         self.train.labels.truncate(count);
     }
-
-    pub fn describe(&self) -> Summary {
-        let split = |name| SplitSummary { images: self.split(name).len(), class_counts: self.class_counts(name) };
-        Summary {
-            height: self.height,
-            width: self.width,
-            channels: self.channels,
-            classes: self.classes,
-            class_names: self.class_names.clone(),
-            train: split(SplitName::Train),
-            val: split(SplitName::Val),
-            test: split(SplitName::Test),
-        }
-    }
 }
 
-/// The summary of a data set that `inspect` shows.
+/// How many labels there are of each of `classes`.
+fn count(labels: &[u32], classes: usize) -> Vec<usize> {
+    let mut counts = vec![0; classes];
+    for &label in labels {
+        counts[label as usize] += 1;
+    }
+    counts
+}
+
+/// What a file says of its images: the summary of a data set that `inspect` shows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Summary {
     pub height: usize,
     pub width: usize,
     pub channels: usize,
-    pub classes: usize,
+    /// One more than the largest label of all splits, or as many as the file names; `None` where it does neither.
+    pub classes: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub class_names: Option<Vec<String>>,
-    pub train: SplitSummary,
-    pub val: SplitSummary,
-    pub test: SplitSummary,
+    /// `None` where the file has no such images.
+    pub train: Option<SplitSummary>,
+    pub val: Option<SplitSummary>,
+    pub test: Option<SplitSummary>,
+    /// The reason for which [`Dataset::load`] refuses the file.
+    pub problem: Option<String>,
+}
+
+impl Summary {
+    pub fn split(&self, name: SplitName) -> Option<&SplitSummary> {
+        match name {
+            SplitName::Train => self.train.as_ref(),
+            SplitName::Val => self.val.as_ref(),
+            SplitName::Test => self.test.as_ref(),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SplitSummary {
     pub images: usize,
-    pub class_counts: Vec<usize>,
+    /// `None` where the images have no labels.
+    pub class_counts: Option<Vec<usize>>,
 }
 
 #[cfg(test)]

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::checkpoint::{Configuration, Described, Metadata};
+use crate::checkpoint::{self, Configuration, Described, Metadata};
 use crate::error::Result;
 use crate::merge::SourceRecord;
-use crate::output::OutputPath;
+use crate::output::{self, Named, OutputPath};
 use crate::train::{EpochRecord, Observer, best_epoch};
 
 /// Where the card and the configuration will be written.
@@ -32,18 +32,38 @@ pub(super) struct Told<'a> {
 }
 
 /// The name of both in errors.
-pub(super) const BESIDE: &str = "a file of --card beside --out";
+const BESIDE: &str = "a file of --card beside --out";
 
 /// The name of a file which libraries look for in a folder, beside `config.json` and `README.md`.
 const IN_FOLDER: &str = "model.safetensors";
 
 /// The card and the configuration of `out`: `folder/name.md` and `folder/name.config.json`; beside a `model.safetensors`, which
 /// makes its folder one that libraries load, `README.md` and `config.json`.
-pub(super) fn beside(out: &Path) -> [PathBuf; 2] {
+fn beside(out: &Path) -> [PathBuf; 2] {
     match out.file_name().is_some_and(|name| name == IN_FOLDER) {
         true => [out.with_file_name("README.md"), out.with_file_name("config.json")],
         false => [out.with_extension("md"), out.with_extension("config.json")],
     }
+}
+
+/// Refuses a job one of whose outputs is another one, or an input; a card that a command asks for is two outputs more.
+pub(super) fn check_apart(inputs: &[Named], outputs: Vec<Named>, command: &Option<String>, out: &Path) -> Result<()> {
+    let beside = command.as_ref().map(|_| beside(out));
+    let mut outputs: Vec<Named> = outputs;
+    outputs.extend(beside.iter().flatten().map(|path| (BESIDE, path.as_path())));
+    output::check_apart(inputs, &outputs)
+}
+
+/// Writes a network and, where one is asked for, its card.
+pub(super) fn save(
+    output: &mut OutputPath,
+    told: &Told,
+    card: Option<CardFiles>,
+    observer: &mut dyn Observer,
+) -> Result<()> {
+    let Described { model, has_head, form, .. } = told.described;
+    checkpoint::save_as(output, model, has_head, form, told.metadata)?;
+    card.map_or(Ok(()), |card| card.write(told, observer))
 }
 
 impl CardFiles {
@@ -57,7 +77,7 @@ impl CardFiles {
     }
 
     /// Writes both; the configuration only where a library has such a network.
-    pub fn write(mut self, told: &Told, observer: &mut dyn Observer) -> Result<()> {
+    fn write(mut self, told: &Told, observer: &mut dyn Observer) -> Result<()> {
         let configuration = told.described.configuration();
         match &configuration {
             Some(Configuration { json, .. }) => {

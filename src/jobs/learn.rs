@@ -14,7 +14,7 @@ use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::merge::{BatchNormPolicy, Constraint, Granularity, Learned, Sources, Start};
 use crate::nn::Network;
-use crate::output::{Named, OutputPath, check_apart};
+use crate::output::{Named, OutputPath};
 #[cfg(feature = "cli")]
 use crate::report::{LayerWeights, SourceWeights, merge_weights, save};
 use crate::train::{
@@ -88,9 +88,7 @@ impl Learn {
         outputs.extend(self.picture.iter().map(|path| ("--picture", path.as_path())));
         outputs.push(("the log beside --out", &log));
         outputs.extend(self.resume.then_some(("the state of --resume", state.as_path())));
-        let beside = card::beside(&self.out);
-        outputs.extend(beside.iter().filter(|_| self.card.is_some()).map(|path| (card::BESIDE, path.as_path())));
-        check_apart(&inputs, &outputs)
+        card::check_apart(&inputs, outputs, &self.card, &self.out)
     }
 
     pub fn run(&self, observer: &mut dyn Observer) -> Result<LearnedFiles> {
@@ -134,8 +132,7 @@ impl Learn {
         let learning = learn_for(&sources, target, &options, anchor, &mut recording, state.as_mut())?;
         let learned = learning.learned;
         learned.save(&mut weights_output)?;
-        let card = card.map(|card| (card, &learning.history[..]));
-        self.write_folded(&mut output, &learned, &sources, card, recording.observer)?;
+        self.write_folded(&mut output, &learned, &sources, &learning.history, card, recording.observer)?;
         #[cfg(feature = "cli")]
         if let Some(path) = &self.picture {
             let svg = picture(&learned, &sources)?;
@@ -157,17 +154,17 @@ impl Learn {
         output: &mut OutputPath,
         learned: &Learned,
         sources: &Sources,
-        card: Option<(CardFiles, &[EpochRecord])>,
+        history: &[EpochRecord],
+        card: Option<CardFiles>,
         observer: &mut dyn Observer,
     ) -> Result<()> {
         let origin = &sources.get(learned.method.anchor).checkpoint.origin;
         let Learned { architecture, provenance, .. } = learned;
         let (form, metadata) = (self.writing.form(architecture, Some(origin))?, learned.metadata());
         let folded = learned.fold(&sources.trunks())?;
-        checkpoint::save_as(output, &folded, true, &form, &metadata)?;
-        let Some((card, history)) = card else { return Ok(()) };
         let described = Described::of(architecture, &folded, &form, provenance);
-        card.write(&Told { described, metadata: &metadata, history, sources: Vec::new() }, observer)
+        let told = Told { described, metadata: &metadata, history, sources: Vec::new() };
+        card::save(output, &told, card, observer)
     }
 
     /// The anchor: as an earlier process chose it, as it is named, or by probes.

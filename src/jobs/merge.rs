@@ -11,7 +11,7 @@ use crate::data::{Dataset, Normalisation};
 use crate::error::{Error, Result};
 use crate::merge::{BatchNormPolicy, Fixed, Head, Learned, Sources, fold_fixed};
 use crate::nn::{Architecture, Model};
-use crate::output::{Named, OutputPath, check_apart};
+use crate::output::{Named, OutputPath};
 use crate::train::{Observer, Place, Target, reestimate_statistics};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -90,10 +90,7 @@ impl Merge {
         let mut inputs: Vec<Named> = self.models.iter().map(|path| ("--models", path.as_path())).collect();
         let others = [("--weights", weights), ("--data", data)];
         inputs.extend(others.into_iter().filter_map(|(name, path)| Some((name, path?.as_path()))));
-        let mut outputs: Vec<Named> = vec![("--out", &self.out)];
-        let beside = card::beside(&self.out);
-        outputs.extend(beside.iter().filter(|_| self.card.is_some()).map(|path| (card::BESIDE, path.as_path())));
-        check_apart(&inputs, &outputs)
+        card::check_apart(&inputs, vec![("--out", &self.out)], &self.card, &self.out)
     }
 
     pub fn run(&self, observer: &mut dyn Observer) -> Result<Merged> {
@@ -122,14 +119,11 @@ impl Merge {
         let Whole { model, has_head, anchor, metadata, provenance } = whole;
         let form = self.writing.form(sources.architecture(), Some(&sources.get(anchor).checkpoint.origin))?;
         let mut output = OutputPath::check(&self.out, self.force, checkpoint::file_size(&model.network))?;
-        checkpoint::save_as(&mut output, &model, has_head, &form, &metadata)?;
-        if let Some(card) = card {
-            let architecture = sources.architecture();
-            let described = Described { architecture, model: &model, has_head, form: &form, provenance: &provenance };
-            card.write(&Told { described, metadata: &metadata, history: &[], sources: Vec::new() }, observer)?;
-        }
-        let classes = has_head.then_some(model.network.classes);
-        Ok(Merged { architecture: sources.architecture().clone(), classes })
+        let architecture = sources.architecture();
+        let described = Described { architecture, model: &model, has_head, form: &form, provenance: &provenance };
+        let told = Told { described, metadata: &metadata, history: &[], sources: Vec::new() };
+        card::save(&mut output, &told, card, observer)?;
+        Ok(Merged { architecture: architecture.clone(), classes: has_head.then_some(model.network.classes) })
     }
 
     /// The sources, whose network can be written as it is asked for.

@@ -15,7 +15,7 @@ use crate::data::Dataset;
 use crate::error::Result;
 use crate::merge::{SourceRecord, training_metadata};
 use crate::nn::{Architecture, Model, Network, Region, init};
-use crate::output::{Named, OutputPath, check_apart};
+use crate::output::{Named, OutputPath};
 use crate::train::{
     EpochRecord, FINE_TUNE, LINEAR_PROBE, Observer, Place, ResumeFile, Settings, Subject, TRAIN, Target, TrainOptions,
     train_resumable,
@@ -90,9 +90,7 @@ impl Train {
         let (state, log) = (self.state_path(), EpochLog::beside(&self.out));
         let mut outputs: Vec<Named> = vec![("--out", &self.out), ("the log beside --out", &log)];
         outputs.extend(self.resume.then_some(("the state of --resume", state.as_path())));
-        let beside = card::beside(&self.out);
-        outputs.extend(beside.iter().filter(|_| self.card.is_some()).map(|path| (card::BESIDE, path.as_path())));
-        check_apart(&self.inputs(), &outputs)
+        card::check_apart(&self.inputs(), outputs, &self.card, &self.out)
     }
 
     pub fn run(&self, observer: &mut dyn Observer) -> Result<Trained> {
@@ -143,12 +141,9 @@ impl Train {
         let Saving { mut output, mut metadata, form, .. } = saving.expect("given above");
         *provenance.training.last_mut().expect("made above") = self.options.phase(self.kind(), &history);
         provenance.write(&mut metadata);
-        checkpoint::save_as(&mut output, &model, true, &form, &metadata)?;
-        if let Some(card) = card {
-            let described = Described::of(&architecture, &model, &form, &provenance);
-            let told = Told { described, metadata: &metadata, history: &history, sources: self.sources(from.as_ref()) };
-            card.write(&told, observer)?;
-        }
+        let described = Described::of(&architecture, &model, &form, &provenance);
+        let told = Told { described, metadata: &metadata, history: &history, sources: self.sources(from.as_ref()) };
+        card::save(&mut output, &told, card, observer)?;
         state.map_or(Ok(()), ResumeFile::remove)?;
         Ok(Trained { architecture, model, history, log: EpochLog::beside(&self.out) })
     }

@@ -1,7 +1,7 @@
 //! Test sets from elsewhere: images of one split and little else, and a network that has to be measured on them.
 
 use medmerge::data::{Dataset, npz};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::{Folder, Run, assert_refused, case, scores};
 
@@ -96,6 +96,49 @@ fn images_without_labels_are_predicted_and_not_measured() {
     // On a device too.
     folder.done(&format!("{PREDICT} images.npz --out emulated.csv --device emulator"));
     assert_eq!(scores(&folder.text("emulated.csv")).len(), 24);
+}
+
+#[test]
+fn inspect_shows_the_splits_that_are_there() {
+    let folder = Folder::with_sources();
+    let set = TestSet::of(&folder);
+    set.write(&folder, "outside.npz");
+    npz::write(&folder.path("images.npz"), &[set.images()]).unwrap();
+    npz::write(&folder.path("named.npz"), &[set.images(), names(["a", "b", "c", "d"])]).unwrap();
+    let split = |class_counts: Value| json!({"images": 24, "class_counts": class_counts});
+    let summary = |file: &str| folder.json(&format!("inspect {file}"))["summary"].clone();
+
+    let whole = summary("data/texture.npz");
+    let counts: Vec<usize> = (0..4).map(|class| set.labels.iter().filter(|&&label| label == class).count()).collect();
+    assert_eq!((&whole["test"], &whole["problem"]), (&split(json!(counts)), &Value::Null));
+    let refused = "there is no train_images, but test_images";
+    let lone = |classes: Value, test: Value, problem: &str| {
+        json!({
+            "height": 16, "width": 16, "channels": 1, "classes": classes, "train": null, "val": null, "test": test,
+            "problem": problem,
+        })
+    };
+    let labelled = lone(json!(4), split(json!(counts)), &format!("{refused}, test_labels"));
+    assert_eq!(summary("outside.npz"), labelled);
+    assert_eq!(summary("images.npz"), lone(Value::Null, split(Value::Null), refused));
+    let named = summary("named.npz");
+    assert_eq!((&named["classes"], &named["class_names"]), (&json!(4), &json!(["a", "b", "c", "d"])));
+
+    let lines = |file: &str| folder.done(&format!("inspect {file}")).lines().map(String::from).collect::<Vec<_>>();
+    let expected = [
+        "outside.npz: data set, 16×16 pixels, 1 channels, 4 classes".to_string(),
+        format!("  test       24 images, per class {counts:?}"),
+        format!("  not to be trained on: {refused}, test_labels"),
+    ];
+    assert_eq!(lines("outside.npz"), expected);
+    let unlabelled = lines("images.npz");
+    assert_eq!(
+        unlabelled[..2],
+        ["images.npz: data set, 16×16 pixels, 1 channels", "  test       24 images, no labels"]
+    );
+    npz::write(&folder.path("labels.npz"), &[set.labels()]).unwrap();
+    let says = &["there is no array of images, but test_labels"];
+    assert_refused(&folder, &[case("labels", "inspect labels.npz", says)]);
 }
 
 /// The words of the line of `eval` that begins with `start`.

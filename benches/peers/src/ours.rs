@@ -131,7 +131,7 @@ fn resnet18(step: &works::Step, first: u32) -> Model {
             (Role::Filters, Region::Trunk) => random((6.0 / fan_in).sqrt()),
             (Role::Filters, Region::Head) => random((1.0 / fan_in).sqrt()),
             (Role::Scale, _) => vec![1.0; parameter.shape.len()],
-            (Role::Bias | Role::Shift, _) => continue,
+            _ => continue,
         };
         model.set_parameter(parameter, &to_our_order(parameter, &values));
     }

@@ -228,33 +228,20 @@ impl Machine<'_> {
                 let top = self.top()?;
                 self.stack.push(top);
             }
-            BINGET => {
-                let at = self.input.length(1)?;
+            BINGET | LONG_BINGET => {
+                let at = self.input.length(if opcode == BINGET { 1 } else { 4 })?;
                 self.recall(at)?;
             }
-            LONG_BINGET => {
-                let at = self.input.length(4)?;
-                self.recall(at)?;
-            }
-            BINPUT => {
-                let at = self.input.length(1)?;
-                self.memoize(at)?;
-            }
-            LONG_BINPUT => {
-                let at = self.input.length(4)?;
+            BINPUT | LONG_BINPUT => {
+                let at = self.input.length(if opcode == BINPUT { 1 } else { 4 })?;
                 self.memoize(at)?;
             }
             MEMOIZE => self.memoize(self.memo.len() as u64)?,
             APPEND | APPENDS | ADDITEMS | SETITEM | SETITEMS => self.extend(opcode)?,
             GLOBAL | STACK_GLOBAL | REDUCE | NEWOBJ | NEWOBJ_EX | BUILD | BINPERSID => self.object(opcode)?,
-            EMPTY_LIST | LIST | EMPTY_TUPLE | TUPLE | TUPLE1 | TUPLE2 | TUPLE3 | EMPTY_DICT | DICT | EMPTY_SET
-            | FROZENSET => {
-                let container = self.container(opcode)?;
-                self.push(container);
-            }
             _ => {
-                let leaf = self.leaf(opcode)?;
-                self.push(leaf);
+                let value = self.value(opcode)?;
+                self.push(value);
             }
         }
         Ok(())
@@ -349,8 +336,8 @@ impl Machine<'_> {
         })
     }
 
-    /// A new list, tuple, dict or set.
-    fn container(&mut self, opcode: u8) -> Result<Value> {
+    /// A new list, tuple, dict or set, or what has no parts.
+    fn value(&mut self, opcode: u8) -> Result<Value> {
         use opcode::*;
         Ok(match opcode {
             EMPTY_LIST => Value::List(Vec::new()),
@@ -367,11 +354,12 @@ impl Machine<'_> {
             }
             EMPTY_DICT => Value::Dict(Vec::new()),
             DICT => Value::Dict(pairs(&self.pop_to_mark()?)?),
-            set => {
-                let parts = if set == FROZENSET { self.pop_to_mark()? } else { Vec::new() };
+            EMPTY_SET | FROZENSET => {
+                let parts = if opcode == FROZENSET { self.pop_to_mark()? } else { Vec::new() };
                 let class = Value::Class { module: "builtins".into(), name: "set".into() };
                 Value::Object { class: self.values.add(class), parts }
             }
+            _ => self.leaf(opcode)?,
         })
     }
 

@@ -218,25 +218,13 @@ impl Tape {
         let mut y = self.uninit(Geometry::new(pool, x.shape()).y(), x.value().dtype(), x.value().device());
         let mut taps = Integers::uninit(y.shape().len(), y.device());
         max_pool(pool, x.value(), y.view_mut(), &mut taps);
-        let id = x.id();
-        self.record(y, &[id], || {
-            Box::new(move |dy, gradients| {
-                let id = id.expect("recorded because its input wants a gradient");
-                gradients.contribute(id, |dx| max_pool_backward(pool, &dy, &taps, dx));
-            })
-        })
+        self.pooled(y, x, move |dy, dx| max_pool_backward(pool, dy, &taps, dx))
     }
 
     pub fn average_pool(&mut self, pool: Pool, x: &Var) -> Var {
         let mut y = self.uninit(Geometry::new(pool, x.shape()).y(), x.value().dtype(), x.value().device());
         average_pool(pool, x.value(), y.view_mut());
-        let id = x.id();
-        self.record(y, &[id], || {
-            Box::new(move |dy, gradients| {
-                let id = id.expect("recorded because its input wants a gradient");
-                gradients.contribute(id, |dx| average_pool_backward(pool, &dy, dx));
-            })
-        })
+        self.pooled(y, x, move |dy, dx| average_pool_backward(pool, dy, dx))
     }
 
     /// To P×Q pixels. Images that have as many stay as they are: then this is no work.
@@ -247,13 +235,7 @@ impl Tape {
         }
         let mut y = Tensor::uninit([n, p, q, c], x.value().dtype(), x.value().device());
         adaptive_average_pool(x.value(), y.view_mut());
-        let id = x.id();
-        self.record(y, &[id], || {
-            Box::new(move |dy, gradients| {
-                let id = id.expect("recorded because its input wants a gradient");
-                gradients.contribute(id, |dx| adaptive_average_pool_backward(&dy, dx));
-            })
-        })
+        self.pooled(y, &x, adaptive_average_pool_backward)
     }
 
     pub fn global_average_pool(&mut self, x: &Var) -> Var {
@@ -264,11 +246,16 @@ impl Tape {
         };
         let mut y = Tensor::uninit([n, c], dtype, value.device());
         global_average_pool(value, y.view_mut());
+        self.pooled(y, x, global_average_pool_backward)
+    }
+
+    /// The record of a pooling whose `backward` writes the gradient of `x`, given that of `y`.
+    fn pooled(&mut self, y: Tensor, x: &Var, backward: impl FnOnce(&Tensor, TensorMut) + 'static) -> Var {
         let id = x.id();
         self.record(y, &[id], || {
             Box::new(move |dy, gradients| {
                 let id = id.expect("recorded because its input wants a gradient");
-                gradients.contribute(id, |dx| global_average_pool_backward(&dy, dx));
+                gradients.contribute(id, |dx| backward(&dy, dx));
             })
         })
     }
