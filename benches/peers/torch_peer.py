@@ -19,7 +19,7 @@ import torch
 
 from torch_data import hashes, mean_abs, uniform
 from torch_merging import BLEND, DALPHA, Sources, blend_lerp
-from torch_networks import build, named_convs
+from torch_networks import build, layers
 from works import conv_flops, elements
 
 SHAPES = json.loads((pathlib.Path(__file__).parent / "shapes.json").read_text())
@@ -71,7 +71,7 @@ def report(peer, work, options, prepare, flops, bytes_):
 
 def step(shape, memory_format):
     model = build("resnet18", shape["px"], shape["classes"])
-    convs = [conv for _, conv in named_convs(model)]
+    convs = list(layers(model).values())
     with torch.no_grad():
         for i, conv in enumerate(convs):
             fan_in = conv.weight[0].numel()
@@ -160,10 +160,10 @@ def convs(peer, options, memory_format):
 
 def sources(count):
     """M sources of ResNet-50."""
-    layers = SHAPES["resnet50_filters"]
-    flat = [uniform(ALPHA + m, sum(layer["k"] for layer in layers)) for m in range(count)]
-    alphas = [a.split([layer["k"] for layer in layers]) for a in flat]
-    return Sources([network(m + 1) for m in range(count)], network(GRADIENT), alphas)
+    filters = [layer["k"] for layer in SHAPES["resnet50_filters"]]
+    alpha = [uniform(ALPHA + m, sum(filters)) for m in range(count)]
+    fed = [(number,) for number in range(len(filters)) for _ in ("W", "γ", "β")]
+    return Sources([network(m + 1) for m in range(count)], network(GRADIENT), alpha, fed, filters)
 
 
 @functools.cache
