@@ -148,6 +148,18 @@ class Networks(unittest.TestCase):
             by_channel = {name: len(numbers) for name, numbers in channels(model).items()}
             self.assertEqual(by_channel, {name: len(model.get_parameter(name)) for name in by_channel})
 
+    def test_what_shapes_json_says_of_steps(self):
+        """Operations for an image, and parameters that a merge blends."""
+        shapes = json.loads((pathlib.Path(works.__file__).parent / "shapes.json").read_text())
+        for step in shapes["steps"]:
+            name, image_size, classes = step["network"], step["px"], step["classes"]
+            with torch.device("meta"):
+                model = torch_networks.build(name, image_size, classes)
+            *_, head = (module for module in model.modules() if isinstance(module, torch.nn.Linear))
+            convs = torch_networks.convolutions(name, image_size, 1) + torch_networks.hidden_layers(name, 1)
+            flops = works.step_cost([conv for _, conv in convs], "f32")[1] + 3 * 2 * head.in_features * classes
+            self.assertEqual((step["flops"], step["merged"]), (flops, torch_networks.merge_counts(model)[0]), name)
+
     def test_whose_filters_make_a_channel(self):
         def makers(network, *parameters):
             model = small_network(network)

@@ -26,11 +26,11 @@ class Trained(torch.nn.Module):
 class Merged(torch.nn.Module):
     """A network whose filters are blends of frozen sources: w (M − 1 numbers for each filter) and the head learn.
 
-    α of the first source, the anchor, is 1 − Σ w. The sources are buffers, which torch.compile's CUDA graphs do not
-    copy.
+    α of the first source, the anchor, is 1 − Σ w; w begins at `start`, or where all α are alike. The sources are
+    buffers, which torch.compile's CUDA graphs do not copy.
     """
 
-    def __init__(self, models):
+    def __init__(self, models, start=None):
         super().__init__()
         self.model, self.count = models[0], len(models)
         merged = torch_networks.merged_parameters(self.model)
@@ -44,7 +44,7 @@ class Merged(torch.nn.Module):
             for i, name in enumerate(self.names):
                 source = model.get_parameter(name).detach().clone(memory_format=torch.preserve_format)
                 self.register_buffer(f"source{m}_{i}", source)
-        self.w = torch.nn.Parameter(torch.full((self.count - 1, sum(filters)), 1 / self.count))
+        self.w = torch.nn.Parameter(torch.full((self.count - 1, sum(filters)), start or 1 / self.count))
 
     def head(self):
         return {name: parameter for name, parameter in self.model.named_parameters() if torch_networks.is_head(name)}
