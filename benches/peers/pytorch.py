@@ -32,6 +32,7 @@ import figures
 import torch_networks
 import works
 from torch_data import hashes, random_bytes, relative_error, uniform
+from torch_learning import Merged, Trained
 from torch_merging import BLEND, DALPHA, dots, mixed
 
 FORMATS = {"channels_last": torch.channels_last, "default": torch.contiguous_format}
@@ -217,10 +218,8 @@ class Merge:
     def __init__(self, network, count, what):
         self.network, self.count, self.what = network, count, what
         with torch.device("meta"):
-            weights, taken, alphas = torch_networks.merge_counts(torch_networks.build(network, 224, 1000))
-        self.bytes, self.flops = (
-            works.blend_cost(count, weights, taken, alphas) if what == "blend" else works.dalpha_cost(count, weights, alphas)
-        )
+            counts = torch_networks.merge_counts(torch_networks.build(network, 224, 1000))
+        self.bytes, self.flops = (works.blend_cost if what == "blend" else works.dalpha_cost)(count, *counts)
         self.name = works.merge_name(network, count, what)
         self.row = {"network": network, "what": what, "precision": "f32", "sources": count}
 
@@ -256,7 +255,7 @@ class Merge:
             return relative_error([r.reshape(t.shape) for r, t in zip(results, s.gradient, strict=True)], expected)
         # One vector for each source, or one matrix for all.
         dalpha = results[0].T if results[0].dim() == 2 else torch.stack(list(results))
-        return relative_error([dalpha], [torch.stack(dots([d.double() for d in s.gradient], sources, s.layers))])
+        return relative_error([dalpha], [torch.stack(dots([d.double() for d in s.gradient], sources, s.feeds))])
 
 
 def merges(options, machine):
@@ -350,66 +349,6 @@ def convolutions(options, machine):
 
 # ---- steps
 
-class Trained(torch.nn.Module):
-    """A network whose parameters all learn."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def learned(self):
-        return dict(self.model.named_parameters())
-
-    def parameter_groups(self):
-        return [{"params": list(self.learned().values()), "weight_decay": WEIGHT_DECAY}]
-
-    def forward(self, images):
-        return self.model(images)
-
-
-class Merged(torch.nn.Module):
-    """A network whose filters are blends of frozen sources: w (M − 1 numbers for each filter) and the head learn.
-
-    α of the first source, the anchor, is 1 − Σ w. The sources are buffers, which torch.compile's CUDA graphs do not copy.
-    """
-
-    def __init__(self, models):
-        super().__init__()
-        self.model, self.count = models[0], len(models)
-        layers = torch_networks.merged_parameters(self.model)
-        self.names = [name for layer in layers for name in layer]
-        self.places = [[i for i, layer in enumerate(layers) for _ in layer], [name == layer[0] for layer in layers for name in layer]]
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(torch_networks.is_head(name))
-        for m, model in enumerate(models):
-            for i, name in enumerate(self.names):
-                self.register_buffer(f"source{m}_{i}", model.get_parameter(name).detach().clone(memory_format=torch.preserve_format))
-        self.filters = [self.model.get_parameter(layer[0]).shape[0] for layer in layers]
-        self.w = torch.nn.Parameter(torch.full((self.count - 1, sum(self.filters)), 1 / self.count))
-
-    def head(self):
-        return {name: parameter for name, parameter in self.model.named_parameters() if torch_networks.is_head(name)}
-
-    def learned(self):
-        return {**self.head(), "w": self.w}
-
-    def parameter_groups(self):
-        # Decay would pull merge weights towards the anchor.
-        return [
-            {"params": list(self.head().values()), "weight_decay": WEIGHT_DECAY}, {"params": [self.w], "weight_decay": 0.0},
-        ]
-
-    def forward(self, images):
-        sources = [[getattr(self, f"source{m}_{i}") for i in range(len(self.names))] for m in range(self.count)]
-        alpha = torch.cat([1 - self.w.sum(0, keepdim=True), self.w])
-        alphas = [
-            [layers[i].view(-1, 1, 1, 1) if is_filter else layers[i] for i, is_filter in zip(*self.places)]
-            for layers in (row.split(self.filters) for row in alpha.unbind())
-        ]
-        blend = dict(zip(self.names, mixed(sources, alphas)))
-        return torch.func.functional_call(self.model, blend, (images,))
-
-
 class Loss(torch.nn.Module):
     """From images on the device to the loss: on a GPU from their bytes (N, H, W, 3), as medmerge's steps."""
 
@@ -424,7 +363,7 @@ class Loss(torch.nn.Module):
 
 
 class Step:
-    """A training step, or a learning step of merge weights: forward, backward, fused AdamW, on one batch."""
+    """A training step, or a learning step of merge weights: forward, backward, fused AdamW; one batch, no dropout."""
 
     def __init__(self, network, image_size, batch, precision, count):
         self.network, self.image_size, self.batch, self.precision, self.count = network, image_size, batch, precision, count
@@ -434,9 +373,9 @@ class Step:
         if count:
             with torch.device("meta"):
                 counts = torch_networks.merge_counts(torch_networks.build(network, image_size, works.classes(image_size)))
-            merging = [works.blend_cost(count, *counts), works.dalpha_cost(count, counts[0], counts[2])]
-        convs = [conv for _, conv in torch_networks.convolutions(network, image_size, batch)]
-        self.bytes, self.flops = works.step_cost(convs, precision, merging)
+            merging = [works.blend_cost(count, *counts), works.dalpha_cost(count, *counts)]
+        convs = torch_networks.convolutions(network, image_size, batch) + torch_networks.hidden_layers(network, batch)
+        self.bytes, self.flops = works.step_cost([conv for _, conv in convs], precision, merging)
         self.row = {"network": network, "what": what, "precision": precision, "image_size": image_size, "batch_size": batch}
         if count:
             self.row["sources"] = count
@@ -503,7 +442,7 @@ class Running:
         mode = "reduce-overhead" if machine.is_gpu else None
         self.compute = torch.compile(loss, mode=mode) if self.is_compiled else loss
         self.data = step.data(machine, memory_format)
-        groups = loss.learner.parameter_groups()
+        groups = loss.learner.parameter_groups(WEIGHT_DECAY)
         self.optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, fused=True, capturable=way == "graph")
         self.scaler = torch.amp.GradScaler(machine.device.type, init_scale=SCALE) if precision == "f16" else None
         # Copies of the weights that autocast keeps must not outlive the recording of a graph.

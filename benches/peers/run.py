@@ -34,8 +34,10 @@ TITLES = {
 # The others tuned to this processor, our own code as its users build it: run.sh makes both.
 BINARIES = (HERE / "target/native/release/medmerge-peers", HERE / "target/release/medmerge-peers")
 BASELINES = ("ours", "torch-cl", "torch-eager", "torch")
-ALONE = {"learn": ("ours",)}  # groups that only these peers have
-ON_REQUEST = ("burn-ndarray",)  # minutes per training step: only where --peers names it
+TORCH = ("torch-cl", "torch", "torch-cl-compile")
+ALONE = {"learn": ("ours", *TORCH)}  # groups that only these peers have
+# Minutes per training step, or to compile a network: only where --peers names it.
+ON_REQUEST = ("burn-ndarray", "torch-cl-compile")
 THREAD_VARIABLES = ("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "MATMUL_NUM_THREADS")
 TOLERANCE = 2e-3  # of checks, relative
 
@@ -48,7 +50,7 @@ def say(text):
 
 def programs(python):
     """Peer name → command. A peer that two builds contain is taken from the first."""
-    found = {peer: [python, str(HERE / "torch_peer.py"), peer] for peer in ("torch-cl", "torch")}
+    found = {peer: [python, str(HERE / "torch_peer.py"), peer] for peer in TORCH}
     if subprocess.run([python, "-c", "import torch, torchvision"], capture_output=True).returncode:
         say(f"{python} has no torch and torchvision: left out")
         found = {}
@@ -160,7 +162,7 @@ def section(results, group, wanted_baseline):
 
 
 def learning(results):
-    """What a learning step spends on merging, and how long it takes beside a step that trains everything."""
+    """What a learning step spends on merging, and how long it takes beside the peer's step that trains everything."""
     rows = []
     for work in (work for work in results.works("learn") if work.startswith("learn_step/")):
         setting = work.removeprefix("learn_step/")
@@ -174,7 +176,7 @@ def learning(results):
     if not rows:
         return None
     head = ["work", "peer", "learning step", "±", "blend and dα alone", "their share", "÷ training step"]
-    return f"## {TITLES['learn']}\n\n{table(head, rows)}"
+    return table(head, rows)
 
 
 def sums(results, works, baseline, peers):
@@ -280,8 +282,8 @@ def document(results, options, rounds, peers, before):
     parts = ["# medmerge and its peers", header(options, rounds, peers, before)]
     parts.append("The first peer of each table has its time, the spread of its rounds and its rate; every other column "
                  "is that peer's time divided by the first peer's: above 1, the first is faster.")
-    sections = (learning(results) if group == "learn" else section(results, group, options.baseline) for group in GROUPS)
-    parts += filter(None, sections)
+    for group in GROUPS:
+        parts += filter(None, [section(results, group, options.baseline), group == "learn" and learning(results)])
     wrong = list(results.disagreements())
     parts.append("Every peer that computes a work computes the same." if not wrong else
                  "**Peers that compute something else:**\n\n" + "\n".join(f"* {line}" for line in wrong))
@@ -296,7 +298,7 @@ def document(results, options, rounds, peers, before):
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(GROUPS), metavar="GROUPS", help=f"of {','.join(GROUPS)}")
-    parser.add_argument("--match", default="", metavar="TEXT", help="only works whose name contains this")
+    parser.add_argument("--match", default="", metavar="TEXTS", help="only works whose name contains one of these")
     parser.add_argument("--peers", metavar="NAMES", help="only these programs, as `torch,torch-cl,ours,candle`")
     parser.add_argument("--baseline", default="ours", help="the peer that the others are divided by (default: ours)")
     parser.add_argument("--rounds", type=int, help="default 3, with --quick 1")

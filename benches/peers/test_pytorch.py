@@ -1,6 +1,7 @@
 """Tests of works.py, which need no PyTorch, and of pytorch.py, which are skipped where there is none."""
 
 import contextlib
+import copy
 import json
 import math
 import pathlib
@@ -15,12 +16,18 @@ import works
 
 try:
     import torch
+    import torchvision
 
     import pytorch
+    import torch_learning
+    import torch_merging
     import torch_networks
     from torch_merging import BLEND, DALPHA, Sources
 except ImportError:
     torch = None
+
+# Families, each by a network of the benchmarks: see small_network.
+SMALL = ("resnet18", "densenet121", "vgg16")
 
 CONV = {"n": 1, "h": 28, "w": 28, "c": 64, "k": 64, "r": 3, "s": 3, "stride": 1, "pad": 1}
 
@@ -55,8 +62,8 @@ class Works(unittest.TestCase):
         self.assertEqual(works.conv_shape(conv), "2×9×8×4 → 8, 1×1 / 2")
 
     def test_what_a_merge_costs(self):
-        # Three sources: six weights and two α of each, two weights of one.
-        self.assertEqual(works.blend_cost(3, 6, 2, 2), (4 * (3 * (6 + 2) + 2 + 8), 30))
+        # Three sources: six weights and two α of each.
+        self.assertEqual(works.blend_cost(3, 6, 2), (4 * (3 * (6 + 2) + 6), 30))
         self.assertEqual(works.dalpha_cost(3, 6, 2), (4 * (4 * 6 + 3 * 2), 36))
 
     def test_the_first_convolution_has_no_dgrad(self):
@@ -129,15 +136,56 @@ class Networks(unittest.TestCase):
         self.assertEqual(whole, 2 * 1_813_561_344)
 
     def test_parameters_that_share_weights(self):
-        for name, convolutions, counts in (
-            ("resnet18", 20, (11_176_512, 0, 4_800)), ("resnet50", 53, (23_508_032, 0, 26_560)),
-            # Where a DenseNet joins features, no filter feeds the batch norm behind.
-            ("densenet121", 120, (6_885_184, 68_672, 10_240)),
+        """Layers, parameters that have an α, α: all but the head, as medmerge counts them."""
+        for name, layers, counts in (
+            ("resnet18", 20, (11_176_512, 4_800)), ("resnet50", 53, (23_508_032, 26_560)),
+            ("densenet121", 120, (6_953_856, 10_240)), ("vgg16", 15, (134_260_544, 12_416)),
         ):
             with torch.device("meta"):
                 model = torch_networks.build(name, 224, 1000)
-            self.assertEqual(len(torch_networks.merged_parameters(model)), convolutions)
+            self.assertEqual(len(torch_networks.layers(model)), layers)
             self.assertEqual(torch_networks.merge_counts(model), counts)
+            by_channel = {name: len(numbers) for name, numbers in channels(model).items()}
+            self.assertEqual(by_channel, {name: len(model.get_parameter(name)) for name in by_channel})
+
+    def test_what_shapes_json_says_of_steps(self):
+        """Operations for an image, and parameters that a merge blends."""
+        shapes = json.loads((pathlib.Path(works.__file__).parent / "shapes.json").read_text())
+        for step in shapes["steps"]:
+            name, image_size, classes = step["network"], step["px"], step["classes"]
+            with torch.device("meta"):
+                model = torch_networks.build(name, image_size, classes)
+            *_, head = (module for module in model.modules() if isinstance(module, torch.nn.Linear))
+            convs = torch_networks.convolutions(name, image_size, 1) + torch_networks.hidden_layers(name, 1)
+            flops = works.step_cost([conv for _, conv in convs], "f32")[1] + 3 * 2 * head.in_features * classes
+            self.assertEqual((step["flops"], step["merged"]), (flops, torch_networks.merge_counts(model)[0]), name)
+
+    def test_whose_filters_make_a_channel(self):
+        def makers(network, *parameters):
+            model = small_network(network)
+            names, merged = list(torch_networks.layers(model)), torch_networks.merged_parameters(model)
+            return [[names[number] for number in merged[parameter]] for parameter in parameters]
+
+        block = "layer2.0."
+        self.assertEqual(makers("resnet18", "bn1.bias", f"{block}bn2.weight", f"{block}downsample.1.weight"),
+                         [["conv1"], [f"{block}conv2"], [f"{block}downsample.0"]])
+        self.assertEqual(makers("vgg16", "features.3.bias", "classifier.0.weight", "classifier.3.bias"),
+                         [["features.3"], ["classifier.0"], ["classifier.3"]])
+        stem, block = "features.conv0", "features.denseblock2.denselayer"
+        joint = ["features.transition1.conv", f"{block}1.conv2", f"{block}2.conv2"]
+        norms = ("features.norm0.weight", "features.denseblock1.denselayer1.norm1.bias", f"{block}3.norm1.weight",
+                 f"{block}3.norm2.bias", "features.transition2.norm.weight", "features.norm5.weight")
+        self.assertEqual(makers("densenet121", *norms), [
+            [stem], [stem], joint, [f"{block}3.conv1"], [*joint, f"{block}3.conv2"],
+            ["features.transition2.conv", "features.denseblock3.denselayer1.conv2"],
+        ])
+
+    def test_hidden_layers_are_convolutions(self):
+        hidden = torch_networks.hidden_layers("vgg16", 2)
+        shapes = [(name, conv["h"], conv["c"], conv["k"], conv["r"]) for name, conv in hidden]
+        self.assertEqual(shapes, [("classifier.0", 7, 512, 4096, 7), ("classifier.3", 1, 4096, 4096, 1)])
+        self.assertEqual(torch_networks.hidden_layers("resnet50", 2), [])
+        self.assertEqual(len(torch_networks.convolutions("vgg16", 224, 1)), 13)
 
 
 @unittest.skipIf(torch is None, "no PyTorch here")
@@ -158,10 +206,20 @@ class Checks(unittest.TestCase):
                 with self.subTest(what=what, form=name), torch.no_grad():
                     self.assertLess(self.case(what).error(form(self.sources)(), self.sources), 1e-6)
 
+    def test_what_a_tensor_takes_of_alpha_and_what_it_gives_back(self):
+        alpha, feeds = torch.arange(15.0), self.sources.feeds
+        taken = torch_merging.shaped(alpha, feeds, self.sources.gradient)
+        self.assertEqual([t.dim() for t in taken], [t.dim() for t in self.sources.gradient])
+        ranges = [(0, 4), (0, 4), (0, 4), (4, 10), (4, 10), (0, 10), (0, 10), (10, 15), (10, 15)]
+        self.assertEqual([t.flatten().tolist() for t in taken], [list(map(float, range(*ends))) for ends in ranges])
+        given = torch_merging.joined([torch.ones(end - first) for first, end in ranges], feeds)
+        self.assertEqual(given.tolist(), 4 * [5.0] + 6 * [4.0] + 5 * [2.0])
+
     def test_a_wrong_merge_is_seen(self):
         for what, forms in (("blend", BLEND), ("dalpha", DALPHA)):
             with torch.no_grad():
                 results = forms["eager"](self.sources)()
+            results = list(results)
             results[0] = results[0] * 1.01
             self.assertIn("wrong", pytorch.judged(self.case(what).error(results, self.sources), pytorch.MERGE_TOLERANCE))
             results[0] = results[0] * math.nan
@@ -192,51 +250,77 @@ class Checks(unittest.TestCase):
             self.assertIn("wrong", pytorch.judged(case.error(rounded, x, w, dy), pytorch.CONV_TOLERANCE["f32"]))
 
     def test_blending_inside_a_step_is_the_blend(self):
-        """A learning step's gradients of w beside those from dα, and its network beside a plain one with the blend's parameters."""
-        torch.manual_seed(1)
-        models = [torch_networks.build("resnet18", 28, 9) for _ in range(3)]
-        merged = pytorch.Merged(models)
-        images = torch.rand(4, 3, 12, 12)
-        with torch.no_grad():
-            merged.w.copy_(torch.rand_like(merged.w))
-        logits = merged(images)
-        plain, alphas = torch_networks.build("resnet18", 28, 9), torch.cat([1 - merged.w.sum(0, keepdim=True), merged.w]).detach()
-        plain.load_state_dict(models[0].state_dict())
-        parameters, first = dict(plain.named_parameters()), 0
-        for layer in torch_networks.merged_parameters(plain):
-            k = parameters[layer[0]].shape[0]
-            for name in layer:
-                sources = [model.get_parameter(name).detach() for model in models]
-                shape = [k] + [1] * (sources[0].dim() - 1)
+        """A learning step's network beside a plain one with the blend's parameters, and gradients of w beside dα."""
+        for name in SMALL:
+            with self.subTest(network=name):
+                torch.manual_seed(1)
+                models = [small_network(name).double() for _ in range(3)]
+                merged, images = torch_learning.Merged(models).double(), torch.rand(4, 3, 32, 32, dtype=torch.float64)
                 with torch.no_grad():
-                    parameters[name].copy_(sum(alphas[m, first : first + k].reshape(shape) * sources[m] for m in range(3)))
-            first += k
-        plain.train()
-        for module in plain.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.reset_running_stats()
-        expected = plain(images)
-        torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
-        self.assertEqual(sum(p.requires_grad for p in merged.parameters()), 3)  # w, and the head's two
-        logits.square().sum().backward()
-        expected.square().sum().backward()
-        dalpha, first = torch.zeros_like(alphas), 0
-        for layer in torch_networks.merged_parameters(plain):
-            k = parameters[layer[0]].shape[0]
-            for name in layer:
-                for m, model in enumerate(models):
-                    dots = (parameters[name].grad * model.get_parameter(name).detach()).reshape(k, -1).sum(1)
-                    dalpha[m, first : first + k] += dots
-            first += k
-        self.assertLess(pytorch.relative_error([merged.w.grad], [dalpha[1:] - dalpha[0]]), 2e-2)
+                    merged.w.copy_(torch.rand_like(merged.w))
+                alpha = torch.cat([1 - merged.w.sum(0, keepdim=True), merged.w]).detach()
+                plain = blended(models, alpha)
+                logits, expected = merged(images), plain(images)
+                torch.testing.assert_close(logits, expected)
+                self.assertEqual(sum(p.requires_grad for p in merged.parameters()), 3)  # w, and the head's two
+                logits.square().sum().backward()
+                expected.square().sum().backward()
+                dalpha = dalpha_of(plain, models)
+                torch.testing.assert_close(merged.w.grad, dalpha[1:] - dalpha[0])
+
+
+def small_network(name, *_):
+    """A network of the family, with what distinguishes it: blocks and transitions, or hidden layers and biases."""
+    if name == "densenet121":
+        return torchvision.models.DenseNet(4, block_config=(2, 3, 1), num_init_features=8, bn_size=2, num_classes=9)
+    if name == "vgg16":
+        features = torchvision.models.vgg.make_layers([4, "M", 8, 6, "M"])
+        model = torchvision.models.VGG(features, num_classes=9, dropout=0.0)
+        for place, (inputs, outputs) in {0: (6 * 49, 16), 3: (16, 12), 6: (12, 9)}.items():
+            model.classifier[place] = torch.nn.Linear(inputs, outputs)
+        return model
+    return torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [2, 1, 1, 1], num_classes=9)
+
+
+def channels(model):
+    """By parameter the number of each channel's α, one by one."""
+    first, numbers = 0, {}
+    for number, count in enumerate(torch_networks.filters(model)):
+        numbers[number] = range(first, first + count)
+        first += count
+    merged = torch_networks.merged_parameters(model)
+    return {name: [k for layer in by for k in numbers[layer]] for name, by in merged.items()}
+
+
+def blended(models, alpha):
+    """The first of the models with every row of every merged parameter blended by itself."""
+    plain = copy.deepcopy(models[0]).requires_grad_(True).train()
+    with torch.no_grad():
+        for name, numbers in channels(plain).items():
+            for row, number in enumerate(numbers):
+                rows = [weight * model.get_parameter(name)[row] for weight, model in zip(alpha[:, number], models)]
+                plain.get_parameter(name)[row] = sum(rows)
+    return plain
+
+
+def dalpha_of(plain, models):
+    dalpha = torch.zeros(len(models), sum(torch_networks.filters(plain)), dtype=torch.float64)
+    for name, numbers in channels(plain).items():
+        gradient = plain.get_parameter(name).grad
+        for m, model in enumerate(models):
+            source = model.get_parameter(name).detach()
+            for row, number in enumerate(numbers):
+                dalpha[m, number] += (gradient[row] * source[row]).sum()
+    return dalpha
 
 
 def small_sources(count):
-    """Two convolutions, batch norm behind the first."""
+    """A convolution with batch norm behind, one with a bias, a batch norm behind the two joined, and a hidden layer."""
     torch.manual_seed(2)
-    shapes = [(4, 3, 3, 3), (4,), (4,), (6, 4, 1, 1)]
+    shapes = [(4, 3, 3, 3), (4,), (4,), (6, 4, 1, 1), (6,), (10,), (10,), (5, 60), (5,)]
+    fed = [(0,), (0,), (0,), (1,), (1,), (0, 1), (0, 1), (2,), (2,)]
     network = lambda: [torch.rand(shape) - 0.5 for shape in shapes]
-    return Sources([network() for _ in range(count)], network(), [[torch.rand(4), torch.rand(6)] for _ in range(count)])
+    return Sources([network() for _ in range(count)], network(), [torch.rand(15) for _ in range(count)], fed, [4, 6, 5])
 
 
 @unittest.skipIf(torch is None, "no PyTorch here")
@@ -296,11 +380,13 @@ class OnAGpu(unittest.TestCase):
                 self.assertEqual([form for form, _ in self.measured(case)], ["channels_last", "default"])
 
     def test_steps(self):
-        for precision, count in (("f32", 0), ("bf16", 2), ("f16", 2)):
-            case = pytorch.Step("resnet18", 12, 4, precision, count)
-            found = dict(self.measured(case))
-            self.assertEqual(list(found), ["eager channels_last", "eager default", "graph channels_last", "graph default"])
-            self.assertEqual(found["graph default"]["step"]["peak_bytes"], 123)
+        for network in SMALL:
+            for precision, count in (("f32", 0), ("f32", 2), ("bf16", 2), ("f16", 2)):
+                with mock.patch.object(torch_networks, "build", small_network):
+                    found = dict(self.measured(pytorch.Step(network, 32, 4, precision, count)))
+                forms = ["eager channels_last", "eager default", "graph channels_last", "graph default"]
+                self.assertEqual(list(found), forms)
+                self.assertEqual(found["graph default"]["step"]["peak_bytes"], 123)
 
 
 @unittest.skipIf(torch is None, "no PyTorch here")

@@ -1,38 +1,52 @@
 """Merging per filter in every form that a PyTorch user might write: W[k] = Σ_m α_m[k]·W_m[k], and dα from dW.
 
 A form takes `Sources` and returns what runs it. That gives the blend's tensors; or dα, for each source (or for all of
-them in one) a tensor of one number per filter.
+them in one) a number per filter.
 """
 
 import functools
+import itertools
+import typing
 
 import torch
 
 
-class Sources:
-    """M sources, a list of tensors each; per layer W (K, C, R, S) and, where batch norm follows, γ (K) and β (K).
+class Feeds(typing.NamedTuple):
+    """Whose α the tensors of a network take: those of one layer's filters (W, a bias, γ and β behind it), or those of
+    several layers, whose outputs are joined before a batch norm."""
 
-    A layer's tensors share its filters' α: `alpha[m][i]` is shaped to broadcast over tensor i, `flat_alpha[m]` has one
-    vector per layer.
+    filters: tuple  # how many each layer has
+    layers: tuple  # per layer the numbers of the tensors that take its α alone, W among them
+    joint: tuple  # the numbers of the others
+    index: torch.Tensor  # for these, one behind the other, the number of each channel's α
+
+    @classmethod
+    def of(cls, fed, filters, device=None):
+        """`fed`: per tensor the numbers of the layers."""
+        starts = list(itertools.accumulate(filters, initial=0))
+        layers = tuple(tuple(i for i, by in enumerate(fed) if by == (layer,)) for layer in range(len(filters)))
+        joint = tuple(i for i, by in enumerate(fed) if len(by) > 1)
+        index = [number for i in joint for layer in fed[i] for number in range(starts[layer], starts[layer + 1])]
+        return cls(tuple(filters), layers, joint, torch.tensor(index, dtype=torch.int64, device=device))
+
+
+class Sources:
+    """M sources, a list of tensors each, and as many of dW.
+
+    `flat_alpha[m]` has an α per filter of the network, `alpha[m][i]` is what tensor i takes of it, shaped to broadcast.
     """
 
-    def __init__(self, tensors, gradient, flat_alpha):
+    def __init__(self, tensors, gradient, flat_alpha, fed, filters):
         self.count = len(tensors)
         self.tensors = tensors
         self.gradient = gradient
         self.flat_alpha = flat_alpha
-        starts = [i for i, tensor in enumerate(gradient) if tensor.dim() == 4] + [len(gradient)]
-        self.layers = [tuple(range(first, end)) for first, end in zip(starts, starts[1:])]
-        self.alpha = [self.shaped(alphas) for alphas in flat_alpha]
+        self.feeds = Feeds.of(fed, filters, gradient[0].device)
+        self.alpha = [shaped(alpha, self.feeds, gradient) for alpha in flat_alpha]
         self.parameters = sum(t.numel() for t in gradient)
-        self.filters = sum(gradient[layer[0]].shape[0] for layer in self.layers)
-
-    def shaped(self, alphas):
-        """One vector per layer, as one α per tensor."""
-        return [a.view(-1, 1, 1, 1) if i == layer[0] else a for a, layer in zip(alphas, self.layers) for i in layer]
 
     def joined(self, dots):
-        return joined(dots, self.layers)
+        return joined(dots, self.feeds)
 
     def stacked(self):
         """Per tensor (K, M, P): the sources of one filter beside each other."""
@@ -43,9 +57,20 @@ class Sources:
         return [torch.stack([a.reshape(-1) for a in alphas], 1).unsqueeze(1).contiguous() for alphas in zip(*self.alpha)]
 
 
-def joined(dots, layers):
-    """W's, γ's and β's share of dα added up, and all layers behind each other."""
-    return torch.cat([functools.reduce(torch.add, [dots[i] for i in layer]) for layer in layers])
+def shaped(alpha, feeds, tensors):
+    """Of the α of a network what each tensor takes, shaped to broadcast over it."""
+    taken = {i: a for a, layer in zip(alpha.split(feeds.filters), feeds.layers) for i in layer}
+    if feeds.joint:
+        taken.update(zip(feeds.joint, alpha.index_select(0, feeds.index).split([len(tensors[i]) for i in feeds.joint])))
+    return [taken[i].view(-1, *[1] * (tensor.dim() - 1)) for i, tensor in enumerate(tensors)]
+
+
+def joined(dots, feeds):
+    """What each filter has in all tensors that take its α, added up: the way back from `shaped`."""
+    dalpha = torch.cat([functools.reduce(torch.add, [dots[i] for i in layer]) for layer in feeds.layers])
+    if feeds.joint:
+        dalpha.index_add_(0, feeds.index, torch.cat([dots[i] for i in feeds.joint]))
+    return dalpha
 
 
 def mixed(sources, alphas):
@@ -124,20 +149,14 @@ def rows(tensor):
 
 def dalpha_autograd(s):
     """Backward alone: the graph of the eager blend stays."""
-    leaves = [[a.detach().requires_grad_() for a in alphas] for alphas in s.flat_alpha]
+    leaves = [alpha.detach().requires_grad_() for alpha in s.flat_alpha]
     with torch.enable_grad():
-        merged = mixed(s.tensors, [s.shaped(alphas) for alphas in leaves])
-    flat = [a for alphas in leaves for a in alphas]
-
-    def run():
-        gradients = torch.autograd.grad(merged, flat, s.gradient, retain_graph=True)
-        return [torch.cat(gradients[m * len(s.layers) : (m + 1) * len(s.layers)]) for m in range(s.count)]
-
-    return run
+        merged = mixed(s.tensors, [shaped(alpha, s.feeds, s.gradient) for alpha in leaves])
+    return lambda: torch.autograd.grad(merged, leaves, s.gradient, retain_graph=True)
 
 
 def dalpha_eager(s):
-    return lambda: dots(s.gradient, s.tensors, s.layers)
+    return lambda: dots(s.gradient, s.tensors, s.feeds)
 
 
 def dalpha_vecdot(s):
@@ -167,15 +186,15 @@ def dalpha_foreach(s):
     return run
 
 
-def dots(gradient, sources, layers):
-    return [joined([(rows(d) * rows(w)).sum(1) for d, w in zip(gradient, tensors)], layers) for tensors in sources]
+def dots(gradient, sources, feeds):
+    return [joined([(rows(d) * rows(w)).sum(1) for d, w in zip(gradient, tensors)], feeds) for tensors in sources]
 
 
 compiled_dots = torch.compile(dots, dynamic=False)
 
 
 def dalpha_compile(s):
-    return lambda: compiled_dots(s.gradient, s.tensors, s.layers)
+    return lambda: compiled_dots(s.gradient, s.tensors, s.feeds)
 
 
 BLEND = {

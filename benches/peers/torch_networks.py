@@ -1,4 +1,9 @@
-"""torchvision's networks as medmerge builds them, what convolutions they have, and sources to merge."""
+"""torchvision's networks as medmerge builds them, what convolutions they have, whose filters make which channels, and
+sources to merge.
+
+A layer is a convolution, or a hidden fully connected layer of a VGG, whose rows are merged as filters are. Layers are
+numbered in the order of `layers`, and their filters one layer after the other.
+"""
 
 import torch
 import torchvision
@@ -8,10 +13,16 @@ from torch_data import uniform
 from torch_merging import Sources
 
 SEED = 1000  # distance between the seeds of two sources; between two sets of buffers a hundred times that
+HEADS = ("fc.", "classifier.weight", "classifier.bias", "classifier.6.")  # of a ResNet, a DenseNet, a VGG
+# Pixels, down and across, that a VGG's first hidden layer sees.
+POOLED = 7
 
 
 def build(name, image_size, classes):
-    """Small images get a 3×3 stem of stride 1, without pooling."""
+    """Small images get a 3×3 stem of stride 1, without pooling, where a network has a stem. A VGG drops nothing: nor
+    does it in `medmerge bench`."""
+    if name.startswith("vgg"):
+        return torchvision.models.get_model(name, num_classes=classes, dropout=0.0)
     model = torchvision.models.get_model(name, num_classes=classes)
     if works.has_small_stem(image_size):
         if name.startswith("densenet"):
@@ -26,8 +37,16 @@ def small_stem(conv):
     return torch.nn.Conv2d(3, conv.out_channels, 3, stride=1, padding=1, bias=False)
 
 
-def named_convs(model):
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Conv2d)]
+def is_head(name):
+    """Whether a parameter is one of the classifier."""
+    return name.startswith(HEADS)
+
+
+def layers(model):
+    """By name, in torchvision's order."""
+    kinds = (torch.nn.Conv2d, torch.nn.Linear)
+    modules = ((name, module) for name, module in model.named_modules() if isinstance(module, kinds))
+    return {name: module for name, module in modules if not is_head(f"{name}.weight")}
 
 
 def convolutions(name, image_size, batch):
@@ -45,9 +64,25 @@ def convolutions(name, image_size, batch):
 
     with torch.device("meta"), torch.no_grad():
         model = build(name, image_size, works.classes(image_size))
-        for layer, conv in named_convs(model):
-            conv.register_forward_hook(note(layer))
+        for layer, module in layers(model).items():
+            if isinstance(module, torch.nn.Conv2d):
+                module.register_forward_hook(note(layer))
         model(torch.empty(batch, 3, image_size, image_size))
+    return found
+
+
+def hidden_layers(name, batch):
+    """Hidden layers as the convolutions that they are to medmerge: the first has a window of all that is pooled."""
+    with torch.device("meta"):
+        model = build(name, 224, 1000)
+    found, side = [], POOLED
+    for layer, module in layers(model).items():
+        if isinstance(module, torch.nn.Linear):
+            found.append((layer, {
+                "n": batch, "h": side, "w": side, "c": module.in_features // side**2, "k": module.out_features,
+                "r": side, "s": side, "stride": 1, "pad": 0,
+            }))
+            side = 1
     return found
 
 
@@ -61,54 +96,68 @@ def distinct(convs):
 
 # ---- merging
 
-def norm_behind(conv):
-    """The batch norm that a convolution feeds alone has its name."""
-    if conv.endswith("downsample.0"):
-        return conv.removesuffix("0") + "1"
-    before, dot, last = conv.rpartition(".")
-    if last.startswith("conv"):
-        # A DenseNet normalises before it convolves: behind conv0 comes norm0, behind a layer's conv1 its norm2.
-        number = {"conv0": "norm0", "conv1": "norm2"} if before.startswith("features") else {last: "bn" + last[4:]}
-        return before + dot + number[last] if last in number else None
-    return None
+def before_norms(model):
+    """By batch norm, the convolutions whose filters make its channels, in their order."""
+    if isinstance(model, torchvision.models.DenseNet):
+        return before_norms_of_densenet(model.features)
+    norms = [name for name, module in model.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    return {norm: [before_norm(norm)] for norm in norms}
+
+
+def before_norm(norm):
+    """The convolution of the same number, or in a row of modules the one before."""
+    before, dot, last = norm.rpartition(".")
+    return before + dot + (str(int(last) - 1) if last.isdigit() else last.replace("bn", "conv"))
+
+
+def before_norms_of_densenet(features):
+    """A layer reads what its block read and what all layers before it made."""
+    found, made = {"features.norm0": ["features.conv0"]}, ["features.conv0"]
+    for block, module in features.named_children():
+        if block.startswith("denseblock"):
+            for layer in (f"features.{block}.{name}" for name, _ in module.named_children()):
+                found[f"{layer}.norm1"], found[f"{layer}.norm2"] = list(made), [f"{layer}.conv1"]
+                made.append(f"{layer}.conv2")
+        elif block.startswith("transition"):
+            found[f"features.{block}.norm"] = made
+            made = [f"features.{block}.conv"]
+    return {**found, "features.norm5": made}
 
 
 def merged_parameters(model):
-    """Layer by layer the names of the parameters that share α: W, and γ and β of the batch norm that it feeds."""
-    known = dict(model.named_parameters())
-    layers = []
-    for conv, _ in named_convs(model):
-        norm = norm_behind(conv)
-        names = [f"{conv}.weight", f"{norm}.weight", f"{norm}.bias"] if norm else [f"{conv}.weight"]
-        assert all(name in known for name in names), names
-        layers.append(names)
-    return layers
+    """By parameter, the numbers of the layers whose filters' α it takes: W and a bias of their own layer, γ and β of
+    those that make the channels."""
+    numbers = {name: number for number, name in enumerate(layers(model))}
+    norms = before_norms(model)
+    found = {}
+    for name, _ in model.named_parameters():
+        owner = name.rpartition(".")[0]
+        if not is_head(name):
+            found[name] = tuple(numbers[layer] for layer in norms.get(owner, [owner]))
+    return found
 
 
-def is_head(name):
-    return name.startswith(("fc.", "classifier."))
+def filters(model):
+    """How many each layer has."""
+    return [len(module.weight) for module in layers(model).values()]
 
 
 def merge_counts(model):
-    """How many parameters have an α, how many are taken from the anchor as they are, and how many α there are."""
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters() if not is_head(name)}
-    layers = merged_parameters(model)
-    weights = sum(sizes[name] for layer in layers for name in layer)
-    return weights, sum(sizes.values()) - weights, sum(conv.out_channels for _, conv in named_convs(model))
+    """How many parameters have an α, and how many α there are."""
+    return sum(model.get_parameter(name).numel() for name in merged_parameters(model)), sum(filters(model))
 
 
 def sources(network, count, device, set_=0):
     """Random ones, which differ from set to set."""
     with torch.device("meta"):
         model = build(network, 224, 1000)
-    shapes = [model.get_parameter(name).shape for layer in merged_parameters(model) for name in layer]
-    filters = [conv.out_channels for _, conv in named_convs(model)]
-    seed = 100 * SEED * set_
+    merged = merged_parameters(model)
+    shapes = [model.get_parameter(name).shape for name in merged]
+    seed, alphas = 100 * SEED * set_, sum(filters(model))
 
     def tensors(number):
         return [uniform(seed + SEED * number + i, *shape, device=device) for i, shape in enumerate(shapes)]
 
-    alphas = [
-        list(uniform(seed + SEED * (count + 2) + m, sum(filters), device=device).split(filters)) for m in range(count)
-    ]
-    return Sources([tensors(m + 1) for m in range(count)], tensors(count + 1), alphas)
+    alpha = [uniform(seed + SEED * (count + 2) + m, alphas, device=device) for m in range(count)]
+    fed = list(merged.values())
+    return Sources([tensors(m + 1) for m in range(count)], tensors(count + 1), alpha, fed, filters(model))

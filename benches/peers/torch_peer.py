@@ -1,14 +1,17 @@
 """PyTorch's side of the comparison: the works of shapes.json, one JSON line for each on stdout.
 
-    torch_peer.py {torch,torch-cl} [--only step,conv,merge,triad] [--match TEXT] [--threads N] [--seconds S] [--cap S] [--quick]
+    torch_peer.py {torch,torch-cl,torch-cl-compile} [--only step,conv,merge,learn,triad] [--match TEXT,TEXT]
+                  [--threads N] [--seconds S] [--cap S] [--quick]
 
-`torch` uses the default memory format, `torch-cl` channels_last. Merging knows no such formats: `torch` measures it in
-every form that a PyTorch user might write, each as a peer of its own. The rules of timing, the numbers and the names
-are those of src/measure.rs, src/numbers.rs and src/works.rs.
+`torch` uses the default memory format, `torch-cl` channels_last; `torch-cl-compile` is the latter's steps under
+torch.compile. Merging by itself knows no such formats: `torch` measures it in every form that a PyTorch user might
+write, each as a peer of its own. The rules of timing, the numbers and the names are those of src/measure.rs,
+src/numbers.rs and src/works.rs.
 """
 
 import argparse
 import functools
+import gc
 import json
 import pathlib
 import statistics
@@ -18,14 +21,16 @@ import time
 import torch
 
 from torch_data import hashes, mean_abs, uniform
+from torch_learning import Merged, Trained
 from torch_merging import BLEND, DALPHA, Sources, blend_lerp
-from torch_networks import build, named_convs
+from torch_networks import build, is_head
 from works import conv_flops, elements
 
 SHAPES = json.loads((pathlib.Path(__file__).parent / "shapes.json").read_text())
-LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 5e-4
+LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.001, 0.9, 5e-4
 X, W, DY, LABELS, STEP, ALPHA, SOURCE, GRADIENT = 1, 2, 3, 4, 100, 500, 1000, 100
 TRIAD = 64 << 20
+LEARN_SOURCES, START = 2, 0.1
 FORMS = {"merge": BLEND, "merge_backward": DALPHA}
 
 
@@ -50,7 +55,7 @@ def measure(run, options):
 
 def report(peer, work, options, prepare, flops, bytes_):
     """`prepare` returns (run, check). A form that does not work here becomes a note instead of a figure."""
-    if options.match not in work:
+    if not is_chosen(work, options):
         return
     print(f"{peer}: {work}", file=sys.stderr)
     try:
@@ -67,26 +72,45 @@ def report(peer, work, options, prepare, flops, bytes_):
     }), flush=True)
 
 
-# ---- training step
+def is_chosen(work, options):
+    return any(text in work for text in options.match.split(","))
 
-def step(shape, memory_format):
-    model = build("resnet18", shape["px"], shape["classes"])
-    convs = [conv for _, conv in named_convs(model)]
+
+# ---- training and learning steps
+
+def random_network(shape, first, memory_format):
+    """Weights from stream `first` on, one stream for each layer, and no biases."""
+    model = build(shape["network"], shape["px"], shape["classes"])
+    kinds = (torch.nn.Conv2d, torch.nn.Linear)
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
     with torch.no_grad():
-        for i, conv in enumerate(convs):
-            fan_in = conv.weight[0].numel()
-            conv.weight.copy_(uniform(STEP + i, *conv.weight.shape, bound=(6 / fan_in) ** 0.5))
-        model.fc.weight.copy_(uniform(STEP + len(convs), *model.fc.weight.shape, bound=(1 / 512) ** 0.5))
-        model.fc.bias.zero_()
-    model = model.to(memory_format=memory_format).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True)
+        for stream, (name, layer) in enumerate(layers, first):
+            bound = ((1 if is_head(f"{name}.weight") else 6) / layer.weight[0].numel()) ** 0.5
+            layer.weight.copy_(uniform(stream, *layer.weight.shape, bound=bound))
+            if layer.bias is not None:
+                layer.bias.zero_()
+    return model.to(memory_format=memory_format).train()
+
+
+def learner(shape, is_learning, memory_format):
+    count = LEARN_SOURCES if is_learning else 1
+    models = [random_network(shape, STEP * (m + 1), memory_format) for m in range(count)]
+    return Merged(models, START) if is_learning else Trained(models[0])
+
+
+def step(shape, is_learning, memory_format, is_compiled):
+    network = learner(shape, is_learning, memory_format)
+    loss_of = lambda x, labels: torch.nn.functional.cross_entropy(network(x), labels)
+    compute = torch.compile(loss_of) if is_compiled else loss_of
+    groups = network.parameter_groups(WEIGHT_DECAY)
+    optimizer = torch.optim.SGD(groups, lr=LEARNING_RATE, momentum=MOMENTUM, fused=True)
     x = uniform(X, shape["n"], 3, shape["px"], shape["px"]).contiguous(memory_format=memory_format)
     labels = hashes(LABELS, shape["n"]) % shape["classes"]
     losses = []
 
     def run():
         optimizer.zero_grad(set_to_none=True)
-        loss = torch.nn.functional.cross_entropy(model(x), labels)
+        loss = compute(x, labels)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -94,13 +118,15 @@ def step(shape, memory_format):
     return run, lambda: losses[:2]
 
 
-def steps(peer, options, memory_format):
+def steps(peer, options, is_learning, memory_format):
     for shape in SHAPES["steps"]:
-        convs = [conv for conv in SHAPES["convs"] if conv["px"] == shape["px"]]
-        flops = sum(conv_flops(conv) * passes(conv) * conv["count"] for conv in convs)
-        flops += 3 * 2 * shape["n"] * 512 * shape["classes"]
-        work = f"step/resnet18/{shape['px']}px/{shape['n']}"
-        report(peer, work, options, lambda: step(shape, memory_format), flops, None)
+        flops = shape["n"] * shape["flops"] + (2 * 2 * LEARN_SOURCES * shape["merged"] if is_learning else 0)
+        work = f"{'learn_step' if is_learning else 'step'}/{shape['network']}/{shape['px']}px/{shape['n']}"
+        # Parameters and compiled code of one network are of no use to the next.
+        gc.collect()
+        torch._dynamo.reset()
+        prepare = lambda: step(shape, is_learning, memory_format, peer.endswith("compile"))
+        report(peer, work, options, prepare, flops, None)
 
 
 # ---- convolution
@@ -160,10 +186,10 @@ def convs(peer, options, memory_format):
 
 def sources(count):
     """M sources of ResNet-50."""
-    layers = SHAPES["resnet50_filters"]
-    flat = [uniform(ALPHA + m, sum(layer["k"] for layer in layers)) for m in range(count)]
-    alphas = [a.split([layer["k"] for layer in layers]) for a in flat]
-    return Sources([network(m + 1) for m in range(count)], network(GRADIENT), alphas)
+    filters = [layer["k"] for layer in SHAPES["resnet50_filters"]]
+    alpha = [uniform(ALPHA + m, sum(filters)) for m in range(count)]
+    fed = [(number,) for number in range(len(filters)) for _ in ("W", "γ", "β")]
+    return Sources([network(m + 1) for m in range(count)], network(GRADIENT), alpha, fed, filters)
 
 
 @functools.cache
@@ -190,7 +216,7 @@ def merges(options):
             s = None
             for name, form in forms.items():
                 work = f"{kind}/resnet50/{count}"
-                if options.match not in work or (form is blend_lerp and count != 2):
+                if not is_chosen(work, options) or (form is blend_lerp and count != 2):
                     continue
                 s = s or sources(count)
                 torch._dynamo.reset()
@@ -207,8 +233,8 @@ def triad():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("peer", choices=("torch", "torch-cl"))
-    parser.add_argument("--only", default="step,conv,merge,triad")
+    parser.add_argument("peer", choices=("torch", "torch-cl", "torch-cl-compile"))
+    parser.add_argument("--only", default="step,conv,merge,learn,triad")
     parser.add_argument("--match", default="")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--seconds", type=float, default=1.5)
@@ -218,18 +244,21 @@ def main():
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.quick:
-        for group in ("steps", "convs"):
-            SHAPES[group] = [{**shape, "n": 8} for shape in SHAPES[group] if shape["px"] == 28]
+        SHAPES["convs"] = [{**conv, "n": 8} for conv in SHAPES["convs"] if conv["px"] == 28]
+        kept = [shape for shape in SHAPES["steps"] if shape["px"] == 28 or shape["network"] != "resnet18"]
+        SHAPES["steps"] = [{**shape, "n": 8} for shape in kept]
 
-    memory_format = torch.channels_last if options.peer == "torch-cl" else torch.contiguous_format
+    memory_format = torch.contiguous_format if options.peer == "torch" else torch.channels_last
     only = options.only.split(",")
     if "step" in only:
-        steps(options.peer, options, memory_format)
-    if "conv" in only:
+        steps(options.peer, options, False, memory_format)
+    if "conv" in only and options.peer != "torch-cl-compile":
         convs(options.peer, options, memory_format)
     if "merge" in only and options.peer == "torch":
         with torch.no_grad():
             merges(options)
+    if "learn" in only:
+        steps(options.peer, options, True, memory_format)
     if "triad" in only and options.peer == "torch":
         report("torch", f"triad/{TRIAD >> 20}Mi", options, triad, 2 * TRIAD, 12 * TRIAD)
 

@@ -6,7 +6,7 @@ its `Cost`: ratios.py refuses to divide rows that count differently.
 A convolution is a dictionary of n, h, w, c (input), k, r, s (filters), stride and pad, the same on both axes.
 """
 
-NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "densenet121")
+NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "densenet121", "vgg16")
 PASSES = ("fprop", "dgrad", "wgrad")
 BYTES = {"f32": 4, "tf32": 4, "bf16": 2, "f16": 2}
 
@@ -96,9 +96,9 @@ def conv_shape(conv):
 
 # ---- merging
 
-def blend_cost(count, weights, taken, alphas):
-    """Bytes and operations of a blend of `count` sources: `taken` of the anchor's parameters go into it as they are."""
-    return 4 * (count * (weights + alphas) + taken + weights + taken), (2 * count - 1) * weights
+def blend_cost(count, weights, alphas):
+    """Bytes and operations of a blend of `count` sources."""
+    return 4 * (count * (weights + alphas) + weights), (2 * count - 1) * weights
 
 
 def dalpha_cost(count, weights, alphas):
@@ -108,7 +108,8 @@ def dalpha_cost(count, weights, alphas):
 # ---- steps
 
 def step_cost(convs, precision, merging=()):
-    """Of its convolutions, of which the first needs no dgrad, and of merging; the rest is not counted."""
+    """Of its convolutions, of which the first needs no dgrad, and of merging; the rest is not counted. A VGG's hidden
+    layers are convolutions to medmerge."""
     bytes_ = flops = 0
     for index, conv in enumerate(convs):
         for which in PASSES:

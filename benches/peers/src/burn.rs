@@ -35,7 +35,7 @@ impl Burn {
 
 impl Peer for Burn {
     fn step(&self, step: &Step) -> Option<Box<dyn Work>> {
-        Some(Box::new(TrainingStep::new(step, (self.device)())))
+        step.is_resnet18().then(|| Box::new(TrainingStep::new(step, (self.device)())) as Box<dyn Work>)
     }
 
     fn conv(&self, conv: &Conv, pass: Pass) -> Option<Box<dyn Work>> {
@@ -189,7 +189,8 @@ struct ResNet18 {
 impl ResNet18 {
     fn new(step: &Step, device: &Device) -> Self {
         let mut builder = Builder { device: device.clone(), random: 0 };
-        let stem = builder.conv_norm([step.stem.k, 3, step.stem.r, step.stem.s], step.stem.stride, step.stem.pad);
+        let stem = step.stem();
+        let stem = builder.conv_norm([stem.k, 3, stem.r, stem.s], stem.stride, stem.pad);
         let pool =
             MaxPool2dConfig::new([3, 3]).with_strides([2, 2]).with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1));
         let mut blocks = vec![];
@@ -197,7 +198,7 @@ impl ResNet18 {
             blocks.push(builder.block(c, k, stride));
             blocks.push(builder.block(k, k, 1));
         }
-        Self { stem, pool: step.max_pool.then(|| pool.init()), blocks, head: builder.head(step.classes) }
+        Self { stem, pool: (!step.is_small()).then(|| pool.init()), blocks, head: builder.head(step.classes) }
     }
 
     fn forward(&self, x: Tensor<4>) -> Tensor<2> {

@@ -16,7 +16,7 @@ pub struct Candle;
 
 impl Peer for Candle {
     fn step(&self, step: &Step) -> Option<Box<dyn Work>> {
-        Some(Box::new(TrainingStep::new(step).expect("candle")))
+        step.is_resnet18().then(|| Box::new(TrainingStep::new(step).expect("candle")) as Box<dyn Work>)
     }
 
     fn conv(&self, conv: &Conv, pass: Pass) -> Option<Box<dyn Work>> {
@@ -171,7 +171,7 @@ struct TrainingStep {
 impl TrainingStep {
     fn new(step: &Step) -> Result<Self> {
         let parameters = &mut Parameters::default();
-        let stem = step.stem;
+        let stem = step.stem();
         let stem = ConvNorm::new(parameters, [stem.k, 3, stem.r, stem.s], stem.stride, stem.pad)?;
         let mut blocks = vec![];
         for (c, k, stride) in [(64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2)] {
@@ -183,7 +183,7 @@ impl TrainingStep {
         let labels: Vec<u32> = labels(step.n, step.classes).into_iter().map(|label| label as u32).collect();
         Ok(Self {
             stem,
-            max_pool: step.max_pool,
+            max_pool: !step.is_small(),
             blocks,
             head: (weight, bias),
             x: random(seed::X, (step.n, 3, step.px, step.px), 1.0)?,

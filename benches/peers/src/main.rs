@@ -1,7 +1,7 @@
 //! Measures the works of `shapes.json` in one peer and prints one JSON line for each.
 //!
 //!     medmerge-peers list
-//!     medmerge-peers PEER [--only step,conv,merge,learn,triad] [--match TEXT] [--seconds S] [--cap S] [--quick]
+//!     medmerge-peers PEER [--only step,conv,merge,learn,triad] [--match TEXT,TEXT] [--seconds S] [--cap S] [--quick]
 //!
 //! The thread count comes from RAYON_NUM_THREADS, which every peer here obeys. Results go to stdout, progress to stderr.
 
@@ -41,7 +41,8 @@ fn peers() -> Vec<(&'static str, Box<dyn Peer>)> {
 struct Options {
     peer: String,
     only: Vec<String>,
-    text: String,
+    /// A work is measured if its name contains one of these.
+    texts: Vec<String>,
     quick: bool,
     policy: Policy,
 }
@@ -49,13 +50,14 @@ struct Options {
 fn options() -> Result<Options, String> {
     let mut words = std::env::args().skip(1);
     let peer = words.next().ok_or("name a peer, or `list`")?;
-    let mut options = Options { peer, only: vec![], text: String::new(), quick: false, policy: Policy::default() };
+    let mut options =
+        Options { peer, only: vec![], texts: vec![String::new()], quick: false, policy: Policy::default() };
     while let Some(flag) = words.next() {
         let mut value = || words.next().ok_or(format!("{flag} needs a value"));
         let seconds = |text: String| text.parse::<f64>().map_err(|e| format!("{text}: {e}"));
         match flag.as_str() {
             "--only" => options.only = value()?.split(',').map(String::from).collect(),
-            "--match" => options.text = value()?,
+            "--match" => options.texts = value()?.split(',').map(String::from).collect(),
             "--seconds" => options.policy.seconds = seconds(value()?)?,
             "--cap" => options.policy.cap = seconds(value()?)?,
             "--quick" => options.quick = true,
@@ -78,7 +80,7 @@ fn run() -> Result<(), String> {
         .ok_or(format!("this build has no peer `{}`; `list` names those it has", options.peer))?;
     for case in cases(options.quick) {
         let chosen = options.only.is_empty() || options.only.iter().any(|group| group == case.group());
-        if chosen && case.name().contains(&options.text) {
+        if chosen && options.texts.iter().any(|text| case.name().contains(text)) {
             report(name, peer.as_ref(), &case, options.policy);
         }
     }

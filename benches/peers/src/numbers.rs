@@ -10,7 +10,8 @@ pub mod seed {
     pub const W: u32 = 2;
     pub const DY: u32 = 3;
     pub const LABELS: u32 = 4;
-    /// The learned weights of a step: the convolutions in torchvision's order, then the head.
+    /// The weights of a step's network: convolutions and hidden layers in torchvision's order, then the head. Those of
+    /// source m of a learning step begin at `STEP · (m + 1)`.
     pub const STEP: u32 = 100;
     /// α of source m is stream `ALPHA + m`, indexed by the filter's number in the whole network.
     pub const ALPHA: u32 = 500;

@@ -5,9 +5,10 @@
 
 use std::sync::Arc;
 
+use medmerge::bench::shapes;
 use medmerge::checkpoint::to_our_order;
 use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Method, Plan, Start};
-use medmerge::nn::{Architecture, Model, Network, Region, Role, Stem};
+use medmerge::nn::{Model, Network, Region, Role, Stem};
 use medmerge::ops::conv2d::{Conv2d, Geometry, dgrad, fprop, wgrad};
 use medmerge::ops::merge::{alpha_gradient, blend};
 use medmerge::ops::softmax_cross_entropy::CrossEntropy;
@@ -22,7 +23,7 @@ pub struct Ours;
 
 impl Peer for Ours {
     fn step(&self, step: &works::Step) -> Option<Box<dyn Work>> {
-        Some(Box::new(TrainingStep::new(step, resnet18(step, seed::STEP), Subject::Everything)))
+        Some(Box::new(TrainingStep::new(step, network(step, seed::STEP), Subject::Everything)))
     }
 
     fn conv(&self, conv: &Conv, pass: Pass) -> Option<Box<dyn Work>> {
@@ -38,7 +39,7 @@ impl Peer for Ours {
     }
 
     fn learn_step(&self, step: &works::Step) -> Option<Box<dyn Work>> {
-        Some(Box::new(TrainingStep::new(step, resnet18(step, seed::STEP), Subject::Merge(merge_state(step)))))
+        Some(Box::new(TrainingStep::new(step, network(step, seed::STEP), Subject::Merge(merge_state(step)))))
     }
 
     fn learn_merge(&self, step: &works::Step) -> Option<Box<dyn Work>> {
@@ -118,9 +119,9 @@ impl Work for Convolution {
 }
 
 /// Weights from stream `first` on, one stream for each layer.
-fn resnet18(step: &works::Step, first: u32) -> Model {
-    let stem = if step.max_pool { Stem::Large } else { Stem::Small };
-    let network = architecture("resnet18", stem).build(3, step.classes);
+fn network(step: &works::Step, first: u32) -> Model {
+    let stem = if step.is_small() { Stem::Small } else { Stem::Large };
+    let network = shapes::network(&step.network, stem, step.classes).expect("a known name");
     let mut model = Model::zeros(network.clone(), DType::F32, Device::Cpu);
     let mut streams = first..;
     for parameter in &network.parameters {
@@ -138,10 +139,6 @@ fn resnet18(step: &works::Step, first: u32) -> Model {
     model
 }
 
-fn architecture(name: &str, stem: Stem) -> Architecture {
-    Architecture::named(name, Some(stem), None).expect("a known name")
-}
-
 fn per_filter(sources: usize, constraint: Constraint) -> Method {
     let (granularity, batch_norm) = (Granularity::Filter, BatchNormPolicy::Merge);
     Method { sources, anchor: 0, granularity, constraint, batch_norm }
@@ -149,9 +146,10 @@ fn per_filter(sources: usize, constraint: Constraint) -> Method {
 
 /// Two networks to merge, the first of them the one that the training step starts from.
 fn merge_state(step: &works::Step) -> MergeState {
-    let models: Vec<Model> = (0..LEARN_SOURCES as u32).map(|m| resnet18(step, (m + 1) * seed::STEP)).collect();
-    let plan = Plan::new(&models[0].network, per_filter(LEARN_SOURCES, Constraint::Affine)).expect("a ResNet");
-    let merge_weights = plan.start(Start::Uniform).expect("every constraint allows a uniform start");
+    let models: Vec<Model> = (0..LEARN_SOURCES as u32).map(|m| network(step, (m + 1) * seed::STEP)).collect();
+    let plan = Plan::new(&models[0].network, per_filter(LEARN_SOURCES, Constraint::Affine));
+    let plan = plan.expect("filters feed every parameter of these networks");
+    let merge_weights = plan.start(Start::Weight(works::START)).expect("a start that affine weights may have");
     let trunks = models.into_iter().map(|model| model.trunk).collect();
     MergeState { plan, trunks, merge_weights, keeps_statistics: false }
 }
@@ -228,7 +226,7 @@ struct Merge {
 
 impl Merge {
     fn new(sources: usize, layers: &[Filters]) -> Self {
-        let network = architecture("resnet50", Stem::Large).build(3, 1);
+        let network = shapes::network("resnet50", Stem::Large, 1).expect("a known name");
         let shapes = layers.iter().map(|layer| [layer.k, layer.r, layer.s, layer.c]);
         assert!(network.region(Region::Trunk).step_by(3).map(|filters| filters.shape.four()).eq(shapes));
         let plan = Plan::new(&network, per_filter(sources, Constraint::Free)).expect("a ResNet");

@@ -50,17 +50,50 @@ struct Shapes {
     resnet50_filters: Vec<Filters>,
 }
 
-/// A training step of ResNet-18 on `n` images of 3 × `px` × `px`.
+/// A training step of a network of torchvision's, without dropout, on `n` images of 3 × `px` × `px`.
 #[derive(Deserialize, Clone)]
 pub struct Step {
+    pub network: String,
     pub px: usize,
     pub n: usize,
     pub classes: usize,
-    pub stem: Stem,
-    pub max_pool: bool,
+    /// Operations for an image: of convolutions and fully connected layers, forward and backward.
+    flops: usize,
+    /// Parameters that a merge blends: all but the head's.
+    merged: usize,
 }
 
-#[derive(Deserialize, Clone, Copy)]
+impl Step {
+    pub fn is_resnet18(&self) -> bool {
+        self.network == "resnet18"
+    }
+
+    /// Whether images are so small that a ResNet's stem is 3×3 with stride 1, and there is no max-pool.
+    pub fn is_small(&self) -> bool {
+        self.px <= 64
+    }
+
+    /// ResNet-18's.
+    pub fn stem(&self) -> Stem {
+        let (window, stride, pad) = if self.is_small() { (3, 1, 1) } else { (7, 2, 3) };
+        Stem { k: 64, r: window, s: window, stride, pad }
+    }
+
+    fn setting(&self) -> String {
+        format!("{}/{}px/{}", self.network, self.px, self.n)
+    }
+
+    fn flops(&self) -> usize {
+        self.n * self.flops
+    }
+
+    /// Operations of blending and of dα.
+    fn merging_flops(&self) -> usize {
+        2 * 2 * LEARN_SOURCES * self.merged
+    }
+}
+
+#[derive(Clone, Copy)]
 pub struct Stem {
     pub k: usize,
     pub r: usize,
@@ -71,7 +104,9 @@ pub struct Stem {
 
 /// SGD's constants in every step.
 pub mod sgd {
-    pub const LEARNING_RATE: f64 = 0.01;
+    /// So small that rounding moves the second loss of ResNet-50 by less than run.py allows: at 0.01 it moves PyTorch's
+    /// from one memory format to the other by more.
+    pub const LEARNING_RATE: f64 = 0.001;
     pub const MOMENTUM: f64 = 0.9;
     pub const WEIGHT_DECAY: f64 = 5e-4;
 }
@@ -150,20 +185,23 @@ impl Filters {
 const TRIAD: usize = 64 << 20;
 
 pub enum Case {
-    Step { step: Step, flops: usize },
+    Step(Step),
     Conv(Conv, Pass),
     Merge { backward: bool, sources: usize, layers: Vec<Filters> },
-    Learn { only_merge: bool, step: Step, flops: usize, parameters: usize },
+    Learn { only_merge: bool, step: Step },
     Triad,
 }
 
 /// Of a learning step.
 pub const LEARN_SOURCES: usize = 2;
+/// Merge weights of all but the first source in a learning step. Halves of two random networks would blend into one
+/// whose logits are next to zero, whatever its filters are.
+pub const START: f64 = 0.1;
 
 impl Case {
     pub fn group(&self) -> &'static str {
         match self {
-            Case::Step { .. } => "step",
+            Case::Step(..) => "step",
             Case::Conv(..) => "conv",
             Case::Merge { .. } => "merge",
             Case::Learn { .. } => "learn",
@@ -173,7 +211,7 @@ impl Case {
 
     pub fn name(&self) -> String {
         match self {
-            Case::Step { step, .. } => format!("step/resnet18/{}px/{}", step.px, step.n),
+            Case::Step(step) => format!("step/{}", step.setting()),
             Case::Conv(conv, pass) => {
                 let pass = match pass {
                     Pass::Fprop => "fprop",
@@ -186,8 +224,8 @@ impl Case {
             Case::Merge { backward, sources, .. } => {
                 format!("merge{}/resnet50/{sources}", if *backward { "_backward" } else { "" })
             }
-            Case::Learn { only_merge, step, .. } => {
-                format!("learn_{}/resnet18/{}px/{}", if *only_merge { "merge" } else { "step" }, step.px, step.n)
+            Case::Learn { only_merge, step } => {
+                format!("learn_{}/{}", if *only_merge { "merge" } else { "step" }, step.setting())
             }
             Case::Triad => format!("triad/{}Mi", TRIAD >> 20),
         }
@@ -195,23 +233,24 @@ impl Case {
 
     pub fn prepare(&self, peer: &dyn Peer) -> Option<Box<dyn Work>> {
         match self {
-            Case::Step { step, .. } => peer.step(step),
+            Case::Step(step) => peer.step(step),
             Case::Conv(conv, pass) => peer.conv(conv, *pass),
             Case::Merge { backward: false, sources, layers } => peer.merge(*sources, layers),
             Case::Merge { backward: true, sources, layers } => peer.merge_backward(*sources, layers),
-            Case::Learn { only_merge: false, step, .. } => peer.learn_step(step),
-            Case::Learn { only_merge: true, step, .. } => peer.learn_merge(step),
+            Case::Learn { only_merge: false, step } => peer.learn_step(step),
+            Case::Learn { only_merge: true, step } => peer.learn_merge(step),
             Case::Triad => peer.triad(TRIAD),
         }
     }
 
     pub fn flops(&self) -> usize {
         match self {
-            Case::Step { flops, .. } => *flops,
+            Case::Step(step) => step.flops(),
             Case::Conv(conv, Pass::All) => conv.flops() * conv.passes(),
             Case::Conv(conv, _) => conv.flops(),
             Case::Merge { sources, layers, .. } => 2 * sources * parameters(layers),
-            Case::Learn { flops, .. } => *flops,
+            Case::Learn { only_merge: false, step } => step.flops() + step.merging_flops(),
+            Case::Learn { only_merge: true, step } => step.merging_flops(),
             Case::Triad => 2 * TRIAD,
         }
     }
@@ -219,12 +258,12 @@ impl Case {
     /// The least that must move: every input read once, every output written once. A whole step has no such figure.
     pub fn bytes(&self) -> Option<usize> {
         let elements = match self {
-            Case::Step { .. } | Case::Learn { only_merge: false, .. } => return None,
+            Case::Step(..) | Case::Learn { only_merge: false, .. } => return None,
             Case::Conv(conv, Pass::All) => conv.sizes().iter().sum::<usize>() * conv.passes(),
             Case::Conv(conv, _) => conv.sizes().iter().sum(),
             Case::Merge { sources, layers, .. } => (sources + 1) * parameters(layers),
             // The sources are read twice, the blend is written, and its gradient read.
-            Case::Learn { parameters, .. } => 2 * (LEARN_SOURCES + 1) * parameters,
+            Case::Learn { step, .. } => 2 * (LEARN_SOURCES + 1) * step.merged,
             Case::Triad => 3 * TRIAD,
         };
         Some(4 * elements)
@@ -235,32 +274,19 @@ fn parameters(layers: &[Filters]) -> usize {
     layers.iter().map(Filters::parameters).sum()
 }
 
-/// Every work in order. `quick` keeps 28 px at batch 8 and two sources: enough to see that a peer works.
+/// Every work in order. `quick` keeps batches of 8, of ResNet-18 at 28 px alone, and two sources: enough to see that a
+/// peer works.
 pub fn cases(quick: bool) -> Vec<Case> {
     let mut shapes: Shapes = serde_json::from_str(include_str!("../shapes.json")).expect("shapes.json");
     if quick {
-        shapes.steps.retain(|step| step.px == 28);
+        shapes.steps.retain(|step| step.is_small() || !step.is_resnet18());
         shapes.convs.retain(|conv| conv.px == 28);
         shapes.steps.iter_mut().for_each(|step| step.n = 8);
         shapes.convs.iter_mut().for_each(|conv| conv.n = 8);
     }
     let sources: &[usize] = if quick { &[2] } else { &[2, 4, 8] };
 
-    let mut cases = vec![];
-    let mut learning = vec![];
-    for step in &shapes.steps {
-        let head = 3 * 2 * step.n * 512 * step.classes;
-        let convs = shapes.convs.iter().filter(|conv| conv.px == step.px);
-        let flops = head + convs.map(|conv| conv.flops() * conv.passes() * conv.count).sum::<usize>();
-        cases.push(Case::Step { step: step.clone(), flops });
-        if step.px == 28 {
-            let filters = shapes.convs.iter().filter(|conv| conv.px == step.px);
-            let parameters = filters.map(|conv| conv.count * (conv.sizes()[1] + 2 * conv.k)).sum();
-            let merging = 2 * 2 * LEARN_SOURCES * parameters;
-            learning.push(Case::Learn { only_merge: false, step: step.clone(), flops: flops + merging, parameters });
-            learning.push(Case::Learn { only_merge: true, step: step.clone(), flops: merging, parameters });
-        }
-    }
+    let mut cases: Vec<Case> = shapes.steps.iter().cloned().map(Case::Step).collect();
     for pass in [Pass::Fprop, Pass::Dgrad, Pass::Wgrad, Pass::All] {
         let convs = shapes.convs.iter().filter(|conv| !(pass == Pass::Dgrad && conv.is_stem()));
         cases.extend(convs.map(|conv| Case::Conv(conv.clone(), pass)));
@@ -269,7 +295,8 @@ pub fn cases(quick: bool) -> Vec<Case> {
         let layers = &shapes.resnet50_filters;
         cases.extend(sources.iter().map(|&sources| Case::Merge { backward, sources, layers: layers.clone() }));
     }
-    cases.extend(learning);
+    let learn = |step: &Step| [false, true].map(|only_merge| Case::Learn { only_merge, step: step.clone() });
+    cases.extend(shapes.steps.iter().flat_map(learn));
     cases.push(Case::Triad);
     cases
 }
