@@ -14,6 +14,11 @@ use crate::tensor::Tensor;
 /// Elements per block.
 const BLOCK: usize = 1 << 14;
 
+/// Channels of a narrow part that are computed side by side, their numbers per channel in registers.
+const LANES: usize = 16;
+/// Rows with fewer channels are narrow: a loop over them is too short for the compiler's vectors.
+const WIDE: usize = 128;
+
 /// Pixels per block.
 fn span(channels: usize) -> usize {
     (BLOCK / channels).max(1)
@@ -52,6 +57,20 @@ fn list(x: Parts) -> Vec<Part> {
         Part { x: part.data(), first: end - channels, channels }
     };
     x.tensors().iter().map(part).collect()
+}
+
+fn is_narrow(channels: usize) -> bool {
+    channels < WIDE && channels.is_multiple_of(LANES)
+}
+
+#[inline(always)]
+fn lanes(numbers: &[f32], first: usize) -> [f32; LANES] {
+    numbers[first..][..LANES].try_into().expect("as many lanes")
+}
+
+#[inline(always)]
+fn lanes_mut(numbers: &mut [f32], first: usize) -> &mut [f32; LANES] {
+    (&mut numbers[first..][..LANES]).try_into().expect("as many lanes")
 }
 
 /// γ·rstd.
@@ -107,7 +126,23 @@ fn deviation_sums(parts: &[Part], begin: usize, pixels: usize, shift: &[f32]) ->
 
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
 fn add_deviations(x: &[f32], shift: &[f32], first: &mut [f32], second: &mut [f32]) {
-    for x in x.chunks_exact(shift.len()) {
+    let channels = shift.len();
+    if is_narrow(channels) {
+        for c in (0..channels).step_by(LANES) {
+            let (shift, mut sum, mut squares) = (lanes(shift, c), lanes(first, c), lanes(second, c));
+            for x in x.chunks_exact(channels) {
+                let x = lanes(x, c);
+                for l in 0..LANES {
+                    let deviation = x[l] - shift[l];
+                    sum[l] += deviation;
+                    squares[l] += deviation * deviation;
+                }
+            }
+            (*lanes_mut(first, c), *lanes_mut(second, c)) = (sum, squares);
+        }
+        return;
+    }
+    for x in x.chunks_exact(channels) {
         for (((first, second), &x), &shift) in first.iter_mut().zip(second.iter_mut()).zip(x).zip(shift) {
             let deviation = x - shift;
             *first += deviation;
@@ -139,6 +174,18 @@ pub fn normalize(x: Parts, by: PerChannel<f32>, residual: Option<&[f32]>, relu: 
 fn normalize_block(x: &[f32], mean: &[f32], scale: &[f32], beta: &[f32], out: &mut [f32], pitch: usize) {
     let channels = mean.len();
     let (scale, beta) = (&scale[..channels], &beta[..channels]);
+    if is_narrow(channels) {
+        for c in (0..channels).step_by(LANES) {
+            let [mean, scale, beta] = [mean, scale, beta].map(|per_channel| lanes(per_channel, c));
+            for (out, x) in out.chunks_mut(pitch).zip(x.chunks_exact(channels)) {
+                let (out, x) = (lanes_mut(out, c), lanes(x, c));
+                for l in 0..LANES {
+                    out[l] = (x[l] - mean[l]) * scale[l] + beta[l];
+                }
+            }
+        }
+        return;
+    }
     for (out, x) in out.chunks_mut(pitch).zip(x.chunks_exact(channels)) {
         let out = &mut out[..channels];
         for c in 0..channels {
@@ -206,6 +253,20 @@ fn gradient_sums(parts: &[Part], i: usize, dz: &[f32], mean: &[f32]) -> Vec<f32>
 fn add_gradients(x: &[f32], dz: &[f32], pitch: usize, mean: &[f32], first: &mut [f32], second: &mut [f32]) {
     let channels = mean.len();
     let (first, second) = (&mut first[..channels], &mut second[..channels]);
+    if is_narrow(channels) {
+        for c in (0..channels).step_by(LANES) {
+            let (mean, mut sum, mut products) = (lanes(mean, c), lanes(first, c), lanes(second, c));
+            for (x, dz) in x.chunks_exact(channels).zip(dz.chunks(pitch)) {
+                let (x, dz) = (lanes(x, c), lanes(dz, c));
+                for l in 0..LANES {
+                    sum[l] += dz[l];
+                    products[l] += dz[l] * (x[l] - mean[l]);
+                }
+            }
+            (*lanes_mut(first, c), *lanes_mut(second, c)) = (sum, products);
+        }
+        return;
+    }
     for (x, dz) in x.chunks_exact(channels).zip(dz.chunks(pitch)) {
         let dz = &dz[..channels];
         for c in 0..channels {
@@ -228,6 +289,23 @@ fn add_cut_gradients(
     let channels = mean.len();
     let (scale, beta) = (&scale[..channels], &beta[..channels]);
     let (first, second) = (&mut first[..channels], &mut second[..channels]);
+    if is_narrow(channels) {
+        for c in (0..channels).step_by(LANES) {
+            let [mean, scale, beta] = [mean, scale, beta].map(|per_channel| lanes(per_channel, c));
+            let (mut sum, mut products) = (lanes(first, c), lanes(second, c));
+            for (x, dy) in x.chunks_exact(channels).zip(dy.chunks(pitch)) {
+                let (x, dy) = (lanes(x, c), lanes(dy, c));
+                for l in 0..LANES {
+                    let distance = x[l] - mean[l];
+                    let dz = if distance * scale[l] + beta[l] <= 0.0 { 0.0 } else { dy[l] };
+                    sum[l] += dz;
+                    products[l] += dz * distance;
+                }
+            }
+            (*lanes_mut(first, c), *lanes_mut(second, c)) = (sum, products);
+        }
+        return;
+    }
     for (x, dy) in x.chunks_exact(channels).zip(dy.chunks(pitch)) {
         let dy = &dy[..channels];
         for c in 0..channels {
@@ -257,6 +335,10 @@ pub fn input_gradient(
         let block = span(total) * part.channels;
         let blocks = dx.data::<f32>().par_chunks_mut(block).zip(part.x.par_chunks(block));
         blocks.enumerate().for_each_init(Vec::new, |scratch, (i, (dx, x))| {
+            if let (Some(dy), Some((offset, slope)), true) = (dy, means, relu && is_narrow(part.channels)) {
+                let dy = &dy[i * span(total) * total + part.first..];
+                return narrow_gradient_block(dy, total, x, [mean, scale, beta, offset, slope], is_added, dx);
+            }
             scratch.resize(if is_added { dx.len() } else { 0 }, 0.0);
             let dz = if is_added { &mut scratch[..] } else { &mut *dx };
             if let Some(dy) = dy {
@@ -273,6 +355,35 @@ pub fn input_gradient(
                 add_block(dx, scratch);
             }
         });
+    }
+}
+
+/// All of the below in one pass: of a narrow part, in training, through a ReLU.
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
+fn narrow_gradient_block(
+    dy: &[f32],
+    pitch: usize,
+    x: &[f32],
+    per_channel: [&[f32]; 5],
+    is_added: bool,
+    dx: &mut [f32],
+) {
+    let channels = per_channel[0].len();
+    for c in (0..channels).step_by(LANES) {
+        let [mean, scale, beta, offset, slope] = per_channel.map(|numbers| lanes(numbers, c));
+        let rows = dx.chunks_exact_mut(channels).zip(x.chunks_exact(channels)).zip(dy.chunks(pitch));
+        for ((dx, x), dy) in rows {
+            let (dx, x, dy) = (lanes_mut(dx, c), lanes(x, c), lanes(dy, c));
+            let mut new = [0.0; LANES];
+            for l in 0..LANES {
+                let distance = x[l] - mean[l];
+                let dz = if distance * scale[l] + beta[l] <= 0.0 { 0.0 } else { dy[l] };
+                new[l] = scale[l] * (dz - offset[l] - distance * slope[l]);
+            }
+            for l in 0..LANES {
+                dx[l] = if is_added { dx[l] + new[l] } else { new[l] };
+            }
+        }
     }
 }
 
