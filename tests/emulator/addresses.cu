@@ -3,7 +3,7 @@
 
 // ---- places in shared memory ------------------------------------------------------------------------------------------
 
-struct Places {
+struct TilePlaces {
   unsigned* packs;   // of each line and pack
   unsigned* pieces;  // for A, then for B: span pieces × depth pieces × LOADS × 32 lanes
 };
@@ -25,7 +25,7 @@ DEVICE void write_pieces(unsigned*& to) {
 }
 
 template <class Side>
-DEVICE void write_places(const Places& p) {
+DEVICE void write_places(const TilePlaces& p) {
   if (threadIdx.x == 0)
     for (unsigned i = 0; i < Side::SPAN * LINE_PACKS; ++i) p.packs[i] = Side::place(i / Side::PACKS, i % Side::PACKS);
   unsigned* to = p.pieces;
@@ -33,12 +33,12 @@ DEVICE void write_places(const Places& p) {
   write_pieces<Side, false>(to);
 }
 
-KERNEL(places_along_128, Places, WARP) { write_places<Side<true, 128, 128>>(p); }
-KERNEL(places_along_64, Places, WARP) { write_places<Side<true, 64, 128>>(p); }
-KERNEL(places_along_32, Places, WARP) { write_places<Side<true, 32, 128>>(p); }
-KERNEL(places_across_128, Places, WARP) { write_places<Side<false, 128, 128>>(p); }
-KERNEL(places_across_64, Places, WARP) { write_places<Side<false, 64, 128>>(p); }
-KERNEL(places_across_32, Places, WARP) { write_places<Side<false, 32, 128>>(p); }
+KERNEL(places_along_128, TilePlaces, WARP) { write_places<Side<true, 128, 128>>(p); }
+KERNEL(places_along_64, TilePlaces, WARP) { write_places<Side<true, 64, 128>>(p); }
+KERNEL(places_along_32, TilePlaces, WARP) { write_places<Side<true, 32, 128>>(p); }
+KERNEL(places_across_128, TilePlaces, WARP) { write_places<Side<false, 128, 128>>(p); }
+KERNEL(places_across_64, TilePlaces, WARP) { write_places<Side<false, 64, 128>>(p); }
+KERNEL(places_across_32, TilePlaces, WARP) { write_places<Side<false, 32, 128>>(p); }
 
 // ---- who writes what --------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ const TILES: [(&str, usize, usize, u32); 4] =
     [("128x128", 128, 128, 256), ("128x64", 128, 64, 128), ("64x64", 64, 64, 128), ("128x32", 128, 32, 128)];
 
 parameters! {
-    struct Places: 16 bytes { packs: Address, pieces: Address }
+    struct TilePlaces: 16 bytes { packs: Address, pieces: Address }
 }
 
 parameters! {
@@ -71,7 +71,7 @@ fn places_are_permutations_without_bank_conflicts() {
             let loads = if across_in_tf32 { 4 } else { 1 };
             let packs = Integers::<u32>::uninit(span * line_packs, Device::Gpu(gpu));
             let pieces = Integers::<u32>::uninit(2 * span / 16 * 2 * loads * 32, Device::Gpu(gpu));
-            let parameters = Places { packs: packs.address(), pieces: pieces.address() };
+            let parameters = TilePlaces { packs: packs.address(), pieces: pieces.address() };
             launch(gpu, name, dtype, [1, 1, 1], 32, &parameters);
             let (packs, pieces) = (packs.to_vec(), pieces.to_vec());
 
