@@ -8,7 +8,8 @@
 //   deviation        rstd of given variances
 //   update_running   running += momentum·(batch − running)
 //
-// x, dx, out, residual, dy, dz are n × C, stored as `element`, the first two of them in one tensor or in several (`Places`); whatever there is one of per channel is f32.
+// x, dx, out, residual, dy, dz are n × C, stored as `element`, the first two of them in one tensor or in several (`Places`);
+// whatever there is one of per channel is f32.
 //
 // Whether the ReLU let a number pass is read off `out` where there is a residual, and computed again from x where not. Then
 // dz is never stored: both passes over dy cut it themselves. With a residual, which needs dz as its gradient anyway, the

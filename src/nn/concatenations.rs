@@ -28,8 +28,10 @@ pub(super) fn leave_unwritten(layers: &[Layer], stages: &mut [Stage], channels: 
     for last in (0..stages.len()).filter(|&index| graph.is_readable(index) && graph.concatenation_of(index).is_none()) {
         let (mut members, mut parts) = (Vec::new(), Vec::new());
         graph.expand(last, &mut members, &mut parts);
-        let are_free = parts.iter().all(|&Node(part)| taken.insert(part));
-        if are_free && graph.fit(&parts, channels) {
+        // Each lies in one place: it is a part once, and of no other whole.
+        let own: BTreeSet<usize> = parts.iter().map(|&Node(part)| part).collect();
+        if own.len() == parts.len() && own.is_disjoint(&taken) && graph.fit(&parts, channels) {
+            taken.extend(own);
             wholes.push(parts);
             unwritten.extend(members);
         }

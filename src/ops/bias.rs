@@ -1,8 +1,8 @@
 //! The bias of a convolution: `out = relu?(x + b [+ residual])`, with x N×H×W×K and b K.
 //!
 //! Without a residual the convolution adds it before it writes its output ([`Neighbours`](super::conv2d::Neighbours)); what
-//! is left is backward, [`Added`]. By itself it is composed of a batch norm with mean 0, deviation 1 and γ = 1, which computes just that: `(x − 0)·1 + b`. Backward:
-//! `dx = dz`, `db = Σ dz` over the pixels.
+//! is left is backward, [`Added`]. By itself it is composed of a batch norm with mean 0, deviation 1 and γ = 1, which
+//! computes just that: `(x − 0)·1 + b`. Backward: `dx = dz`, `db = Σ dz` over the pixels.
 
 use super::batch_norm::{self, Cut, ParameterGradients, PerChannel, Source, Then};
 use super::pointwise;

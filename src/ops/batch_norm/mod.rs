@@ -233,9 +233,9 @@ pub fn gradients_of_tiles(sums: &Tensor, pixels: usize, rstd: &Tensor, to: Param
     }
 }
 
-/// Overwrites `dx`, or adds to it, from `dy` or, where that is `None`, from what `dx` holds, which is one tensor then. With a `relu`, that counts where x,
-/// normalised, is above zero. `means` is what [`gradients`] made where the statistics came from `x`, so that the gradient
-/// flows through them.
+/// Overwrites `dx`, or adds to it, from `dy` or, where that is `None`, from what `dx` holds, which is one tensor then. With a
+/// `relu`, that counts where x, normalised, is above zero. `means` is what [`gradients`] made where the statistics came from
+/// `x`, so that the gradient flows through them.
 pub fn input_gradient<'a>(
     dy: Option<&Tensor>,
     dx: impl Into<PartsMut<'a>>,
