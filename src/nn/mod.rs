@@ -13,6 +13,7 @@ pub mod init;
 mod model;
 mod network;
 mod stem;
+mod units;
 
 pub use architecture::{Architecture, Family};
 pub use builder::NetworkBuilder;
@@ -23,3 +24,4 @@ pub use graph::{BatchNorm, Initial, Layer, Network, Node, Operation, Order, Para
 pub use model::{Fault, Model};
 pub use network::{EPSILON, Mode, Output};
 pub use stem::Stem;
+pub use units::{Axis, Holder, Permutation, Place as UnitPlace, Strand, UnitGroup, Units};
