@@ -7,6 +7,7 @@
 //!
 //! Knows networks and checkpoints; knows no device, and no file but through `checkpoint`.
 
+pub mod align;
 mod plan;
 mod sources;
 mod weights;

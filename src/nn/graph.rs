@@ -8,6 +8,8 @@
 //! per channel: what convolutions read as activations are stored, and what stays f32, are one piece each. Running statistics
 //! lie in a third. Names are PyTorch's.
 
+use std::ops::Range;
+
 use super::concatenations;
 use super::feeds::Feed;
 use super::fuse::{self, Stage};
@@ -156,6 +158,14 @@ pub struct Parameter {
     pub pitch: usize,
     /// The filters of each of its rows, or of each of its numbers if it is a vector, in their order. Filters feed themselves.
     pub feeds: Vec<Feed>,
+}
+
+impl Parameter {
+    /// Where its numbers lie in their arena, with what pads its rows.
+    pub fn range(&self) -> Range<usize> {
+        let len = if self.shape.rank() == 1 { self.shape.len() } else { self.shape.rows() * self.pitch };
+        self.offset..self.offset + len
+    }
 }
 
 /// A batch norm's channels and where its running statistics lie.

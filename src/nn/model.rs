@@ -107,6 +107,21 @@ impl Model {
         }
     }
 
+    /// A parameter's numbers where they lie, in f32 on the CPU: its rows, a pitch apart.
+    pub fn numbers(&self, parameter: &Parameter) -> &[f32] {
+        &self.arena(parameter.region).data::<f32>()[parameter.range()]
+    }
+
+    /// The same to be written.
+    pub fn numbers_mut(&mut self, parameter: &Parameter) -> &mut [f32] {
+        let arena = match parameter.region {
+            Region::Trunk => &mut self.trunk,
+            Region::Head => &mut self.head,
+        };
+        arena.make_unique();
+        &mut arena.view_mut().data::<f32>()[parameter.range()]
+    }
+
     /// The running mean and variance of a batch norm.
     pub fn running(&self, index: usize) -> (Tensor, Tensor) {
         let norm = &self.network.batch_norms[index];

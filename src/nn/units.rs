@@ -147,73 +147,89 @@ impl Units {
     /// The same network with its channels in another order.
     pub fn permuted(&self, model: &Model, permutation: &Permutation) -> Model {
         let mut permuted = model.copy();
-        let moves = self.moves(permutation);
-        for (index, parameter) in model.network.parameters.iter().enumerate() {
-            let holder = Holder::Parameter(index);
-            let rows = moves.get(&(holder, Axis::Rows));
-            let columns = moves.iter().find_map(|((of, axis), moves)| match axis {
-                Axis::Columns { groups } if *of == holder => Some((*groups, moves)),
-                _ => None,
-            });
-            if rows.is_some() || columns.is_some() {
-                let old = model.parameter(parameter).to_vec::<f32>();
-                let rank = parameter.shape.rank();
-                let [rows_len, channels] = match rank {
-                    1 => [parameter.shape.len(), 1],
-                    _ => [parameter.shape.rows(), parameter.shape.channels()],
-                };
-                permuted.set_parameter(parameter, &moved(&old, [rows_len, channels], rows, columns));
-            }
-        }
-        for index in 0..model.network.batch_norms.len() {
-            if let Some(rows) = moves.get(&(Holder::Statistics(index), Axis::Rows)) {
-                let (mean, variance) = model.running(index);
-                let [mean, variance] =
-                    [mean, variance].map(|old: Tensor| moved(&old.to_vec(), [old.shape().len(), 1], Some(rows), None));
-                permuted.set_running(index, &mean, &variance);
-            }
-        }
+        self.permute(&mut permuted, permutation.orders.iter().map(Vec::as_slice).enumerate());
         permuted
     }
 
-    /// For each holder and axis, the old position that each new one has.
-    fn moves(&self, permutation: &Permutation) -> BTreeMap<(Holder, Axis), BTreeMap<usize, usize>> {
-        let mut moves: BTreeMap<_, BTreeMap<usize, usize>> = BTreeMap::new();
-        for (group, orders) in self.groups.iter().zip(&permutation.orders) {
-            for (strand, order) in group.strands.iter().zip(orders) {
-                for Place { holder, axis, positions } in &strand.places {
-                    let to = moves.entry((*holder, *axis)).or_default();
-                    to.extend(order.iter().enumerate().map(|(new, &old)| (positions[new], positions[old])));
+    /// Brings the channels of some groups into another order: each group by its index, with the orders of its strands. Nothing
+    /// but what the groups own is read or written.
+    pub fn permute<'a>(&self, model: &mut Model, orders: impl Iterator<Item = (usize, &'a [Vec<usize>])>) {
+        let mut of_banks: BTreeMap<usize, Bank> = BTreeMap::new();
+        for (group, orders) in orders {
+            for (strand, order) in self.groups[group].strands.iter().zip(orders) {
+                for place in &strand.places {
+                    let from = order.iter().map(|&old| place.positions[old]);
+                    let moves: Vec<[usize; 2]> =
+                        place.positions.iter().copied().zip(from).map(|(to, from)| [to, from]).collect();
+                    match (place.holder, place.axis) {
+                        (Holder::Statistics(index), _) => move_statistics(model, index, &moves),
+                        (Holder::Parameter(index), Axis::Rows) => {
+                            of_banks.entry(index).or_default().rows.extend(moves);
+                        }
+                        (Holder::Parameter(index), Axis::Columns { groups }) => {
+                            let bank = of_banks.entry(index).or_default();
+                            bank.groups = groups;
+                            bank.columns.extend(moves);
+                        }
+                    }
                 }
             }
         }
-        moves
+        for (index, bank) in of_banks {
+            bank.apply(model, index);
+        }
     }
 }
 
-/// Rows × window × channels with both ends in another order.
-fn moved(
-    old: &[f32],
-    [rows, channels]: [usize; 2],
-    of_rows: Option<&BTreeMap<usize, usize>>,
-    of_columns: Option<(usize, &BTreeMap<usize, usize>)>,
-) -> Vec<f32> {
-    let row_len = old.len() / rows.max(1);
-    let (groups, of_columns) = of_columns.map_or((1, None), |(groups, moves)| (groups, Some(moves)));
-    let from = |moves: Option<&BTreeMap<usize, usize>>, position: usize| {
-        moves.and_then(|moves| moves.get(&position)).copied().unwrap_or(position)
-    };
-    let columns: Vec<usize> =
-        (0..channels * groups).map(|position| from(of_columns, position) % channels.max(1)).collect();
-    let mut new = Vec::with_capacity(old.len());
-    for row in 0..rows {
-        let source = &old[from(of_rows, row) * row_len..][..row_len];
-        let columns = &columns[row / (rows / groups) * channels..][..channels];
-        for pixel in source.chunks(channels) {
-            new.extend(columns.iter().map(|&column| pixel[column]));
+/// What moves of a parameter: rows, then columns; each to a position from another one.
+#[derive(Default)]
+struct Bank {
+    rows: Vec<[usize; 2]>,
+    columns: Vec<[usize; 2]>,
+    groups: usize,
+}
+
+impl Bank {
+    fn apply(self, model: &mut Model, index: usize) {
+        let parameter = &model.network.clone().parameters[index];
+        let (shape, pitch) = (parameter.shape, parameter.pitch);
+        let numbers = model.numbers_mut(parameter);
+        let row_len = if shape.rank() == 1 { 1 } else { shape.row_len() };
+        let old: Vec<f32> =
+            self.rows.iter().flat_map(|[_, from]| &numbers[from * pitch..][..row_len]).copied().collect();
+        for ([to, _], row) in self.rows.iter().zip(old.chunks(row_len)) {
+            numbers[to * pitch..][..row_len].copy_from_slice(row);
+        }
+        if self.columns.is_empty() {
+            return;
+        }
+        // Rows of a group are in their new place by now: what is left are columns within them.
+        let (channels, rows_of_group) = (shape.channels(), shape.rows() / self.groups);
+        let mut of_group: Vec<Vec<[usize; 2]>> = vec![Vec::new(); self.groups];
+        for [to, from] in self.columns {
+            of_group[to / channels].push([to % channels, from % channels]);
+        }
+        let mut old = Vec::new();
+        for (row, numbers) in numbers.chunks_mut(pitch).enumerate() {
+            let moves = &of_group[row / rows_of_group];
+            for pixel in numbers[..row_len].chunks_mut(channels) {
+                old.clear();
+                old.extend(moves.iter().map(|[_, from]| pixel[*from]));
+                moves.iter().zip(&old).for_each(|([to, _], &number)| pixel[*to] = number);
+            }
         }
     }
-    new
+}
+
+fn move_statistics(model: &mut Model, index: usize, moves: &[[usize; 2]]) {
+    let (mean, variance) = model.running(index);
+    let [mean, variance] = [mean, variance].map(|old: Tensor| {
+        let old = old.to_vec::<f32>();
+        let mut new = old.clone();
+        moves.iter().for_each(|[to, from]| new[*to] = old[*from]);
+        new
+    });
+    model.set_running(index, &mean, &variance);
 }
 
 impl Permutation {
