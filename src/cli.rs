@@ -10,7 +10,7 @@ use medmerge::checkpoint::{FloatType, Hidden, Names};
 use medmerge::data::SplitName;
 use medmerge::error::Error;
 use medmerge::jobs::ImageSize;
-use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Start};
+use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Heads, Start};
 use medmerge::nn::Stem;
 use medmerge::ops::conv2d::Pass;
 
@@ -352,6 +352,12 @@ pub struct Merge {
     /// With --coefficients: batch norms are merged, or the anchor's
     #[arg(long, value_parser = parse::<BatchNormPolicy>, default_value = "merge", conflicts_with = "weights")]
     pub batch_norm: BatchNormPolicy,
+    /// With --coefficients: heads are merged where all sources tell the same number of classes apart, else the anchor's is kept
+    /// (merge); left out, for train --from to make a new one (new); the anchor's (anchor); all kept side by side, each with
+    /// columns of its own in the logits (concat)
+    #[arg(long, value_parser = parse::<Heads>, default_value = "merge", value_name = "merge|new|anchor|concat",
+          conflicts_with = "weights")]
+    pub heads: Heads,
     /// With --coefficients: re-estimate the running statistics on this data set's training split
     #[arg(long, value_name = "FILE.npz", conflicts_with = "weights")]
     pub data: Option<PathBuf>,
