@@ -1,6 +1,6 @@
-//! Several heads on one trunk: a classifier whose rows are those of several classifiers, one below the other, so that one forward
-//! gives N×(C_0 + C_1 + …) logits. The header lists them in the order of their columns; each set of classes has its own argmax
-//! and softmax.
+//! Several heads on one trunk: a classifier whose rows are those of several classifiers, one below the other, so that
+//! one forward gives N×(C_0 + C_1 + …) logits. The header lists them in the order of their columns; each set of classes
+//! has its own argmax and softmax.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -12,7 +12,7 @@ use super::Checkpoint;
 /// One of several sets of classes that a network tells apart.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeadRecord {
-    /// The stem of the file that it comes from, behind a dot the head's name there if it had several; unlike the others'.
+    /// The stem of the file that it comes from, and behind a dot the head's name there if it had several.
     pub name: String,
     /// How many columns of the logits are its own.
     pub classes: usize,

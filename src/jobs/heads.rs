@@ -1,5 +1,5 @@
-//! Which columns of a network's logits a job uses: those of the head that is asked for, of the one whose classes are the data
-//! set's, or of each head by itself.
+//! Which columns of a network's logits a job uses: those of the head that is asked for, of the one whose classes are the
+//! data set's, or of each head by itself.
 
 use std::path::Path;
 
@@ -27,7 +27,7 @@ pub(super) struct Columns {
     pub class_names: Option<Vec<String>>,
 }
 
-/// The heads that a job is to use, before anything is read of its images: one, unless it needs all, or goes by the data set.
+/// The heads that a job is to use, before anything is read of its images: one, unless it needs all, or goes by the data.
 pub(super) fn choose(path: &Path, checkpoint: &Checkpoint, asked: Option<&str>, needs: Needs) -> Result<Vec<Columns>> {
     let heads = checkpoint.heads();
     match (asked, needs) {

@@ -1,5 +1,5 @@
-//! Predictions: the class and the scores that a network gives each image, as a table; of a network with several heads, those
-//! of each.
+//! Predictions: the class and the scores that a network gives each image, as a table; of a network with several heads,
+//! those of each.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -38,8 +38,8 @@ pub struct Predict {
 #[serde(rename_all = "lowercase")]
 pub enum PredictionFormat {
     /// Under a header: `index,label,predicted`, then `label_name` and `predicted_name` as far as they are known, then
-    /// `score0,score1,…`. Of several heads, `index,label`, then for each head `predicted_NAME`, `predicted_name_NAME` if known,
-    /// and `score_NAME_0,score_NAME_1,…`.
+    /// `score0,score1,…`. Of several heads, `index,label`, then for each head `predicted_NAME`, `predicted_name_NAME` if
+    /// known, and `score_NAME_0,score_NAME_1,…`.
     #[default]
     Table,
     /// MedMNIST's result files: the index and the scores of one head, and no header.
