@@ -89,6 +89,7 @@ fn macro_f1(model: &Path, images: Images) -> Result<f64> {
     let evaluate = Evaluate {
         model: model.to_path_buf(),
         reading: Reading::default(),
+        head: None,
         images,
         split: SplitName::Test,
         batch_size: 64,

@@ -10,7 +10,7 @@ use medmerge::checkpoint::{FloatType, Hidden, Names};
 use medmerge::data::SplitName;
 use medmerge::error::Error;
 use medmerge::jobs::ImageSize;
-use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Start};
+use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Heads, Start};
 use medmerge::nn::Stem;
 use medmerge::ops::conv2d::Pass;
 
@@ -352,6 +352,12 @@ pub struct Merge {
     /// With --coefficients: batch norms are merged, or the anchor's
     #[arg(long, value_parser = parse::<BatchNormPolicy>, default_value = "merge", conflicts_with = "weights")]
     pub batch_norm: BatchNormPolicy,
+    /// With --coefficients: heads are merged where all sources tell equally many classes apart, else the anchor's is
+    /// kept (merge); left out, for train --from to make a new one (new); the anchor's (anchor); all kept side by side,
+    /// each with columns of its own in the logits (concat), which eval and predict take by --head
+    #[arg(long, value_parser = parse::<Heads>, default_value = "merge", value_name = "merge|new|anchor|concat",
+          conflicts_with = "weights")]
+    pub heads: Heads,
     /// With --coefficients: re-estimate the running statistics on this data set's training split
     #[arg(long, value_name = "FILE.npz", conflicts_with = "weights")]
     pub data: Option<PathBuf>,
@@ -376,6 +382,10 @@ pub struct Eval {
     pub model: PathBuf,
     #[command(flatten)]
     pub reading: Reading,
+    /// One of several heads (merge --heads concat), by its name or its number from 0; inspect lists them [default: eval
+    /// takes the head whose classes the data set names, predict all]
+    #[arg(long, value_name = "HEAD")]
+    pub head: Option<String>,
     #[command(flatten)]
     pub data: Data,
     /// train, val or test; the file needs no other
@@ -587,7 +597,8 @@ pub enum OptimizerName {
 #[derive(Clone, Copy, ValueEnum)]
 pub enum FormatName {
     /// With a header: index,label,predicted,score0,score1,… Without labels that column is empty; where classes have names,
-    /// label_name and predicted_name come before the scores
+    /// label_name and predicted_name come before the scores. Of several heads index,label, then the others of each
+    /// head, with its name
     Table,
     /// MedMNIST's result files: index,score0,score1,… and no header
     Medmnist,

@@ -10,7 +10,7 @@ use medmerge::jobs::{
     By, Compare, Compute, Evaluate, Export, ImageSize, Images, Learn, Merge, Normalise, Predict, PredictionFormat,
     Start, Train,
 };
-use medmerge::merge::{BatchNormPolicy, Constraint, Granularity};
+use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Heads};
 use medmerge::nn::Architecture;
 use medmerge::train::{AnchorChoice, Baseline, LearnOptions, Observer, Protocol, Silent, TrainOptions};
 use serde::Serialize;
@@ -128,6 +128,7 @@ fn a_job_that_was_written_and_read_comes_to_the_same_bytes() {
     let evaluate = Evaluate {
         model: merge.out.clone(),
         reading: Reading::default(),
+        head: None,
         images: folder.images(),
         split: SplitName::Test,
         batch_size: 3,
@@ -137,7 +138,7 @@ fn a_job_that_was_written_and_read_comes_to_the_same_bytes() {
     let (format, out) = (PredictionFormat::Medmnist, folder.path("scores.csv"));
     let predict = through_json(&Predict { evaluate, logits: true, format, out, force: false });
     assert_eq!(predict.run(&mut Silent).unwrap(), 8);
-    let predictions = predict.evaluate.predictions(true, &mut Silent).unwrap();
+    let predictions = predict.evaluate.predictions(true, predict.format, &mut Silent).unwrap();
     let mut written = Vec::new();
     predictions.write(predict.format, &mut written).unwrap();
     assert!(written == bytes(&predict.out));
@@ -211,6 +212,13 @@ fn what_is_wrong_in_itself_is_refused_before_anything_is_read() {
     refused(Train { compute: Compute { device: "gpu".into(), ..compute() }, ..job.clone() }, "unknown device 'gpu'");
     refused(Train { compute: Compute { precision: "bf16".into(), ..compute() }, ..job.clone() }, "bf16");
     refused(Train { out: folder.path("data.npz"), ..job }, "data.npz");
+    // Jobs that were written before heads could be chosen.
+    let by = r#"{"coefficients": {"values": [1.0, 0.0], "anchor": "0", "batch_norm": "merge", "data": null, "normalise": {}}}"#;
+    let By::Coefficients { heads, .. } = serde_json::from_str(by).unwrap() else { panic!("{by}") };
+    assert_eq!(heads, Heads::Merge);
+    let evaluate = r#"{"model": "a", "images": {"data": "b"}, "split": "test", "batch_size": 1, "compute": COMPUTE}"#;
+    let evaluate = evaluate.replace("COMPUTE", &serde_json::to_string(&compute()).unwrap());
+    assert_eq!(serde_json::from_str::<Evaluate>(&evaluate).unwrap().head, None);
     // A misspelt option is no option that is silently as usual.
     let mut json = serde_json::to_value(folder.train("out.safetensors", 1)).unwrap();
     json["resum"] = true.into();

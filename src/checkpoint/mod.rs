@@ -5,6 +5,7 @@
 //! are written byte by byte the same for the same content.
 
 mod configuration;
+mod heads;
 mod names;
 pub mod onnx;
 mod order;
@@ -20,6 +21,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 pub use configuration::{Configuration, Described};
+pub use heads::HeadRecord;
 pub use names::{Found, Origin, Shapes, read_off};
 pub use order::{to_file_order, to_our_order};
 pub use provenance::{DataRecord, Phase, Provenance, agreed_normalisation};

@@ -5,6 +5,7 @@
 //! | `normalisation` | `{"mean": [0.5], "std": [0.5]}`, after dividing bytes by 255 |
 //! | `image_size` | `[height, width]` of the images that it last saw in training |
 //! | `class_names` | one name per class |
+//! | `heads` | one [`HeadRecord`] per head, in the order of their columns; missing where there is one head |
 //! | `data` | `{"name": "derma.npz", "sha256": …}`: of the arrays, not of the file |
 //! | `training` | one [`Phase`] per run, oldest first |
 //!
@@ -16,7 +17,7 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::Metadata;
+use super::{HeadRecord, Metadata, heads};
 use crate::data::{Dataset, Normalisation};
 use crate::error::{Error, Result};
 use crate::nn::Network;
@@ -27,6 +28,8 @@ pub struct Provenance {
     /// Height and width in pixels.
     pub image_size: Option<[usize; 2]>,
     pub class_names: Option<Vec<String>>,
+    /// Two or more, in the order of their columns; `None` where all classes are one head's.
+    pub heads: Option<Vec<HeadRecord>>,
     pub data: Option<DataRecord>,
     /// Oldest first; the last one made the numbers that the file holds.
     pub training: Vec<Phase>,
@@ -82,6 +85,7 @@ impl Phase {
 const NORMALISATION: &str = "medmerge.normalisation";
 const IMAGE_SIZE: &str = "medmerge.image_size";
 const CLASS_NAMES: &str = "medmerge.class_names";
+const HEADS: &str = "medmerge.heads";
 const DATA: &str = "medmerge.data";
 const TRAINING: &str = "medmerge.training";
 
@@ -101,6 +105,7 @@ impl Provenance {
             normalisation: Some(normalisation.clone()),
             image_size: Some([data.height, data.width]),
             class_names: data.class_names.clone(),
+            heads: None,
             data: Some(DataRecord { name, sha256: data.sha256()? }),
             training: Vec::new(),
         })
@@ -112,6 +117,7 @@ impl Provenance {
             normalisation: field(path, metadata, NORMALISATION)?,
             image_size: field(path, metadata, IMAGE_SIZE)?,
             class_names: field(path, metadata, CLASS_NAMES)?,
+            heads: field(path, metadata, HEADS)?,
             data: field(path, metadata, DATA)?,
             training: field(path, metadata, TRAINING)?.unwrap_or_default(),
         };
@@ -128,13 +134,13 @@ impl Provenance {
                 .check(network.input_channels)
                 .map_err(|error| odd(path, NORMALISATION, &error.to_string()))?;
         }
-        match &self.class_names {
-            Some(names) if has_head && names.len() != network.classes => {
-                let reason = format!("{} names for {} classes", names.len(), network.classes);
-                Err(odd(path, CLASS_NAMES, &reason))
-            }
-            _ => Ok(()),
+        if let Some(names) = self.class_names.as_ref().filter(|names| has_head && names.len() != network.classes) {
+            let reason = format!("{} names for {} classes", names.len(), network.classes);
+            return Err(odd(path, CLASS_NAMES, &reason));
         }
+        let Some(heads) = &self.heads else { return Ok(()) };
+        heads::check(heads, self.class_names.as_ref(), has_head.then_some(network.classes))
+            .map_err(|reason| odd(path, HEADS, &reason))
     }
 
     /// Adds what is known to a header.
@@ -146,6 +152,7 @@ impl Provenance {
         put(NORMALISATION, self.normalisation.as_ref().map(serde_json::to_string));
         put(IMAGE_SIZE, self.image_size.as_ref().map(serde_json::to_string));
         put(CLASS_NAMES, self.class_names.as_ref().map(serde_json::to_string));
+        put(HEADS, self.heads.as_ref().map(serde_json::to_string));
         put(DATA, self.data.as_ref().map(serde_json::to_string));
         put(TRAINING, (!self.training.is_empty()).then(|| serde_json::to_string(&self.training)));
     }
@@ -222,14 +229,26 @@ mod tests {
             normalisation: Some(Normalisation { mean: vec![0.1, 0.2, 1.0 / 3.0], std: vec![0.25] }),
             image_size: Some([28, 32]),
             class_names: Some(vec!["naevus".into(), "mélanome".into()]),
+            heads: None,
             data: Some(DataRecord { name: "derma.npz".into(), sha256: "00ff".into() }),
             training: vec![phase()],
         }
     }
 
+    /// Three columns: two of a head that names them, and one of a head that does not.
+    fn of_two_heads() -> Provenance {
+        let names = Some(vec!["naevus".into(), "mélanome".into()]);
+        let heads = [("derma", 2, names), ("a \"b\",c", 1, None)].map(|(name, classes, class_names)| HeadRecord {
+            name: name.into(),
+            classes,
+            class_names,
+        });
+        Provenance { class_names: None, heads: Some(heads.to_vec()), ..whole() }
+    }
+
     #[test]
     fn a_header_gives_back_what_was_written() {
-        for provenance in [whole(), Provenance::default()] {
+        for provenance in [whole(), of_two_heads(), Provenance::default()] {
             let mut metadata = Metadata::new();
             provenance.write(&mut metadata);
             assert_eq!(Provenance::read(Path::new("x"), &metadata).unwrap(), provenance);
@@ -261,6 +280,54 @@ mod tests {
             assert!(refusal.contains(&format!("its header's {key} makes no sense")), "{key} {text}: {refusal}");
         }
         whole().check(Path::new("x"), &network, true).unwrap();
+    }
+
+    #[test]
+    fn heads_have_to_be_those_of_the_network() {
+        let network = Architecture::named("resnet8", None, Some(4)).unwrap().build(3, 3);
+        let checked = |class_names: Option<&[&str]>, has_head: bool, text: &str| {
+            let mut metadata = Metadata::from([(HEADS.to_string(), text.to_string())]);
+            if let Some(names) = class_names {
+                metadata.insert(CLASS_NAMES.into(), serde_json::to_string(names).unwrap());
+            }
+            let read = Provenance::read(Path::new("x"), &metadata);
+            read.and_then(|provenance| provenance.check(Path::new("x"), &network, has_head))
+        };
+        let (named, other) = (Some(&["x", "y", "z"][..]), Some(&["x", "z", "y"][..]));
+        let both = r#"[{"name":"a","classes":2,"class_names":["x","y"]},{"name":"b","classes":1,"class_names":["z"]}]"#;
+        let unnamed = r#"[{"name":"a","classes":2,"class_names":["x","y"]},{"name":"b","classes":1}]"#;
+        checked(named, true, both).unwrap();
+        checked(None, true, unnamed).unwrap();
+        // A classifier that was taken out of a file leaves the rest as good as it was.
+        checked(None, false, r#"[{"name":"a","classes":2},{"name":"b","classes":2}]"#).unwrap();
+        for (class_names, text, says) in [
+            (None, "7", "invalid type"),
+            (None, "[]", "0 heads"),
+            (None, r#"[{"name":"a","classes":3}]"#, "1 heads"),
+            (None, r#"[{"name":"a","classes":2},{"classes":1}]"#, "missing field `name`"),
+            (None, r#"[{"name":"a","classes":2},{"name":"b","classes":-1}]"#, "invalid value"),
+            (None, r#"[{"name":"a","classes":2},{"name":"b","classes":2}]"#, "heads of 4 classes for a network of 3"),
+            (None, r#"[{"name":"a","classes":1},{"name":"b","classes":1}]"#, "heads of 2 classes for a network of 3"),
+            (
+                None,
+                r#"[{"name":"a","classes":18446744073709551615},{"name":"b","classes":4}]"#,
+                "heads of too many classes",
+            ),
+            (None, r#"[{"name":"a","classes":3},{"name":"b","classes":0}]"#, "head b has no classes"),
+            (None, r#"[{"name":"a","classes":2},{"name":"a","classes":1}]"#, "two heads are called a"),
+            (None, r#"[{"name":"a","classes":2},{"name":"","classes":1}]"#, "a head without a name"),
+            (
+                None,
+                r#"[{"name":"a","classes":2,"class_names":["x"]},{"name":"b","classes":1}]"#,
+                "head a has 1 names for 2 classes",
+            ),
+            (other, both, "its heads name other classes than the network"),
+            (named, unnamed, "its heads name other classes than the network"),
+        ] {
+            let refusal = checked(class_names, true, text).unwrap_err().to_string();
+            assert!(refusal.contains("its header's medmerge.heads makes no sense"), "{text}: {refusal}");
+            assert!(refusal.contains(says), "{text}: {refusal}");
+        }
     }
 
     #[test]

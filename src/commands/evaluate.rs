@@ -15,6 +15,7 @@ fn job(options: &Eval, global: &Global) -> jobs::Evaluate {
     jobs::Evaluate {
         model: options.model.clone(),
         reading: options.reading.given(),
+        head: options.head.clone(),
         images: images(&options.data),
         split: options.split,
         batch_size: options.batch_size,
@@ -29,12 +30,13 @@ pub fn eval(options: &Eval, global: &Global) -> Result<()> {
     progress.finish();
     let metrics = &found.metrics;
     let result = json!({
-        "model": shown(&job.model), "data": shown(&job.images.data), "split": job.split, "images": found.images,
-        "metrics": metrics,
+        "model": shown(&job.model), "data": shown(&job.images.data), "split": job.split, "head": found.head,
+        "images": found.images, "metrics": metrics,
     });
     report(global, &result, |out| {
         let (model, data) = (job.model.display(), job.images.data.display());
-        writeln!(out, "{model} on {data} ({} split, {} images)", job.split, found.images)?;
+        let head = found.head.as_ref().map_or(String::new(), |head| format!("head {head}, "));
+        writeln!(out, "{model} on {data} ({head}{} split, {} images)", job.split, found.images)?;
         let classes = metrics.per_class.len();
         writeln!(
             out,
@@ -79,7 +81,7 @@ pub fn predict(options: &Predict, global: &Global) -> Result<()> {
     };
     let mut progress = Progress::counting("image", format!("{} split", evaluate.split), global);
     if to_stdout {
-        let predictions = evaluate.predictions(options.logits, &mut progress)?;
+        let predictions = evaluate.predictions(options.logits, format, &mut progress)?;
         progress.finish();
         return terminal::print(|out| predictions.write(format, out));
     }

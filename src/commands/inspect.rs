@@ -178,7 +178,8 @@ fn network(file: TensorFile, options: &Inspect, global: &Global) -> Result<()> {
     let cost = checkpoint.as_ref().ok().map(|c| Work::of(c, options.image_size));
     let result = json!({
         "kind": "checkpoint", "architecture": architecture, "classes": checkpoint.as_ref().ok().map(|c| c.model.network.classes),
-        "stem_is_assumed": checkpoint.as_ref().ok().map(|c| c.stem_is_assumed), "problem": problem,
+        "heads": checkpoint.as_ref().ok().map(|c| c.heads()), "problem": problem,
+        "stem_is_assumed": checkpoint.as_ref().ok().map(|c| c.stem_is_assumed),
         "names": checkpoint.as_ref().ok().and_then(|c| c.exporter), "notes": checkpoint.as_ref().ok().map(|c| &c.notes),
         "parameters": cost.as_ref().map(|cost| cost.parameters), "flops": cost.as_ref().and_then(|cost| cost.flops),
         "image_size": cost.as_ref().map(|cost| cost.image_size), "sha256": sha256, "metadata": metadata, "tensors": tensors
@@ -249,6 +250,9 @@ fn summary(out: &mut dyn Write, path: &Path, c: &Checkpoint) -> io::Result<()> {
     }
     for note in &c.notes {
         writeln!(out, "  {note}")?;
+    }
+    for head in c.heads() {
+        writeln!(out, "  head {head}")?;
     }
     for phase in &c.provenance.training {
         let Phase { kind, epoch, epochs_done, epochs, learning_rate, .. } = phase;

@@ -21,6 +21,7 @@ pub fn run(options: &Merge, global: &Global) -> Result<()> {
             values: options.coefficients.clone().unwrap_or_default(),
             anchor: options.anchor.clone(),
             batch_norm: options.batch_norm,
+            heads: options.heads,
             data: options.data.clone(),
             normalise: normalise(&options.normalise),
         },

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::npz::Element as _;
 use super::source::InMemory;
-use super::{Dataset, Depth, Labels, MAX_SIZE, Split, SplitName, SplitSummary, Summary, count, npz};
+use super::{Classes, Dataset, Depth, Labels, MAX_SIZE, Split, SplitName, SplitSummary, Summary, count, npz};
 use crate::error::{Error, Result};
 use crate::file_kind::listing;
 use crate::memory;
@@ -34,8 +34,8 @@ impl Dataset {
     /// the other splits are empty.
     ///
     /// # Errors
-    /// If a label is not below `classes`, or the file names another number of classes.
-    pub fn load_split(path: &Path, split: SplitName, labels: Labels, classes: usize) -> Result<Dataset> {
+    /// If a label is none of `classes`, or the file names another number of classes.
+    pub fn load_split(path: &Path, split: SplitName, labels: Labels, classes: &Classes) -> Result<Dataset> {
         Dataset::load_split_within(path, split, labels, classes, memory::available())
     }
 
@@ -75,7 +75,7 @@ impl Dataset {
         path: &Path,
         split: SplitName,
         labels: Labels,
-        classes: usize,
+        classes: &Classes,
         memory: u64,
     ) -> Result<Dataset> {
         let mut archive = npz::Archive::open(path)?;
@@ -86,9 +86,16 @@ impl Dataset {
         let all = std::slice::from_ref(&found);
         check_memory(path, pixels(all) + texts(all, class_names.as_ref()), memory)?;
 
-        let told = format!("the network tells {classes} classes apart");
         let of_images = found.read_labels(path, &mut archive)?;
-        check_known(path, &found, of_images.as_deref().unwrap_or_default(), classes, &told)?;
+        let labels = of_images.as_deref().unwrap_or_default();
+        let (classes, told) = match classes {
+            Classes::Known { count, by } => (*count, format!("{by} tells {count} classes apart")),
+            Classes::Any => {
+                let classes = self::classes(labels.iter(), class_names.as_ref());
+                (classes, format!("there are {classes} classes"))
+            }
+        };
+        check_known(path, &found, labels, classes, &told)?;
         let mut dataset = Dataset { classes, ..Dataset::of_shape(path, shape) };
         dataset.class_names =
             class_names.map(|entry| read_class_names(path, &mut archive, &entry, classes, &told)).transpose()?;
@@ -627,8 +634,12 @@ mod tests {
         arrays().into_iter().filter(|array| names.contains(&array.name.as_str())).collect()
     }
 
+    fn known(count: usize) -> Classes {
+        Classes::Known { count, by: "the network".into() }
+    }
+
     fn test_split(path: &Path, labels: Labels, classes: usize) -> Result<Dataset> {
-        Dataset::load_split(path, SplitName::Test, labels, classes)
+        Dataset::load_split(path, SplitName::Test, labels, &known(classes))
     }
 
     #[test]
@@ -643,7 +654,9 @@ mod tests {
             assert_eq!(dataset.test.bytes().unwrap(), (0..12).collect::<Vec<u8>>());
             assert!(dataset.train.is_empty() && dataset.val.is_empty() && dataset.test.is_labelled());
         }
-        let missing = Dataset::load_split(&path, SplitName::Val, Labels::Optional, 2).unwrap_err();
+        let any = Dataset::load_split(&path, SplitName::Test, Labels::Optional, &Classes::Any).unwrap();
+        assert_eq!((any.classes, any.test.labels), (2, vec![0, 1, 1]));
+        let missing = Dataset::load_split(&path, SplitName::Val, Labels::Optional, &known(2)).unwrap_err();
         assert!(missing.to_string().contains("there is no val_images, but test_images, test_labels"), "{missing}");
         assert!(missing.hint().unwrap().contains("--split"));
     }
@@ -750,7 +763,7 @@ mod tests {
     #[test]
     fn memory_counts_what_is_read_of_a_file() {
         let within = |arrays: &[Array], labels, memory| {
-            Dataset::load_split_within(&write(arrays), SplitName::Test, labels, 2, memory)
+            Dataset::load_split_within(&write(arrays), SplitName::Test, labels, &known(2), memory)
         };
         // 12 pixels, and 3 labels of 2 bytes that become 4, of three times as many.
         assert!(within(&arrays(), Labels::Optional, 30).is_ok());

@@ -77,6 +77,15 @@ pub enum Labels {
     Optional,
 }
 
+/// The classes that the labels of a split may count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Classes {
+    /// The first `count`, which something tells apart: `the network`.
+    Known { count: usize, by: String },
+    /// As many as labels, or names, say.
+    Any,
+}
+
 /// Images, and their labels where these are known.
 #[derive(Debug, Clone)]
 pub struct Split {

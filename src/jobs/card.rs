@@ -114,6 +114,7 @@ impl Told<'_> {
                 .iter()
                 .for_each(|source| text += &format!("| {} | `{}` |\n", plain(&source.name), plain(&source.sha256)));
         }
+        text += &table("Heads", &self.heads());
         text += &table("Method", &self.method());
         text += &table("Data", &self.data());
         text += &table("Training", &self.training());
@@ -133,6 +134,12 @@ impl Told<'_> {
             .collect()
     }
 
+    /// Where there are several, in the order of their columns.
+    fn heads(&self) -> Vec<(&str, String)> {
+        let heads = self.described.provenance.heads.iter().flatten();
+        heads.map(|head| (head.name.as_str(), head.of_classes())).collect()
+    }
+
     fn method(&self) -> Vec<(&'static str, String)> {
         let keys = ["method", "granularity", "constraint", "start", "coefficients", "batch_norm", "anchor", "seed"];
         let value = |key: &'static str| Some((key, self.metadata.get(&format!("medmerge.{key}"))?.clone()));
@@ -150,7 +157,8 @@ impl Told<'_> {
         rows.extend(
             provenance.normalisation.as_ref().map(|normalisation| ("normalisation", normalisation.to_string())),
         );
-        rows.extend(provenance.class_names.as_ref().map(|names| ("classes", names.join(", "))));
+        let class_names = provenance.class_names.as_ref().filter(|_| provenance.heads.is_none());
+        rows.extend(class_names.map(|names| ("classes", names.join(", "))));
         rows
     }
 
@@ -190,7 +198,7 @@ fn table(title: &str, rows: &[(&str, String)]) -> String {
     if rows.is_empty() {
         return String::new();
     }
-    let rows: String = rows.iter().map(|(name, value)| format!("| {name} | {} |\n", plain(value))).collect();
+    let rows: String = rows.iter().map(|(name, value)| format!("| {} | {} |\n", plain(name), plain(value))).collect();
     format!("\n## {title}\n\n| | |\n|---|---|\n{rows}")
 }
 

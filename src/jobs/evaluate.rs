@@ -4,11 +4,13 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::heads::{self, Columns, Needs};
 use super::{Compute, Images, networks};
-use crate::checkpoint::{Checkpoint, Reading};
-use crate::data::{Dataset, Labels, Normalisation, Split, SplitName};
+use crate::checkpoint::Reading;
+use crate::data::{Classes, Dataset, Labels, Normalisation, Split, SplitName};
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
+use crate::nn::Model;
 use crate::train::{Observer, Target, scores};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -17,6 +19,9 @@ pub struct Evaluate {
     pub model: PathBuf,
     #[serde(default)]
     pub reading: Reading,
+    /// One of several heads, by its name or its number from 0.
+    #[serde(default)]
+    pub head: Option<String>,
     pub images: Images,
     pub split: SplitName,
     /// Images per pass; it changes results by rounding alone.
@@ -29,6 +34,8 @@ pub struct Evaluate {
 pub struct Evaluation {
     pub metrics: Metrics,
     pub images: usize,
+    /// The head that was measured; `None` where it is the only one.
+    pub head: Option<String>,
     /// As the data set names the classes, or the network.
     pub class_names: Option<Vec<String>>,
 }
@@ -45,50 +52,80 @@ impl Evaluate {
     }
 
     pub fn run(&self, observer: &mut dyn Observer) -> Result<Evaluation> {
-        let Scored { logits, classes, split, class_names } = self.scores(Labels::Required, observer)?;
+        let Scored { mut heads, split } = self.scores(Labels::Required, Needs::OneOfData, observer)?;
+        let HeadScores { name, logits, classes, class_names } = heads.remove(0);
         let metrics = Metrics::compute(&logits, &split.labels, classes);
-        Ok(Evaluation { metrics, images: split.len(), class_names })
+        Ok(Evaluation { metrics, images: split.len(), head: name, class_names })
     }
 
-    pub(super) fn scores(&self, labels: Labels, observer: &mut dyn Observer) -> Result<Scored> {
+    pub(super) fn scores(&self, labels: Labels, needs: Needs, observer: &mut dyn Observer) -> Result<Scored> {
         self.check()?;
         let place = self.compute.open(observer)?;
-        let (checkpoint, data, normalisation) = self.load(labels, observer)?;
+        let Loaded { model, data, normalisation, heads } = self.load(labels, needs, observer)?;
         let target = Target { data: &data, normalisation: &normalisation, place };
         observer.phase(&format!("{} split", self.split));
         let images = data.split(self.split).len();
         let watch = |done| observer.images(done, images);
-        let logits = scores(&checkpoint.model, target, self.split, self.batch_size, watch)?;
+        let logits = scores(&model, target, self.split, self.batch_size, watch)?;
         let split = data.split(self.split).clone();
-        let class_names = data.class_names.or(checkpoint.provenance.class_names);
-        Ok(Scored { logits, classes: data.classes, split, class_names })
+        // The data set's labels, and their names, are those of one head.
+        let names_of_data = data.class_names.filter(|_| heads.len() == 1);
+        let of_head = |head: Columns| {
+            let logits = head.of(&logits, model.network.classes);
+            let Columns { name, classes, class_names, .. } = head;
+            HeadScores { name, logits, classes, class_names: names_of_data.clone().or(class_names) }
+        };
+        Ok(Scored { heads: heads.into_iter().map(of_head).collect(), split })
     }
 
-    /// A network and a split that fit each other. What the classes are, the network says.
-    fn load(&self, labels: Labels, observer: &mut dyn Observer) -> Result<(Checkpoint, Dataset, Normalisation)> {
+    /// A network and a split that fit each other. What the classes are, the network says, or its head.
+    fn load(&self, labels: Labels, needs: Needs, observer: &mut dyn Observer) -> Result<Loaded> {
         let checkpoint = networks::load(&self.model, &self.reading, observer)?;
         networks::check_classifier(&self.model, &checkpoint)?;
+        let mut heads = heads::choose(&self.model, &checkpoint, self.head.as_deref(), needs)?;
         let network = &checkpoint.model.network;
         let files = [(self.model.as_path(), &checkpoint.provenance)];
         let channels = network.input_channels;
         let normalisation = networks::normalisation(&self.images.normalise, &files, channels, observer)?;
-        let data = Dataset::load_split(&self.images.data, self.split, labels, network.classes)?;
+        let classes = if let [one] = &heads[..] { one.classes() } else { Classes::Any };
+        let data = Dataset::load_split(&self.images.data, self.split, labels, &classes)?;
         networks::check_fit(&data, network)?;
-        networks::check_class_names(&self.model, &checkpoint.provenance, &data)?;
+        if heads.len() > 1 && needs == Needs::OneOfData {
+            heads = vec![heads::of_data(&self.model, &checkpoint, &data)?];
+        }
+        if let [one] = &heads[..] {
+            networks::check_class_names(&self.model, one.class_names.as_ref(), &data)?;
+        }
         networks::tell_image_size(&files, &data, observer);
         if data.split(self.split).is_empty() {
             let message = format!("its {} split is empty", self.split);
             return Err(Error::data(&data.path, message, "choose another --split"));
         }
-        Ok((checkpoint, data, normalisation))
+        Ok(Loaded { model: checkpoint.model, data, normalisation, heads })
     }
 }
 
-/// A network's logits on a split, images × classes.
+/// A network, a split, and the heads whose scores are wanted.
+struct Loaded {
+    model: Model,
+    data: Dataset,
+    normalisation: Normalisation,
+    heads: Vec<Columns>,
+}
+
+/// A network's logits on a split.
 pub(super) struct Scored {
+    /// One, or all of a network that has several.
+    pub heads: Vec<HeadScores>,
+    pub split: Split,
+}
+
+pub(super) struct HeadScores {
+    /// `None` where it is the only head.
+    pub name: Option<String>,
+    /// Images × classes.
     pub logits: Vec<f32>,
     pub classes: usize,
-    pub split: Split,
     /// As the data set names the classes, or the network.
     pub class_names: Option<Vec<String>>,
 }

@@ -9,7 +9,7 @@ use super::{Compute, Normalise, networks};
 use crate::checkpoint::{self, Described, Metadata, Provenance, Reading, Writing};
 use crate::data::{Dataset, Normalisation};
 use crate::error::{Error, Result};
-use crate::merge::{BatchNormPolicy, Fixed, Head, Learned, Sources, fold_fixed};
+use crate::merge::{BatchNormPolicy, Fixed, Heads, Learned, Sources, fold_fixed};
 use crate::nn::{Architecture, Model};
 use crate::output::{Named, OutputPath};
 use crate::train::{Observer, Place, Target, reestimate_statistics};
@@ -49,6 +49,8 @@ pub enum By {
         /// The source whose head and running statistics are kept: its path, its name or its number from 0.
         anchor: String,
         batch_norm: BatchNormPolicy,
+        #[serde(default)]
+        heads: Heads,
         /// A data set on whose training split running statistics are estimated again.
         data: Option<PathBuf>,
         normalise: Normalise,
@@ -134,7 +136,7 @@ impl Merge {
     }
 
     fn by_coefficients(&self, sources: &Sources, place: Place, observer: &mut dyn Observer) -> Result<Whole> {
-        let By::Coefficients { values, anchor, batch_norm, data, normalise } = &self.by else {
+        let By::Coefficients { values, anchor, batch_norm, heads, data, normalise } = &self.by else {
             unreachable!("asked before")
         };
         if values.len() != sources.len() {
@@ -147,16 +149,11 @@ impl Merge {
             None => None,
         };
         let Fixed { mut model, head, mut metadata, mut provenance } =
-            fold_fixed(sources, values, anchor, *batch_norm, |plan, trunks, merge_weights| {
+            fold_fixed(sources, values, anchor, *batch_norm, *heads, |plan, trunks, merge_weights| {
                 place.blend(plan, trunks, merge_weights)
             })?;
-        match &head {
-            Head::Merged => {}
-            Head::Anchors(why) => observer.remark(&format!("the anchor's classifier is kept: {why}")),
-            Head::Missing => {
-                let anchor = sources.get(anchor).path.display();
-                observer.remark(&format!("the merged network has no classifier, because {anchor} has none"));
-            }
+        if let Some(remark) = head.remark(sources.get(anchor)) {
+            observer.remark(&remark);
         }
         match &for_statistics {
             Some((data, normalisation)) => {
@@ -179,7 +176,7 @@ impl Merge {
             }
         }
         provenance.write(&mut metadata);
-        Ok(Whole { model, has_head: head != Head::Missing, anchor, metadata, provenance })
+        Ok(Whole { model, has_head: head.is_there(), anchor, metadata, provenance })
     }
 
     fn normalisation(&self, sources: &Sources, observer: &mut dyn Observer) -> Result<Normalisation> {

@@ -22,6 +22,7 @@ mod compute;
 mod demo;
 mod evaluate;
 mod export;
+mod heads;
 mod learn;
 mod log;
 mod merge;
@@ -46,7 +47,7 @@ use learn::picture;
 pub use learn::{Learn, LearnedFiles};
 pub use log::EpochLog;
 pub use merge::{By, Merge, Merged};
-pub use predict::{Predict, PredictionFormat, Predictions};
+pub use predict::{HeadPredictions, Predict, PredictionFormat, Predictions};
 pub use train::{Start, Train, Trained};
 
 /// A data set in a file, and how its bytes become numbers.

@@ -92,9 +92,9 @@ pub fn tell_image_size(files: &[(&Path, &Provenance)], data: &Dataset, observer:
     }
 }
 
-/// Refuses labels that mean other classes than the network's.
-pub fn check_class_names(path: &Path, provenance: &Provenance, data: &Dataset) -> Result<()> {
-    let (Some(network), Some(labels)) = (&provenance.class_names, &data.class_names) else { return Ok(()) };
+/// Refuses labels that mean other classes than those of the network, or of its head.
+pub fn check_class_names(path: &Path, class_names: Option<&Vec<String>>, data: &Dataset) -> Result<()> {
+    let (Some(network), Some(labels)) = (class_names, &data.class_names) else { return Ok(()) };
     match network.iter().zip(labels).position(|(a, b)| a != b) {
         None => Ok(()),
         Some(class) => {

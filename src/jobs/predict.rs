@@ -1,4 +1,5 @@
-//! Predictions: the class and the scores that a network gives each image, as a table.
+//! Predictions: the class and the scores that a network gives each image, as a table; of a network with several heads,
+//! those of each.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -7,7 +8,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::Evaluate;
-use super::evaluate::Scored;
+use super::evaluate::{HeadScores, Scored};
+use super::heads::Needs;
 use crate::data::Labels;
 use crate::error::Result;
 use crate::metrics::{argmax, softmax};
@@ -36,38 +38,78 @@ pub struct Predict {
 #[serde(rename_all = "lowercase")]
 pub enum PredictionFormat {
     /// Under a header: `index,label,predicted`, then `label_name` and `predicted_name` as far as they are known, then
-    /// `score0,score1,…`.
+    /// `score0,score1,…`. Of several heads, `index,label`, then for each head `predicted_NAME`, `predicted_name_NAME` if
+    /// known, and `score_NAME_0,score_NAME_1,…`.
     #[default]
     Table,
-    /// MedMNIST's result files: the index and the scores, and no header.
+    /// MedMNIST's result files: the index and the scores of one head, and no header.
     Medmnist,
 }
 
 /// Classes and scores of the images of a split, in the order of the file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Predictions {
+    pub images: usize,
+    /// One, or all of a network that has several.
+    pub heads: Vec<HeadPredictions>,
+    /// The true class per image, where the file has labels; where there are several heads, nothing says of which.
+    pub labels: Option<Vec<u32>>,
+}
+
+/// Classes and scores that one head gives.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HeadPredictions {
+    /// `None` where it is the only head.
+    pub name: Option<String>,
     /// Images × classes: logits, or probabilities.
     pub scores: Vec<f32>,
     pub classes: usize,
     /// The class that scores highest, per image.
     pub predicted: Vec<u32>,
-    /// The true class per image, where the file has labels.
-    pub labels: Option<Vec<u32>>,
     /// As the data set names the classes, or the network.
     pub class_names: Option<Vec<String>>,
 }
 
 impl Evaluate {
     /// The class of each image and its scores: logits, or probabilities.
-    pub fn predictions(&self, logits: bool, observer: &mut dyn Observer) -> Result<Predictions> {
-        let Scored { logits: mut scores, classes, split, class_names } = self.scores(Labels::Optional, observer)?;
+    ///
+    /// # Errors
+    /// Also if `format` has room for one head, and the network has several of which none is asked for.
+    pub fn predictions(
+        &self,
+        logits: bool,
+        format: PredictionFormat,
+        observer: &mut dyn Observer,
+    ) -> Result<Predictions> {
+        let needs = match format {
+            PredictionFormat::Table => Needs::All,
+            PredictionFormat::Medmnist => Needs::One("MedMNIST's format has the scores of one"),
+        };
+        let Scored { heads, split } = self.scores(Labels::Optional, needs, observer)?;
+        let heads = heads.into_iter().map(|head| HeadPredictions::of(head, logits)).collect();
+        let images = split.len();
+        Ok(Predictions { images, heads, labels: split.is_labelled().then_some(split.labels) })
+    }
+}
+
+impl HeadPredictions {
+    fn of(head: HeadScores, logits: bool) -> HeadPredictions {
+        let HeadScores { name, logits: mut scores, classes, class_names } = head;
         // Before probabilities round: the same classes that figures count.
         let predicted = scores.chunks(classes).map(|row| argmax(row) as u32).collect();
         if !logits {
             scores.chunks_mut(classes).for_each(softmax);
         }
-        let labels = split.is_labelled().then_some(split.labels);
-        Ok(Predictions { scores, classes, predicted, labels, class_names })
+        HeadPredictions { name, scores, classes, predicted, class_names }
+    }
+
+    fn name_of(&self, class: u32) -> Option<&str> {
+        Some(&self.class_names.as_ref()?[class as usize])
+    }
+
+    fn write_scores(&self, index: usize, to: &mut dyn Write) -> io::Result<()> {
+        // Rust prints the shortest digits that give the same `f32` back.
+        self.scores[index * self.classes..][..self.classes].iter().try_for_each(|score| write!(to, ",{score}"))
     }
 }
 
@@ -83,9 +125,9 @@ impl Predict {
     pub fn run(&self, observer: &mut dyn Observer) -> Result<usize> {
         self.check()?;
         let mut output = OutputPath::check(&self.out, self.force, 0)?;
-        let predictions = self.evaluate.predictions(self.logits, observer)?;
+        let predictions = self.evaluate.predictions(self.logits, self.format, observer)?;
         output.write(|file| predictions.write(self.format, file))?;
-        Ok(predictions.predicted.len())
+        Ok(predictions.images)
     }
 }
 
@@ -93,16 +135,21 @@ impl Predictions {
     /// Writes CSV: a row per image.
     pub fn write(&self, format: PredictionFormat, to: &mut dyn Write) -> io::Result<()> {
         if format == PredictionFormat::Table {
-            writeln!(to, "{}", self.columns().join(","))?;
+            let columns = self.columns();
+            let columns: Vec<_> = columns.iter().map(|column| quoted(column)).collect();
+            writeln!(to, "{}", columns.join(","))?;
         }
-        for index in 0..self.predicted.len() {
+        for index in 0..self.images {
             write!(to, "{index}")?;
-            if format == PredictionFormat::Table {
-                self.write_classes(index, to)?;
-            }
-            // Rust prints the shortest digits that give the same `f32` back.
-            for score in &self.scores[index * self.classes..][..self.classes] {
-                write!(to, ",{score}")?;
+            match (format, &self.heads[..]) {
+                (PredictionFormat::Table, [head]) => {
+                    self.write_classes(head, index, to)?;
+                    head.write_scores(index, to)?;
+                }
+                (PredictionFormat::Table, heads) => self.write_heads(heads, index, to)?,
+                (PredictionFormat::Medmnist, heads) => {
+                    heads.iter().try_for_each(|head| head.write_scores(index, to))?;
+                }
             }
             writeln!(to)?;
         }
@@ -110,25 +157,52 @@ impl Predictions {
     }
 
     fn columns(&self) -> Vec<String> {
+        let [head] = &self.heads[..] else {
+            let first = ["index", "label"].map(String::from);
+            return first.into_iter().chain(self.heads.iter().flat_map(columns_of_several)).collect();
+        };
         let mut columns = ["index", "label", "predicted"].map(String::from).to_vec();
-        if self.class_names.is_some() {
+        if head.class_names.is_some() {
             columns.extend(self.labels.is_some().then(|| "label_name".into()));
             columns.push("predicted_name".into());
         }
-        columns.extend((0..self.classes).map(|class| format!("score{class}")));
+        columns.extend((0..head.classes).map(|class| format!("score{class}")));
         columns
     }
 
     /// The classes of an image, and what they are called.
-    fn write_classes(&self, index: usize, to: &mut dyn Write) -> io::Result<()> {
-        let (label, predicted) = (self.labels.as_ref().map(|labels| labels[index]), self.predicted[index]);
+    fn write_classes(&self, head: &HeadPredictions, index: usize, to: &mut dyn Write) -> io::Result<()> {
+        let (label, predicted) = (self.labels.as_ref().map(|labels| labels[index]), head.predicted[index]);
         match label {
             Some(label) => write!(to, ",{label},{predicted}")?,
             None => write!(to, ",,{predicted}")?,
         }
-        let Some(names) = &self.class_names else { return Ok(()) };
-        label.into_iter().chain([predicted]).try_for_each(|class| write!(to, ",{}", quoted(&names[class as usize])))
+        let names = label.into_iter().chain([predicted]).filter_map(|class| head.name_of(class));
+        names.into_iter().try_for_each(|name| write!(to, ",{}", quoted(name)))
     }
+
+    /// The label of an image, and what each of several heads says.
+    fn write_heads(&self, heads: &[HeadPredictions], index: usize, to: &mut dyn Write) -> io::Result<()> {
+        match &self.labels {
+            Some(labels) => write!(to, ",{}", labels[index])?,
+            None => write!(to, ",")?,
+        }
+        for head in heads {
+            let predicted = head.predicted[index];
+            write!(to, ",{predicted}")?;
+            head.name_of(predicted).map_or(Ok(()), |name| write!(to, ",{}", quoted(name)))?;
+            head.write_scores(index, to)?;
+        }
+        Ok(())
+    }
+}
+
+fn columns_of_several(head: &HeadPredictions) -> Vec<String> {
+    let name = head.name.as_deref().unwrap_or_default();
+    let mut columns = vec![format!("predicted_{name}")];
+    columns.extend(head.class_names.is_some().then(|| format!("predicted_name_{name}")));
+    columns.extend((0..head.classes).map(|class| format!("score_{name}_{class}")));
+    columns
 }
 
 /// A field of CSV, quoted where it has to be (RFC 4180).
@@ -151,17 +225,17 @@ mod tests {
 
     #[test]
     fn the_columns_are_those_that_are_known() {
-        let plain = Predictions {
+        let head = HeadPredictions {
+            name: None,
             scores: vec![0.25, 0.75, 1.0, 1e-7],
             classes: 2,
             predicted: vec![1, 0],
-            labels: None,
             class_names: None,
         };
-        let names = Some(vec!["a, or \"A\"".to_string(), "b".into()]);
-        let named = Predictions { class_names: names, ..plain.clone() };
-        let both = Predictions { labels: Some(vec![1, 1]), ..named.clone() };
-        let labelled = Predictions { class_names: None, ..both.clone() };
+        let with_names = HeadPredictions { class_names: Some(vec!["a, or \"A\"".into(), "b".into()]), ..head.clone() };
+        let of = |head: &HeadPredictions, labels| Predictions { images: 2, heads: vec![head.clone()], labels };
+        let (plain, named) = (of(&head, None), of(&with_names, None));
+        let (labelled, both) = (of(&head, Some(vec![1, 1])), of(&with_names, Some(vec![1, 1])));
         for (predictions, expected) in [
             (&plain, "index,label,predicted,score0,score1\n0,,1,0.25,0.75\n1,,0,1,0.0000001\n"),
             (&labelled, "index,label,predicted,score0,score1\n0,1,1,0.25,0.75\n1,1,0,1,0.0000001\n"),
@@ -179,5 +253,26 @@ mod tests {
             assert_eq!(written(predictions, PredictionFormat::Table), expected);
             assert_eq!(written(predictions, PredictionFormat::Medmnist), "0,0.25,0.75\n1,1,0.0000001\n");
         }
+    }
+
+    #[test]
+    fn several_heads_lie_side_by_side() {
+        let [first, second] =
+            [("x", 2, [1, 0]), ("y,z", 1, [0, 0])].map(|(name, classes, predicted)| HeadPredictions {
+                name: Some(name.into()),
+                scores: [0.25, 0.75, 1.0, 0.5][..2 * classes].to_vec(),
+                classes,
+                predicted: predicted.to_vec(),
+                class_names: None,
+            });
+        let first = HeadPredictions { class_names: Some(vec!["a".into(), "b,c".into()]), ..first };
+        // Labels that no head knows.
+        let predictions = Predictions { images: 2, heads: vec![first, second], labels: Some(vec![7, 8]) };
+        let header = "index,label,predicted_x,predicted_name_x,score_x_0,score_x_1,\"predicted_y,z\",\"score_y,z_0\"\n";
+        let expected = format!("{header}0,7,1,\"b,c\",0.25,0.75,0,0.25\n1,8,0,a,1,0.5,0,0.75\n");
+        assert_eq!(written(&predictions, PredictionFormat::Table), expected);
+        let unlabelled = Predictions { labels: None, ..predictions };
+        let expected = format!("{header}0,,1,\"b,c\",0.25,0.75,0,0.25\n1,,0,a,1,0.5,0,0.75\n");
+        assert_eq!(written(&unlabelled, PredictionFormat::Table), expected);
     }
 }

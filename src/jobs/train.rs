@@ -211,12 +211,17 @@ impl Train {
         observer: &mut dyn Observer,
     ) -> Result<Model> {
         let keeps_head = !matches!(self.start, Start::From { new_head: true, .. });
-        if from.has_head && from.model.network.classes == data.classes && keeps_head {
-            let path = self.from().expect("there is one");
-            networks::check_class_names(path, &from.provenance, data)?;
+        let path = self.from().expect("there is one");
+        let has_several = !from.heads().is_empty();
+        if from.has_head && from.model.network.classes == data.classes && keeps_head && !has_several {
+            networks::check_class_names(path, from.provenance.class_names.as_ref(), data)?;
             return Ok(from.model.clone());
         }
-        observer.remark(&format!("the head is new: {} classes", data.classes));
+        let why = match has_several && keeps_head {
+            true => format!(", because {} tells several sets of classes apart", path.display()),
+            false => String::new(),
+        };
+        observer.remark(&format!("the head is new: {} classes{why}", data.classes));
         let mut model = Model::blank(network);
         model.trunk = from.model.trunk.clone();
         model.statistics = from.model.statistics.clone();

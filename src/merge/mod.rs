@@ -19,5 +19,7 @@ pub use weights::{LayerSummary, Learned, SourceRecord, training_metadata};
 pub use crate::ops::merge::constraint::Constraint;
 mod difference;
 mod fixed;
+mod heads;
 pub use difference::{Changed, Difference};
-pub use fixed::{Fixed, Head, fold_fixed};
+pub use fixed::{Fixed, fold_fixed};
+pub use heads::{Head, Heads};

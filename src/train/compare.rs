@@ -15,7 +15,7 @@ use super::{
 use crate::checkpoint::Phase;
 use crate::data::SplitName;
 use crate::error::Result;
-use crate::merge::{BatchNormPolicy, Learned, Sources, fold_fixed};
+use crate::merge::{BatchNormPolicy, Heads, Learned, Sources, fold_fixed};
 use crate::metrics::Metrics;
 use crate::nn::{Model, Region, init};
 
@@ -199,11 +199,15 @@ impl Protocol {
             Baseline::Average => {
                 let share = 1.0 / sources.len() as f64;
                 let coefficients = vec![share; sources.len()];
-                let average =
-                    fold_fixed(sources, &coefficients, 0, BatchNormPolicy::Merge, |plan, trunks, merge_weights| {
-                        target.place.blend(plan, trunks, merge_weights)
-                    })?
-                    .model;
+                let average = fold_fixed(
+                    sources,
+                    &coefficients,
+                    0,
+                    BatchNormPolicy::Merge,
+                    Heads::Merge,
+                    |plan, trunks, merge_weights| target.place.blend(plan, trunks, merge_weights),
+                )?
+                .model;
                 let mut model = sources.transfer(0, &sources.network(target.data.classes));
                 model.trunk = average.trunk;
                 reestimate_statistics(&mut model, target, self.learn.probe.batch_size)?;

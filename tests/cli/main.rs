@@ -9,6 +9,7 @@ mod export;
 mod failures;
 mod figures;
 mod headers;
+mod heads;
 mod jobs;
 mod memory;
 mod outputs;
