@@ -448,10 +448,10 @@ impl Derivation<'_> {
         let of_slot = |slot: &Slot| if let Slot::Variable(variable) = *slot { self.root(variable) } else { FIXED };
         let nodes: Vec<Vec<usize>> = self.nodes.iter().map(|slots| slots.iter().map(of_slot).collect()).collect();
         // Wholes of which each strand lies wherever that of the others lies.
-        let mut groups: Vec<(Vec<(usize, Signature)>, Vec<Vec<Vec<usize>>>)> = Vec::new();
+        let mut groups: Vec<(Kind, Vec<Unit>)> = Vec::new();
         for unit in units {
             let of_strand = |strand: &Vec<usize>| (strand.len(), signature(&classes[&strand[0]]));
-            let of_unit: Vec<(usize, Signature)> = unit.iter().map(of_strand).collect();
+            let of_unit: Kind = unit.iter().map(of_strand).collect();
             match groups.iter_mut().find(|(of_group, _)| *of_group == of_unit) {
                 Some((_, units)) => units.push(unit),
                 None => groups.push((of_unit, vec![unit])),
@@ -461,7 +461,7 @@ impl Derivation<'_> {
     }
 
     /// Each unit's strands, and the classes of each: one of one, or the blocks that convolutions in groups tie together.
-    fn wholes(&self, classes: &BTreeMap<usize, Vec<&Member>>) -> Vec<Vec<Vec<usize>>> {
+    fn wholes(&self, classes: &BTreeMap<usize, Vec<&Member>>) -> Vec<Unit> {
         // Which blocks convolutions tie together; each block is known by its first class.
         let mut ties: BTreeMap<usize, usize> = BTreeMap::new();
         let mut blocks: Vec<Vec<usize>> = Vec::new();
@@ -482,14 +482,14 @@ impl Derivation<'_> {
             let [read, made] = pair.map(|side| root(&ties, side[0]));
             ties.insert(read.max(made), read.min(made));
         }
-        let mut wholes: BTreeMap<usize, Vec<Vec<usize>>> = BTreeMap::new();
+        let mut wholes: BTreeMap<usize, Unit> = BTreeMap::new();
         let mut of_class: BTreeMap<usize, usize> = BTreeMap::new();
         for block in blocks {
             let whole = root(&ties, block[0]);
             of_class.extend(block.iter().map(|&class| (class, whole)));
             wholes.entry(whole).or_default().push(block);
         }
-        let mut units: Vec<Vec<Vec<usize>>> = Vec::new();
+        let mut units: Vec<Unit> = Vec::new();
         let mut taken = BTreeSet::new();
         for &class in classes.keys() {
             match of_class.get(&class) {
@@ -502,12 +502,7 @@ impl Derivation<'_> {
     }
 
     /// Units, of which each has its strands, and each strand its classes.
-    fn group(
-        &self,
-        units: &[Vec<Vec<usize>>],
-        classes: &BTreeMap<usize, Vec<&Member>>,
-        nodes: &[Vec<usize>],
-    ) -> UnitGroup {
+    fn group(&self, units: &[Unit], classes: &BTreeMap<usize, Vec<&Member>>, nodes: &[Vec<usize>]) -> UnitGroup {
         let strands: Vec<Strand> = (0..units[0].len())
             .map(|strand| {
                 let channels: Vec<usize> = units.iter().flat_map(|unit| unit[strand].iter().copied()).collect();
@@ -546,6 +541,12 @@ impl Derivation<'_> {
         Some((Node(best), channels.iter().map(|class| at[class]).collect()))
     }
 }
+
+/// The classes of each strand.
+type Unit = Vec<Vec<usize>>;
+
+/// How many classes each strand has, and where they lie.
+type Kind = Vec<(usize, Signature)>;
 
 /// Where all members of a class lie.
 type Signature = Vec<(Holder, Axis)>;
@@ -787,9 +788,11 @@ mod tests {
                     2 => b.batch_norm(&name, x),
                     3 => b.plain(&name, Operation::Relu, &[x]),
                     4 => b.conv2d(&name, x, channels, 3, conv(3, 1, channels)),
-                    5 => b.conv2d(&name, x, 12, 3, conv(3, 1, if channels % 3 == 0 { 3 } else { 1 })),
+                    5 => b.conv2d(&name, x, 12, 3, conv(3, 1, if channels.is_multiple_of(3) { 3 } else { 1 })),
                     6 => b.plain(&name, Operation::PadChannels([1, 2]), &[x]),
-                    7 => b.conv2d_with_bias(&name, x, 24, 1, conv(1, 1, if channels % 2 == 0 { 2 } else { 1 })),
+                    7 => {
+                        b.conv2d_with_bias(&name, x, 24, 1, conv(1, 1, if channels.is_multiple_of(2) { 2 } else { 1 }))
+                    }
                     _ => b.conv2d(&name, x, 12, 3, conv(3, 1, 1)),
                 };
                 nodes.push(node);

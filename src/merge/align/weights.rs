@@ -37,13 +37,13 @@ struct Matching<'a> {
 pub fn by_weights(units: &Units, anchor: &Model, other: &Model) -> Result<Permutation> {
     let permutation = Permutation::identity(units);
     let mut matching = Matching { units, anchor, other: other.copy(), permutation };
-    matching.from_images_to_classes()?;
+    matching.match_forwards()?;
     matching.in_turns()?;
     Ok(matching.permutation)
 }
 
 impl Matching<'_> {
-    fn from_images_to_classes(&mut self) -> Result<()> {
+    fn match_forwards(&mut self) -> Result<()> {
         let (units, mut done) = (self.units, BTreeSet::new());
         for index in 0..units.groups.len() {
             self.turn(index, &|place| is_in_order(units, place, &done))?;
