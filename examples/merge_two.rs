@@ -12,7 +12,7 @@ use medmerge::data::SplitName;
 use medmerge::data::synthetic::{SyntheticOptions, Task, generate};
 use medmerge::error::{Error, Result};
 use medmerge::jobs::{Compute, Evaluate, Images, Learn, Normalise, Start, Train};
-use medmerge::merge::{BatchNormPolicy, Constraint, Granularity};
+use medmerge::merge::{Align, BatchNormPolicy, Constraint, Granularity};
 use medmerge::nn::Architecture;
 use medmerge::train::{Silent, TrainOptions};
 
@@ -54,6 +54,7 @@ pub fn main() -> Result<()> {
         start: medmerge::merge::Start::Weight(0.0),
         batch_norm: BatchNormPolicy::Merge,
         keep_statistics: false,
+        align: Align::None,
         options: options.clone(),
         compute: Compute::default(),
         out: path("merged.safetensors"),

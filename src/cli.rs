@@ -71,6 +71,11 @@ pub enum Verb {
     Learn(Box<Learn>),
     /// Fold learned weights, or fixed coefficients, into one network
     Merge(Merge),
+    /// Bring a network's units into the order of another's; it computes what it did before
+    ///
+    /// Filter k of one network has nothing to do with filter k of another that was initialised otherwise. `inspect --units` lists
+    /// what may change places. Units keep their signs: behind a ReLU, a unit and its negative are two different ones.
+    Align(Align),
     /// Accuracy, macro F1, AUC and per-class figures of a network on a split
     ///
     /// Of the data set only that split is read, images and labels: it may be all that the file holds. Its labels count the
@@ -307,6 +312,10 @@ pub struct Learn {
     /// Batch norms are merged, or the anchor's
     #[arg(long, value_parser = parse::<BatchNormPolicy>, default_value = "merge")]
     pub batch_norm: BatchNormPolicy,
+    /// Bring the sources' units into the order of the anchor's first: none, weights, or activations on the training split
+    #[arg(long, value_parser = parse::<medmerge::merge::Align>, default_value = "none",
+        value_name = "none|weights|activations")]
+    pub align: medmerge::merge::Align,
     /// Keep the running statistics of the probe instead of re-estimating them on the training split
     #[arg(long)]
     pub keep_statistics: bool,
@@ -358,6 +367,11 @@ pub struct Merge {
     #[arg(long, value_parser = parse::<Heads>, default_value = "merge", value_name = "merge|new|anchor|concat",
           conflicts_with = "weights")]
     pub heads: Heads,
+    /// With --coefficients: bring the sources' units into the order of the anchor's first: none, weights, or activations on the
+    /// training split of --data
+    #[arg(long, value_parser = parse::<medmerge::merge::Align>, default_value = "none", conflicts_with = "weights",
+        value_name = "none|weights|activations")]
+    pub align: medmerge::merge::Align,
     /// With --coefficients: re-estimate the running statistics on this data set's training split
     #[arg(long, value_name = "FILE.npz", conflicts_with = "weights")]
     pub data: Option<PathBuf>,
@@ -366,6 +380,35 @@ pub struct Merge {
     #[command(flatten)]
     pub reading: Reading,
     /// The merged network
+    #[arg(long, value_name = "FILE.safetensors")]
+    pub out: PathBuf,
+    #[command(flatten)]
+    pub writing: Writing,
+    /// Overwrite what exists
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Args)]
+pub struct Align {
+    /// The network whose units change places
+    #[arg(long, value_name = "CKPT")]
+    pub model: PathBuf,
+    /// The network whose order they get
+    #[arg(long, value_name = "CKPT")]
+    pub to: PathBuf,
+    /// weights: partners have the largest inner product of all that they own. activations: they say the most alike to the images
+    /// of --data
+    #[arg(long, value_parser = parse::<medmerge::merge::Align>, default_value = "weights", value_name = "weights|activations")]
+    pub by: medmerge::merge::Align,
+    /// With --by activations: the data set on whose training split activations are compared
+    #[arg(long, value_name = "FILE.npz")]
+    pub data: Option<PathBuf>,
+    #[command(flatten)]
+    pub normalise: Normalise,
+    #[command(flatten)]
+    pub reading: Reading,
+    /// The aligned network
     #[arg(long, value_name = "FILE.safetensors")]
     pub out: PathBuf,
     #[command(flatten)]
@@ -452,6 +495,9 @@ pub struct Inspect {
     /// Height and width of the images whose FLOPs are counted [default: those of the training, else the usual ones]
     #[arg(long, value_name = "PIXELS")]
     pub image_size: Option<usize>,
+    /// Which channels of a network may change places: its groups of units, and what moves with each
+    #[arg(long, conflicts_with_all = ["plan", "other"])]
+    pub units: bool,
     /// How a network runs: the stages that its layers are joined into, and what each launches on a GPU
     #[arg(long)]
     pub plan: bool,

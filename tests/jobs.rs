@@ -70,6 +70,7 @@ impl Folder {
             start: medmerge::merge::Start::Weight(0.25),
             batch_norm: BatchNormPolicy::Merge,
             keep_statistics: false,
+            align: Default::default(),
             options: options(),
             compute: compute(),
             out: self.path("learned.safetensors"),
@@ -174,6 +175,7 @@ fn a_comparison_runs_every_method_with_every_seed() {
         anchor: AnchorChoice::Named(1),
         batch_norm: BatchNormPolicy::Merge,
         keep_statistics: false,
+        align: Default::default(),
         probe: TrainOptions { epochs: 1, ..options() },
     };
     let compare = Compare {

@@ -18,6 +18,8 @@ fn read_by(verb: &Verb) -> &'static [&'static str] {
         // Running statistics are what a network that runs is needed for.
         Verb::Merge(options) if options.data.is_some() => &["device", "precision", "no_fusion"],
         Verb::Merge(_) => &["device"],
+        Verb::Align(options) if options.data.is_some() => &["device", "precision"],
+        Verb::Align(_) => &[],
         Verb::Inspect(options) if options.plan => &["precision", "no_fusion"],
         Verb::Inspect(_) => &[],
         Verb::Export(_) => &[],

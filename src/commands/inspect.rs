@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::json;
 
@@ -12,7 +13,7 @@ use medmerge::data::{SplitName, SplitSummary, Summary};
 use medmerge::error::{Error, Result};
 use medmerge::file_kind::{self, Wanted};
 use medmerge::merge::{Difference, Learned, Source, check_alike};
-use medmerge::nn::{Architecture, Launches, Stem};
+use medmerge::nn::{Architecture, Launches, Network, Stem, Units};
 use medmerge::output::shown;
 
 use super::report;
@@ -21,6 +22,9 @@ use crate::cli::{Global, Inspect};
 pub fn run(options: &Inspect, global: &Global) -> Result<()> {
     if options.plan {
         return plan(options, global);
+    }
+    if options.units {
+        return units(options, global);
     }
     if let Some(other) = &options.other {
         return difference(&options.file, other, &options.reading.given(), global);
@@ -33,6 +37,54 @@ pub fn run(options: &Inspect, global: &Global) -> Result<()> {
         return merge_weights(&file, global);
     }
     network(file, options, global)
+}
+
+/// The network of a file, or the one that is known by that name.
+fn known_or_in_file(options: &Inspect) -> Result<(String, Arc<Network>)> {
+    let name = options.file.display().to_string();
+    let is_file = options.file.exists() || options.file.extension().is_some();
+    let network = match is_file {
+        true => Checkpoint::load_with(&options.file, &options.reading.given())?.model.network,
+        false => match Architecture::named(&name, None, None) {
+            Ok(architecture) => architecture.build(3, shapes::classes(shapes::LARGE)),
+            // Those that are measured only, and the error that names all.
+            Err(_) => shapes::network(&name, Stem::Large, shapes::classes(shapes::LARGE))?,
+        },
+    };
+    Ok((name, network))
+}
+
+/// What may change places in a network, and what moves with it.
+fn units(options: &Inspect, global: &Global) -> Result<()> {
+    let (name, network) = known_or_in_file(options)?;
+    let units = Units::of(&network);
+    let result = json!({
+        "kind": "units", "network": name,
+        "groups": units.groups.iter().map(|group| json!({
+            "name": group.name, "units": group.units,
+            "strands": group.strands.iter().map(|strand| json!({
+                "pieces": strand.pieces, "rows": network.held(strand, true), "columns": network.held(strand, false),
+                "seen": strand.seen.as_ref().and_then(|(node, _)| node.layer()).map(|layer| &network.layers[layer].name),
+            })).collect::<Vec<_>>(),
+        })).collect::<Vec<_>>(),
+    });
+    report(global, &result, |out| {
+        writeln!(out, "{name}: {} units in {} groups", units.count(), units.groups.len())?;
+        for group in &units.groups {
+            writeln!(out, "{}: {} units", group.name, group.units)?;
+            for strand in &group.strands {
+                if group.strands.len() > 1 {
+                    writeln!(out, "  {} channels of each, which may change places within it", strand.pieces)?;
+                }
+                writeln!(out, "  rows of {}", network.held(strand, true).join(", "))?;
+                let columns = network.held(strand, false);
+                if !columns.is_empty() {
+                    writeln!(out, "  columns of {}", columns.join(", "))?;
+                }
+            }
+        }
+        Ok(())
+    })
 }
 
 /// Parameters of either network that are listed.
@@ -86,16 +138,7 @@ fn difference(first: &Path, second: &Path, reading: &Reading, global: &Global) -
 
 /// The network of a file or, where there is no such file, of that name.
 fn plan(options: &Inspect, global: &Global) -> Result<()> {
-    let name = options.file.display().to_string();
-    let is_file = options.file.exists() || options.file.extension().is_some();
-    let network = match is_file {
-        true => Checkpoint::load_with(&options.file, &options.reading.given())?.model.network,
-        false => match Architecture::named(&name, None, None) {
-            Ok(architecture) => architecture.build(3, shapes::classes(shapes::LARGE)),
-            // Those that are measured only, and the error that names all.
-            Err(_) => shapes::network(&name, Stem::Large, shapes::classes(shapes::LARGE))?,
-        },
-    };
+    let (name, network) = known_or_in_file(options)?;
     let network = network.planned(!global.no_fusion);
     let precision = super::place::precision(global, false)?;
     let launches: Vec<Launches> = (0..network.stages.len()).map(|index| network.launches(index, precision)).collect();

@@ -23,6 +23,7 @@ pub fn run(options: &Learn, global: &Global) -> Result<()> {
         start: options.start,
         batch_norm: options.batch_norm,
         keep_statistics: options.keep_statistics,
+        align: options.align,
         options: train_options(&options.schedule, options.merge_learning_rate, global),
         compute: place::compute(global),
         out: options.out.clone(),

@@ -22,6 +22,7 @@ pub fn run(options: &Merge, global: &Global) -> Result<()> {
             anchor: options.anchor.clone(),
             batch_norm: options.batch_norm,
             heads: options.heads,
+            align: options.align,
             data: options.data.clone(),
             normalise: normalise(&options.normalise),
         },

@@ -1,5 +1,6 @@
 //! One file per verb: options in, library call, printing.
 
+mod align;
 mod bench;
 mod demo;
 mod devices;
@@ -42,6 +43,7 @@ pub fn run(cli: Cli, matches: &ArgMatches) -> Result<()> {
         Verb::Train(options) => train::run(&options, &global),
         Verb::Learn(options) => learn::run(&options, &global),
         Verb::Merge(options) => merge::run(&options, &global),
+        Verb::Align(options) => align::run(&options, &global),
         Verb::Eval(options) => evaluate::eval(&options, &global),
         Verb::Predict(options) => evaluate::predict(&options, &global),
         Verb::Export(options) => export::run(&options, &global),

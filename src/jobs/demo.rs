@@ -219,6 +219,7 @@ fn protocol(size: &Size, seed: u64) -> Protocol {
     };
     let fine_tuning = TrainOptions { epochs: size.fine_tuning_epochs, learning_rate: 2e-3, ..probe.clone() };
     let learn = LearnOptions {
+        align: Default::default(),
         granularity: Granularity::Filter,
         constraint: Constraint::Affine,
         start: Start::Weight(0.0),

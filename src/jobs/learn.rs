@@ -12,7 +12,7 @@ use super::{Compute, EpochLog, Images, networks};
 use crate::checkpoint::{self, Described, Provenance, Reading, Writing};
 use crate::data::Dataset;
 use crate::error::{Error, Result};
-use crate::merge::{BatchNormPolicy, Constraint, Granularity, Learned, Sources, Start};
+use crate::merge::{Align, BatchNormPolicy, Constraint, Granularity, Learned, Sources, Start};
 use crate::nn::Network;
 use crate::output::{Named, OutputPath};
 #[cfg(feature = "cli")]
@@ -39,6 +39,9 @@ pub struct Learn {
     /// Keep the running statistics of the probe instead of re-estimating them on the training split.
     #[serde(default)]
     pub keep_statistics: bool,
+    /// What the sources' units are brought into the order of the anchor's by, first.
+    #[serde(default)]
+    pub align: Align,
     pub options: TrainOptions,
     pub compute: Compute,
     /// The folded network.
@@ -161,7 +164,7 @@ impl Learn {
         let origin = &sources.get(learned.method.anchor).checkpoint.origin;
         let Learned { architecture, provenance, .. } = learned;
         let (form, metadata) = (self.writing.form(architecture, Some(origin))?, learned.metadata());
-        let folded = learned.fold(&sources.trunks())?;
+        let folded = learned.fold(&learned.aligned(sources).trunks())?;
         let described = Described::of(architecture, &folded, &form, provenance);
         let told = Told { described, metadata: &metadata, history, sources: Vec::new() };
         card::save(output, &told, card, observer)
@@ -212,6 +215,7 @@ impl Learn {
             "--start": self.start,
             "--batch-norm": self.batch_norm,
             "--keep-statistics": self.keep_statistics,
+            "--align": self.align,
             "--merge-learning-rate": self.options.merge_learning_rate,
         });
         let network = (sources.architecture().clone(), network);
@@ -230,6 +234,7 @@ impl Learn {
             anchor,
             batch_norm: self.batch_norm,
             keep_statistics: self.keep_statistics,
+            align: self.align,
             probe: self.options.clone(),
         }
     }

@@ -1,5 +1,6 @@
 //! Merging by learned weights, or by coefficients that nobody learned.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -9,10 +10,10 @@ use super::{Compute, Normalise, networks};
 use crate::checkpoint::{self, Described, Metadata, Provenance, Reading, Writing};
 use crate::data::{Dataset, Normalisation};
 use crate::error::{Error, Result};
-use crate::merge::{BatchNormPolicy, Fixed, Heads, Learned, Sources, fold_fixed};
+use crate::merge::{ALIGN, Align, Alignment, BatchNormPolicy, Fixed, Heads, Learned, Sources, fold_fixed};
 use crate::nn::{Architecture, Model};
 use crate::output::{Named, OutputPath};
-use crate::train::{Observer, Place, Target, reestimate_statistics};
+use crate::train::{Observer, Place, Target, align as align_sources, reestimate_statistics};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -51,6 +52,9 @@ pub enum By {
         batch_norm: BatchNormPolicy,
         #[serde(default)]
         heads: Heads,
+        /// What the sources' units are brought into the order of the anchor's by, first.
+        #[serde(default)]
+        align: Align,
         /// A data set on whose training split running statistics are estimated again.
         data: Option<PathBuf>,
         normalise: Normalise,
@@ -79,6 +83,7 @@ impl Merge {
     pub fn check(&self) -> Result<()> {
         self.compute.check()?;
         self.reading.check()?;
+        super::align::check_images(self.align(), self.data_path())?;
         let (weights, data) = match &self.by {
             By::Weights { path } => (Some(path), None),
             By::Coefficients { data, values, .. } => {
@@ -106,7 +111,8 @@ impl Merge {
                 let reading = learned.reading(&self.reading);
                 let sources = self.sources(&reading, observer)?;
                 learned.check_sources(path, &sources)?;
-                let trunk = place.blend(&learned.plan()?, &sources.trunks(), &learned.merge_weights)?;
+                let trunk =
+                    place.blend(&learned.plan()?, &learned.aligned(&sources).trunks(), &learned.merge_weights)?;
                 let model = learned.with_trunk(trunk);
                 let anchor = learned.method.anchor;
                 let (metadata, provenance) = (learned.metadata(), learned.provenance);
@@ -136,7 +142,7 @@ impl Merge {
     }
 
     fn by_coefficients(&self, sources: &Sources, place: Place, observer: &mut dyn Observer) -> Result<Whole> {
-        let By::Coefficients { values, anchor, batch_norm, heads, data, normalise } = &self.by else {
+        let By::Coefficients { values, anchor, batch_norm, heads, align, data, normalise } = &self.by else {
             unreachable!("asked before")
         };
         if values.len() != sources.len() {
@@ -148,8 +154,17 @@ impl Merge {
             Some(path) => Some(self.data(path, sources, anchor, observer)?),
             None => None,
         };
+        let alignment = match (align, &for_statistics) {
+            (Align::None, _) => None,
+            (_, Some((data, normalisation))) => {
+                align_sources(*align, sources, anchor, Target { data, normalisation, place }, observer)?
+            }
+            (_, None) => Some(Alignment::by_weights(sources, anchor)?),
+        };
+        let aligned =
+            alignment.as_ref().map_or(Cow::Borrowed(sources), |alignment| Cow::Owned(sources.aligned(alignment)));
         let Fixed { mut model, head, mut metadata, mut provenance } =
-            fold_fixed(sources, values, anchor, *batch_norm, *heads, |plan, trunks, merge_weights| {
+            fold_fixed(&aligned, values, anchor, *batch_norm, *heads, |plan, trunks, merge_weights| {
                 place.blend(plan, trunks, merge_weights)
             })?;
         if let Some(remark) = head.remark(sources.get(anchor)) {
@@ -175,8 +190,25 @@ impl Merge {
                 observer.remark("running statistics are the anchor's; --data re-estimates them, which a blend needs");
             }
         }
+        if *align != Align::None {
+            metadata.insert(ALIGN.into(), align.to_string());
+        }
         provenance.write(&mut metadata);
         Ok(Whole { model, has_head: head.is_there(), anchor, metadata, provenance })
+    }
+
+    fn align(&self) -> Align {
+        match &self.by {
+            By::Weights { .. } => Align::None,
+            By::Coefficients { align, .. } => *align,
+        }
+    }
+
+    fn data_path(&self) -> Option<&PathBuf> {
+        match &self.by {
+            By::Weights { .. } => None,
+            By::Coefficients { data, .. } => data.as_ref(),
+        }
     }
 
     fn normalisation(&self, sources: &Sources, observer: &mut dyn Observer) -> Result<Normalisation> {

@@ -5,6 +5,7 @@
 //! | [`Train`] | a data set, perhaps a network to start from | a network, a log of its epochs |
 //! | [`Learn`] | sources, a data set | merge weights, the folded network, a log, perhaps a picture |
 //! | [`Merge`] | sources, merge weights or coefficients | a network |
+//! | [`Align`] | two networks, perhaps a data set | one of them, its units in the order of the other's |
 //! | [`Evaluate`] | a network, a split | metrics |
 //! | [`Predict`] | a network, a split, which needs no labels | the class of each image and its scores |
 //! | [`Export`] | a network | the same as an ONNX model |
@@ -15,6 +16,7 @@
 //! anything is read; `run` does the work and tells an [`Observer`](crate::train::Observer), who can also stop it between two
 //! steps. Paths are as the process finds them.
 
+mod align;
 mod card;
 mod compare;
 mod compute;
@@ -36,6 +38,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use align::{Align, Aligned, AlignedGroup};
 pub use compare::Compare;
 pub use compute::Compute;
 #[cfg(feature = "cli")]

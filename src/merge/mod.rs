@@ -12,8 +12,10 @@ mod plan;
 mod sources;
 mod weights;
 
+pub use align::{Align, Alignment};
 pub use plan::{BatchNormPolicy, Granularity, Method, Plan, Start, WeightGroup};
 pub use sources::{Source, Sources, check_alike};
+pub(crate) use weights::ALIGN;
 pub use weights::{LayerSummary, Learned, SourceRecord, training_metadata};
 
 pub use crate::ops::merge::constraint::Constraint;

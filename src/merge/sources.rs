@@ -72,6 +72,15 @@ impl Sources {
         Sources { all }
     }
 
+    /// The same files with other numbers.
+    pub(super) fn with_models(&self, model: impl Fn(usize, &Model) -> Model) -> Sources {
+        let of = |(index, source): (usize, &Source)| {
+            let checkpoint = Checkpoint { model: model(index, &source.checkpoint.model), ..source.checkpoint.clone() };
+            Source { path: source.path.clone(), checkpoint }
+        };
+        Sources { all: self.all.iter().enumerate().map(of).collect() }
+    }
+
     pub fn len(&self) -> usize {
         self.all.len()
     }

@@ -2,17 +2,18 @@
 //! statistics of the merged network. With the sources, that is all [`Learned::fold`] needs, so that folding again gives
 //! the same bytes.
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::plan::{Method, Plan, WeightGroup};
-use super::{Sources, Start};
-use crate::checkpoint::{self, Checkpoint, Hidden, Metadata, Provenance, Reading, StoredTensor, TensorFile};
+use super::{Alignment, Sources, Start};
+use crate::checkpoint::{self, Checkpoint, Hidden, Metadata, Numbers, Provenance, Reading, StoredTensor, TensorFile};
 use crate::error::{Error, Result};
 use crate::file_kind::Wanted;
-use crate::nn::{Architecture, Model, Network, Region};
+use crate::nn::{Architecture, Model, Network, Permutation, Region, UnitGroup, Units};
 use crate::output::OutputPath;
 use crate::tensor::Tensor;
 
@@ -32,6 +33,8 @@ pub struct Learned {
     pub start: Start,
     pub seed: u64,
     pub sources: Vec<SourceRecord>,
+    /// The order of the sources' units in which they were merged; `None` where they were merged as they stand.
+    pub alignment: Option<Alignment>,
     /// Learned rows × merge weights in each.
     pub merge_weights: Tensor,
     /// The head and the running statistics; its trunk is not used.
@@ -51,6 +54,9 @@ pub struct LayerSummary {
 
 /// The suffix of a layer's merge weights in a file.
 const SUFFIX: &str = "merge_weight";
+
+/// The entry of a header that says what sources were aligned by.
+pub(crate) const ALIGN: &str = "medmerge.align";
 
 impl Learned {
     /// # Errors
@@ -75,7 +81,15 @@ impl Learned {
         Ok(plan.entries.iter().map(of_entry).collect())
     }
 
-    /// The merged network: an ordinary one.
+    /// The sources as they were merged: aligned, if they were.
+    pub fn aligned<'a>(&self, sources: &'a Sources) -> Cow<'a, Sources> {
+        match &self.alignment {
+            Some(alignment) => Cow::Owned(sources.aligned(alignment)),
+            None => Cow::Borrowed(sources),
+        }
+    }
+
+    /// The merged network: an ordinary one. Trunks are those of [`Learned::aligned`] sources.
     pub fn fold(&self, trunks: &[Tensor]) -> Result<Model> {
         Ok(self.with_trunk(self.plan()?.blend(trunks, &self.merge_weights)))
     }
@@ -106,6 +120,9 @@ impl Learned {
             ]
             .map(|(key, value)| (format!("medmerge.{key}"), value)),
         );
+        if let Some(Alignment { by, .. }) = &self.alignment {
+            metadata.insert(ALIGN.into(), text(by));
+        }
         self.provenance.write(&mut metadata);
         metadata
     }
@@ -133,6 +150,7 @@ impl Learned {
             tensors.push(StoredTensor::floats_named(parameter.name.clone(), parameter.shape.dims().to_vec(), values));
         }
         tensors.extend(checkpoint::stored_statistics(&self.model));
+        tensors.extend(self.alignment.iter().flat_map(stored_orders));
         let mut metadata = self.metadata();
         metadata.insert("medmerge.content".into(), "merge weights".into());
         checkpoint::write(output, &tensors, &metadata)
@@ -174,7 +192,8 @@ impl Learned {
         let provenance = Provenance::read(&file.path, &file.metadata)?;
         provenance.check(&file.path, &network, true)?;
         let (start, seed) = (header.field("start")?.parse()?, header.number("seed")?);
-        Ok(Learned { architecture, method, start, seed, sources, merge_weights, model, provenance })
+        let alignment = header.alignment(&network, sources.len())?;
+        Ok(Learned { architecture, method, start, seed, sources, alignment, merge_weights, model, provenance })
     }
 
     /// How the sources are to be read: the weights were learned for one network. What is asked for goes first.
@@ -217,6 +236,25 @@ impl Learned {
         }
         Ok(())
     }
+}
+
+/// The order of each source's units, strand by strand.
+fn stored_orders(alignment: &Alignment) -> Vec<StoredTensor> {
+    let mut tensors = Vec::new();
+    for (source, permutation) in alignment.permutations.iter().enumerate() {
+        for (group, orders) in permutation.orders.iter().enumerate() {
+            for (strand, order) in orders.iter().enumerate() {
+                let values: Vec<i64> = order.iter().map(|&channel| channel as i64).collect();
+                let name = order_name([source, group, strand]);
+                tensors.push(StoredTensor::integers_named(name, vec![values.len()], values));
+            }
+        }
+    }
+    tensors
+}
+
+fn order_name([source, group, strand]: [usize; 3]) -> String {
+    format!("order.{source}.{group}.{strand}")
 }
 
 /// The header of a file of merge weights.
@@ -267,6 +305,32 @@ impl Header<'_> {
         let classes = bias.and_then(|bias| bias.shape.first()).ok_or_else(|| self.makes_no_sense("classes"))?;
         let network = architecture.build(input_channels, *classes);
         Ok((architecture, network))
+    }
+
+    /// The order of the sources' units in which the weights were learned.
+    fn alignment(&self, network: &Network, sources: usize) -> Result<Option<Alignment>> {
+        let Some(by) = self.file.metadata.get(ALIGN) else { return Ok(None) };
+        let units = Units::of(network);
+        let order = |at: [usize; 3]| -> Result<Vec<usize>> {
+            let name = order_name(at);
+            match self.file.tensors.get(&name).map(|tensor| &tensor.numbers) {
+                Some(Numbers::Integers(order)) => Ok(order.iter().map(|&old| old as usize).collect()),
+                _ => Err(self.refuse(format!("it has no tensor '{name}' of integers"))),
+            }
+        };
+        let of_source = |source: usize| -> Result<Permutation> {
+            let of_group = |(group, strands): (usize, &UnitGroup)| {
+                (0..strands.strands.len()).map(|strand| order([source, group, strand])).collect::<Result<Vec<_>>>()
+            };
+            let permutation =
+                Permutation { orders: units.groups.iter().enumerate().map(of_group).collect::<Result<_>>()? };
+            match permutation.fits(&units) {
+                true => Ok(permutation),
+                false => Err(self.refuse(format!("the order of source {source} is none of its units"))),
+            }
+        };
+        let permutations = (0..sources).map(of_source).collect::<Result<_>>()?;
+        Ok(Some(Alignment { by: by.parse()?, permutations }))
     }
 
     fn makes_no_sense(&self, key: &str) -> Error {

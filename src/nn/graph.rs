@@ -21,7 +21,7 @@ use crate::tensor::Shape;
 pub(super) const ROW: usize = 4;
 
 /// A value in the graph: the input, or a layer's output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Node(pub(super) usize);
 
 impl Node {

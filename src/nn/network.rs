@@ -81,6 +81,23 @@ impl Network {
         mode: Mode,
         key: Option<&Key>,
     ) -> Output {
+        let mut run = self.run([trunk, head], statistics, x, mode, key);
+        for index in 0..self.stages.len() {
+            run.stage(tape, index);
+        }
+        let logits = single(run.nodes.pop().flatten().expect("the last layer's output"));
+        Output { logits, statistics: run.of_batch }
+    }
+
+    /// A run before its first stage.
+    fn run<'a>(
+        &'a self,
+        [trunk, head]: [&'a Var; 2],
+        statistics: &'a Tensor,
+        x: Tensor,
+        mode: Mode,
+        key: Option<&'a Key>,
+    ) -> Run<'a> {
         // The rstd of all layers in one launch. What stands where the means are has no meaning, and nobody reads it.
         let rstd = (mode == Mode::Inference).then(|| {
             let mut rstd = Tensor::uninit(statistics.shape(), statistics.dtype(), statistics.device());
@@ -104,11 +121,27 @@ impl Network {
             handoffs: vec![None; count],
         };
         run.nodes[0] = Some(vec![Var::constant(x)]);
+        run
+    }
+
+    /// Inference in which `look` sees the value of every node as it is made, before others may write over it; of a network whose
+    /// layers run each on its own ([`Network::planned`]).
+    pub fn watch(
+        &self,
+        tape: &mut Tape,
+        [trunk, head]: [&Var; 2],
+        statistics: &Tensor,
+        x: Tensor,
+        look: &mut dyn FnMut(Node, &Tensor),
+    ) {
+        let mut run = self.run([trunk, head], statistics, x, Mode::Inference, None);
         for index in 0..self.stages.len() {
             run.stage(tape, index);
+            let node = self.stages[index].output;
+            if let Some([value]) = run.nodes[node.0].as_deref() {
+                look(node, value.value());
+            }
         }
-        let logits = single(run.nodes.pop().flatten().expect("the last layer's output"));
-        Output { logits, statistics: run.of_batch }
     }
 
     /// For the statistics of a batch, laid out as the running ones; padding is zero as it is there.

@@ -181,6 +181,23 @@ impl Units {
     }
 }
 
+impl Network {
+    /// The layers that own rows which move with a strand, or columns; each once, in the order of layers.
+    pub fn held(&self, strand: &Strand, rows: bool) -> Vec<String> {
+        let mut names: Vec<String> = Vec::new();
+        for place in strand.places.iter().filter(|place| (place.axis == Axis::Rows) == rows) {
+            let name = match place.holder {
+                Holder::Parameter(index) => self.parameters[index].name.rsplit_once('.').map_or("", |(layer, _)| layer),
+                Holder::Statistics(index) => &self.batch_norms[index].name,
+            };
+            if !names.iter().any(|known| known == name) {
+                names.push(name.to_string());
+            }
+        }
+        names
+    }
+}
+
 /// What moves of a parameter: rows, then columns; each to a position from another one.
 #[derive(Default)]
 struct Bank {
@@ -264,6 +281,32 @@ impl Permutation {
             inverse
         };
         Permutation { orders: self.orders.iter().map(|group| group.iter().map(invert).collect()).collect() }
+    }
+
+    /// Whether it is an order of these units: every channel once, and those of a unit with it.
+    pub fn fits(&self, units: &Units) -> bool {
+        let of_strand = |strand: &Strand, order: &Vec<usize>| {
+            let mut is_there = vec![false; strand.channels()];
+            order.iter().for_each(|&old| is_there.get_mut(old).into_iter().for_each(|seen| *seen = true));
+            order.len() == strand.channels() && is_there.iter().all(|&seen| seen)
+        };
+        // The unit that each one becomes; none where its channels scatter.
+        let outer = |strand: &Strand, order: &Vec<usize>| -> Option<Vec<usize>> {
+            let unit = |channels: &[usize]| {
+                let first = channels[0] / strand.pieces;
+                channels.iter().all(|channel| channel / strand.pieces == first).then_some(first)
+            };
+            order.chunks(strand.pieces).map(unit).collect()
+        };
+        let of_group = |(group, orders): (&UnitGroup, &Vec<Vec<usize>>)| {
+            let mut strands = group.strands.iter().zip(orders);
+            let first = outer(&group.strands[0], &orders[0]);
+            first.is_some() && strands.all(|(strand, order)| of_strand(strand, order) && outer(strand, order) == first)
+        };
+        let is_alike = |(group, orders): (&UnitGroup, &Vec<Vec<usize>>)| group.strands.len() == orders.len();
+        self.orders.len() == units.groups.len()
+            && units.groups.iter().zip(&self.orders).all(is_alike)
+            && units.groups.iter().zip(&self.orders).all(of_group)
     }
 
     /// How many channels are not where they were.
@@ -805,6 +848,32 @@ mod tests {
             let network = b.finish();
             let [before, after] = logits(&network, 8, true, seed);
             assert_eq!(before, after, "seed {seed}: {:?}", network.layers);
+        }
+    }
+
+    #[test]
+    fn an_order_that_tears_units_apart_is_none() {
+        let mut b = NetworkBuilder::new(2);
+        let x = b.conv2d("a", b.input(), 4, 1, conv(1, 1, 1));
+        let x = b.conv2d("grouped", x, 4, 1, conv(1, 1, 2));
+        let x = b.conv2d("last", x, 2, 1, conv(1, 1, 1));
+        b.plain("pool", Operation::GlobalAveragePool, &[x]);
+        let units = Units::of(&b.finish());
+        assert_eq!(shape(&units), [("a", 2, vec![2, 2])]);
+        let fits = |orders: &[&[usize]]| {
+            Permutation { orders: vec![orders.iter().map(|order| order.to_vec()).collect()] }.fits(&units)
+        };
+        assert!(fits(&[&[0, 1, 2, 3], &[1, 0, 2, 3]]) && fits(&[&[3, 2, 0, 1], &[2, 3, 0, 1]]));
+        for wrong in [
+            &[&[0, 2, 1, 3][..], &[0, 1, 2, 3]][..],
+            &[&[2, 3, 0, 1], &[0, 1, 2, 3]],
+            &[&[0, 1, 2, 2], &[0, 1, 2, 3]],
+            &[&[0, 1, 2, 4], &[0, 1, 2, 3]],
+            &[&[0, 1, 2], &[0, 1, 2, 3]],
+            &[&[0, 1, 2, 3]],
+            &[],
+        ] {
+            assert!(!fits(wrong), "{wrong:?}");
         }
     }
 

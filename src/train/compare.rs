@@ -3,6 +3,7 @@
 //! Every method trains for `probe.epochs + fine_tuning.epochs` epochs on the same training images in the same order, and
 //! keeps its best epoch by macro F1 on the validation split. A method with two phases spends `probe.epochs` on the first.
 
+use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::time::Instant;
 
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     AnchorChoice, EpochRecord, FINE_TUNE, LINEAR_PROBE, LearnOptions, Learning, Observer, Subject, TRAIN, Target,
-    TrainOptions, choose_anchor, evaluate, learn, probe, reestimate_statistics, train,
+    TrainOptions, align, choose_anchor, evaluate, learn, probe, reestimate_statistics, train,
 };
 use crate::checkpoint::Phase;
 use crate::data::SplitName;
@@ -30,7 +31,7 @@ pub enum Baseline {
     FineTune(usize),
     /// First the one, then the other.
     ProbeThenFineTune(usize),
-    /// The same from the uniform average of all sources.
+    /// The same from the uniform average of all sources, aligned if merges are.
     Average,
     /// Head and merge weights.
     MedmergeProbe,
@@ -197,6 +198,8 @@ impl Protocol {
                 self.fine_tune(first, target, observer)?
             }
             Baseline::Average => {
+                let alignment = align(self.learn.align, sources, 0, target, observer)?;
+                let sources = &alignment.as_ref().map_or(Cow::Borrowed(sources), |a| Cow::Owned(sources.aligned(a)));
                 let share = 1.0 / sources.len() as f64;
                 let coefficients = vec![share; sources.len()];
                 let average = fold_fixed(
@@ -223,7 +226,8 @@ impl Protocol {
                     options.probe = self.probe_alone();
                 }
                 let Learning { learned: of_merge, history, .. } = learn(sources, target, &options, observer)?;
-                let (model, phases) = (of_merge.fold(&sources.trunks())?, of_merge.provenance.training.clone());
+                let (model, phases) =
+                    (of_merge.fold(&of_merge.aligned(sources).trunks())?, of_merge.provenance.training.clone());
                 learned = Some(of_merge);
                 let first = Trained { model, history, phases };
                 if is_probe_only { first } else { self.fine_tune(first, target, observer)? }

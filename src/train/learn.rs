@@ -1,14 +1,16 @@
 //! Learning merge weights: choose the anchor by linear probes, then learn the weights and the head together.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 use super::{
-    EpochRecord, MERGE_WEIGHTS, MergeState, Observer, ResumeFile, Subject, Target, TrainOptions, best_epoch, train,
-    train_resumable,
+    EpochRecord, MERGE_WEIGHTS, MergeState, Observer, ResumeFile, Subject, Target, TrainOptions, align, best_epoch,
+    train, train_resumable,
 };
 use crate::checkpoint::Provenance;
 use crate::error::{Error, Result};
-use crate::merge::{BatchNormPolicy, Constraint, Granularity, Learned, Method, Plan, Sources, Start};
+use crate::merge::{Align, BatchNormPolicy, Constraint, Granularity, Learned, Method, Plan, Sources, Start};
 use crate::nn::{Model, Region, init};
 
 /// Which source stands on the `1 − w` side.
@@ -29,6 +31,9 @@ pub struct LearnOptions {
     pub batch_norm: BatchNormPolicy,
     /// Keep the running statistics of the probe instead of re-estimating them.
     pub keep_statistics: bool,
+    /// Brings the sources' units into the order of the anchor's first.
+    #[serde(default)]
+    pub align: Align,
     pub probe: TrainOptions,
 }
 
@@ -147,6 +152,8 @@ pub fn learn_for(
     state: Option<&mut ResumeFile>,
 ) -> Result<Learning> {
     let classes = target.data.classes;
+    let alignment = align(options.align, sources, anchor.index, target, observer)?;
+    let sources = &alignment.as_ref().map_or(Cow::Borrowed(sources), |a| Cow::Owned(sources.aligned(a)));
     let plan = Plan::new(&sources.network(classes), options.method(sources, anchor.index))?;
     let merge_weights = plan.start(options.start)?;
     let mut model = with_new_head(sources, anchor.index, classes, options.probe.seed);
@@ -161,6 +168,7 @@ pub fn learn_for(
         start: options.start,
         seed: options.probe.seed,
         sources: sources.records(),
+        alignment,
         merge_weights: merge.merge_weights,
         model,
         provenance: Provenance::of(

@@ -14,6 +14,7 @@
 //!
 //! So what is measured on the validation split after an epoch is what the network that is written computes.
 
+mod align;
 mod batches;
 mod compare;
 mod evaluate;
@@ -29,6 +30,7 @@ mod training;
 
 use serde::{Deserialize, Serialize};
 
+pub use align::{align, correlations};
 pub use batches::{Batch, Batches, Loaded};
 pub use compare::{Baseline, Outcome, Protocol};
 pub use evaluate::{Evaluator, evaluate, reestimate_statistics, scores};

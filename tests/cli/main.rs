@@ -1,5 +1,6 @@
 //! The program as its users meet it: arguments in, files, lines and an exit code out.
 
+mod align;
 mod bad_input;
 mod bench;
 #[path = "../common/binaries.rs"]

@@ -65,6 +65,7 @@ fn learned(architecture: &Architecture, granularity: Granularity, place: Place) 
         anchor: AnchorChoice::Named(0),
         batch_norm: BatchNormPolicy::Merge,
         keep_statistics: false,
+        align: Default::default(),
         probe: options(),
     };
     let learning = learn(&sources, target, &options, &mut Silent).unwrap();

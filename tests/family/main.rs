@@ -130,6 +130,7 @@ fn options(granularity: Granularity) -> LearnOptions {
         anchor: AnchorChoice::Named(0),
         batch_norm: BatchNormPolicy::Merge,
         keep_statistics: false,
+        align: Default::default(),
         probe: TrainOptions { epochs: 1, batch_size: 8, ..Default::default() },
     }
 }
