@@ -65,6 +65,7 @@ fn tell_of_few_images(model: &Model, target: Target, observer: &mut dyn Observer
 }
 
 /// Sums over all images of what two networks say in one node.
+#[derive(Default)]
 struct Sums {
     /// Of x·y, channels × channels.
     products: Vec<f64>,
@@ -157,12 +158,6 @@ fn add(sums: &mut Sums, a: &Tensor, b: &Tensor) {
     };
     add(&mut sums.products, &products);
     sums.moments.iter_mut().zip(&moments).for_each(|(to, from)| add(to, from));
-}
-
-impl Default for Sums {
-    fn default() -> Sums {
-        Sums { products: Vec::new(), moments: [Vec::new(), Vec::new()], rows: 0 }
-    }
 }
 
 impl Sums {
