@@ -592,6 +592,84 @@ pub const LINEAR: &[LinearCase] = &[
     linear(64, 512, 100, 0),
 ];
 
+/// A sample matrix, and one with as many rows that it is multiplied by.
+#[derive(Clone, Copy, Debug)]
+pub struct GramCase {
+    pub name: &'static str,
+    /// N, H, W, C.
+    pub x: [usize; 4],
+    /// For patches: the convolution, and R, S of its filters.
+    pub window: Option<(Conv2d, [usize; 2])>,
+    pub other: Other,
+    /// Whether this is an edge of how the CPU divides the work, and of no other device.
+    pub is_of_cpu: bool,
+}
+
+/// What a sample matrix is multiplied by.
+#[derive(Clone, Copy, Debug)]
+pub enum Other {
+    Itself,
+    /// Pixels of so many channels.
+    Pixels(usize),
+    /// Patches by the same convolution, of an image of so many channels.
+    Patches(usize),
+}
+
+const fn gram(name: &'static str, x: [usize; 4], other: Other) -> GramCase {
+    GramCase { name, x, window: None, other, is_of_cpu: false }
+}
+
+impl GramCase {
+    const fn window(mut self, taps: [usize; 2], conv: Conv2d) -> GramCase {
+        self.window = Some((conv, taps));
+        self
+    }
+
+    const fn of_cpu(mut self) -> GramCase {
+        self.is_of_cpu = true;
+        self
+    }
+}
+
+const fn by_steps(stride: [usize; 2], padding: [usize; 2], dilation: [usize; 2]) -> Conv2d {
+    Conv2d { stride, padding, dilation, groups: 1 }
+}
+
+pub const GRAM: &[GramCase] = &[
+    gram("one number", [1, 1, 1, 1], Other::Itself),
+    gram("one row", [1, 1, 1, 5], Other::Pixels(3)),
+    gram("one column", [2, 5, 7, 1], Other::Pixels(1)),
+    gram("three columns", [2, 5, 7, 3], Other::Itself),
+    gram("odd columns", [2, 5, 7, 13], Other::Pixels(9)),
+    gram("in eights", [2, 6, 6, 16], Other::Pixels(24)),
+    gram("in eights by odd ones", [2, 6, 6, 8], Other::Pixels(5)),
+    // A block of a GPU takes 64 × 64 products.
+    gram("several tiles, the last ones narrow", [1, 5, 5, 70], Other::Pixels(132)),
+    gram("several tiles of itself", [1, 3, 5, 136], Other::Itself),
+    // Of at least 512 rows.
+    gram("four splits, the last one short", [3, 20, 31, 3], Other::Pixels(5)),
+    gram("four splits, in eights", [3, 20, 31, 8], Other::Itself),
+    // Slabs of 1024 rows and less: 17 of them make 9 parts.
+    gram("17 slabs, 9 parts", [17, 32, 31, 3], Other::Pixels(2)).of_cpu(),
+    // Sums for which there are no parts, in bands of 256 rows.
+    gram("a sum in six bands, without parts", [1, 30, 7, 1_500], Other::Itself).of_cpu(),
+    gram("3×3", [2, 5, 6, 4], Other::Itself).window([3, 3], Conv2d::new(1, 1)),
+    gram("3×3 by what it makes", [2, 7, 8, 3], Other::Pixels(5)).window([3, 3], Conv2d::new(1, 1)),
+    gram("3×3 of two images", [2, 5, 6, 3], Other::Patches(5)).window([3, 3], Conv2d::new(1, 0)),
+    gram("3×3, stride 2", [2, 9, 8, 5], Other::Itself).window([3, 3], Conv2d::new(2, 1)),
+    gram("in eights, 3×3, stride 2", [2, 9, 8, 16], Other::Pixels(8)).window([3, 3], Conv2d::new(2, 1)),
+    gram("in eights, 3×3", [1, 6, 5, 8], Other::Itself).window([3, 3], Conv2d::new(1, 1)),
+    gram("1×1, stride 2", [2, 7, 8, 6], Other::Pixels(7)).window([1, 1], Conv2d::new(2, 0)),
+    gram("1×1, padded", [1, 3, 4, 3], Other::Itself).window([1, 1], Conv2d::new(1, 1)),
+    gram("2×3, stride 3, 1, padding 1, 0, dilation 1, 2", [2, 7, 9, 3], Other::Patches(2))
+        .window([2, 3], by_steps([3, 1], [1, 0], [1, 2])),
+    gram("padding beyond the window's reach", [1, 3, 4, 2], Other::Itself).window([2, 2], Conv2d::new(1, 3)),
+    gram("7×7 stem", [1, 17, 20, 3], Other::Pixels(8)).window([7, 7], Conv2d::new(2, 3)),
+    gram("3×3, two splits", [2, 24, 24, 2], Other::Pixels(3)).window([3, 3], Conv2d::new(1, 1)),
+    // 2736 columns: slabs of 96 rows, the last one of four.
+    gram("patches of many channels", [1, 14, 14, 304], Other::Pixels(5)).window([3, 3], Conv2d::new(1, 1)).of_cpu(),
+];
+
 /// A loss over logits that are `scale` wide.
 #[derive(Clone, Copy, Debug)]
 pub struct CrossEntropyCase {
@@ -699,6 +777,7 @@ mod tests {
         names(CONSTRAINT.iter().map(|case| case.name).collect());
         names(BATCH_NORM.iter().map(|case| case.name).collect());
         names(POOL.iter().map(|case| case.name).collect());
+        names(GRAM.iter().map(|case| case.name).collect());
         names(CROSS_ENTROPY.iter().map(|case| case.name).collect());
         names(OPTIMIZER.iter().map(|case| case.name).collect());
     }

@@ -18,6 +18,7 @@ pub mod control;
 pub mod conv2d;
 pub mod dropout;
 pub mod gemm;
+pub mod gram;
 pub mod images;
 pub(crate) mod limits;
 pub mod linear;

@@ -6,11 +6,14 @@ use super::norm_of_parts::norms_of_parts;
 use super::operand::{Input, Layout, Output, Values};
 use super::pass::Pass;
 use crate::ops::batch_norm::{Cut, Moments, ParameterGradients, PerChannel, Tiles};
-use crate::ops::cases::{self, ConstraintCase, ConvCase, CrossEntropyCase, LinearCase, MergeCase, OptimizerCase, Rule};
+use crate::ops::cases::{
+    self, ConstraintCase, ConvCase, CrossEntropyCase, GramCase, LinearCase, MergeCase, OptimizerCase, Other, Rule,
+};
 use crate::ops::conv2d::{Besides, Epilogue};
+use crate::ops::gram::Samples;
 use crate::ops::optimizer::AdamW;
 use crate::ops::{
-    batch_norm, concat, conv2d, dropout, linear, merge, optimizer, pointwise, pool, softmax_cross_entropy,
+    batch_norm, concat, conv2d, dropout, gram, linear, merge, optimizer, pointwise, pool, softmax_cross_entropy,
 };
 use crate::tensor::{DType, Integers, Shape, Tensor, TensorMut};
 
@@ -40,6 +43,7 @@ pub const OPS: &[Op] = &[
     Op { name: "dropout", passes: dropouts },
     Op { name: "concat", passes: concatenations },
     Op { name: "linear", passes: linear_layers },
+    Op { name: "gram", passes: grams },
     Op { name: "merge", passes: merges },
     Op { name: "constraint", passes: constraints },
     Op { name: "softmax_cross_entropy", passes: losses },
@@ -494,6 +498,41 @@ fn linear_layers() -> Vec<Pass> {
         .map(|pass| pass.of(format!("{n}×{c} by {k}")).within(SUM).exact().in_f32())
     };
     cases::LINEAR.iter().flat_map(of_case).collect()
+}
+
+fn grams() -> Vec<Pass> {
+    let of_case = |case: &GramCase| {
+        let GramCase { x, window, other, .. } = *case;
+        // The outputs of the convolution, and how many numbers it reads for each.
+        let ([n, h, w], columns) = match window {
+            None => ([x[0], x[1], x[2]], [1, 1]),
+            Some((conv, taps)) => {
+                let g = conv2d::Geometry::new(conv, x.into(), [1, taps[0], taps[1], x[3]].into(), 0);
+                ([g.n, g.p, g.q], taps)
+            }
+        };
+        let wide = |channels: usize| columns[0] * columns[1] * channels;
+        let (b, b_window, b_columns) = match other {
+            Other::Itself => (None, window, wide(x[3])),
+            Other::Pixels(c) => (Some([n, h, w, c]), None, c),
+            Other::Patches(c) => (Some([x[0], x[1], x[2], c]), window, wide(c)),
+        };
+        let sums = |rows: usize, columns: usize| Input::unit(Layout::dense([rows, columns]).in_f32());
+        let image = |shape: [usize; 4]| Input::unit(Layout::dense(shape));
+        let inputs = [sums(wide(x[3]), b_columns), image(x)].into_iter().chain(b.map(image)).collect();
+        [
+            Pass::with_many("product", inputs, vec![Output::Over(0)], move |inputs, outputs| {
+                let ([_, a, b @ ..], [sum]) = (inputs, only(outputs)) else { unreachable!() };
+                let b = Samples { x: b.first().unwrap_or(a), window: b_window };
+                gram::accumulate(Samples { x: a, window }, b, sum);
+            }),
+            Pass::new("moments", [sums(2, wide(x[3])), image(x)], [Output::Over(0)], move |[_, a], [sum]| {
+                gram::moments(Samples { x: a, window }, sum);
+            }),
+        ]
+        .map(|pass| pass.of(case.name).within(SUM).exact().of_cpu_if(case.is_of_cpu))
+    };
+    cases::GRAM.iter().flat_map(of_case).collect()
 }
 
 fn merges() -> Vec<Pass> {

@@ -32,7 +32,7 @@ const PARTIAL_SUMS: usize = 1 << 22;
 
 /// Where patches are taken from: an image tensor and the window that slides over it.
 #[derive(Clone, Copy)]
-struct Window<'a> {
+pub(in crate::ops) struct Window<'a> {
     image: &'a [f32],
     size: [usize; 2],
     channels: usize,
@@ -47,7 +47,7 @@ struct Window<'a> {
 }
 
 impl<'a> Window<'a> {
-    fn of_input(g: &Geometry, x: &'a [f32], group: usize) -> Window<'a> {
+    pub(in crate::ops) fn of_input(g: &Geometry, x: &'a [f32], group: usize) -> Window<'a> {
         Window {
             image: x,
             size: [g.h, g.w],
@@ -85,7 +85,7 @@ impl<'a> Window<'a> {
         self.taps[0] * self.taps[1] * self.group.1
     }
 
-    fn pixels_per_slab(&self) -> usize {
+    pub(in crate::ops) fn pixels_per_slab(&self) -> usize {
         (SLAB / self.patch_len()).clamp(PIXELS.start, PIXELS.end)
     }
 
@@ -95,7 +95,7 @@ impl<'a> Window<'a> {
     }
 
     /// Calls `with` on the patches of `pixels`.
-    fn with_patches<R>(&self, pixels: Range<usize>, with: impl FnOnce(Matrix) -> R) -> R {
+    pub(in crate::ops) fn with_patches<R>(&self, pixels: Range<usize>, with: impl FnOnce(Matrix) -> R) -> R {
         let (first, len) = self.group;
         if self.is_identity() {
             let rows = &self.image[pixels.start * self.channels + first..];
