@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::merge::align::{Similarities, by_correlation, mean_similarity};
 use crate::merge::{Align, Alignment, Sources};
 use crate::nn::{Model, Node, Strand, UnitGroup, Units};
+use crate::ops::gram::{self, Samples};
 use crate::tape::{Tape, Var};
 use crate::tensor::{DType, Tensor};
 
@@ -179,44 +180,5 @@ impl Sums {
             if is_flat(x, i) || is_flat(y, j) { 0.0 } else { (covariance / scale) as f32 }
         };
         Ok(positions.iter().flat_map(|i| positions.iter().map(move |j| correlation(i, j))).collect())
-    }
-}
-
-mod gram {
-    use crate::tensor::*;
-    pub fn accumulate(a: super::Samples, b: super::Samples, s: TensorMut) {
-        let (x, y) = (a.x.to_vec::<f32>(), b.x.to_vec::<f32>());
-        let (d, e) = (a.x.shape().channels(), b.x.shape().channels());
-        let s = s.data::<f32>();
-        for (x, y) in x.chunks(d).zip(y.chunks(e)) {
-            for i in 0..d {
-                for j in 0..e {
-                    s[i * e + j] += x[i] * y[j];
-                }
-            }
-        }
-    }
-    pub fn moments(a: super::Samples, s: TensorMut) {
-        let x = a.x.to_vec::<f32>();
-        let d = a.x.shape().channels();
-        let s = s.data::<f32>();
-        for x in x.chunks(d) {
-            for i in 0..d {
-                s[i] += x[i];
-                s[d + i] += x[i] * x[i];
-            }
-        }
-    }
-}
-#[derive(Clone, Copy)]
-struct Samples<'a> {
-    x: &'a Tensor,
-}
-impl<'a> Samples<'a> {
-    fn of(x: &'a Tensor) -> Samples<'a> {
-        Samples { x }
-    }
-    fn rows(&self) -> usize {
-        self.x.shape().pixels()
     }
 }
