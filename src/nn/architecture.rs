@@ -22,6 +22,7 @@ use serde_json::{Map, Value};
 use super::families::densenet::DenseNet;
 use super::families::resnet::ResNet;
 use super::families::vgg::Vgg;
+use super::families::widened::Widened;
 use super::stem::Stem;
 use super::{Network, NetworkBuilder};
 use crate::error::{Error, Result};
@@ -163,7 +164,8 @@ impl Known {
     }
 }
 
-const BUILT_IN: [Known; 3] = [Known::of::<ResNet>(), Known::of::<DenseNet>(), Known::of::<Vgg>()];
+const BUILT_IN: [Known; 4] =
+    [Known::of::<ResNet>(), Known::of::<DenseNet>(), Known::of::<Vgg>(), Known::of::<Widened>()];
 
 /// Those of callers.
 static REGISTERED: RwLock<Vec<Known>> = RwLock::new(Vec::new());
@@ -225,6 +227,11 @@ impl Architecture {
         let mut b = NetworkBuilder::new(input_channels);
         self.0.build(&mut b, classes);
         b.finish()
+    }
+
+    /// Adds all layers to a network that has none yet.
+    pub(super) fn add_to(&self, b: &mut NetworkBuilder, classes: usize) {
+        self.0.build(b, classes);
     }
 
     /// The stem before the first stage, in families that have a choice.

@@ -1,5 +1,6 @@
 //! Networks layer by layer: what each owns is laid out, named, and told what feeds it.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -13,6 +14,8 @@ pub struct NetworkBuilder {
     network: Network,
     /// The distribution of the first filters of a convolution of this shape.
     filters: fn(Shape) -> Initial,
+    /// Filters of layers that have others than their family says.
+    widths: BTreeMap<String, usize>,
     /// The feeds of each node; shared by those that leave channels where they are.
     feeds: Vec<Rc<Vec<Feed>>>,
 }
@@ -46,8 +49,14 @@ impl NetworkBuilder {
         NetworkBuilder {
             network,
             filters: Initial::he_fan_out,
+            widths: BTreeMap::new(),
             feeds: vec![Rc::new(vec![Feed::of_nobody(input_channels)])],
         }
+    }
+
+    /// Gives layers that are added from here on these numbers of filters, by their names.
+    pub(super) fn widen(&mut self, filters: BTreeMap<String, usize>) {
+        self.widths = filters;
     }
 
     /// How filters of convolutions begin from here on; [`Initial::he_fan_out`] where nothing else is said.
@@ -66,6 +75,7 @@ impl NetworkBuilder {
 
     /// A convolution without a bias, of square windows.
     pub fn conv2d(&mut self, name: &str, input: Node, filters: usize, window: usize, conv: Conv2d) -> Node {
+        let filters = self.widths.get(name).copied().unwrap_or(filters);
         let shape = Shape::from([filters, window, window, self.channels(input) / conv.groups]);
         let weight = self.filters(name, shape, (self.filters)(shape), Region::Trunk);
         let feeds = Rc::new(vec![Feed::of_filters(weight, filters)]);
@@ -87,6 +97,7 @@ impl NetworkBuilder {
     /// A linear layer over all pixels of an image of `window`×`window`, which runs as the convolution that it is: to a single
     /// pixel, with a bias. Files have its weights as a matrix. In the trunk it is merged as other convolutions are.
     pub fn fully_connected(&mut self, name: &str, input: Node, outputs: usize, window: usize, region: Region) -> Node {
+        let outputs = self.widths.get(name).copied().unwrap_or(outputs);
         let shape = Shape::from([outputs, window, window, self.channels(input)]);
         // torchvision's VGG has a deviation of 0.01, which at its width is about as much; this one fits narrow networks too.
         let weight = self.filters(name, shape, Initial::he_fan_in(shape), region);

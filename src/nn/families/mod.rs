@@ -3,3 +3,4 @@
 pub mod densenet;
 pub mod resnet;
 pub mod vgg;
+pub mod widened;

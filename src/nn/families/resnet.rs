@@ -280,7 +280,7 @@ impl ResNet {
             Shortcut::OptionA => {
                 let every = Operation::AveragePool(Pool::new(1, stride, 0));
                 let shortcut = b.plain(&format!("{name}.subsample"), every, &[x]);
-                let zeros = (behind - before) / 2;
+                let zeros = behind.saturating_sub(before) / 2;
                 b.plain(&format!("{name}.pad"), Operation::PadChannels([zeros; 2]), &[shortcut])
             }
         };
