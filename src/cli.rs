@@ -344,17 +344,43 @@ pub struct Learn {
 }
 
 #[derive(Args)]
-#[command(group = clap::ArgGroup::new("how").required(true).args(["weights", "coefficients"]))]
+#[command(group = clap::ArgGroup::new("how").required(true).multiple(true).args(["weights", "coefficients", "method"]))]
 pub struct Merge {
     /// The sources, two or more, in the order in which the weights were learned
-    #[arg(long, num_args = 1.., required = true, value_name = "CKPT")]
+    #[arg(long, num_args = 1.., value_name = "CKPT")]
     pub models: Vec<PathBuf>,
     /// Merge weights that `learn` wrote
     #[arg(long, value_name = "FILE")]
     pub weights: Option<PathBuf>,
-    /// One fixed coefficient per source, such as 0.3,0.7
+    /// How sources become one without learned weights; `--method list` tells of each [default: linear]
+    #[arg(long, value_name = "NAME", conflicts_with = "weights")]
+    pub method: Option<String>,
+    /// One fixed coefficient per source, such as 0.3,0.7 [default: 1/M of M sources; 1 where methods add changes up]
     #[arg(long, value_delimiter = ',', conflicts_with = "weights")]
     pub coefficients: Option<Vec<f64>>,
+    /// Coefficients of the parameters whose names contain FILTER, such as layer3=0.2,0.8; may be given several times, and the first
+    /// that matches counts. A number may be several that the trunk's depth goes through: layer=0:0.5:1,1:0.5:0. Of linear merges,
+    /// batch norms and biases have the coefficients of the layer that feeds them
+    #[arg(long, value_name = "FILTER=NUMBERS", value_parser = filtered, conflicts_with = "weights")]
+    pub coefficients_for: Vec<medmerge::merge::methods::Filtered>,
+    /// The network that the sources were fine-tuned from, for methods that add up their changes
+    #[arg(long, value_name = "CKPT", conflicts_with = "weights")]
+    pub base: Option<PathBuf>,
+    /// By what summed changes are multiplied [default: 1]
+    #[arg(long, conflicts_with = "weights", allow_negative_numbers = true)]
+    pub scale: Option<f64>,
+    /// Share of changes that are kept [default: 0.2 of ties, 0.5 of dare]
+    #[arg(long, conflicts_with = "weights", allow_negative_numbers = true)]
+    pub density: Option<f64>,
+    /// How far from the first source to the second, 0 to 1 [default: 0.5]
+    #[arg(long, conflicts_with = "weights", allow_negative_numbers = true)]
+    pub t: Option<f64>,
+    /// Partners that correlate less stay two units [default: 1, any may]
+    #[arg(long, conflicts_with = "weights", allow_negative_numbers = true)]
+    pub threshold: Option<f64>,
+    /// The most parameters that the merged network may have, in multiples of a source's [default: 1]
+    #[arg(long, conflicts_with = "weights", allow_negative_numbers = true)]
+    pub budget: Option<f64>,
     /// With --coefficients: the source whose head and running statistics are kept
     #[arg(long, default_value = "0", conflicts_with = "weights")]
     pub anchor: String,
@@ -381,7 +407,7 @@ pub struct Merge {
     pub reading: Reading,
     /// The merged network
     #[arg(long, value_name = "FILE.safetensors")]
-    pub out: PathBuf,
+    pub out: Option<PathBuf>,
     #[command(flatten)]
     pub writing: Writing,
     /// Overwrite what exists
@@ -678,6 +704,15 @@ const NUMBERS: [&str; 3] = ["--coefficients", "--mean", "--std"];
 
 fn is_below_zero(argument: &OsStr) -> bool {
     matches!(argument.as_encoded_bytes(), [b'-', b'0'..=b'9' | b'.', ..])
+}
+
+/// Reads FILTER=NUMBERS: numbers by commas, each of one or several by colons.
+fn filtered(text: &str) -> Result<medmerge::merge::methods::Filtered, String> {
+    let (filter, numbers) = text.split_once('=').ok_or("give FILTER=NUMBERS, such as layer3=0.2,0.8")?;
+    let number = |text: &str| text.trim().parse::<f64>().map_err(|_| format!("'{text}' is no number"));
+    let of_source = |text: &str| text.split(':').map(number).collect::<Result<Vec<f64>, String>>();
+    let values = numbers.split(',').map(of_source).collect::<Result<Vec<_>, String>>()?;
+    Ok(medmerge::merge::methods::Filtered { filter: filter.to_string(), values })
 }
 
 /// Reads a named value; the nearest known name goes into the message.

@@ -16,8 +16,13 @@ fn read_by(verb: &Verb) -> &'static [&'static str] {
         Verb::Demo(_) | Verb::Train(_) | Verb::Learn(_) => &["device", "precision", "no_fusion", "seed"],
         Verb::Eval(_) | Verb::Predict(_) => &["device", "precision", "no_fusion"],
         // Running statistics are what a network that runs is needed for.
-        Verb::Merge(options) if options.data.is_some() => &["device", "precision", "no_fusion"],
-        Verb::Merge(_) => &["device"],
+        Verb::Merge(options) => match (options.data.is_some(), options.method.as_deref().unwrap_or_default()) {
+            (true, method) if method.starts_with("dare") => &["device", "precision", "no_fusion", "seed"],
+            (false, method) if method.starts_with("dare") => &["device", "seed"],
+            (_, "list") => &[],
+            (true, _) => &["device", "precision", "no_fusion"],
+            (false, _) => &["device"],
+        },
         Verb::Align(options) if options.data.is_some() => &["device", "precision"],
         Verb::Align(_) => &[],
         Verb::Inspect(options) if options.plan => &["precision", "no_fusion"],

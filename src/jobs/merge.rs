@@ -1,6 +1,7 @@
 //! Merging by learned weights, or by coefficients that nobody learned.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -10,10 +11,14 @@ use super::{Compute, Normalise, networks};
 use crate::checkpoint::{self, Described, Metadata, Provenance, Reading, Writing};
 use crate::data::{Dataset, Normalisation};
 use crate::error::{Error, Result};
-use crate::merge::{ALIGN, Align, Alignment, BatchNormPolicy, Fixed, Heads, Learned, Sources, fold_fixed};
-use crate::nn::{Architecture, Model};
+use crate::merge::methods::{self, Filtered, Inputs, MergeMethod, Numbers, Task};
+use crate::merge::{
+    ALIGN, Align, Alignment, BatchNormPolicy, Fixed, Heads, Learned, Plan, Source, Sources, check_alike, fold_by,
+};
+use crate::nn::{Architecture, Model, Region};
 use crate::output::{Named, OutputPath};
-use crate::train::{Observer, Place, Target, align as align_sources, reestimate_statistics};
+use crate::tensor::Tensor;
+use crate::train::{Observer, Place, Target, TargetImages, align as align_sources, reestimate_statistics};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -45,7 +50,7 @@ pub enum By {
     /// A file of merge weights that [`Learn`](super::Learn) wrote.
     Weights { path: PathBuf },
     Coefficients {
-        /// One per source.
+        /// One per source; none where all are as the method usually has them.
         values: Vec<f64>,
         /// The source whose head and running statistics are kept: its path, its name or its number from 0.
         anchor: String,
@@ -55,6 +60,18 @@ pub enum By {
         /// What the sources' units are brought into the order of the anchor's by, first.
         #[serde(default)]
         align: Align,
+        /// How the sources become one, by its name; `linear` if left out.
+        #[serde(default = "linear")]
+        method: String,
+        /// Coefficients of parameters by their names, which go before `values`.
+        #[serde(default)]
+        filtered: Vec<Filtered>,
+        /// What the method reads besides.
+        #[serde(default)]
+        numbers: Numbers,
+        /// The network that the sources were trained from.
+        #[serde(default)]
+        base: Option<PathBuf>,
         /// A data set on whose training split running statistics are estimated again.
         data: Option<PathBuf>,
         normalise: Normalise,
@@ -76,6 +93,7 @@ struct Whole {
     anchor: usize,
     metadata: Metadata,
     provenance: Provenance,
+    architecture: Architecture,
 }
 
 impl Merge {
@@ -84,6 +102,7 @@ impl Merge {
         self.compute.check()?;
         self.reading.check()?;
         super::align::check_images(self.align(), self.data_path())?;
+        self.check_method()?;
         let (weights, data) = match &self.by {
             By::Weights { path } => (Some(path), None),
             By::Coefficients { data, values, .. } => {
@@ -94,8 +113,9 @@ impl Merge {
                 (None, data.as_ref())
             }
         };
+        let base = if let By::Coefficients { base, .. } = &self.by { base.as_ref() } else { None };
         let mut inputs: Vec<Named> = self.models.iter().map(|path| ("--models", path.as_path())).collect();
-        let others = [("--weights", weights), ("--data", data)];
+        let others = [("--weights", weights), ("--data", data), ("--base", base)];
         inputs.extend(others.into_iter().filter_map(|(name, path)| Some((name, path?.as_path()))));
         card::check_apart(&inputs, vec![("--out", &self.out)], &self.card, &self.out)
     }
@@ -116,7 +136,8 @@ impl Merge {
                 let model = learned.with_trunk(trunk);
                 let anchor = learned.method.anchor;
                 let (metadata, provenance) = (learned.metadata(), learned.provenance);
-                (sources, Whole { model, has_head: true, anchor, metadata, provenance })
+                let architecture = sources.architecture().clone();
+                (sources, Whole { model, has_head: true, anchor, metadata, provenance, architecture })
             }
             By::Coefficients { .. } => {
                 let sources = self.sources(&self.reading, observer)?;
@@ -124,14 +145,14 @@ impl Merge {
                 (sources, whole)
             }
         };
-        let Whole { model, has_head, anchor, metadata, provenance } = whole;
-        let form = self.writing.form(sources.architecture(), Some(&sources.get(anchor).checkpoint.origin))?;
+        let Whole { model, has_head, anchor, metadata, provenance, architecture } = whole;
+        let form = self.writing.form(&architecture, Some(&sources.get(anchor).checkpoint.origin))?;
         let mut output = OutputPath::check(&self.out, self.force, checkpoint::file_size(&model.network))?;
-        let architecture = sources.architecture();
-        let described = Described { architecture, model: &model, has_head, form: &form, provenance: &provenance };
+        let described =
+            Described { architecture: &architecture, model: &model, has_head, form: &form, provenance: &provenance };
         let told = Told { described, metadata: &metadata, history: &[], sources: Vec::new() };
         card::save(&mut output, &told, card, observer)?;
-        Ok(Merged { architecture: architecture.clone(), classes: has_head.then_some(model.network.classes) })
+        Ok(Merged { architecture, classes: has_head.then_some(model.network.classes) })
     }
 
     /// The sources, whose network can be written as it is asked for.
@@ -142,13 +163,28 @@ impl Merge {
     }
 
     fn by_coefficients(&self, sources: &Sources, place: Place, observer: &mut dyn Observer) -> Result<Whole> {
-        let By::Coefficients { values, anchor, batch_norm, heads, align, data, normalise } = &self.by else {
+        let By::Coefficients {
+            values,
+            anchor,
+            batch_norm,
+            heads,
+            align,
+            method,
+            filtered,
+            numbers,
+            base,
+            data,
+            normalise,
+        } = &self.by
+        else {
             unreachable!("asked before")
         };
-        if values.len() != sources.len() {
-            let message = format!("{} coefficients for {} sources", values.len(), sources.len());
-            return Err(Error::usage(message, "give one number per source: --coefficients 0.5,0.5"));
-        }
+        let method = methods::named(method)?;
+        let values = coefficients(method, values, filtered, sources)?;
+        let base = match base {
+            Some(path) => Some(self.base(path, sources, observer)?),
+            None => None,
+        };
         let anchor = sources.find(anchor)?;
         let for_statistics = match data {
             Some(path) => Some(self.data(path, sources, anchor, observer)?),
@@ -163,10 +199,26 @@ impl Merge {
         };
         let aligned =
             alignment.as_ref().map_or(Cow::Borrowed(sources), |alignment| Cow::Owned(sources.aligned(alignment)));
-        let Fixed { mut model, head, mut metadata, mut provenance } =
-            fold_fixed(&aligned, values, anchor, *batch_norm, *heads, |plan, trunks, merge_weights| {
-                place.blend(plan, trunks, merge_weights)
-            })?;
+        let inputs = Inputs {
+            sources: &aligned,
+            anchor,
+            batch_norm: *batch_norm,
+            coefficients: &values,
+            filtered,
+            numbers,
+            base: base.as_ref(),
+        };
+        let blend = |plan: &Plan, trunks: &[Tensor], merge_weights: &Tensor| place.blend(plan, trunks, merge_weights);
+        let fixed = {
+            let images = for_statistics.as_ref().map(|(data, normalisation)| TargetImages {
+                target: Target { data, normalisation, place },
+                observer: RefCell::new(observer),
+            });
+            let images = images.as_ref().map(|images| images as &dyn methods::Images);
+            fold_by(method, &Task { inputs, images, blend: &blend }, *heads)?
+        };
+        let Fixed { mut model, head, mut metadata, mut provenance, architecture, remarks } = fixed;
+        remarks.iter().for_each(|remark| observer.remark(remark));
         if let Some(remark) = head.remark(sources.get(anchor)) {
             observer.remark(&remark);
         }
@@ -194,7 +246,52 @@ impl Merge {
             metadata.insert(ALIGN.into(), align.to_string());
         }
         provenance.write(&mut metadata);
-        Ok(Whole { model, has_head: head.is_there(), anchor, metadata, provenance })
+        Ok(Whole { model, has_head: head.is_there(), anchor, metadata, provenance, architecture })
+    }
+
+    /// Refuses a method without what it needs, and what it has no use for.
+    fn check_method(&self) -> Result<()> {
+        let By::Coefficients { method, numbers, base, data, filtered, .. } = &self.by else { return Ok(()) };
+        let method = methods::named(method)?;
+        numbers.check(method)?;
+        let name = method.name();
+        if let Some(count) = method.only_sources().filter(|&count| count != self.models.len()) {
+            let message = format!("--method {name} takes {count} sources, not {}", self.models.len());
+            return Err(Error::usage(message, "merge the first two, and the result with the next"));
+        }
+        match (method.needs_base(), base) {
+            (true, None) => {
+                let message = format!("--method {name} needs the network that the sources were trained from");
+                return Err(Error::usage(message, "give --base CKPT"));
+            }
+            (false, Some(_)) => {
+                return Err(Error::usage(format!("--method {name} has no use for --base"), "leave it out"));
+            }
+            _ => {}
+        }
+        if method.needs_images() && data.is_none() {
+            let message = format!("--method {name} needs images of the target");
+            return Err(Error::usage(message, "give --data FILE.npz, whose labels are not used"));
+        }
+        let odd = |filtered: &&Filtered| {
+            let is_good = |values: &Vec<f64>| !values.is_empty() && values.iter().all(|v| (*v as f32).is_finite());
+            filtered.values.len() != self.models.len() || !filtered.values.iter().all(is_good)
+        };
+        match filtered.iter().find(odd) {
+            Some(Filtered { filter, values }) => {
+                let message = format!("{} coefficients of {filter} for {} sources", values.len(), self.models.len());
+                Err(Error::usage(message, "give one number per source: --coefficients-for layer3=0.2,0.8"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The network that the sources were trained from.
+    fn base(&self, path: &Path, sources: &Sources, observer: &mut dyn Observer) -> Result<Model> {
+        let checkpoint = networks::load(path, &self.reading, observer)?;
+        let base = Source { path: path.to_path_buf(), checkpoint };
+        check_alike(sources.get(0), &base)?;
+        Ok(base.checkpoint.model)
     }
 
     fn align(&self) -> Align {
@@ -230,5 +327,32 @@ impl Merge {
         let files: Vec<_> = sources.iter().map(|s| (s.path.as_path(), &s.checkpoint.provenance)).collect();
         networks::tell_image_size(&files, &data, observer);
         Ok((data, normalisation))
+    }
+}
+
+fn linear() -> String {
+    "linear".into()
+}
+
+/// The coefficient of each source; filters that no parameter has are refused.
+fn coefficients(
+    method: &dyn MergeMethod,
+    values: &[f64],
+    filtered: &[Filtered],
+    sources: &Sources,
+) -> Result<Vec<f64>> {
+    let trunk: Vec<&str> =
+        sources.get(0).checkpoint.model.network.region(Region::Trunk).map(|p| p.name.as_str()).collect();
+    if let Some(Filtered { filter, .. }) = filtered.iter().find(|f| !trunk.iter().any(|name| name.contains(&f.filter)))
+    {
+        return Err(Error::unknown("part of a parameter's name", filter, trunk));
+    }
+    match values.len() {
+        0 => Ok(vec![method.usual_coefficient(sources.len()); sources.len()]),
+        count if count == sources.len() => Ok(values.to_vec()),
+        count => {
+            let message = format!("{count} coefficients for {} sources", sources.len());
+            Err(Error::usage(message, "give one number per source: --coefficients 0.5,0.5"))
+        }
     }
 }

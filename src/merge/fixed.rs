@@ -1,11 +1,12 @@
-//! Merging by coefficients that nobody learned: one per source, the baseline called uniform averaging.
+//! Merging by a method that learns no merge weights, such as the baseline called uniform averaging.
 
 use super::heads::Headed;
-use super::plan::{BatchNormPolicy, Granularity, Method, Plan};
-use super::{Constraint, Head, Heads, Sources};
+use super::methods::{Inputs, MergeMethod, Merged, Numbers, Task, named};
+use super::plan::{BatchNormPolicy, Plan};
+use super::{Head, Heads, Sources};
 use crate::checkpoint::{Metadata, Provenance};
 use crate::error::Result;
-use crate::nn::Model;
+use crate::nn::{Architecture, Model};
 use crate::tensor::Tensor;
 
 pub struct Fixed {
@@ -14,6 +15,9 @@ pub struct Fixed {
     pub metadata: Metadata,
     /// The provenance of the anchor's file, its images and classes, as far as it holds for the merged network.
     pub provenance: Provenance,
+    pub architecture: Architecture,
+    /// What a user ought to know.
+    pub remarks: Vec<String>,
 }
 
 /// `Σ coefficient·source` by `blend`, which is [`Plan::blend`] wherever it is computed, with the running statistics of the
@@ -27,36 +31,50 @@ pub fn fold_fixed(
     anchor: usize,
     batch_norm: BatchNormPolicy,
     heads: Heads,
-    blend: impl FnOnce(&Plan, &[Tensor], &Tensor) -> Result<Tensor>,
+    blend: impl Fn(&Plan, &[Tensor], &Tensor) -> Result<Tensor>,
 ) -> Result<Fixed> {
-    heads.check(sources)?;
-    let of_anchor = &sources.get(anchor).checkpoint.model;
-    let method = Method {
-        sources: sources.len(),
-        anchor,
-        granularity: Granularity::Model,
-        constraint: Constraint::Free,
-        batch_norm,
-    };
-    let plan = Plan::new(&of_anchor.network, method)?;
-    let merge_weights = Tensor::from_vec(coefficients.iter().map(|&c| c as f32).collect(), [sources.len(), 1]);
-    let mut model = of_anchor.copy();
-    model.trunk = blend(&plan, &sources.trunks(), &merge_weights)?;
+    let numbers = Numbers::default();
+    let inputs = Inputs { sources, anchor, batch_norm, coefficients, filtered: &[], numbers: &numbers, base: None };
+    let task = Task { inputs, images: None, blend: &blend };
+    fold_by(named("linear")?, &task, heads)
+}
 
-    let Headed { model, head, class_names, heads } = heads.put(sources, coefficients, anchor, model);
+/// A network by any method, with the running statistics of the anchor.
+///
+/// # Errors
+/// If `heads` asks for heads that cannot be put together, or the method cannot merge these sources.
+pub fn fold_by(method: &dyn MergeMethod, task: &Task, heads: Heads) -> Result<Fixed> {
+    let inputs = task.inputs;
+    heads.check(inputs.sources)?;
+    let Merged { trunk, lifted, remarks } = method.merge(task)?;
+    let (sources, anchor) = (lifted.as_ref().unwrap_or(inputs.sources), inputs.anchor);
+    let mut model = sources.get(anchor).checkpoint.model.copy();
+    model.trunk = trunk;
+
+    let Headed { model, head, class_names, heads } = heads.put(sources, inputs.coefficients, anchor, model);
     let json = |value: serde_json::Result<String>| value.expect("plain data is JSON");
-    let metadata = Metadata::from(
+    let name = match method.name() {
+        // As files had it before there were others.
+        "linear" => "coefficients",
+        other => other,
+    };
+    let mut metadata = Metadata::from(
         [
-            ("method", "coefficients".to_string()),
-            ("coefficients", json(serde_json::to_string(coefficients))),
-            ("batch_norm", batch_norm.to_string()),
+            ("method", name.to_string()),
+            ("coefficients", json(serde_json::to_string(inputs.coefficients))),
+            ("batch_norm", inputs.batch_norm.to_string()),
             ("anchor", anchor.to_string()),
             ("sources", json(serde_json::to_string(&sources.records()))),
             ("architecture", sources.architecture().to_json()),
         ]
         .map(|(key, value)| (format!("medmerge.{key}"), value)),
     );
+    if !inputs.filtered.is_empty() {
+        metadata.insert("medmerge.coefficients_for".into(), json(serde_json::to_string(inputs.filtered)));
+    }
+    let numbers = inputs.numbers.given().into_iter();
+    metadata.extend(numbers.map(|(number, value)| (format!("medmerge.{number}"), value.to_string())));
     let image_size = sources.get(anchor).checkpoint.provenance.image_size;
     let provenance = Provenance { image_size, class_names, heads, ..Provenance::default() };
-    Ok(Fixed { model, head, metadata, provenance })
+    Ok(Fixed { model, head, metadata, provenance, architecture: sources.architecture().clone(), remarks })
 }

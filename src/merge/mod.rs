@@ -8,9 +8,12 @@
 //! Knows networks and checkpoints; knows no device, and no file but through `checkpoint`.
 
 pub mod align;
+pub mod methods;
 mod plan;
+pub(crate) mod solve;
 mod sources;
 mod weights;
+mod zip;
 
 pub use align::{Align, Alignment};
 pub use plan::{BatchNormPolicy, Granularity, Method, Plan, Start, WeightGroup};
@@ -18,10 +21,12 @@ pub use sources::{Source, Sources, check_alike};
 pub(crate) use weights::ALIGN;
 pub use weights::{LayerSummary, Learned, SourceRecord, training_metadata};
 
+pub use zip::{Member, Zip};
+
 pub use crate::ops::merge::constraint::Constraint;
 mod difference;
 mod fixed;
 mod heads;
 pub use difference::{Changed, Difference};
-pub use fixed::{Fixed, fold_fixed};
+pub use fixed::{Fixed, fold_by, fold_fixed};
 pub use heads::{Head, Heads};

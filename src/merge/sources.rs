@@ -74,9 +74,14 @@ impl Sources {
 
     /// The same files with other numbers.
     pub(super) fn with_models(&self, model: impl Fn(usize, &Model) -> Model) -> Sources {
-        let of = |(index, source): (usize, &Source)| {
-            let checkpoint = Checkpoint { model: model(index, &source.checkpoint.model), ..source.checkpoint.clone() };
-            Source { path: source.path.clone(), checkpoint }
+        self.with_checkpoints(|index, old| Checkpoint { model: model(index, &old.model), ..old.clone() })
+    }
+
+    /// The same files with other networks, alike.
+    pub(super) fn with_checkpoints(&self, checkpoint: impl Fn(usize, &Checkpoint) -> Checkpoint) -> Sources {
+        let of = |(index, source): (usize, &Source)| Source {
+            path: source.path.clone(),
+            checkpoint: checkpoint(index, &source.checkpoint),
         };
         Sources { all: self.all.iter().enumerate().map(of).collect() }
     }

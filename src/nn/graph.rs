@@ -28,7 +28,8 @@ impl Node {
     /// The images.
     pub const INPUT: Node = Node(0);
 
-    pub(super) fn of_layer(index: usize) -> Node {
+    /// The output of a layer.
+    pub fn of_layer(index: usize) -> Node {
         Node(index + 1)
     }
 

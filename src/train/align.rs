@@ -128,7 +128,7 @@ fn identity(count: usize) -> Vec<f32> {
 }
 
 /// What a network says in some nodes, by the running statistics.
-fn activations(model: &Model, x: Tensor, nodes: &[Node]) -> BTreeMap<Node, Tensor> {
+pub(super) fn activations(model: &Model, x: Tensor, nodes: &[Node]) -> BTreeMap<Node, Tensor> {
     let mut seen = BTreeMap::new();
     let (trunk, head) = (Var::constant(model.trunk.clone()), Var::constant(model.head.clone()));
     let mut look = |node: Node, value: &Tensor| {

@@ -1,0 +1,269 @@
+//! Networks merged unit by unit on images: which units have partners, and the weights that say best what the sources said.
+//!
+//! After units are paired ([`Zip`]), the merged network's weights are means of its sources'. They are then fitted, layer by layer, by
+//! least squares (Nasery et al., "PLeaS", 2025): with x̄ the mean of what the members of each unit before a layer say, and ȳ of what
+//! those behind it make of it,
+//!
+//! ```text
+//! min_W  Σ ‖W·x̄ − ȳ‖² + λ·‖W − W₀‖²      →      W = W₀ + (Ȳᵀ − W₀·G)·(G + λI)⁻¹,   G = X̄ᵀX̄ over all patches
+//! ```
+//!
+//! for convolutions x̄ are patches. λ is a thousandth of G's mean diagonal: what no image shows stays as it was.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+
+use rayon::prelude::*;
+
+use super::align::{activations, correlations};
+use super::batches::Batches;
+use super::{Observer, Place, Target};
+use crate::data::SplitName;
+use crate::error::{Error, Result};
+use crate::merge::align::Similarities;
+use crate::merge::methods::Images;
+use crate::merge::solve::solve;
+use crate::merge::{Sources, Zip};
+use crate::nn::{Layer, Model, Network, Node, Operation, Region, Units};
+use crate::ops::concat;
+use crate::ops::conv2d::{Conv2d, fprop};
+use crate::ops::gram::{self, Samples};
+use crate::tensor::{DType, Device, Tensor};
+
+/// Images that the sources see at a time.
+const BATCH: usize = 16;
+/// Layers whose patches are longer keep the mean of their sources: their normal equations would take gigabytes.
+const LONGEST: usize = 8192;
+/// λ, as a share of the mean diagonal of G.
+const PULL: f64 = 1e-3;
+
+/// The training images of a target, for methods that learn from images.
+pub struct TargetImages<'a, 'b> {
+    pub target: Target<'a>,
+    pub observer: RefCell<&'b mut dyn Observer>,
+}
+
+impl Images for TargetImages<'_, '_> {
+    fn correlations(&self, sources: &Sources, pair: [usize; 2]) -> Result<Vec<Similarities>> {
+        let models = pair.map(|index| &sources.get(index).checkpoint.model);
+        correlations(&Units::of(&models[0].network), models, self.target, &mut **self.observer.borrow_mut())
+    }
+
+    fn fit(&self, merged: &mut Model, sources: &Sources, units: &Units, zip: &Zip) -> Result<Vec<String>> {
+        fit(merged, sources, units, zip, self.target, &mut **self.observer.borrow_mut())
+    }
+
+    fn grams(&self, sources: &Sources, source: usize) -> Result<Vec<(usize, Vec<f64>)>> {
+        grams(&sources.get(source).checkpoint.model, self.target, &mut **self.observer.borrow_mut())
+    }
+}
+
+/// Σ x·xᵀ over all patches x that the convolutions of a network read, by their parameters.
+///
+/// # Errors
+/// If the images need more memory than there is, or an activation is not finite.
+fn grams(model: &Model, target: Target, observer: &mut dyn Observer) -> Result<Vec<(usize, Vec<f64>)>> {
+    let network = model.network.clone();
+    let of_layer = |layer: &Layer| {
+        let Operation::Conv2d { conv, weight } = layer.operation else { return None };
+        let parameter = &network.parameters[weight];
+        let length = parameter.shape.row_len();
+        let is_read = conv.groups == 1 && length <= LONGEST && parameter.region == Region::Trunk;
+        let sum = is_read.then(|| Tensor::zeros([length, length], DType::F32, target.place.device))?;
+        let [_, r, s, _] = parameter.shape.four();
+        Some((weight, layer.inputs[0], conv, [r, s], sum))
+    };
+    let mut sums: Vec<_> = network.layers.iter().filter_map(of_layer).collect();
+    let nodes: BTreeSet<Node> = sums.iter().map(|(_, node, ..)| *node).collect();
+    let nodes: Vec<Node> = nodes.into_iter().collect();
+    each_batch(&[model], &nodes, target, observer, |seen| {
+        for (_, node, conv, taps, sum) in &mut sums {
+            let patches = Samples::patches(&seen[0][node], *conv, *taps);
+            gram::accumulate(patches, patches, sum.view_mut());
+        }
+    })?;
+    let finite = |(weight, _, _, _, sum): (usize, _, _, _, Tensor)| {
+        let sum = sum.to_device(Device::Cpu).to_f64();
+        match sum.iter().all(|value| value.is_finite()) {
+            true => Ok((weight, sum)),
+            false => Err(not_finite(&network.parameters[weight].name)),
+        }
+    };
+    sums.into_iter().map(finite).collect()
+}
+
+fn not_finite(name: &str) -> Error {
+    Error::NotFinite {
+        message: format!("what {name} reads is NaN or infinite"),
+        hint: "check the sources, and that --mean and --std are those of their training".into(),
+    }
+}
+
+/// Shows the training images to networks of one kind, batch by batch, and what each says in some nodes to `look`; the images
+/// themselves are a node too.
+fn each_batch(
+    models: &[&Model],
+    nodes: &[Node],
+    target: Target,
+    observer: &mut dyn Observer,
+    mut look: impl FnMut(&[BTreeMap<Node, Tensor>]),
+) -> Result<()> {
+    let unfused = Place { is_fused: false, ..target.place };
+    let models: Vec<Model> = models.iter().map(|model| unfused.bring(model)).collect();
+    let network = models[0].network.clone();
+    let loader = target.in_order(SplitName::Train, network.input_channels, BATCH);
+    target.check_memory(&network, models.len() * loader.largest_batch(), true, 0)?;
+    let (images, mut done) = (target.data.train.len(), 0);
+    let batches = Batches::new(loader, unfused);
+    batches.ahead(0, |epoch| {
+        for loaded in epoch {
+            if observer.stops() {
+                return Err(Error::Interrupted { last_checkpoint: None });
+            }
+            let loaded = loaded?;
+            done += loaded.images();
+            let x = batches.place(loaded).activations();
+            let mut seen: Vec<BTreeMap<Node, Tensor>> =
+                models.iter().map(|model| activations(model, x.clone(), nodes)).collect();
+            seen.iter_mut().for_each(|seen| drop(seen.insert(Node::INPUT, x.clone())));
+            look(&seen);
+            target.place.device.check()?;
+            observer.note(&format!("image {done} of {images}"));
+        }
+        Ok(())
+    })
+}
+
+/// A layer whose weights are fitted: its parameter, the nodes that it reads and makes, and what of the sources stands for each of
+/// the merged network's channels there.
+struct Fitted<'a> {
+    layer: &'a Layer,
+    conv: Conv2d,
+    parameter: usize,
+    nodes: [Node; 2],
+    means: [Tensor; 2],
+    /// X̄ᵀX̄ and X̄ᵀȲ.
+    sums: [Tensor; 2],
+}
+
+/// Fits the weights of a merged network to what its aligned sources say to the training images. Returns the names of layers that
+/// stay the mean of their sources.
+///
+/// # Errors
+/// If the images need more memory than there is, or an activation is not finite.
+fn fit(
+    merged: &mut Model,
+    sources: &Sources,
+    units: &Units,
+    zip: &Zip,
+    target: Target,
+    observer: &mut dyn Observer,
+) -> Result<Vec<String>> {
+    let models: Vec<&Model> = sources.iter().map(|source| &source.checkpoint.model).collect();
+    let network = models[0].network.clone();
+    let (mut layers, left) = fitted(&network, units, zip, models.len(), target.place.device);
+    let nodes: BTreeSet<Node> = layers.iter().flat_map(|layer| layer.nodes).collect();
+    let nodes: Vec<Node> = nodes.into_iter().collect();
+    each_batch(&models, &nodes, target, observer, |seen| layers.iter_mut().for_each(|layer| layer.add(seen)))?;
+    for layer in layers {
+        layer.solve(merged)?;
+    }
+    Ok(left)
+}
+
+/// The layers that can be fitted, and the names of those that cannot.
+fn fitted<'a>(
+    network: &'a Network,
+    units: &Units,
+    zip: &Zip,
+    sources: usize,
+    device: Device,
+) -> (Vec<Fitted<'a>>, Vec<String>) {
+    let (mut layers, mut left) = (Vec::new(), Vec::new());
+    for (index, layer) in network.layers.iter().enumerate() {
+        let Operation::Conv2d { conv, weight } = layer.operation else { continue };
+        let parameter = &network.parameters[weight];
+        let [rows, columns] = zip.members_of(units, network, weight, sources);
+        let length = columns.len() * parameter.shape.row_len() / parameter.shape.channels();
+        if parameter.region == Region::Head {
+            continue;
+        }
+        if conv.groups > 1 || length > LONGEST {
+            left.push(layer.name.clone());
+            continue;
+        }
+        let channels = [parameter.shape.channels(), parameter.shape.rows()];
+        let means = [(&columns, channels[0]), (&rows, channels[1])]
+            .map(|(members, channels)| mean_filters(members, channels, sources).to_device(device));
+        let zeros = |columns: usize| Tensor::zeros([length, columns], DType::F32, device);
+        let sums = [zeros(length), zeros(rows.len())];
+        let nodes = [layer.inputs[0], Node::of_layer(index)];
+        layers.push(Fitted { layer, conv, parameter: weight, nodes, means, sums });
+    }
+    (layers, left)
+}
+
+/// 1×1 filters that take the mean of each unit's members from the channels of all sources side by side.
+fn mean_filters(members: &[Vec<[usize; 2]>], channels: usize, sources: usize) -> Tensor {
+    let mut filters = vec![0f32; members.len() * channels * sources];
+    for (members, filter) in members.iter().zip(filters.chunks_mut(channels * sources)) {
+        members.iter().for_each(|[source, at]| filter[source * channels + at] += 1.0 / members.len() as f32);
+    }
+    Tensor::from_vec(filters, [members.len(), 1, 1, channels * sources])
+}
+
+impl Fitted<'_> {
+    fn add(&mut self, seen: &[BTreeMap<Node, Tensor>]) {
+        let of = |node: Node, means: &Tensor| {
+            let all: Vec<&Tensor> = seen.iter().map(|seen| &seen[&node]).collect();
+            let side_by_side = concat::forward(&all);
+            let [n, h, w, _] = side_by_side.shape().four();
+            let means = means.cast(side_by_side.dtype());
+            let mut mean = Tensor::uninit([n, h, w, means.shape().rows()], side_by_side.dtype(), side_by_side.device());
+            fprop(Conv2d::new(1, 0), &side_by_side, &means, mean.view_mut());
+            mean
+        };
+        let [x, y] = [0, 1].map(|end| of(self.nodes[end], &self.means[end]));
+        let taps = self.taps(&self.sums[0]);
+        let patches = Samples::patches(&x, self.conv, taps);
+        let [gram, products] = &mut self.sums;
+        gram::accumulate(patches, patches, gram.view_mut());
+        gram::accumulate(patches, Samples::of(&y), products.view_mut());
+    }
+
+    /// Rows and columns of a filter's window.
+    fn taps(&self, gram: &Tensor) -> [usize; 2] {
+        let window = gram.shape().rows() / self.means[0].shape().rows();
+        let side = (1..=window).find(|side| side * side == window).expect("windows are square");
+        [side, side]
+    }
+
+    fn solve(self, merged: &mut Model) -> Result<()> {
+        let network = merged.network.clone();
+        let parameter = &network.parameters[self.parameter];
+        let before = merged.parameter(parameter).to_vec::<f32>();
+        let [gram, products] = self.sums.map(|sum| sum.to_device(Device::Cpu).to_f64());
+        let (rows, d) = (parameter.shape.rows(), parameter.shape.row_len());
+        assert_eq!((gram.len(), products.len()), (d * d, d * rows), "normal equations of {}", self.layer.name);
+        let lambda = PULL * (0..d).map(|i| gram[i * d + i]).sum::<f64>() / d as f64;
+        if lambda == 0.0 {
+            // It reads nothing but zeros.
+            return Ok(());
+        }
+        let mut change = vec![0f64; before.len()];
+        change.par_chunks_mut(d).zip(before.par_chunks(d)).enumerate().for_each(|(row, (change, old))| {
+            for (i, change) in change.iter_mut().enumerate() {
+                let said: f64 = gram[i * d..][..d].iter().zip(old).map(|(g, &w)| g * f64::from(w)).sum();
+                *change = products[i * rows + row] - said;
+            }
+        });
+        solve(&gram, d, lambda, &mut change).map_err(|_| not_finite(&self.layer.name))?;
+        let after: Vec<f32> =
+            before.iter().zip(&change).map(|(&old, change)| (f64::from(old) + change) as f32).collect();
+        if after.iter().any(|weight| !weight.is_finite()) {
+            return Err(not_finite(&self.layer.name));
+        }
+        merged.set_parameter(parameter, &after);
+        Ok(())
+    }
+}
