@@ -216,7 +216,8 @@ fn what_is_wrong_in_itself_is_refused_before_anything_is_read() {
     refused(Train { out: folder.path("data.npz"), ..job }, "data.npz");
     // Jobs that were written before heads could be chosen.
     let by = r#"{"coefficients": {"values": [1.0, 0.0], "anchor": "0", "batch_norm": "merge", "data": null, "normalise": {}}}"#;
-    let By::Coefficients { heads, .. } = serde_json::from_str(by).unwrap() else { panic!("{by}") };
+    let By::Coefficients(by_method) = serde_json::from_str(by).unwrap() else { panic!("{by}") };
+    let heads = by_method.heads;
     assert_eq!(heads, Heads::Merge);
     let evaluate = r#"{"model": "a", "images": {"data": "b"}, "split": "test", "batch_size": 1, "compute": COMPUTE}"#;
     let evaluate = evaluate.replace("COMPUTE", &serde_json::to_string(&compute()).unwrap());

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use medmerge::error::{Error, Result};
-use medmerge::jobs::{self, By};
+use medmerge::jobs::{self, By, ByMethod};
 use medmerge::merge::methods::{self, MergeMethod, Number, Numbers};
 use medmerge::output::shown;
 
@@ -25,7 +25,7 @@ pub fn run(options: &Merge, global: &Global) -> Result<()> {
             return Err(Error::usage("--mean and --std have no effect with --weights", hint));
         }
         Some(path) => By::Weights { path: path.clone() },
-        None => By::Coefficients {
+        None => By::Coefficients(Box::new(ByMethod {
             values: options.coefficients.clone().unwrap_or_default(),
             anchor: options.anchor.clone(),
             batch_norm: options.batch_norm,
@@ -37,7 +37,7 @@ pub fn run(options: &Merge, global: &Global) -> Result<()> {
             base: options.base.clone(),
             data: options.data.clone(),
             normalise: normalise(&options.normalise),
-        },
+        })),
     };
     let job = jobs::Merge {
         models: options.models.clone(),

@@ -49,33 +49,38 @@ pub struct Merge {
 pub enum By {
     /// A file of merge weights that [`Learn`](super::Learn) wrote.
     Weights { path: PathBuf },
-    Coefficients {
-        /// One per source; none where all are as the method usually has them.
-        values: Vec<f64>,
-        /// The source whose head and running statistics are kept: its path, its name or its number from 0.
-        anchor: String,
-        batch_norm: BatchNormPolicy,
-        #[serde(default)]
-        heads: Heads,
-        /// What the sources' units are brought into the order of the anchor's by, first.
-        #[serde(default)]
-        align: Align,
-        /// How the sources become one, by its name; `linear` if left out.
-        #[serde(default = "linear")]
-        method: String,
-        /// Coefficients of parameters by their names, which go before `values`.
-        #[serde(default)]
-        filtered: Vec<Filtered>,
-        /// What the method reads besides.
-        #[serde(default)]
-        numbers: Numbers,
-        /// The network that the sources were trained from.
-        #[serde(default)]
-        base: Option<PathBuf>,
-        /// A data set on whose training split running statistics are estimated again.
-        data: Option<PathBuf>,
-        normalise: Normalise,
-    },
+    /// A method that learns no merge weights.
+    Coefficients(Box<ByMethod>),
+}
+
+/// A merge by coefficients, or by another method that learns no merge weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ByMethod {
+    /// One per source; none where all are as the method usually has them.
+    pub values: Vec<f64>,
+    /// The source whose head and running statistics are kept: its path, its name or its number from 0.
+    pub anchor: String,
+    pub batch_norm: BatchNormPolicy,
+    #[serde(default)]
+    pub heads: Heads,
+    /// What the sources' units are brought into the order of the anchor's by, first.
+    #[serde(default)]
+    pub align: Align,
+    /// How the sources become one, by its name; `linear` if left out.
+    #[serde(default = "linear")]
+    pub method: String,
+    /// Coefficients of parameters by their names, which go before `values`.
+    #[serde(default)]
+    pub filtered: Vec<Filtered>,
+    /// What the method reads besides.
+    #[serde(default)]
+    pub numbers: Numbers,
+    /// The network that the sources were trained from.
+    #[serde(default)]
+    pub base: Option<PathBuf>,
+    /// A data set on whose training split running statistics are estimated again.
+    pub data: Option<PathBuf>,
+    pub normalise: Normalise,
 }
 
 /// The result of a run of [`Merge`].
@@ -105,7 +110,8 @@ impl Merge {
         self.check_method()?;
         let (weights, data) = match &self.by {
             By::Weights { path } => (Some(path), None),
-            By::Coefficients { data, values, .. } => {
+            By::Coefficients(by) => {
+                let ByMethod { data, values, .. } = &**by;
                 if let Some(odd) = values.iter().find(|&&coefficient| !(coefficient as f32).is_finite()) {
                     let hint = "give numbers that f32 can hold, up to 3.4e38: --coefficients 0.5,0.5";
                     return Err(Error::usage(format!("a coefficient of {odd:e}"), hint));
@@ -113,7 +119,7 @@ impl Merge {
                 (None, data.as_ref())
             }
         };
-        let base = if let By::Coefficients { base, .. } = &self.by { base.as_ref() } else { None };
+        let base = if let By::Coefficients(by) = &self.by { by.base.as_ref() } else { None };
         let mut inputs: Vec<Named> = self.models.iter().map(|path| ("--models", path.as_path())).collect();
         let others = [("--weights", weights), ("--data", data), ("--base", base)];
         inputs.extend(others.into_iter().filter_map(|(name, path)| Some((name, path?.as_path()))));
@@ -139,9 +145,9 @@ impl Merge {
                 let architecture = sources.architecture().clone();
                 (sources, Whole { model, has_head: true, anchor, metadata, provenance, architecture })
             }
-            By::Coefficients { .. } => {
+            By::Coefficients(by) => {
                 let sources = self.sources(&self.reading, observer)?;
-                let whole = self.by_coefficients(&sources, place, observer)?;
+                let whole = self.by_coefficients(by, &sources, place, observer)?;
                 (sources, whole)
             }
         };
@@ -162,23 +168,15 @@ impl Merge {
         Ok(sources)
     }
 
-    fn by_coefficients(&self, sources: &Sources, place: Place, observer: &mut dyn Observer) -> Result<Whole> {
-        let By::Coefficients {
-            values,
-            anchor,
-            batch_norm,
-            heads,
-            align,
-            method,
-            filtered,
-            numbers,
-            base,
-            data,
-            normalise,
-        } = &self.by
-        else {
-            unreachable!("asked before")
-        };
+    fn by_coefficients(
+        &self,
+        by: &ByMethod,
+        sources: &Sources,
+        place: Place,
+        observer: &mut dyn Observer,
+    ) -> Result<Whole> {
+        let ByMethod { values, anchor, batch_norm, heads, align, method, filtered, numbers, base, data, normalise } =
+            by;
         let method = methods::named(method)?;
         let values = coefficients(method, values, filtered, sources)?;
         let base = match base {
@@ -251,7 +249,8 @@ impl Merge {
 
     /// Refuses a method without what it needs, and what it has no use for.
     fn check_method(&self) -> Result<()> {
-        let By::Coefficients { method, numbers, base, data, filtered, .. } = &self.by else { return Ok(()) };
+        let By::Coefficients(by) = &self.by else { return Ok(()) };
+        let ByMethod { method, numbers, base, data, filtered, .. } = &**by;
         let method = methods::named(method)?;
         numbers.check(method)?;
         let name = method.name();
@@ -297,19 +296,20 @@ impl Merge {
     fn align(&self) -> Align {
         match &self.by {
             By::Weights { .. } => Align::None,
-            By::Coefficients { align, .. } => *align,
+            By::Coefficients(by) => by.align,
         }
     }
 
     fn data_path(&self) -> Option<&PathBuf> {
         match &self.by {
             By::Weights { .. } => None,
-            By::Coefficients { data, .. } => data.as_ref(),
+            By::Coefficients(by) => by.data.as_ref(),
         }
     }
 
     fn normalisation(&self, sources: &Sources, observer: &mut dyn Observer) -> Result<Normalisation> {
-        let By::Coefficients { normalise, .. } = &self.by else { unreachable!("asked before") };
+        let By::Coefficients(by) = &self.by else { unreachable!("asked before") };
+        let normalise = &by.normalise;
         let files: Vec<_> = sources.iter().map(|s| (s.path.as_path(), &s.checkpoint.provenance)).collect();
         networks::normalisation(normalise, &files, sources.input_channels(), observer)
     }

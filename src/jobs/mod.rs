@@ -49,7 +49,7 @@ pub use export::{Export, Exported, ImageSize};
 use learn::picture;
 pub use learn::{Learn, LearnedFiles};
 pub use log::EpochLog;
-pub use merge::{By, Merge, Merged};
+pub use merge::{By, ByMethod, Merge, Merged};
 pub use predict::{HeadPredictions, Predict, PredictionFormat, Predictions};
 pub use train::{Start, Train, Trained};
 

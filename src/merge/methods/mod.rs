@@ -184,12 +184,15 @@ pub struct Inputs<'a> {
     pub base: Option<&'a Model>,
 }
 
+/// The trunk that a plan makes of trunks and merge weights.
+pub type Blend<'a> = dyn Fn(&Plan, &[Tensor], &Tensor) -> Result<Tensor> + 'a;
+
 /// [`Inputs`], and what else a method may use.
 pub struct Task<'a> {
     pub inputs: Inputs<'a>,
     pub images: Option<&'a dyn Images>,
     /// [`Plan::blend`], wherever it is computed.
-    pub blend: &'a dyn Fn(&Plan, &[Tensor], &Tensor) -> Result<Tensor>,
+    pub blend: &'a Blend<'a>,
 }
 
 /// What methods learn from images of the target, without labels.
