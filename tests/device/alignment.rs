@@ -2,9 +2,10 @@
 //! kernels do without.
 
 use medmerge::ops::batch_norm::PerChannel;
+use medmerge::ops::gram::Samples;
 use medmerge::ops::merge::{Choice, Segment, Table};
 use medmerge::ops::pool::Pool;
-use medmerge::ops::{batch_norm, concat, conv2d, linear, merge, pointwise, pool};
+use medmerge::ops::{batch_norm, concat, conv2d, gram, linear, merge, pointwise, pool};
 use medmerge::tensor::{DType, Device, Shape, Tensor, TensorMut};
 
 use crate::common::Numbers;
@@ -97,6 +98,20 @@ fn concatenation() {
 fn linear_layers() {
     let (x, w, b): (Shape, Shape, Shape) = ([5, 16].into(), [6, 16].into(), [6].into());
     is_the_same(SINGLE, &[x, w, b], [5, 6], |inputs, y| linear::forward(&inputs[0], &inputs[1], &inputs[2], y));
+}
+
+#[test]
+fn products_of_samples() {
+    let (x, y, by_pixels, by_patches): (Shape, Shape, Shape, Shape) =
+        ([2, 5, 6, 16].into(), [2, 5, 6, 8].into(), [16, 8].into(), [9 * 16, 9 * 16].into());
+    is_the_same(SINGLE, &[by_pixels, x, y], by_pixels, |inputs, sum| {
+        gram::accumulate(Samples::of(&inputs[1]), Samples::of(&inputs[2]), sum);
+    });
+    is_the_same(SINGLE, &[by_patches, x], by_patches, |inputs, sum| {
+        let patches = Samples::patches(&inputs[1], conv2d::Conv2d::new(1, 1), [3, 3]);
+        gram::accumulate(patches, patches, sum);
+    });
+    is_the_same(SINGLE, &[[2, 16].into(), x], [2, 16], |inputs, sum| gram::moments(Samples::of(&inputs[1]), sum));
 }
 
 #[test]

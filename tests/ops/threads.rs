@@ -34,6 +34,26 @@ fn every_pass() {
     }
 }
 
+/// Nor on the order in which the blocks and threads of a GPU run: the seed of the emulator. Splits of one sum meet here.
+#[cfg(feature = "emulator")]
+#[test]
+fn products_of_samples_on_the_emulator() {
+    use medmerge::gpu::Gpu;
+    use medmerge::selftest::Op;
+    use medmerge::tensor::{DType, Device};
+    for pass in (Op::named("gram").unwrap().passes)() {
+        let bits = |seed| {
+            let execution = Execution { device: Device::Gpu(Gpu::emulator(seed).unwrap()), dtype: DType::F32 };
+            let inputs = pass.draw(Draw::Reals, execution);
+            let outputs = pass.execute(Draw::Reals, execution, &inputs).unwrap();
+            outputs.iter().flatten().map(|value| value.to_bits()).collect::<Vec<_>>()
+        };
+        if !pass.is_of_cpu {
+            assert!(bits(1) == bits(2), "{}", pass.name());
+        }
+    }
+}
+
 fn batch() -> (Tensor, Vec<u32>) {
     let x = Tensor::from_vec(f32s(&Numbers(5).reals(6 * 33 * 33 * 3)), [6, 33, 33, 3]);
     (x, vec![0, 3, 1, 4, 2, 0])

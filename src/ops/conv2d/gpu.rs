@@ -8,7 +8,7 @@ use crate::parameters;
 use crate::tensor::{DType, Device, Tensor, TensorMut};
 
 parameters! {
-    pub(super) struct Sizes: 80 bytes {
+    pub(in crate::ops) struct Sizes: 80 bytes {
         n: i32, h: i32, w: i32, c: i32,
         k: i32, r: i32, s: i32,
         p: i32, q: i32,
@@ -95,7 +95,7 @@ fn is_depthwise(g: &Geometry) -> bool {
 
 /// The sizes for the kernels. `x` and `y` are the tensors of these shapes, whichever direction they go; `w` is absent
 /// in wgrad.
-pub(super) fn sizes(g: &Geometry, dtype: DType, x: Address, y: Address, w: Option<Address>) -> Sizes {
+pub(in crate::ops) fn sizes(g: &Geometry, dtype: DType, x: Address, y: Address, w: Option<Address>) -> Sizes {
     let int = |size: usize| i32::try_from(size).expect("sizes below 2³¹");
     // The kernels count pixels, up to a tile beyond the last one, in 32 bits.
     int(g.n * g.h * g.w + ROWS);

@@ -17,6 +17,7 @@ pub mod reference;
 mod tensor;
 pub mod tiles;
 
+pub(super) use gpu::{Sizes, sizes};
 pub use layout::{OnTensorCores, Operands, on_tensor_cores};
 
 use std::collections::BTreeSet;
