@@ -320,3 +320,124 @@ impl Sizes {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::merge::fold_fixed;
+    use crate::merge::{BatchNormPolicy, Heads};
+    use crate::tensor::Tensor;
+
+    fn sources(name: &str, width: usize) -> Sources {
+        let architecture = Architecture::named(name, None, Some(width)).unwrap();
+        let models = [1, 2].map(|seed| {
+            let mut model = Model::initialized(architecture.build(3, 5), seed);
+            for index in 0..model.network.batch_norms.len() {
+                let channels = model.network.batch_norms[index].channels;
+                let values =
+                    |scale: f32| (0..channels).map(|i| scale * (1.5 + (i as f32 * seed as f32).sin())).collect();
+                let (mean, variance): (Vec<f32>, Vec<f32>) = (values(0.02), values(0.5));
+                model.set_running(index, &mean, &variance);
+            }
+            (format!("{seed}.safetensors"), architecture.clone(), model)
+        });
+        Sources::from_models(models.to_vec())
+    }
+
+    fn mean(sources: &Sources) -> Model {
+        let blend = |plan: &crate::merge::Plan, trunks: &[Tensor], weights: &Tensor| Ok(plan.blend(trunks, weights));
+        fold_fixed(sources, &[0.5, 0.5], 0, BatchNormPolicy::Merge, Heads::Merge, blend).unwrap().model
+    }
+
+    fn logits(model: &Model) -> Vec<f32> {
+        let values = (0..2 * 32 * 32 * 3).map(|i| ((i * 37 % 101) as f32 / 50.0) - 1.0).collect();
+        model.logits(Tensor::from_vec(values, [2, 32, 32, 3])).to_vec()
+    }
+
+    #[test]
+    fn units_in_order_are_the_average() {
+        for (name, width) in [("resnet8", 4), ("resnext50_32x4d", 32), ("densenet121", 4), ("vgg11_bn", 4)] {
+            let sources = sources(name, width);
+            let units = Units::of(&sources.get(0).checkpoint.model.network);
+            let lifted = Zip::in_order(&units, 2).lift(&sources, &units).unwrap();
+            for (lifted, source) in lifted.iter().zip(sources.iter()) {
+                assert_eq!(lifted.checkpoint.architecture, source.checkpoint.architecture);
+                assert!(lifted.checkpoint.model.trunk.to_vec::<f32>() == source.checkpoint.model.trunk.to_vec::<f32>());
+            }
+        }
+    }
+
+    /// A network of all units of both sources is both of them side by side: its logits are the mean of theirs.
+    #[test]
+    fn all_units_kept_are_an_ensemble() {
+        for (name, width) in [("resnet8", 4), ("resnet20", 4), ("densenet121", 4), ("vgg11", 4), ("vgg11_bn", 4)] {
+            let sources = sources(name, width);
+            let network = sources.get(0).checkpoint.model.network.clone();
+            let units = Units::of(&network);
+            let nothing_alike: Vec<Vec<f64>> = units.groups.iter().map(|group| vec![0.0; group.units]).collect();
+            let zip = Zip::partial(&network, &units, &nothing_alike, 1.0, 5.0);
+            assert!(zip.groups.iter().zip(&units.groups).all(|(zip, group)| zip.len() == 2 * group.units), "{name}");
+            let lifted = zip.lift(&sources, &units).unwrap();
+            let merged = mean(&lifted);
+            assert_eq!(lifted.architecture().family(), "widened");
+            let [a, b] = [0, 1].map(|index| logits(&sources.get(index).checkpoint.model));
+            let expected: Vec<f32> = a.iter().zip(&b).map(|(a, b)| (a + b) / 2.0).collect();
+            let scale = expected.iter().fold(0f32, |most, x| most.max(x.abs()));
+            let actual = logits(&merged);
+            let close = actual.iter().zip(&expected).all(|(x, y)| (x - y).abs() <= 1e-4 * scale);
+            assert!(close && scale > 0.0, "{name}: {actual:?}, not {expected:?}");
+        }
+    }
+
+    #[test]
+    fn the_budget_is_kept_and_the_least_alike_stay_two() {
+        let sources = sources("resnet8", 8);
+        let network = sources.get(0).checkpoint.model.network.clone();
+        let units = Units::of(&network);
+        let likeness: Vec<Vec<f64>> = units
+            .groups
+            .iter()
+            .map(|group| {
+                (0..group.units).map(|unit| if unit % 2 == 0 { 0.9 } else { 0.1 * unit as f64 / 64.0 }).collect()
+            })
+            .collect();
+        let mut before = 1.0;
+        for budget in [1.0, 1.1, 1.3, 1.6] {
+            let zip = Zip::partial(&network, &units, &likeness, 0.5, budget);
+            let lifted = zip.lift(&sources, &units).unwrap();
+            let parameters = lifted.get(0).checkpoint.model.network.parameter_count();
+            let ratio = parameters as f64 / network.parameter_count() as f64;
+            assert!(ratio <= budget && (budget == 1.0 || ratio > before), "{ratio} of {budget}");
+            before = ratio;
+            for (zipped, group) in zip.groups.iter().zip(&units.groups) {
+                // Those that are alike have both members, and every unit is there once.
+                assert!((0..group.units).step_by(2).all(|unit| zipped[unit].len() == 2));
+                let mut all: Vec<Member> = zipped.iter().flatten().copied().collect();
+                all.sort();
+                all.dedup();
+                assert_eq!(all.len(), 2 * group.units);
+            }
+        }
+    }
+
+    #[test]
+    fn pairs_are_taken_by_likeness_also_within_a_source() {
+        let network = Architecture::named("resnet8", None, Some(2)).unwrap().build(1, 2);
+        let units = Units::of(&network);
+        let of_all = |matrix: [f32; 4]| -> Vec<Vec<f32>> {
+            let of = |group: &UnitGroup| {
+                let count = group.units;
+                (0..count * count).map(|at| if count == 2 { matrix[at] } else { 0.0 }).collect()
+            };
+            units.groups.iter().map(of).collect()
+        };
+        let member = |source: usize, unit: usize| Member { source, unit };
+        // a0 ~ b1, then a1 ~ b0.
+        let cross = of_all([0.1, 0.8, 0.2, 0.3]);
+        let zip = Zip::greedy(&units, [&of_all([1.0, 0.0, 0.0, 1.0]), &cross, &of_all([1.0, 0.0, 0.0, 1.0])]);
+        assert_eq!(zip.groups[0], [vec![member(0, 0), member(1, 1)], vec![member(0, 1), member(1, 0)]]);
+        // The two units of the first source are most alike: those of the second are left for each other.
+        let zip = Zip::greedy(&units, [&of_all([1.0, 0.9, 0.9, 1.0]), &cross, &of_all([1.0, 0.0, 0.0, 1.0])]);
+        assert_eq!(zip.groups[0], [vec![member(0, 0), member(0, 1)], vec![member(1, 0), member(1, 1)]]);
+    }
+}

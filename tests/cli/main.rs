@@ -13,6 +13,7 @@ mod headers;
 mod heads;
 mod jobs;
 mod memory;
+mod methods;
 mod outputs;
 mod outside;
 mod robust;

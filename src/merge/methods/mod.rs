@@ -305,3 +305,6 @@ fn changed(base: &Model, parameter: &Parameter, scale: f64, change: &[f32]) -> V
     let before = base.parameter(parameter).to_vec::<f32>();
     before.iter().zip(change).map(|(before, change)| before + scale as f32 * change).collect()
 }
+
+#[cfg(test)]
+mod tests;

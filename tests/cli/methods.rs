@@ -1,0 +1,194 @@
+//! Merging by methods that learn no merge weights: what they write, and what they refuse.
+
+use serde_json::Value;
+
+use crate::support::{Folder, assert_refused, case, floats, scores};
+
+const MERGE: &str = "merge --models texture.safetensors shape.safetensors";
+
+/// Sources of two origins, and a network that was the origin of none.
+fn with_origins() -> Folder {
+    let folder = Folder::new();
+    folder.data("data", "");
+    for (seed, name) in [(1, "texture"), (2, "shape"), (3, "base")] {
+        let task = if name == "base" { "shape" } else { name };
+        folder.source(name, task, &format!("--architecture resnet8 --width 4 --seed {seed}"));
+    }
+    folder
+}
+
+fn header(folder: &Folder, file: &str) -> Value {
+    folder.json(&format!("inspect {file}"))["metadata"].clone()
+}
+
+#[test]
+fn a_list_tells_of_every_method() {
+    let folder = Folder::new();
+    let text = folder.done("merge --method list");
+    let list = folder.json("merge --method list");
+    let methods = list["methods"].as_array().unwrap();
+    for name in ["linear", "task-arithmetic", "ties", "dare-linear", "dare-ties", "slerp", "regmean", "zipit", "pleas"]
+    {
+        let method = methods.iter().find(|method| method["name"] == name).unwrap_or_else(|| panic!("{name}"));
+        assert_eq!(method["about"].as_array().unwrap().len(), 2, "{name}");
+        assert!(text.contains(method["citation"].as_str().unwrap()), "{name}");
+    }
+    assert!(text.contains("learned on the target"));
+}
+
+#[test]
+fn without_a_method_coefficients_are_a_linear_merge() {
+    let folder = with_origins();
+    folder.done(&format!("{MERGE} --coefficients 0.5,0.5 --out plain.safetensors"));
+    folder.done(&format!("{MERGE} --method linear --out named.safetensors"));
+    assert_eq!(folder.bytes("plain.safetensors"), folder.bytes("named.safetensors"));
+    assert_eq!(header(&folder, "plain.safetensors")["medmerge.method"], "coefficients");
+    let by_layer = "--coefficients-for layer3=0:1,1:0 --coefficients-for layer1=0,1";
+    folder.done(&format!("{MERGE} --coefficients 0.5,0.5 {by_layer} --out layers.safetensors --card"));
+    let [merged, shape] = ["layers.safetensors", "shape.safetensors"].map(|file| floats(&folder, file));
+    assert_eq!(merged["layer1.0.conv2.weight"], shape["layer1.0.conv2.weight"]);
+    assert_ne!(merged["layer2.0.conv2.weight"], shape["layer2.0.conv2.weight"]);
+    let record = r#"[{"filter":"layer3","values":[[0.0,1.0],[1.0,0.0]]},{"filter":"layer1","values":[[0.0],[1.0]]}]"#;
+    assert_eq!(header(&folder, "layers.safetensors")["medmerge.coefficients_for"], record);
+    assert!(folder.text("layers.md").contains("coefficients"));
+}
+
+#[test]
+fn a_header_says_by_which_method_and_numbers() {
+    let folder = with_origins();
+    let ties =
+        format!("{MERGE} --method ties --base base.safetensors --density 0.3 --scale 0.8 --out ties.safetensors");
+    folder.done(&ties);
+    let of_ties = header(&folder, "ties.safetensors");
+    for (key, value) in [("method", "ties"), ("density", "0.3"), ("scale", "0.8"), ("coefficients", "[1.0,1.0]")] {
+        assert_eq!(of_ties[format!("medmerge.{key}")], value, "{key}");
+    }
+    let dare = format!("{MERGE} --method dare-linear --base base.safetensors");
+    let drawn = |seed: usize, out: &str, threads: usize| {
+        folder.done(&format!("{dare} --seed {seed} --threads {threads} --out {out}.safetensors"));
+        folder.bytes(&format!("{out}.safetensors"))
+    };
+    let first = drawn(1, "one", 1);
+    assert!(first == drawn(1, "two", 2) && first != drawn(2, "three", 1));
+    folder.done(&format!("{MERGE} --method slerp --t 0 --out slerp.safetensors"));
+    assert_eq!(
+        floats(&folder, "slerp.safetensors")["conv1.weight"],
+        floats(&folder, "texture.safetensors")["conv1.weight"]
+    );
+}
+
+/// Two sources that are one network: whatever units are paired by, and weights fitted to, it stays what it is.
+#[test]
+fn a_network_merged_with_itself_by_images_is_itself() {
+    let folder = with_origins();
+    folder.write("copy.safetensors", folder.bytes("texture.safetensors"));
+    let before = floats(&folder, "texture.safetensors");
+    for method in ["regmean", "zipit", "pleas"] {
+        let merge = format!("merge --models texture.safetensors copy.safetensors --method {method}");
+        folder.done(&format!("{merge} --data data/target.npz --out {method}.safetensors"));
+        let after = floats(&folder, &format!("{method}.safetensors"));
+        for (name, before) in before.iter().filter(|(name, _)| name.ends_with("weight")) {
+            // ZipIt pairs units of one source where they say the same, as two that say nothing do.
+            let scale = before.iter().fold(0f32, |most, x| most.max(x.abs()));
+            let worst = before.iter().zip(&after[name]).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+            assert!(worst <= 2e-2 * scale || method == "zipit", "{method}, {name}: {worst} of {scale}");
+        }
+    }
+}
+
+#[test]
+fn a_network_that_keeps_units_of_both_is_one_like_others() {
+    let folder = with_origins();
+    let pleas = format!("{MERGE} --method pleas --align activations --data data/target.npz --heads merge");
+    let run = folder.run(&format!("{pleas} --budget 1.5 --out wide.safetensors"));
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    assert!(run.stderr.contains("units stay two"), "{}", run.stderr);
+    let inspected = folder.json("inspect wide.safetensors");
+    assert_eq!(inspected["architecture"]["family"], "widened");
+    let (plain, wide) = (folder.json("inspect shape.safetensors"), inspected["parameters"].as_u64().unwrap());
+    let ratio = wide as f64 / plain["parameters"].as_u64().unwrap() as f64;
+    assert!(ratio > 1.2 && ratio <= 1.5, "{ratio}");
+    assert_eq!(inspected["metadata"]["medmerge.budget"], "1.5");
+    // It is read, evaluated, predicted with, fine-tuned, exported, merged, aligned and asked for its units.
+    folder.done("eval --model wide.safetensors --data data/shape.npz");
+    let csv = folder.done("predict --model wide.safetensors --data data/shape.npz --logits --out -");
+    assert!(scores(&csv).iter().flatten().all(|score| score.is_finite()));
+    folder.done(
+        "train --from wide.safetensors --data data/target.npz --epochs 1 --batch-size 16 --out tuned.safetensors",
+    );
+    assert_eq!(folder.json("inspect tuned.safetensors")["architecture"], inspected["architecture"]);
+    folder.done("export tuned.safetensors --onnx tuned.onnx");
+    folder.done("merge --models wide.safetensors tuned.safetensors --coefficients 0.5,0.5 --out both.safetensors");
+    folder.done("align --model tuned.safetensors --to wide.safetensors --out aligned.safetensors");
+    folder.done("inspect --units wide.safetensors");
+    // A header that claims other widths than the tensors have.
+    folder.rewrite("wide.safetensors", "altered.safetensors", |file| {
+        let architecture = file.metadata.get_mut("medmerge.architecture").unwrap();
+        *architecture = architecture.replace("\"layer3.0.conv1\":", "\"layer3.0.conv9\":");
+    });
+    assert_refused(&folder, &[case("altered", "inspect --units altered.safetensors", &["layer3.0.conv9"])]);
+    // The same bytes for any number of threads.
+    folder.done(&format!("{pleas} --budget 1.5 --threads 1 --out again.safetensors"));
+    assert_eq!(folder.bytes("again.safetensors"), folder.bytes("wide.safetensors"));
+}
+
+#[test]
+fn what_a_method_cannot_work_with_is_refused() {
+    let folder = with_origins();
+    folder.source("narrow", "shape", "--architecture resnet8 --width 2");
+    let out = "--out x.safetensors";
+    let three = "merge --models texture.safetensors shape.safetensors base.safetensors";
+    assert_refused(
+        &folder,
+        &[
+            case("misspelt", format!("{MERGE} --method tise {out}"), &["unknown merging method 'tise'", "'ties'"]),
+            case("no sources", format!("merge --method linear {out}"), &["without --models"]),
+            case("no output", format!("{MERGE} --method linear"), &["without --out"]),
+            case("slerp of three", format!("{three} --method slerp {out}"), &["takes 2 sources, not 3"]),
+            case(
+                "no base",
+                format!("{MERGE} --method ties {out}"),
+                &["needs the network that the sources were trained from"],
+            ),
+            case(
+                "another base",
+                format!("{MERGE} --method ties --base narrow.safetensors {out}"),
+                &["narrow.safetensors: it differs from texture.safetensors"],
+            ),
+            case(
+                "useless base",
+                format!("{MERGE} --method slerp --base base.safetensors {out}"),
+                &["no use for --base"],
+            ),
+            case("no images", format!("{MERGE} --method pleas {out}"), &["needs images of the target"]),
+            case(
+                "density 0",
+                format!("{MERGE} --method ties --base base.safetensors --density 0 {out}"),
+                &["--density 0"],
+            ),
+            case(
+                "density NaN",
+                format!("{MERGE} --method ties --base base.safetensors --density NaN {out}"),
+                &["--density NaN"],
+            ),
+            case("t of linear", format!("{MERGE} --method linear --t 0.5 {out}"), &["does not read --t"]),
+            case("seed of slerp", format!("{MERGE} --method slerp --seed 3 {out}"), &["has no use for --seed"]),
+            case(
+                "no such layer",
+                format!("{MERGE} --coefficients 1,0 --coefficients-for layer9=1,0 {out}"),
+                &["unknown part of a parameter's name 'layer9'"],
+            ),
+            case(
+                "one number of two",
+                format!("{MERGE} --coefficients 1,0 --coefficients-for layer1=1 {out}"),
+                &["1 coefficients of layer1 for 2 sources"],
+            ),
+            case(
+                "no numbers",
+                format!("{MERGE} --coefficients-for layer1 --coefficients 1,0 {out}"),
+                &["FILTER=NUMBERS"],
+            ),
+            case("with weights", format!("{MERGE} --weights w --method linear {out}"), &["cannot be used with"]),
+        ],
+    );
+}
