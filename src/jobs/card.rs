@@ -141,8 +141,18 @@ impl Told<'_> {
     }
 
     fn method(&self) -> Vec<(&'static str, String)> {
-        let keys =
-            ["method", "granularity", "constraint", "align", "start", "coefficients", "batch_norm", "anchor", "seed"];
+        let keys = [
+            "method",
+            "granularity",
+            "constraint",
+            "align",
+            "start",
+            "regularise",
+            "coefficients",
+            "batch_norm",
+            "anchor",
+            "seed",
+        ];
         let value = |key: &'static str| Some((key, self.metadata.get(&format!("medmerge.{key}"))?.clone()));
         keys.into_iter().filter_map(value).collect()
     }
