@@ -5,7 +5,7 @@
 //! | [`Subject::Everything`]: pre-training, fine-tuning | yes | yes | |
 //! | [`Subject::Head`]: a linear probe | | yes | |
 //! | [`Subject::Merge`]: the probe of a merge | blended from frozen sources | yes | yes |
-//! | [`Subject::EverythingAndMerge`]: fine-tuning, merge weights [learned on](change) | yes, and the change of the blend | yes | yes |
+//! | [`Subject::EverythingAndMerge`]: fine-tuning, merge weights [learned on](Change) | yes, and the change of the blend | yes | yes |
 //!
 //! | | batch norms normalise by | running statistics |
 //! |---|---|---|
