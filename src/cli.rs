@@ -231,13 +231,14 @@ pub struct Schedule {
 }
 
 #[derive(Args)]
+#[command(group = clap::ArgGroup::new("start").args(["from", "weights"]))]
 pub struct Train {
     #[command(flatten)]
     pub data: Data,
     /// resnet8, 14, 20, 32, 44, 56 (three stages; with -option-a, shortcuts without parameters), resnet18, 34, 50, 101, 152
     /// (four), wide_resnet50_2, wide_resnet101_2, resnext50_32x4d, resnext101_32x8d, resnext101_64x4d, densenet121, 161, 169,
     /// 201, vgg11, 13, 16, 19 (with _bn, batch norms)
-    #[arg(long, default_value = "resnet18", conflicts_with = "from")]
+    #[arg(long, default_value = "resnet18", conflicts_with = "start")]
     pub architecture: String,
     /// 3x3 for small images (stride 1; also 3x3-pool, 3x3-stride2, 3x3-stride2-pool), 7x7 for large ones (stride 2 and max
     /// pooling) [default: 3x3 for three stages, 7x7 for four]. With --from, the stem of a file that leaves it open: tensors
@@ -245,23 +246,34 @@ pub struct Train {
     #[arg(long, value_parser = parse::<Stem>)]
     pub stem: Option<Stem>,
     /// Filters of the first stage, or of the stem of a DenseNet [default: 16 for three stages, else 64; densenet161: 96]
-    #[arg(long, conflicts_with = "from")]
+    #[arg(long, conflicts_with = "start")]
     pub width: Option<usize>,
     /// Channels the network sees; grey images are repeated to fill them [default: the images', or those of --from, whose first
     /// filters are adapted to others]
     #[arg(long, value_name = "CHANNELS")]
     pub input_channels: Option<usize>,
-    /// With --from: hidden fully connected layers, as VGGs have them, are kept (merge), or new like the head (new)
-    #[arg(long, requires = "from", value_parser = parse::<Hidden>, default_value = "merge", value_name = "merge|new")]
+    /// With --from or --weights: hidden fully connected layers, as VGGs have them, are kept (merge), or new like the head (new)
+    #[arg(long, requires = "start", value_parser = parse::<Hidden>, default_value = "merge", value_name = "merge|new")]
     pub hidden: Hidden,
     /// Fine-tune this network; its head is kept if it fits the classes
     #[arg(long, value_name = "CKPT")]
     pub from: Option<PathBuf>,
+    /// Fine-tune the network folded from these merge weights, which `learn` wrote, and learn the weights on beside it: its trunk
+    /// is V + Σ (α − α⁰)·W, where all of V is fine-tuned, W are the sources as they are, and α starts as the α⁰ of the file.
+    /// --out is an ordinary network
+    #[arg(long, value_name = "FILE", requires = "models")]
+    pub weights: Option<PathBuf>,
+    /// With --weights: the sources, in the order in which the weights were learned
+    #[arg(long, num_args = 1.., value_name = "CKPT", requires = "weights")]
+    pub models: Vec<PathBuf>,
+    /// With --weights: learning rate of the merge weights; --learning-rate is that of all else
+    #[arg(long, default_value_t = 1e-2, allow_negative_numbers = true, requires = "weights")]
+    pub merge_learning_rate: f64,
     /// Start with a new head even if the old one fits
-    #[arg(long, requires = "from")]
+    #[arg(long, requires = "start")]
     pub new_head: bool,
     /// Train the head alone, on a trunk that stays as it is, running statistics included: a linear probe
-    #[arg(long, requires = "from")]
+    #[arg(long, requires = "from", conflicts_with = "weights")]
     pub head_only: bool,
     #[command(flatten)]
     pub schedule: Schedule,
@@ -322,6 +334,13 @@ pub struct Learn {
     /// Learning rate of the merge weights; --learning-rate is the head's
     #[arg(long, default_value_t = 1e-2, allow_negative_numbers = true)]
     pub merge_learning_rate: f64,
+    /// Pull the merge weights w (with simplex, the l) towards their start w₀, by λ; 0: not at all
+    ///
+    /// The loss is L + λ/2·‖w − w₀‖². Each step moves w by −rate·λ·(w − w₀) beside what the update rule makes of L, where rate is
+    /// --merge-learning-rate as the schedule leaves it, with sgd ten times that, as momentum makes it of L's gradient. It may
+    /// take w back to w₀, not further: rate·λ is 1 at most
+    #[arg(long, default_value_t = 0.0, value_name = "λ", allow_negative_numbers = true)]
+    pub regularise: f64,
     #[command(flatten)]
     pub schedule: Schedule,
     /// The folded network

@@ -5,7 +5,7 @@ use serde_json::json;
 use medmerge::error::Result;
 use medmerge::jobs;
 use medmerge::output::shown;
-use medmerge::train::Probe;
+use medmerge::train::{Probe, TrainOptions};
 
 use super::progress::Progress;
 use super::{best, card, images, place, report, train_options};
@@ -24,7 +24,10 @@ pub fn run(options: &Learn, global: &Global) -> Result<()> {
         batch_norm: options.batch_norm,
         keep_statistics: options.keep_statistics,
         align: options.align,
-        options: train_options(&options.schedule, options.merge_learning_rate, global),
+        options: TrainOptions {
+            regularise: options.regularise,
+            ..train_options(&options.schedule, options.merge_learning_rate, global)
+        },
         compute: place::compute(global),
         out: options.out.clone(),
         writing: options.writing.given(),

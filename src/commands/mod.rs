@@ -112,6 +112,7 @@ fn train_options(schedule: &cli::Schedule, merge_learning_rate: f64, global: &Gl
         batch_size: schedule.batch_size,
         learning_rate: schedule.learning_rate,
         merge_learning_rate,
+        regularise: 0.0,
         optimizer: match schedule.optimizer {
             cli::OptimizerName::Adamw => OptimizerKind::AdamW,
             cli::OptimizerName::Sgd => OptimizerKind::Sgd,

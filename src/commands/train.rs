@@ -13,22 +13,23 @@ use super::{best, card, images, place, report, train_options};
 use crate::cli::{Global, Train};
 
 pub fn run(options: &Train, global: &Global) -> Result<()> {
-    let start = match &options.from {
-        Some(path) => Start::From {
-            path: path.clone(),
-            reading: Reading { stem: options.stem, input_channels: options.input_channels, hidden: options.hidden },
-            new_head: options.new_head,
-            head_only: options.head_only,
-        },
-        None => Start::New {
+    let Train { stem, input_channels, hidden, new_head, .. } = *options;
+    let reading = Reading { stem, input_channels, hidden };
+    let start = match (&options.from, &options.weights) {
+        (Some(path), _) => Start::From { path: path.clone(), reading, new_head, head_only: options.head_only },
+        (None, Some(weights)) => {
+            Start::Merged { weights: weights.clone(), models: options.models.clone(), reading, new_head }
+        }
+        (None, None) => Start::New {
             architecture: Architecture::named(&options.architecture, options.stem, options.width)?,
             input_channels: options.input_channels,
         },
     };
+    let merge_learning_rate = if options.weights.is_some() { options.merge_learning_rate } else { 0.0 };
     let job = jobs::Train {
         images: images(&options.data),
         start,
-        options: train_options(&options.schedule, 0.0, global),
+        options: train_options(&options.schedule, merge_learning_rate, global),
         compute: place::compute(global),
         out: options.out.clone(),
         writing: options.writing.given(),

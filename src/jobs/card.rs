@@ -147,6 +147,7 @@ impl Told<'_> {
             "constraint",
             "align",
             "start",
+            "regularise",
             "coefficients",
             "coefficients_for",
             "scale",

@@ -217,6 +217,7 @@ impl Learn {
             "--keep-statistics": self.keep_statistics,
             "--align": self.align,
             "--merge-learning-rate": self.options.merge_learning_rate,
+            "--regularise": (self.options.regularise != 0.0).then_some(self.options.regularise),
         });
         let network = (sources.architecture().clone(), network);
         settings(&network, &self.options, (&self.compute, place), provenance, more)

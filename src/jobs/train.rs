@@ -10,15 +10,17 @@ use super::card::{self, CardFiles, Told};
 use super::saving::{Recording, Saving};
 use super::settings::settings;
 use super::{Compute, EpochLog, Images, networks};
-use crate::checkpoint::{self, Checkpoint, Described, Form, Phase, Provenance, Reading, TensorFile, Writing};
+use crate::checkpoint::{self, Checkpoint, Described, Form, Metadata, Phase, Provenance, Reading, TensorFile, Writing};
+
 use crate::data::Dataset;
 use crate::error::Result;
-use crate::merge::{SourceRecord, training_metadata};
+use crate::file_kind::Wanted;
+use crate::merge::{Learned, SourceRecord, training_metadata};
 use crate::nn::{Architecture, Model, Network, Region, init};
 use crate::output::{Named, OutputPath};
 use crate::train::{
-    EpochRecord, FINE_TUNE, LINEAR_PROBE, Observer, Place, ResumeFile, Settings, Subject, TRAIN, Target, TrainOptions,
-    train_resumable,
+    Change, EpochRecord, FINE_TUNE, FINE_TUNE_MERGE, LINEAR_PROBE, Observer, Place, ResumeFile, Settings, Subject,
+    TRAIN, Target, TrainOptions, train_resumable,
 };
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -64,6 +66,17 @@ pub enum Start {
         /// Whether the head alone is trained, on a trunk that stays as it is: a linear probe.
         head_only: bool,
     },
+    /// The network folded from learned merge weights, which are learned on while all of it is fine-tuned.
+    Merged {
+        /// A file of merge weights that [`Learn`](super::Learn) wrote.
+        weights: PathBuf,
+        /// The sources, in the order in which the weights were learned.
+        models: Vec<PathBuf>,
+        #[serde(default)]
+        reading: Reading,
+        /// Whether the head is new even if the learned one fits the classes.
+        new_head: bool,
+    },
 }
 
 /// The result of a run of [`Train`].
@@ -85,7 +98,7 @@ impl Train {
                 self.writing.check(architecture, false)?;
                 Reading { input_channels: *input_channels, ..Reading::default() }.check()?;
             }
-            Start::From { reading, .. } => reading.check()?,
+            Start::From { reading, .. } | Start::Merged { reading, .. } => reading.check()?,
         }
         let (state, log) = (self.state_path(), EpochLog::beside(&self.out));
         let mut outputs: Vec<Named> = vec![("--out", &self.out), ("the log beside --out", &log)];
@@ -102,10 +115,7 @@ impl Train {
         let log = EpochLog::new(&self.out, force)?;
         let card = CardFiles::check(&self.card, &self.out, force)?;
         let place = self.compute.open(observer)?;
-        let from = match &self.start {
-            Start::From { path, reading, .. } => Some(networks::load(path, reading, observer)?),
-            Start::New { .. } => None,
-        };
+        let (from, mut subject) = self.subject(observer)?;
         let form = self.form(from.as_ref())?;
         let data = Dataset::load(&self.images.data)?;
         let (architecture, network) = self.network(&data, from.as_ref());
@@ -129,12 +139,11 @@ impl Train {
             }
             false => None,
         };
-        let metadata = training_metadata(&architecture, self.options.seed, from.as_ref());
+        let metadata = self.metadata(&architecture, from.as_ref());
         let options = self.options.clone();
         let saving = Saving { output, metadata, form, provenance: provenance.clone(), options };
         let mut recording = Recording::new(observer, log, Some(saving));
         recording.phase("training");
-        let mut subject = if self.kind() == LINEAR_PROBE { Subject::Head } else { Subject::Everything };
         let target = Target { data: &data, normalisation: &normalisation, place };
         let history = train_resumable(&mut model, &mut subject, target, &self.options, &mut recording, state.as_mut())?;
         let Recording { saving, observer, .. } = recording;
@@ -148,9 +157,32 @@ impl Train {
         Ok(Trained { architecture, model, history, log: EpochLog::beside(&self.out) })
     }
 
+    /// The network to start from, if there is one, and what of it learns.
+    fn subject(&self, observer: &mut dyn Observer) -> Result<(Option<Checkpoint>, Subject)> {
+        let (path, reading, head_only) = match &self.start {
+            Start::New { .. } => return Ok((None, Subject::Everything)),
+            Start::From { path, reading, head_only, .. } => (path, reading, *head_only),
+            Start::Merged { weights, models, reading, .. } => {
+                let (folded, change) = folded(weights, models, reading, observer)?;
+                return Ok((Some(folded), Subject::EverythingAndMerge(change)));
+            }
+        };
+        let from = networks::load(path, reading, observer)?;
+        Ok((Some(from), if head_only { Subject::Head } else { Subject::Everything }))
+    }
+
+    /// The header of `out`.
+    fn metadata(&self, architecture: &Architecture, from: Option<&Checkpoint>) -> Metadata {
+        let mut metadata = training_metadata(architecture, self.options.seed, from);
+        if let Start::Merged { .. } = self.start {
+            metadata.insert("medmerge.method".into(), FINE_TUNE_MERGE.into());
+        }
+        metadata
+    }
+
     fn from(&self) -> Option<&Path> {
         match &self.start {
-            Start::From { path, .. } => Some(path),
+            Start::From { path, .. } | Start::Merged { weights: path, .. } => Some(path),
             Start::New { .. } => None,
         }
     }
@@ -174,8 +206,13 @@ impl Train {
     }
 
     fn inputs(&self) -> Vec<Named<'_>> {
-        let from = self.from().into_iter().map(|path| ("--from", path));
-        from.chain([("--data", self.images.data.as_path())]).collect()
+        let (name, models) = match &self.start {
+            Start::Merged { models, .. } => ("--weights", models.as_slice()),
+            _ => ("--from", &[][..]),
+        };
+        let from = self.from().into_iter().map(|path| (name, path));
+        let models = models.iter().map(|path| ("--models", path.as_path()));
+        from.chain(models).chain([("--data", self.images.data.as_path())]).collect()
     }
 
     fn state_path(&self) -> PathBuf {
@@ -188,6 +225,7 @@ impl Train {
             Start::New { .. } => TRAIN,
             Start::From { head_only: true, .. } => LINEAR_PROBE,
             Start::From { head_only: false, .. } => FINE_TUNE,
+            Start::Merged { .. } => FINE_TUNE_MERGE,
         }
     }
 
@@ -210,7 +248,8 @@ impl Train {
         data: &Dataset,
         observer: &mut dyn Observer,
     ) -> Result<Model> {
-        let keeps_head = !matches!(self.start, Start::From { new_head: true, .. });
+        let keeps_head =
+            !matches!(self.start, Start::From { new_head: true, .. } | Start::Merged { new_head: true, .. });
         let path = self.from().expect("there is one");
         let has_several = !from.heads().is_empty();
         if from.has_head && from.model.network.classes == data.classes && keeps_head && !has_several {
@@ -240,15 +279,45 @@ impl Train {
     ) -> Result<Settings> {
         let (new_head, head_only) = match self.start {
             Start::From { new_head, head_only, .. } => (new_head, head_only),
+            Start::Merged { new_head, .. } => (new_head, false),
             Start::New { .. } => (false, false),
         };
+        let is_merged = matches!(self.start, Start::Merged { .. });
+        let content = from.map(|from| &from.sha256);
         let more = json!({
-            "the content of --from": from.map(|from| &from.sha256),
+            "the content of --from": content.filter(|_| !is_merged),
+            // Which names the content of --models.
+            "the content of --weights": content.filter(|_| is_merged),
+            "--merge-learning-rate": is_merged.then_some(self.options.merge_learning_rate),
             "--new-head": new_head,
             "--head-only": head_only,
         });
         settings(network, &self.options, (&self.compute, place), provenance, more)
     }
+}
+
+/// The network folded from merge weights, as if it had been read from a file, and those to be learned on.
+fn folded(
+    path: &Path,
+    models: &[PathBuf],
+    reading: &Reading,
+    observer: &mut dyn Observer,
+) -> Result<(Checkpoint, Change)> {
+    let file = TensorFile::read_as(path, Wanted::MergeWeights)?;
+    let learned = Learned::from_file(&file)?;
+    let sources = networks::load_sources(models, &learned.reading(reading), observer)?;
+    learned.check_sources(path, &sources)?;
+    let trunks = learned.aligned(&sources).trunks();
+    let folded = Checkpoint {
+        model: learned.fold(&trunks)?,
+        metadata: learned.metadata(),
+        provenance: learned.provenance.clone(),
+        sha256: file.sha256,
+        has_head: true,
+        ..sources.get(learned.method.anchor).checkpoint.clone()
+    };
+    checkpoint::check_numbers(path, &folded.model)?;
+    Ok((folded, Change::new(learned.plan()?, trunks, learned.merge_weights)))
 }
 
 /// Whether there is a network of which no interrupted run will say that it is its own.

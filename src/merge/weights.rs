@@ -31,6 +31,8 @@ pub struct Learned {
     pub architecture: Architecture,
     pub method: Method,
     pub start: Start,
+    /// λ of the pull towards the start; 0 without.
+    pub regularise: f64,
     pub seed: u64,
     pub sources: Vec<SourceRecord>,
     /// The order of the sources' units in which they were merged; `None` where they were merged as they stand.
@@ -57,6 +59,9 @@ const SUFFIX: &str = "merge_weight";
 
 /// The entry of a header that says what sources were aligned by.
 pub(crate) const ALIGN: &str = "medmerge.align";
+
+/// The entry of a header that says how strongly merge weights were pulled to their start, if they were.
+const REGULARISE: &str = "medmerge.regularise";
 
 impl Learned {
     /// # Errors
@@ -120,6 +125,9 @@ impl Learned {
             ]
             .map(|(key, value)| (format!("medmerge.{key}"), value)),
         );
+        if self.regularise != 0.0 {
+            metadata.insert(REGULARISE.into(), text(&self.regularise));
+        }
         if let Some(Alignment { by, .. }) = &self.alignment {
             metadata.insert(ALIGN.into(), text(by));
         }
@@ -192,8 +200,20 @@ impl Learned {
         let provenance = Provenance::read(&file.path, &file.metadata)?;
         provenance.check(&file.path, &network, true)?;
         let (start, seed) = (header.field("start")?.parse()?, header.number("seed")?);
+        let regularise = header.regularise()?;
         let alignment = header.alignment(&network, sources.len())?;
-        Ok(Learned { architecture, method, start, seed, sources, alignment, merge_weights, model, provenance })
+        Ok(Learned {
+            architecture,
+            method,
+            start,
+            regularise,
+            seed,
+            sources,
+            alignment,
+            merge_weights,
+            model,
+            provenance,
+        })
     }
 
     /// How the sources are to be read: the weights were learned for one network. What is asked for goes first.
@@ -272,6 +292,12 @@ impl Header<'_> {
 
     fn number(&self, key: &str) -> Result<u64> {
         self.field(key)?.parse().map_err(|_| self.makes_no_sense(key))
+    }
+
+    fn regularise(&self) -> Result<f64> {
+        let Some(text) = self.file.metadata.get(REGULARISE) else { return Ok(0.0) };
+        let parsed = text.parse().ok().filter(|strength: &f64| strength.is_finite() && *strength > 0.0);
+        parsed.ok_or_else(|| self.makes_no_sense("regularise"))
     }
 
     fn json<T: for<'a> Deserialize<'a>>(&self, key: &str) -> Result<T> {
@@ -355,7 +381,7 @@ pub fn training_metadata(architecture: &Architecture, seed: u64, from: Option<&C
     metadata.insert("medmerge.seed".into(), seed.to_string());
     if let Some(from) = from {
         metadata.insert("medmerge.from".into(), from.sha256.clone());
-        let handed_on = ["sources", "granularity", "constraint", "batch_norm", "anchor", "start"];
+        let handed_on = ["sources", "granularity", "constraint", "batch_norm", "anchor", "start", "regularise"];
         for key in handed_on.map(|key| format!("medmerge.{key}")) {
             if let Some(value) = from.metadata.get(&key) {
                 metadata.insert(key, value.clone());

@@ -166,6 +166,7 @@ pub fn learn_for(
         architecture: sources.architecture().clone(),
         method: merge.plan.method,
         start: options.start,
+        regularise: options.probe.regularise,
         seed: options.probe.seed,
         sources: sources.records(),
         alignment,

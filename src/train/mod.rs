@@ -5,10 +5,11 @@
 //! | [`Subject::Everything`]: pre-training, fine-tuning | yes | yes | |
 //! | [`Subject::Head`]: a linear probe | | yes | |
 //! | [`Subject::Merge`]: the probe of a merge | blended from frozen sources | yes | yes |
+//! | [`Subject::EverythingAndMerge`]: fine-tuning, merge weights [learned on](Change) | yes, and the change of the blend | yes | yes |
 //!
 //! | | batch norms normalise by | running statistics |
 //! |---|---|---|
-//! | [`Subject::Everything`] | the batch | follow the batches, as in PyTorch's training mode |
+//! | [`Subject::Everything`], [`Subject::EverythingAndMerge`] | the batch | follow the batches, as in PyTorch's training mode |
 //! | [`Subject::Head`] | the running statistics | stay: features that are frozen depend on the image alone |
 //! | [`Subject::Merge`] | the batch, since no statistics belong to a blend that moves | re-estimated before each validation |
 //!
@@ -16,6 +17,7 @@
 
 mod align;
 mod batches;
+mod change;
 mod compare;
 mod evaluate;
 mod fit;
@@ -33,6 +35,7 @@ use serde::{Deserialize, Serialize};
 
 pub use align::{align, correlations};
 pub use batches::{Batch, Batches, Loaded};
+pub use change::Change;
 pub use compare::{Baseline, Outcome, Protocol};
 pub use evaluate::{Evaluator, evaluate, reestimate_statistics, scores};
 pub use fit::TargetImages;
@@ -58,6 +61,7 @@ pub const TRAIN: &str = "train";
 pub const FINE_TUNE: &str = "fine-tune";
 pub const LINEAR_PROBE: &str = "linear probe";
 pub const MERGE_WEIGHTS: &str = "merge weights";
+pub const FINE_TUNE_MERGE: &str = "fine-tune, merge weights learned on";
 
 /// A data set, how its images become numbers, and where.
 #[derive(Clone, Copy)]
@@ -139,6 +143,8 @@ pub struct TrainOptions {
     pub learning_rate: f64,
     /// Learning rate of merge weights, where there are some.
     pub merge_learning_rate: f64,
+    /// λ: the loss has a term λ/2·‖w − w₀‖² of merge weights w that start as w₀.
+    pub regularise: f64,
     pub optimizer: OptimizerKind,
     pub schedule: Schedule,
     pub weight_decay: f64,
@@ -158,6 +164,7 @@ impl Default for TrainOptions {
             batch_size: 128,
             learning_rate: 1e-3,
             merge_learning_rate: 1e-2,
+            regularise: 0.0,
             optimizer: OptimizerKind::AdamW,
             schedule: Schedule::Cosine,
             weight_decay: 1e-4,
@@ -188,6 +195,7 @@ impl TrainOptions {
                 return refuse(format!("--{name} {rate}"), "give a positive number, such as 1e-3");
             }
         }
+        self.check_pull()?;
         if !self.weight_decay.is_finite() || self.weight_decay < 0.0 {
             return refuse(format!("--weight-decay {}", self.weight_decay), "give 0 or a small positive number");
         }
@@ -206,6 +214,25 @@ impl TrainOptions {
 }
 
 impl TrainOptions {
+    /// Refuses a pull of merge weights beyond where they started.
+    fn check_pull(&self) -> Result<()> {
+        let TrainOptions { regularise, merge_learning_rate, optimizer, .. } = *self;
+        if !regularise.is_finite() || regularise < 0.0 {
+            return Err(Error::usage(format!("--regularise {regularise}"), "give 0 or a positive number, such as 1"));
+        }
+        let per_strength = merge_learning_rate * optimizer.pulls();
+        // By more than rounding.
+        if regularise * per_strength <= 1.0 + 1e-9 {
+            return Ok(());
+        }
+        let message = format!(
+            "--regularise {regularise} with --merge-learning-rate {merge_learning_rate} pulls merge weights beyond their start"
+        );
+        let hint =
+            format!("give {} or less, or a smaller --merge-learning-rate", (1e3 / per_strength + 1e-6).floor() / 1e3);
+        Err(Error::usage(message, hint))
+    }
+
     /// The phase of a run with these options, as a header tells it. A merge alone has merge weights to learn.
     pub fn phase(&self, kind: &str, history: &[EpochRecord]) -> Phase {
         Phase {
@@ -216,7 +243,7 @@ impl TrainOptions {
             stopped_early: history.len() < self.epochs
                 && self.patience.is_some_and(|patience| has_lost_patience(history, patience)),
             learning_rate: self.learning_rate,
-            merge_learning_rate: (kind == MERGE_WEIGHTS).then_some(self.merge_learning_rate),
+            merge_learning_rate: [MERGE_WEIGHTS, FINE_TUNE_MERGE].contains(&kind).then_some(self.merge_learning_rate),
             schedule: serde_name(&self.schedule),
             optimizer: serde_name(&self.optimizer),
             batch_size: self.batch_size,

@@ -1,4 +1,15 @@
-//! Update rules with their state, one per arena.
+//! Update rules with their state, one per arena, and the pull of merge weights towards their start.
+//!
+//! With `--regularise λ` what is minimised over merge weights w that started as w₀ is L + λ/2·‖w − w₀‖². The pull is decoupled
+//! from the gradient, as AdamW's weight decay is: no moment sees it, and loss scaling does not touch it. Of the same w as the
+//! update behind it,
+//!
+//! ```text
+//! SGD      w −= learning_rate·λ/(1 − momentum)·(w − w₀)
+//! AdamW    w −= learning_rate·λ·(w − w₀)
+//! ```
+//!
+//! Under a gradient that stays, SGD moves by 1/(1 − momentum) times its learning rate: so it rests where ∇L + λ(w − w₀) = 0.
 
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +40,16 @@ pub enum Schedule {
     Cosine,
 }
 
+impl OptimizerKind {
+    /// How many learning rates a weight is pulled by, per λ and per distance from its start.
+    pub(super) fn pulls(self) -> f64 {
+        match self {
+            OptimizerKind::Sgd => 1.0 / (1.0 - BETAS[0]),
+            OptimizerKind::AdamW => 1.0,
+        }
+    }
+}
+
 impl Schedule {
     /// The factor of the learning rate at `step` (from 0) of `steps`.
     pub fn factor(self, step: usize, steps: usize) -> f64 {
@@ -47,11 +68,43 @@ pub struct Optimizer {
     weight_decay: f64,
     step: u64,
     moments: Vec<Tensor>,
+    pull: Option<Pull>,
+}
+
+/// A pull towards where parameters started.
+#[derive(Clone, Debug)]
+struct Pull {
+    /// λ.
+    strength: f64,
+    /// −w₀.
+    minus_start: Tensor,
+}
+
+impl Pull {
+    /// w −= rate·(w − w₀): what SGD does with the velocity −w₀ and no gradient, where momentum and weight decay are 1. So
+    /// `control` multiplies the rate and withholds the pull as it does an update.
+    fn apply(&mut self, parameters: &mut Tensor, rate: f64, control: Option<&Control>) {
+        let (dtype, device) = (parameters.dtype(), parameters.device());
+        if self.minus_start.device() != device {
+            self.minus_start = self.minus_start.to_device(device);
+        }
+        let mut velocity = self.minus_start.copy();
+        let none = Tensor::zeros(parameters.shape(), dtype, device);
+        let rule = Sgd { learning_rate: rate, momentum: 1.0, weight_decay: 1.0 };
+        sgd(&rule, parameters, &none, &mut velocity, control);
+    }
 }
 
 impl Optimizer {
     pub fn new(kind: OptimizerKind, learning_rate: f64, weight_decay: f64) -> Optimizer {
-        Optimizer { kind, learning_rate, weight_decay, step: 0, moments: Vec::new() }
+        Optimizer { kind, learning_rate, weight_decay, step: 0, moments: Vec::new(), pull: None }
+    }
+
+    /// The same with parameters pulled towards `start`, by λ = `strength`; by 0, not at all.
+    pub fn towards(self, start: &Tensor, strength: f64) -> Optimizer {
+        let minus = || start.to_vec::<f32>().into_iter().map(|w| -w).collect::<Vec<f32>>();
+        let pull = (strength != 0.0).then(|| Pull { strength, minus_start: Tensor::from_vec(minus(), start.shape()) });
+        Optimizer { pull, ..self }
     }
 
     /// Updates so far.
@@ -67,6 +120,11 @@ impl Optimizer {
     /// Velocity, or first and second moment; empty before the first update.
     pub fn moments(&self) -> &[Tensor] {
         &self.moments
+    }
+
+    /// Every tensor that updates read and write beside the parameters.
+    pub(super) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        self.moments.iter().chain(self.pull.as_ref().map(|pull| &pull.minus_start))
     }
 
     /// Continues from what [`Optimizer::steps`] and [`Optimizer::moments`] said.
@@ -90,6 +148,9 @@ impl Optimizer {
         }
         self.step += 1;
         let learning_rate = if control.is_some() { self.learning_rate } else { self.learning_rate * factor };
+        if let Some(pull) = &mut self.pull {
+            pull.apply(parameters, learning_rate * pull.strength * self.kind.pulls(), control);
+        }
         match (self.kind, self.moments.as_mut_slice()) {
             (OptimizerKind::Sgd, [velocity]) => {
                 let rule = Sgd { learning_rate, momentum: BETAS[0], weight_decay: self.weight_decay };
@@ -107,6 +168,74 @@ impl Optimizer {
                 adamw(&rule, parameters, gradient, first, second, control);
             }
             _ => unreachable!("each rule has its own number of moments"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TARGET: [f32; 3] = [2.0, -1.0, 0.25];
+    const START: [f32; 3] = [0.5, 0.5, 0.5];
+    const CURVATURE: f32 = 3.0;
+
+    fn vector(values: [f32; 3]) -> Tensor {
+        Tensor::from_vec(values.to_vec(), [3])
+    }
+
+    /// w after so many steps on L = a/2·‖w − c‖², and how far it has ever been from its start.
+    fn descend(kind: OptimizerKind, learning_rate: f64, strength: f64, steps: usize) -> ([f32; 3], f32) {
+        let start = vector(START);
+        let mut optimizer = Optimizer::new(kind, learning_rate, 0.0).towards(&start, strength);
+        let (mut w, mut farthest) = (start.copy(), 0f32);
+        for _ in 0..steps {
+            let now = w.to_vec::<f32>();
+            let gradient = [0, 1, 2].map(|i| CURVATURE * (now[i] - TARGET[i]));
+            optimizer.update(&mut w, &vector(gradient), 1.0, None);
+            farthest = w.data::<f32>().iter().zip(START).fold(farthest, |most, (w, start)| most.max((w - start).abs()));
+        }
+        (w.to_vec().try_into().unwrap(), farthest)
+    }
+
+    /// a(w − c) + λ(w − w₀) = 0.
+    #[test]
+    fn sgd_rests_where_the_regularised_loss_is_least() {
+        for strength in [0.0, 0.5, 3.0, 40.0] {
+            let (w, _) = descend(OptimizerKind::Sgd, 2e-3, strength, 4000);
+            let pull = strength as f32;
+            for (i, w) in w.into_iter().enumerate() {
+                let expected = (CURVATURE * TARGET[i] + pull * START[i]) / (CURVATURE + pull);
+                assert!((w - expected).abs() < 1e-5, "λ = {strength}: {w} is not {expected}");
+            }
+        }
+    }
+
+    /// With the strongest pull that is allowed each step begins at the start.
+    #[test]
+    fn pulled_all_the_way_weights_stay_within_a_step_of_their_start() {
+        let learning_rate = 1e-2;
+        for kind in [OptimizerKind::Sgd, OptimizerKind::AdamW] {
+            let (_, free) = descend(kind, learning_rate, 0.0, 100);
+            let (_, pulled) = descend(kind, learning_rate, 1.0 / (learning_rate * kind.pulls()), 100);
+            // The gradient there is at most 4.5, and so is a velocity of ten of them 45.
+            let one_step = if kind == OptimizerKind::Sgd { 0.46 } else { 0.0101 };
+            assert!(pulled <= one_step && 2.0 * pulled < free, "{kind:?}: {pulled} of {free}");
+        }
+    }
+
+    /// The definition of both rules, written out.
+    #[test]
+    fn a_pull_is_that_of_the_formula() {
+        for (kind, rate) in [(OptimizerKind::Sgd, 10.0 * 0.01 * 4.0), (OptimizerKind::AdamW, 0.01 * 4.0)] {
+            let (start, w, gradient) = (vector(START), [1.5, -0.25, 0.5], vector([0.3, -0.7, 2.0]));
+            let by = |strength: f64, mut w: Tensor| {
+                Optimizer::new(kind, 0.02, 0.0).towards(&start, strength).update(&mut w, &gradient, 0.5, None);
+                w.to_vec::<f32>()
+            };
+            let pulled = [0, 1, 2].map(|i| w[i] - rate as f32 * (w[i] - START[i]));
+            let (found, expected) = (by(4.0, vector(w)), by(0.0, vector(pulled)));
+            assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-6), "{found:?} is not {expected:?}");
         }
     }
 }

@@ -172,8 +172,10 @@ impl Learning<'_> {
         let mut tensors = vec![&self.model.head, &self.model.statistics];
         match &*self.subject {
             Subject::Everything | Subject::Head => tensors.push(&self.model.trunk),
-            Subject::Merge(state) => tensors.extend(state.trunks.iter().chain([&state.merge_weights])),
+            Subject::Merge(_) => {}
+            Subject::EverythingAndMerge(change) => tensors.extend([&self.model.trunk, &change.minus_alpha]),
         }
-        tensors.into_iter().chain(self.optimizers.moments()).map(Tensor::address).collect()
+        tensors.extend(self.subject.merge().iter().flat_map(|state| state.trunks.iter().chain([&state.merge_weights])));
+        tensors.into_iter().chain(self.optimizers.tensors()).map(Tensor::address).collect()
     }
 }

@@ -1,5 +1,6 @@
 //! One step: the gradients of a batch, then the updates.
 
+use super::change::Change;
 use super::optimizer::BETAS;
 use super::{Batch, Optimizer, Target, TrainOptions, reestimate_statistics};
 use crate::error::Result;
@@ -19,6 +20,8 @@ pub enum Subject {
     Everything,
     Head,
     Merge(MergeState),
+    /// Everything, and merge weights learned on.
+    EverythingAndMerge(Change),
 }
 
 /// Merge weights on their way.
@@ -70,20 +73,37 @@ impl Optimizers {
     }
 
     /// Every tensor that updates read and write beside the parameters.
-    pub(super) fn moments(&self) -> impl Iterator<Item = &Tensor> {
-        self.all().flat_map(|optimizer| optimizer.moments())
+    pub(super) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        self.all().flat_map(|optimizer| optimizer.tensors())
     }
 }
 
 impl Subject {
+    /// Merge weights are pulled, if at all, towards what they are now.
     pub fn optimizers(&self, options: &TrainOptions) -> Optimizers {
-        let TrainOptions { optimizer, learning_rate, merge_learning_rate, weight_decay, .. } = *options;
+        let TrainOptions { optimizer, learning_rate, merge_learning_rate, regularise, weight_decay, .. } = *options;
         let rule = || Optimizer::new(optimizer, learning_rate, weight_decay);
         Optimizers {
-            trunk: matches!(self, Subject::Everything).then(rule),
+            trunk: matches!(self, Subject::Everything | Subject::EverythingAndMerge(_)).then(rule),
             head: rule(),
-            // Decay would pull merge weights towards the anchor.
-            merge: matches!(self, Subject::Merge(_)).then(|| Optimizer::new(optimizer, merge_learning_rate, 0.0)),
+            merge: self.merge().map(|state| {
+                // Decay would pull merge weights towards the anchor.
+                Optimizer::new(optimizer, merge_learning_rate, 0.0).towards(&state.merge_weights, regularise)
+            }),
+        }
+    }
+
+    pub(super) fn merge(&self) -> Option<&MergeState> {
+        match self {
+            Subject::Everything | Subject::Head => None,
+            Subject::Merge(state) | Subject::EverythingAndMerge(Change { merge: state, .. }) => Some(state),
+        }
+    }
+
+    fn merge_mut(&mut self) -> Option<&mut MergeState> {
+        match self {
+            Subject::Everything | Subject::Head => None,
+            Subject::Merge(state) | Subject::EverythingAndMerge(Change { merge: state, .. }) => Some(state),
         }
     }
 
@@ -92,13 +112,16 @@ impl Subject {
     pub fn mode(&self) -> Mode {
         match self {
             Subject::Head => Mode::Inference,
-            Subject::Everything | Subject::Merge(_) => Mode::Training,
+            Subject::Everything | Subject::Merge(_) | Subject::EverythingAndMerge(_) => Mode::Training,
         }
     }
 
     /// Moves what learns, and what it learns from, to a device; returns the frozen sources as they were.
-    pub(super) fn move_to(&mut self, device: Device) -> Vec<Tensor> {
-        let Subject::Merge(state) = self else { return Vec::new() };
+    pub fn move_to(&mut self, device: Device) -> Vec<Tensor> {
+        if let Subject::EverythingAndMerge(change) = self {
+            change.move_to(device);
+        }
+        let Some(state) = self.merge_mut() else { return Vec::new() };
         state.merge_weights = state.merge_weights.to_device(device);
         let moved = state.trunks.iter().map(|trunk| trunk.to_device(device)).collect();
         std::mem::replace(&mut state.trunks, moved)
@@ -106,20 +129,23 @@ impl Subject {
 
     /// The way back from [`Subject::move_to`].
     pub(super) fn move_back(&mut self, trunks: Vec<Tensor>) {
-        if let Subject::Merge(state) = self {
+        if let Some(state) = self.merge_mut() {
             state.merge_weights = state.merge_weights.to_device(Device::Cpu);
             state.trunks = trunks;
         }
     }
 
-    /// The network as it would be written now: of a merge, the blend with its own running statistics. `None` where `model`
-    /// is that already.
+    /// The network as it would be written now: of a merge, the blend with its own running statistics; of one that is learned
+    /// on, with those that followed the batches. `None` where `model` is that already.
     pub(super) fn outcome(&self, model: &Model, target: Target, batch_size: usize) -> Result<Option<Model>> {
-        let Subject::Merge(state) = self else { return Ok(None) };
-        let trunk = state.plan.blend(&state.trunks, &state.merge_weights);
+        let trunk = match self {
+            Subject::Everything | Subject::Head => return Ok(None),
+            Subject::Merge(state) => state.plan.blend(&state.trunks, &state.merge_weights),
+            Subject::EverythingAndMerge(change) => change.fold(&model.trunk),
+        };
         // Buffers of its own: a recorded step goes on with the others.
         let mut outcome = Model { trunk, statistics: model.statistics.copy(), ..model.clone() };
-        if !state.keeps_statistics {
+        if self.merge().is_some_and(|state| !state.keeps_statistics) {
             reestimate_statistics(&mut outcome, target, batch_size)?;
         }
         Ok(Some(outcome))
@@ -127,14 +153,11 @@ impl Subject {
 
     /// A copy of the merge weights.
     pub fn merge_weights(&self) -> Option<Tensor> {
-        match self {
-            Subject::Merge(state) => Some(state.merge_weights.copy()),
-            _ => None,
-        }
+        self.merge().map(|state| state.merge_weights.copy())
     }
 
     pub fn restore(&mut self, merge_weights: Option<Tensor>) {
-        if let (Subject::Merge(state), Some(merge_weights)) = (self, merge_weights) {
+        if let (Some(state), Some(merge_weights)) = (self.merge_mut(), merge_weights) {
             state.merge_weights = merge_weights;
         }
     }
@@ -145,8 +168,8 @@ pub struct StepGradients {
     /// A single number.
     pub loss: Tensor,
     pub head: Option<Tensor>,
-    /// Gradient of the trunk, or of merge weights.
-    pub learned: Option<Tensor>,
+    pub trunk: Option<Tensor>,
+    pub merge_weights: Option<Tensor>,
     /// Means and unbiased variances of the batch, laid out as the running ones; in training mode.
     pub statistics: Option<Tensor>,
 }
@@ -162,18 +185,18 @@ pub fn gradients(
     let images = batch.activations();
     let mut tape = Tape::new();
     let head = tape.leaf(model.head.clone());
-    let (learned, trunk) = match subject {
-        Subject::Everything => {
-            let trunk = tape.leaf(model.trunk.clone());
-            (trunk.clone(), trunk)
+    let merge_weights = subject.merge().map(|state| tape.leaf(state.merge_weights.clone()));
+    let of_model = match subject {
+        Subject::Everything | Subject::EverythingAndMerge(_) => tape.leaf(model.trunk.clone()),
+        Subject::Head | Subject::Merge(_) => Var::constant(model.trunk.clone()),
+    };
+    let trunk = match (subject, &merge_weights) {
+        (Subject::Merge(state), Some(merge_weights)) => {
+            let alpha = tape.constrain(&state.plan.parametrization, merge_weights);
+            tape.merge_for_step(&state.plan.table, &state.trunks, &alpha, images.dtype())
         }
-        Subject::Head => (Var::constant(model.trunk.clone()), Var::constant(model.trunk.clone())),
-        Subject::Merge(state) => {
-            let merge_weights = tape.leaf(state.merge_weights.clone());
-            let alpha = tape.constrain(&state.plan.parametrization, &merge_weights);
-            let trunk = tape.merge_for_step(&state.plan.table, &state.trunks, &alpha, images.dtype());
-            (merge_weights, trunk)
-        }
+        (Subject::EverythingAndMerge(change), Some(merge_weights)) => change.trunk(&mut tape, &of_model, merge_weights),
+        _ => of_model.clone(),
     };
     let (arenas, key) = ([&trunk, &head], batch.key());
     let network = &model.network;
@@ -183,8 +206,13 @@ pub fn gradients(
     let value = loss.value().clone();
     drop(output.logits);
     let mut gradients = tape.backward(loss);
-    let (of_head, of_learned) = (gradients.take(&head), gradients.take(&learned));
-    StepGradients { loss: value, head: of_head, learned: of_learned, statistics: output.statistics }
+    StepGradients {
+        loss: value,
+        head: gradients.take(&head),
+        trunk: gradients.take(&of_model),
+        merge_weights: merge_weights.and_then(|leaf| gradients.take(&leaf)),
+        statistics: output.statistics,
+    }
 }
 
 /// Updates what learns, and the running statistics, by the gradients of a batch; returns its loss, a single number. The
@@ -198,10 +226,10 @@ pub fn apply(
     factor: f64,
     control: Option<&Control>,
 ) -> Tensor {
-    let StepGradients { loss, head, learned, statistics } = gradients;
+    let StepGradients { loss, head, trunk, merge_weights, statistics } = gradients;
     match control {
         Some(control) => {
-            let gradients: Vec<&Tensor> = head.iter().chain(&learned).collect();
+            let gradients: Vec<&Tensor> = head.iter().chain(&trunk).chain(&merge_weights).collect();
             optimizer::gpu::decide(control, &loss, &gradients, BETAS);
         }
         // The parameters from which this loss came stay as they are.
@@ -214,19 +242,16 @@ pub fn apply(
     if let Some(gradient) = head {
         optimizers.head.update(&mut model.head, &gradient, factor, control);
     }
-    match (subject, learned) {
-        (Subject::Everything, Some(gradient)) => {
-            let optimizer = optimizers.trunk.as_mut().expect("made for this subject");
-            optimizer.update(&mut model.trunk, &gradient, factor, control);
+    if let Some(gradient) = trunk {
+        let optimizer = optimizers.trunk.as_mut().expect("made for this subject");
+        optimizer.update(&mut model.trunk, &gradient, factor, control);
+    }
+    if let (Some(state), Some(gradient)) = (subject.merge_mut(), merge_weights) {
+        let optimizer = optimizers.merge.as_mut().expect("made for this subject");
+        optimizer.update(&mut state.merge_weights, &gradient, factor, control);
+        if state.plan.method.constraint == Constraint::Clamp {
+            optimizer::clamp(&mut state.merge_weights, control);
         }
-        (Subject::Merge(state), Some(gradient)) => {
-            let optimizer = optimizers.merge.as_mut().expect("made for this subject");
-            optimizer.update(&mut state.merge_weights, &gradient, factor, control);
-            if state.plan.method.constraint == Constraint::Clamp {
-                optimizer::clamp(&mut state.merge_weights, control);
-            }
-        }
-        _ => {}
     }
     if let Some(control) = control {
         optimizer::gpu::rescale(control, &loss);

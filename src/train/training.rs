@@ -95,10 +95,11 @@ impl<'a> Training<'a> {
         if is_training {
             target.check_batch(&model.network, loader.smallest_batch())?;
         }
-        // The gradient, one moment at least, and the best epoch; or the blend and its gradient.
+        // The gradient, one moment at least, and the best epoch; or the blend and its gradient; or all of that but one gradient.
         let made = match (is_training, &*subject) {
             (false, _) => 0,
             (true, Subject::Merge(_)) => 2,
+            (true, Subject::EverythingAndMerge(_)) => 4,
             (true, _) => 3,
         };
         target.check_memory(&model.network, loader.largest_batch(), is_training, made * model.network.trunk_len)?;

@@ -12,6 +12,7 @@ mod figures;
 mod headers;
 mod heads;
 mod jobs;
+mod learned_on;
 mod memory;
 mod methods;
 mod outputs;

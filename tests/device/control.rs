@@ -5,6 +5,7 @@ use medmerge::ops::control::{Control, GROWTH, LOSSES, Values};
 use medmerge::ops::optimizer::{self, AdamW, Sgd};
 use medmerge::ops::softmax_cross_entropy::{CrossEntropy, forward_backward};
 use medmerge::tensor::{DType, Device, Integers, Tensor};
+use medmerge::train::{Optimizer, OptimizerKind};
 
 use crate::common::{Numbers, assert_close};
 use crate::devices;
@@ -156,6 +157,36 @@ fn an_update_that_is_withheld_changes_nothing() {
         withheld.set(&Values { apply: 1, ..withheld.values() });
         optimizer::clamp(&mut arenas[0], Some(&withheld));
         assert_eq!(arenas[0].to_vec::<f32>(), [1.0, 0.0, 0.25, 1.0, 0.0], "on {gpu}");
+    }
+}
+
+/// The pull of merge weights to their start knows no scale, and is withheld with the update.
+#[test]
+fn a_pull_is_the_cpus() {
+    for (gpu, kind) in devices().into_iter().flat_map(|gpu| [(gpu, OptimizerKind::Sgd), (gpu, OptimizerKind::AdamW)]) {
+        let (len, mut numbers) = (37, Numbers(5));
+        let mut vector_of = || -> Vec<f32> { numbers.reals(len).iter().map(|&v| v as f32).collect() };
+        let start = Tensor::from_vec(vector_of(), [len]);
+        let optimizer = Optimizer::new(kind, 0.05, 0.0).towards(&start, 1.5);
+        let (mut on_gpu, mut on_cpu) = (optimizer.clone(), optimizer);
+        let (mut ours, mut expected) = (start.to_device(Device::Gpu(gpu)), start.copy());
+        let control = Control::new(gpu, 0, 0.9, 0.999, true);
+        for (scale, factor) in [(256.0, 1.0), (512.0, 0.5), (4.0, 0.25), (1024.0, 1.0)] {
+            control.set(&Values { scale, ..control.values() });
+            control.set_factor(factor);
+            let gradient = vector_of();
+            let scaled = vector(gpu, gradient.iter().map(|g| g * scale).collect());
+            optimizer::gpu::decide(&control, &vector(gpu, vec![1.0]), &[&scaled], [0.9, 0.999]);
+            on_gpu.update(&mut ours, &scaled, factor, Some(&control));
+            on_cpu.update(&mut expected, &Tensor::from_vec(gradient, [len]), factor, None);
+            assert_close(&ours.to_f64(), &expected.to_f64(), 1e-6, &format!("{kind:?} on {gpu}"));
+        }
+        let before = ours.to_vec::<f32>();
+        assert_ne!(before, start.to_vec::<f32>());
+        let overflow = vector(gpu, vec![f32::INFINITY; len]);
+        optimizer::gpu::decide(&control, &vector(gpu, vec![1.0]), &[&overflow], [0.9, 0.999]);
+        on_gpu.update(&mut ours, &overflow, 1.0, Some(&control));
+        assert_eq!(ours.to_vec::<f32>(), before, "{kind:?} on {gpu}");
     }
 }
 

@@ -3,15 +3,16 @@
 use medmerge::data::{Augmentation, Normalisation, SplitName};
 use medmerge::error::Error;
 use medmerge::gpu::Handle;
+use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Method, Plan, Start};
 use medmerge::nn::Model;
-use medmerge::tensor::Device;
+use medmerge::tensor::{DType, Device, Tensor};
 use medmerge::train::{
-    EpochRecord, Place, Silent, Subject, Target, TrainOptions, evaluate, reestimate_statistics, scores, train,
+    Change, EpochRecord, Place, Silent, Subject, Target, TrainOptions, evaluate, reestimate_statistics, scores, train,
 };
 
 use crate::common::normalized_error;
 use crate::devices;
-use crate::steps::{dataset, small_network};
+use crate::steps::{dataset, shaken, small_network};
 
 fn options() -> TrainOptions {
     TrainOptions {
@@ -62,6 +63,53 @@ fn training_agrees_with_the_cpu() {
         }
         compare(&ours.scores, &expected.scores, 1e-2, "scores", gpu);
         compare(&ours.reestimated, &expected.reestimated, 1e-2, "re-estimated statistics", gpu);
+    }
+}
+
+/// Merge weights that stay leave fine-tuning as it is, to the bit: T is V, whatever the constraint makes of α⁰ on a device.
+#[test]
+fn a_merge_that_stays_changes_nothing_in_fine_tuning() {
+    let data = dataset();
+    let places = devices().into_iter().flat_map(|gpu| {
+        [DType::F32, DType::F16].map(|precision| Place { device: Device::Gpu(gpu), precision, ..Place::default() })
+    });
+    for place in [Place::default()].into_iter().chain(places) {
+        let target = Target { data: &data, normalisation: &Normalisation::default(), place };
+        for (granularity, constraint, batch_norm) in [
+            (Granularity::Filter, Constraint::Affine, BatchNormPolicy::Merge),
+            (Granularity::Layer, Constraint::Simplex, BatchNormPolicy::Anchor),
+        ] {
+            let models = [1, 2, 3].map(|seed| shaken(small_network(), seed));
+            let method = Method { sources: 3, anchor: 0, granularity, constraint, batch_norm };
+            let plan = Plan::new(&small_network(), method).unwrap();
+            let trunks: Vec<Tensor> = models.iter().map(|model| model.trunk.clone()).collect();
+            let merge_weights = plan.start(Start::Weight(0.3)).unwrap();
+            let folded = Model { trunk: plan.blend(&trunks, &merge_weights), ..models[0].clone() };
+            let tuned = |subject: &mut Subject, merge_learning_rate: f64| {
+                let mut model = folded.copy();
+                let options = TrainOptions { epochs: 2, merge_learning_rate, ..options() };
+                train(&mut model, subject, target, &options, &mut Silent).unwrap();
+                model
+            };
+            let changed = |rate: f64| {
+                let mut subject =
+                    Subject::EverythingAndMerge(Change::new(plan.clone(), trunks.clone(), merge_weights.clone()));
+                let model = tuned(&mut subject, rate);
+                (model, subject.merge_weights().unwrap().to_vec::<f32>())
+            };
+            let bits = |model: &Model| {
+                let arenas = [&model.trunk, &model.head, &model.statistics];
+                arenas.map(|arena| arena.to_vec::<f32>().into_iter().map(f32::to_bits).collect::<Vec<_>>())
+            };
+            let (plain, (stayed, weights)) = (tuned(&mut Subject::Everything, 0.0), changed(0.0));
+            assert!(bits(&plain) == bits(&stayed), "{method:?} at {place:?}");
+            assert_eq!(weights, merge_weights.to_vec::<f32>());
+            let (moved, weights) = changed(1e-2);
+            assert!(
+                bits(&plain) != bits(&moved) && weights != merge_weights.to_vec::<f32>(),
+                "{method:?} at {place:?}"
+            );
+        }
     }
 }
 

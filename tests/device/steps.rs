@@ -13,8 +13,8 @@ use medmerge::ops::merge::{FilterProducts, Term, alpha_gradient_of_products};
 use medmerge::ops::softmax_cross_entropy::CrossEntropy;
 use medmerge::tensor::{DType, Device, Integers, Tensor};
 use medmerge::train::{
-    Batch, Batches, Evaluator, MergeState, OptimizerKind, Place, Recorder, Subject, Target, TrainOptions, apply,
-    gradients, scores, step,
+    Batch, Batches, Change, Evaluator, MergeState, OptimizerKind, Place, Recorder, Subject, Target, TrainOptions,
+    apply, gradients, scores, step,
 };
 
 use crate::common::{Numbers, f32s, normalized_error};
@@ -50,15 +50,18 @@ pub fn shaken(network: Arc<Network>, seed: u64) -> Model {
     model
 }
 
-/// What learns: everything, the head, or a merge of so many sources.
+/// What learns: everything, the head, a merge of so many sources, one that is pulled to its start by λ, or everything and the
+/// merge that it is a fold of.
 #[derive(Clone, Copy, Debug)]
 enum What {
     Everything(OptimizerKind),
     Head,
     Merge(usize, Granularity, Constraint),
+    Pulled(OptimizerKind, f64),
+    Change(usize, Granularity, Constraint, BatchNormPolicy),
 }
 
-const ALL: [What; 8] = [
+const ALL: [What; 12] = [
     What::Everything(OptimizerKind::AdamW),
     What::Everything(OptimizerKind::Sgd),
     What::Head,
@@ -67,18 +70,39 @@ const ALL: [What; 8] = [
     What::Merge(2, Granularity::Kernel, Constraint::Clamp),
     What::Merge(3, Granularity::Layer, Constraint::Free),
     What::Merge(2, Granularity::Model, Constraint::Affine),
+    What::Pulled(OptimizerKind::AdamW, 5.0),
+    What::Pulled(OptimizerKind::Sgd, 0.5),
+    What::Change(3, Granularity::Filter, Constraint::Simplex, BatchNormPolicy::Merge),
+    What::Change(2, Granularity::Kernel, Constraint::Clamp, BatchNormPolicy::Anchor),
 ];
 
 impl What {
     fn subject(self, start: &Model) -> Subject {
-        let What::Merge(sources, granularity, constraint) = self else {
-            return if let What::Head = self { Subject::Head } else { Subject::Everything };
+        let merged = BatchNormPolicy::Merge;
+        let (sources, granularity, constraint, batch_norm) = match self {
+            What::Everything(_) => return Subject::Everything,
+            What::Head => return Subject::Head,
+            What::Merge(sources, granularity, constraint) => (sources, granularity, constraint, merged),
+            What::Pulled(..) => (2, Granularity::Filter, Constraint::Affine, merged),
+            What::Change(sources, granularity, constraint, policy) => (sources, granularity, constraint, policy),
         };
-        let method = Method { sources, anchor: 0, granularity, constraint, batch_norm: BatchNormPolicy::Merge };
+        let method = Method { sources, anchor: 0, granularity, constraint, batch_norm };
         let plan = Plan::new(&start.network, method).unwrap();
         let merge_weights = plan.start(Start::Weight(0.3)).unwrap();
         let trunks = (0..sources as u64).map(|seed| model(100 + seed).trunk).collect();
-        Subject::Merge(MergeState { plan, trunks, merge_weights, keeps_statistics: false })
+        match self {
+            What::Change(..) => Subject::EverythingAndMerge(Change::new(plan, trunks, merge_weights)),
+            _ => Subject::Merge(MergeState { plan, trunks, merge_weights, keeps_statistics: false }),
+        }
+    }
+
+    fn options(self) -> TrainOptions {
+        let default = TrainOptions::default();
+        match self {
+            What::Everything(optimizer) => TrainOptions { optimizer, ..default },
+            What::Pulled(optimizer, regularise) => TrainOptions { optimizer, regularise, ..default },
+            _ => default,
+        }
     }
 }
 
@@ -140,9 +164,9 @@ impl Run {
             .map(|size| Batches::new(Loader::new(&images, 8, 8, 1, options(size)), self.place));
         let start = model(1);
         let mut subject = what.subject(&start);
-        let optimizer = if let What::Everything(kind) = what { kind } else { OptimizerKind::AdamW };
         let (learning_rate, merge_learning_rate) = (self.learning_rate, 5.0 * self.learning_rate);
-        let options = TrainOptions { optimizer, learning_rate, merge_learning_rate, ..TrainOptions::default() };
+        let options = TrainOptions { learning_rate, merge_learning_rate, ..what.options() };
+        options.check().unwrap();
         let loss = CrossEntropy { class_weights: vec![1.0, 0.5, 2.0], label_smoothing: 0.1 };
         let mut recorder = Recorder::new(self.place, subject.optimizers(&options), loss, self.control);
         if !self.graphs {
@@ -150,10 +174,7 @@ impl Run {
         }
         let device = self.place.device;
         let mut model = start.copy().to_device(device);
-        if let Subject::Merge(state) = &mut subject {
-            state.merge_weights = state.merge_weights.to_device(device);
-            state.trunks = state.trunks.iter().map(|trunk| trunk.to_device(device)).collect();
-        }
+        subject.move_to(device);
         let (mut losses, mut steps, mut places_left) = (Vec::new(), 0, Vec::new());
         for epoch in 0..self.epochs {
             let loader = if epoch == 0 { &first_loader } else { &later_loader };
@@ -184,8 +205,12 @@ impl Moved {
             (Moved::Head, _) => &mut model.head,
             (Moved::Statistics, _) => &mut model.statistics,
             (Moved::Trunk, _) => &mut model.trunk,
-            (Moved::Numbers, Subject::Merge(state)) => &mut state.merge_weights,
-            (Moved::Source, Subject::Merge(state)) => &mut state.trunks[1],
+            (Moved::Numbers, Subject::Merge(state) | Subject::EverythingAndMerge(Change { merge: state, .. })) => {
+                &mut state.merge_weights
+            }
+            (Moved::Source, Subject::Merge(state) | Subject::EverythingAndMerge(Change { merge: state, .. })) => {
+                &mut state.trunks[1]
+            }
             _ => panic!("no merge"),
         };
         let copy = tensor.copy();
@@ -224,7 +249,7 @@ fn steps_agree_with_the_cpu() {
 #[test]
 fn half_precision_stays_near() {
     for gpu in devices() {
-        for what in [ALL[0], ALL[1], ALL[3], ALL[5]] {
+        for what in [ALL[0], ALL[1], ALL[3], ALL[5], ALL[8], ALL[10]] {
             let exact = Run::on(Place::default()).go(what);
             for (precision, tolerance) in [(DType::BF16, 0.05), (DType::F16, 0.01)] {
                 let ours = Run::on(place(gpu, precision)).go(what);
@@ -293,7 +318,7 @@ fn a_step_is_gradients_that_are_applied() {
         let start = model(1);
         let run = |apart: bool| {
             let (mut model, mut subject) = (start.copy(), what.subject(&start));
-            let mut optimizers = subject.optimizers(&TrainOptions::default());
+            let mut optimizers = subject.optimizers(&what.options());
             let value = if apart {
                 let found = gradients(&model, &subject, &loss, &batch, None);
                 assert_eq!(numbers(&model, &subject), numbers(&start, &what.subject(&start)), "{what:?}");
@@ -479,6 +504,9 @@ fn what_has_moved_is_recorded_again() {
             (ALL[0], Moved::Trunk),
             (ALL[3], Moved::Numbers),
             (ALL[3], Moved::Source),
+            (ALL[10], Moved::Trunk),
+            (ALL[10], Moved::Numbers),
+            (ALL[10], Moved::Source),
         ];
         for (what, moved) in moves {
             let run = Run { epochs: 4, ..Run::on(place(gpu, DType::F32)) };

@@ -1,6 +1,6 @@
 //! Gradients of the tape in `f64` against central differences, and the tape's `f32` against its `f64`.
 
-use medmerge::merge::{Constraint, Granularity};
+use medmerge::merge::{BatchNormPolicy, Constraint, Granularity};
 use medmerge::nn::Mode;
 use medmerge::tape::{Tape, Var};
 use medmerge::tensor::{DType, Tensor};
@@ -107,6 +107,19 @@ fn of_a_merged_network() {
         worst = worst.max(check(&graphs::merged_network(granularity, constraint, sources), 1));
     }
     report("merged resnet8 against differences", worst);
+}
+
+#[test]
+fn of_a_network_whose_merge_is_learned_on() {
+    let mut worst = 0f64;
+    for (granularity, constraint, batch_norm) in [
+        (Granularity::Filter, Constraint::Affine, BatchNormPolicy::Merge),
+        (Granularity::Layer, Constraint::Simplex, BatchNormPolicy::Anchor),
+        (Granularity::Kernel, Constraint::Free, BatchNormPolicy::Merge),
+    ] {
+        worst = worst.max(check(&graphs::changed_network(granularity, constraint, batch_norm), 5));
+    }
+    report("resnet8 with its merge learned on, against differences", worst);
 }
 
 /// The dispatch on the dtype, with everything around the passes that `parity` compares one by one.

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Method, Plan};
+use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Method, Plan, Start};
 use medmerge::nn::{Architecture, Mode, Model, Network, Role};
 use medmerge::ops::batch_norm::{Source, Then};
 use medmerge::ops::cases;
@@ -15,6 +15,7 @@ use medmerge::ops::pool::Pool;
 use medmerge::ops::softmax_cross_entropy::CrossEntropy;
 use medmerge::tape::{Tape, Var};
 use medmerge::tensor::{DType, Integers, Shape, Tensor};
+use medmerge::train::Change;
 
 use crate::common::Numbers;
 
@@ -313,5 +314,25 @@ pub fn merged_network(granularity: Granularity, constraint: Constraint, sources:
         let alpha = tape.constrain(&plan.parametrization, &l[0]);
         let trunk = tape.merge_for_step(&plan.table, &trunks, &alpha, l[0].value().dtype());
         loss(tape, &network, &trunk, &l[1], &statistics, Mode::Training)
+    })
+}
+
+/// A residual network whose trunk is fine-tuned while the merge that it is a fold of is learned on: in its merge weights, which
+/// have moved since, the trunk and the head.
+pub fn changed_network(granularity: Granularity, constraint: Constraint, batch_norm: BatchNormPolicy) -> Graph {
+    let models: Vec<Model> = (0..3).map(|seed| model(4, seed + 1)).collect();
+    let Model { network, head, statistics, .. } = models[0].clone();
+    let trunks: Vec<Tensor> = models.into_iter().map(|model| model.trunk).collect();
+    let plan = Plan::new(&network, Method { sources: 3, anchor: 0, granularity, constraint, batch_norm }).unwrap();
+    let folded = plan.start(Start::Weight(0.3)).unwrap();
+    let moved = random(folded.shape(), 5).to_f64().into_iter().zip(folded.to_f64()).map(|(r, w)| w + 0.1 * r);
+    let moved = Tensor::from_vec(moved.collect(), folded.shape());
+    let leaves = [moved, plan.blend(&trunks, &folded).cast(DType::F64), head.cast(DType::F64)];
+    let name = format!("resnet8 fine-tuned and merged on by {granularity}, {constraint}, batch norms {batch_norm}");
+    Graph::new(name, leaves, move |tape, l| {
+        let cast = |tensor: &Tensor| tensor.cast(l[0].value().dtype());
+        let change = Change::new(plan.clone(), trunks.iter().map(cast).collect(), cast(&folded));
+        let trunk = change.trunk(tape, &l[1], &l[0]);
+        loss(tape, &network, &trunk, &l[2], &statistics, Mode::Training)
     })
 }
