@@ -611,6 +611,8 @@ pub enum Other {
     Itself,
     /// Pixels of so many channels.
     Pixels(usize),
+    /// The pixels of the same image, as many as there are patches.
+    ItsPixels,
     /// Patches by the same convolution, of an image of so many channels.
     Patches(usize),
 }
@@ -649,11 +651,14 @@ pub const GRAM: &[GramCase] = &[
     // Of at least 512 rows.
     gram("four splits, the last one short", [3, 20, 31, 3], Other::Pixels(5)),
     gram("four splits, in eights", [3, 20, 31, 8], Other::Itself),
+    // Eight warps add splits up: the first one takes two.
+    gram("nine splits", [1, 64, 65, 2], Other::Itself),
     // Slabs of 1024 rows and less: 17 of them make 9 parts.
     gram("17 slabs, 9 parts", [17, 32, 31, 3], Other::Pixels(2)).of_cpu(),
     // Bands of 256 rows of the sum.
     gram("a sum in six bands", [1, 3, 2, 1_500], Other::Itself).of_cpu(),
     gram("3×3", [2, 5, 6, 4], Other::Itself).window([3, 3], Conv2d::new(1, 1)),
+    gram("3×3 by the pixels it sees", [2, 5, 6, 4], Other::ItsPixels).window([3, 3], Conv2d::new(1, 1)),
     gram("3×3 by what it makes", [2, 7, 8, 3], Other::Pixels(5)).window([3, 3], Conv2d::new(1, 1)),
     gram("3×3 of two images", [2, 5, 6, 3], Other::Patches(5)).window([3, 3], Conv2d::new(1, 0)),
     gram("3×3, stride 2", [2, 9, 8, 5], Other::Itself).window([3, 3], Conv2d::new(2, 1)),
@@ -666,8 +671,9 @@ pub const GRAM: &[GramCase] = &[
     gram("padding beyond the window's reach", [1, 3, 4, 2], Other::Itself).window([2, 2], Conv2d::new(1, 3)),
     gram("7×7 stem", [1, 17, 20, 3], Other::Pixels(8)).window([7, 7], Conv2d::new(2, 3)),
     gram("3×3, two splits", [2, 24, 24, 2], Other::Pixels(3)).window([3, 3], Conv2d::new(1, 1)),
-    // 2736 columns: slabs of 96 rows, the last one of four.
-    gram("patches of many channels", [1, 14, 14, 304], Other::Pixels(5)).window([3, 3], Conv2d::new(1, 1)).of_cpu(),
+    gram("3×3 in two tiles and two splits", [1, 24, 24, 9], Other::Itself).window([3, 3], Conv2d::new(1, 1)),
+    // 2736 columns: slabs of 96 rows, the last one of four. Parts of so many sums are added up in two blocks.
+    gram("patches of many channels", [1, 14, 14, 304], Other::Pixels(7)).window([3, 3], Conv2d::new(1, 1)).of_cpu(),
 ];
 
 /// A loss over logits that are `scale` wide.

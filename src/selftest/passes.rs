@@ -514,6 +514,7 @@ fn grams() -> Vec<Pass> {
         let wide = |channels: usize| columns[0] * columns[1] * channels;
         let (b, b_window, b_columns) = match other {
             Other::Itself => (None, window, wide(x[3])),
+            Other::ItsPixels => (None, None, x[3]),
             Other::Pixels(c) => (Some([n, h, w, c]), None, c),
             Other::Patches(c) => (Some([x[0], x[1], x[2], c]), window, wide(c)),
         };

@@ -170,3 +170,30 @@ fn units_are_listed_and_few_images_are_told() {
     assert!(run.stderr.contains("32 training images for 64 units of layer3.0.conv"), "{}", run.stderr);
     assert!(run.stderr.contains("rank-deficient"), "{}", run.stderr);
 }
+
+/// What is found by images on the CPU is found by the GPU kernels too.
+#[cfg(feature = "emulator")]
+#[test]
+fn every_device_finds_the_same_units() {
+    let folder = with_origins();
+    for device in ["cpu", "emulator"] {
+        let more = format!("--data data/target.npz --device {device}");
+        let align = "align --model shape.safetensors --to texture.safetensors --by activations";
+        folder.done(&format!("{align} {more} --out align-{device}.safetensors"));
+        let merge = "merge --models texture.safetensors shape.safetensors --align activations";
+        for method in ["zipit", "regmean", "pleas"] {
+            folder.done(&format!("{merge} --method {method} {more} --out {method}-{device}.safetensors"));
+        }
+    }
+    let of = |name: &str| ["cpu", "emulator"].map(|device| floats(&folder, &format!("{name}-{device}.safetensors")));
+    let [cpu, emulator] = of("align");
+    assert_eq!(cpu, emulator);
+    for method in ["zipit", "regmean", "pleas"] {
+        let [cpu, emulator] = of(method);
+        for (name, values) in &cpu {
+            let scale = values.iter().fold(0f32, |most, x| most.max(x.abs()));
+            let worst = values.iter().zip(&emulator[name]).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+            assert!(worst <= 1e-3 * scale, "{method}, {name}: {worst} of {scale}");
+        }
+    }
+}

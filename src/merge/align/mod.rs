@@ -1,7 +1,7 @@
 //! Alignment: a source's units brought into the order of the anchor's, so that what is merged has to do with each other.
 //!
 //! Filter k of one network has nothing to do with filter k of another that was initialised otherwise, and permuting its units
-//! (see [`Units`](crate::nn::Units)) does not change what it computes. So each unit of the anchor gets the partner that is most
+//! (see [`Units`]) does not change what it computes. So each unit of the anchor gets the partner that is most
 //! like it, by an assignment that makes the sum of similarities as large as it can be:
 //!
 //! | by | similarity of two units | how |

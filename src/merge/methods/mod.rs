@@ -107,17 +107,17 @@ impl fmt::Display for Number {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Numbers {
-    /// λ, by which the sum of what the sources learned is multiplied. [1]
+    /// λ, by which the sum of what the sources learned is multiplied. Usually 1.
     pub scale: Option<f64>,
-    /// The share of each tensor's changes that is kept, above 0 and up to 1. [0.2 of TIES, 0.5 of DARE]
+    /// The share of each tensor's changes that is kept, above 0 and up to 1. Usually 0.2 of TIES, 0.5 of DARE.
     pub density: Option<f64>,
-    /// How far the way from the first source to the second is gone, 0 to 1. [0.5]
+    /// How far the way from the first source to the second is gone, 0 to 1. Usually 0.5.
     pub t: Option<f64>,
-    /// Of what is drawn. [0]
+    /// Of what is drawn. Usually 0.
     pub seed: Option<u64>,
-    /// Partners that correlate less stay two units. [1: any may]
+    /// Partners that correlate less stay two units. Usually 1: any may.
     pub threshold: Option<f64>,
-    /// The most parameters that the merged network may have, in multiples of a source's. [1]
+    /// The most parameters that the merged network may have, in multiples of a source's. Usually 1.
     pub budget: Option<f64>,
 }
 
