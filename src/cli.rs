@@ -412,6 +412,11 @@ pub struct Merge {
     #[arg(long, value_parser = parse::<Heads>, default_value = "merge", value_name = "merge|new|anchor|concat",
           conflicts_with = "weights")]
     pub heads: Heads,
+    /// Running statistics: the anchor's; rescale, what follows from the sources' own without images, for linear merges; or
+    /// reestimate, on the training split of --data [default: reestimate with --data, else anchor]
+    #[arg(long, value_parser = parse::<medmerge::merge::Statistics>, conflicts_with = "weights",
+        value_name = "anchor|rescale|reestimate")]
+    pub statistics: Option<medmerge::merge::Statistics>,
     /// With --coefficients: bring the sources' units into the order of the anchor's first: none, weights, or activations on the
     /// training split of --data
     #[arg(long, value_parser = parse::<medmerge::merge::Align>, default_value = "none", conflicts_with = "weights",

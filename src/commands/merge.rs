@@ -31,6 +31,7 @@ pub fn run(options: &Merge, global: &Global) -> Result<()> {
             batch_norm: options.batch_norm,
             heads: options.heads,
             align: options.align,
+            statistics: options.statistics,
             method: options.method.clone().unwrap_or("linear".into()),
             filtered: options.coefficients_for.clone(),
             numbers: numbers(options, global),

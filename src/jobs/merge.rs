@@ -13,7 +13,8 @@ use crate::data::{Dataset, Normalisation};
 use crate::error::{Error, Result};
 use crate::merge::methods::{self, Filtered, Inputs, MergeMethod, Numbers, Task};
 use crate::merge::{
-    ALIGN, Align, Alignment, BatchNormPolicy, Fixed, Heads, Learned, Plan, Source, Sources, check_alike, fold_by,
+    ALIGN, Align, Alignment, BatchNormPolicy, Fixed, Heads, Learned, Plan, Source, Sources, Statistics, check_alike,
+    fold_by, rescale,
 };
 use crate::nn::{Architecture, Model, Region};
 use crate::output::{Named, OutputPath};
@@ -78,6 +79,9 @@ pub struct ByMethod {
     /// The network that the sources were trained from.
     #[serde(default)]
     pub base: Option<PathBuf>,
+    /// Where running statistics come from; re-estimated where there are images, else the anchor's.
+    #[serde(default)]
+    pub statistics: Option<Statistics>,
     /// A data set on whose training split running statistics are estimated again.
     pub data: Option<PathBuf>,
     pub normalise: Normalise,
@@ -175,8 +179,9 @@ impl Merge {
         place: Place,
         observer: &mut dyn Observer,
     ) -> Result<Whole> {
-        let ByMethod { values, anchor, batch_norm, heads, align, method, filtered, numbers, base, data, normalise } =
-            by;
+        let ByMethod {
+            values, anchor, batch_norm, heads, align, method, filtered, numbers, base, data, normalise, ..
+        } = by;
         let method = methods::named(method)?;
         let values = coefficients(method, values, filtered, sources)?;
         let base = match base {
@@ -220,9 +225,16 @@ impl Merge {
         if let Some(remark) = head.remark(sources.get(anchor)) {
             observer.remark(&remark);
         }
+        let statistics = by.statistics();
+        match (statistics, &for_statistics) {
+            (Statistics::Rescale, _) => rescale(&mut model, &inputs),
+            (Statistics::Reestimate, Some((data, normalisation))) => {
+                reestimate_statistics(&mut model, Target { data, normalisation, place }, 128)?;
+            }
+            _ => observer.remark("running statistics are the anchor's; --data re-estimates them, which a blend needs"),
+        }
         match &for_statistics {
             Some((data, normalisation)) => {
-                reestimate_statistics(&mut model, Target { data, normalisation, place }, 128)?;
                 let Provenance { normalisation, image_size, data, .. } = Provenance::of_data(data, normalisation)?;
                 provenance = Provenance { normalisation, image_size, data, ..provenance };
             }
@@ -237,9 +249,9 @@ impl Merge {
                         None
                     }
                 };
-                observer.remark("running statistics are the anchor's; --data re-estimates them, which a blend needs");
             }
         }
+        metadata.insert("medmerge.statistics".into(), statistics.to_string());
         if *align != Align::None {
             metadata.insert(ALIGN.into(), align.to_string());
         }
@@ -258,6 +270,7 @@ impl Merge {
             let message = format!("--method {name} takes {count} sources, not {}", self.models.len());
             return Err(Error::usage(message, "merge the first two, and the result with the next"));
         }
+        by.check_statistics(method)?;
         match (method.needs_base(), base) {
             (true, None) => {
                 let message = format!("--method {name} needs the network that the sources were trained from");
@@ -327,6 +340,27 @@ impl Merge {
         let files: Vec<_> = sources.iter().map(|s| (s.path.as_path(), &s.checkpoint.provenance)).collect();
         networks::tell_image_size(&files, &data, observer);
         Ok((data, normalisation))
+    }
+}
+
+impl ByMethod {
+    /// Where the running statistics come from.
+    fn statistics(&self) -> Statistics {
+        let usual = if self.data.is_some() { Statistics::Reestimate } else { Statistics::Anchor };
+        self.statistics.unwrap_or(usual)
+    }
+
+    fn check_statistics(&self, method: &dyn MergeMethod) -> Result<()> {
+        match self.statistics() {
+            Statistics::Reestimate if self.data.is_none() => {
+                Err(Error::usage("--statistics reestimate needs images of the target", "give --data FILE.npz"))
+            }
+            Statistics::Rescale if method.name() != "linear" => {
+                let message = format!("--statistics rescale knows what a linear merge does, not {}", method.name());
+                Err(Error::usage(message, "give --data, by which statistics are re-estimated"))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

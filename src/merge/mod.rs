@@ -12,6 +12,7 @@ pub mod methods;
 mod plan;
 pub(crate) mod solve;
 mod sources;
+mod statistics;
 mod weights;
 mod zip;
 
@@ -21,6 +22,7 @@ pub use sources::{Source, Sources, check_alike};
 pub(crate) use weights::ALIGN;
 pub use weights::{LayerSummary, Learned, SourceRecord, training_metadata};
 
+pub use statistics::{Statistics, rescale};
 pub use zip::{Member, Zip};
 
 pub use crate::ops::merge::constraint::Constraint;

@@ -77,6 +77,40 @@ fn a_header_says_by_which_method_and_numbers() {
     );
 }
 
+#[test]
+fn a_header_says_where_statistics_come_from() {
+    let folder = with_origins();
+    let merge = format!("{MERGE} --coefficients 0.5,0.5");
+    for (name, more) in [
+        ("anchor", ""),
+        ("rescale", "--statistics rescale"),
+        ("reestimate", "--data data/target.npz"),
+        ("kept", "--data data/target.npz --statistics anchor"),
+    ] {
+        folder.done(&format!("{merge} {more} --out {name}.safetensors"));
+        let expected = if name == "kept" { "anchor" } else { name };
+        assert_eq!(header(&folder, &format!("{name}.safetensors"))["medmerge.statistics"], expected);
+    }
+    let variances = |name: &str| floats(&folder, &format!("{name}.safetensors"))["layer1.0.bn1.running_var"].clone();
+    assert_eq!(variances("anchor"), variances("texture"));
+    assert_eq!(variances("kept"), variances("texture"));
+    // Filters of two origins: their average varies less than either.
+    let [rescaled, texture, shape] = ["rescale", "texture", "shape"].map(variances);
+    let largest = texture.iter().zip(&shape).map(|(a, b)| a.max(*b));
+    assert!(rescaled.iter().zip(largest).all(|(rescaled, largest)| *rescaled > 0.0 && *rescaled < largest));
+    assert_refused(
+        &folder,
+        &[
+            case("no images", format!("{merge} --statistics reestimate --out x.safetensors"), &["needs images"]),
+            case(
+                "not linear",
+                format!("{MERGE} --method slerp --statistics rescale --out x.safetensors"),
+                &["knows what a linear merge does, not slerp"],
+            ),
+        ],
+    );
+}
+
 /// Two sources that are one network: whatever units are paired by, and weights fitted to, it stays what it is.
 #[test]
 fn a_network_merged_with_itself_by_images_is_itself() {
