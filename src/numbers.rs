@@ -38,6 +38,16 @@ pub fn mix(mut z: u64) -> u64 {
     z ^ (z >> 31)
 }
 
+/// `Σ a·b` of f32, in f64 and in their order.
+pub fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+}
+
+/// Cosine of the angle between two lists of numbers; NaN where one of them is zero.
+pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
+
 /// `√(Σ (a − e)² / Σ e²)`; infinite if anything is not finite, so that NaN fails every comparison.
 pub fn normalized_error(actual: &[f64], expected: &[f64]) -> f64 {
     error_beyond(actual, expected, |_| 0.0)

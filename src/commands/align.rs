@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use medmerge::error::Result;
+use medmerge::error::{Error, Result};
 use medmerge::jobs::{self, Images};
 use medmerge::output::shown;
 
@@ -12,6 +12,9 @@ use crate::cli::{Align, Global};
 
 pub fn run(options: &Align, global: &Global) -> Result<()> {
     let normalise = normalise(&options.normalise);
+    if options.data.is_none() && (normalise.mean.is_some() || normalise.std.is_some()) {
+        return Err(Error::usage("--mean and --std are of images, and there are none", "give --data FILE.npz"));
+    }
     let job = jobs::Align {
         model: options.model.clone(),
         to: options.to.clone(),

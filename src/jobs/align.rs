@@ -11,6 +11,7 @@ use crate::data::{Dataset, Normalisation};
 use crate::error::{Error, Result};
 use crate::merge::{self, ALIGN, Alignment, Sources};
 use crate::nn::{Architecture, Permutation, Units};
+use crate::numbers;
 use crate::output::{Named, OutputPath};
 use crate::train::{Observer, Target, align};
 
@@ -67,6 +68,12 @@ impl Align {
         self.compute.check()?;
         self.reading.check()?;
         check_images(self.by, self.images.as_ref().map(|images| &images.data))?;
+        if self.by == merge::Align::Weights && self.images.is_some() {
+            return Err(Error::usage(
+                "--by weights does not look at images",
+                "leave --data out, or use --by activations",
+            ));
+        }
         if self.by == merge::Align::None {
             return Err(Error::usage("--by none aligns nothing", "give --by weights, or --by activations with --data"));
         }
@@ -151,6 +158,5 @@ fn groups(units: &Units, permutation: &Permutation) -> Vec<AlignedGroup> {
 
 fn cosine(sources: &Sources) -> f64 {
     let [a, b] = [TO, MODEL].map(|index| sources.get(index).checkpoint.model.trunk.to_vec::<f32>());
-    let dot = |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum::<f64>();
-    dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt()
+    numbers::cosine(&a, &b)
 }

@@ -16,7 +16,8 @@ use crate::merge::{
     ALIGN, Align, Alignment, BatchNormPolicy, Fixed, Heads, Learned, Plan, Source, Sources, Statistics, check_alike,
     fold_by, rescale,
 };
-use crate::nn::{Architecture, Model, Region};
+use crate::nn::families::widened::Widened;
+use crate::nn::{Architecture, Model, Parameter, Region};
 use crate::output::{Named, OutputPath};
 use crate::tensor::Tensor;
 use crate::train::{Observer, Place, Target, TargetImages, align as align_sources, reestimate_statistics};
@@ -188,6 +189,9 @@ impl Merge {
             Some(path) => Some(self.base(path, sources, observer)?),
             None => None,
         };
+        if method.widens(numbers) {
+            self.writing.check(&Widened::around(sources.architecture()).into(), true)?;
+        }
         let anchor = sources.find(anchor)?;
         let for_statistics = match data {
             Some(path) => Some(self.data(path, sources, anchor, observer)?),
@@ -262,7 +266,7 @@ impl Merge {
     /// Refuses a method without what it needs, and what it has no use for.
     fn check_method(&self) -> Result<()> {
         let By::Coefficients(by) = &self.by else { return Ok(()) };
-        let ByMethod { method, numbers, base, data, filtered, .. } = &**by;
+        let ByMethod { method, numbers, base, filtered, .. } = &**by;
         let method = methods::named(method)?;
         numbers.check(method)?;
         let name = method.name();
@@ -270,7 +274,12 @@ impl Merge {
             let message = format!("--method {name} takes {count} sources, not {}", self.models.len());
             return Err(Error::usage(message, "merge the first two, and the result with the next"));
         }
+        if !(method.reads_coefficients() || by.values.is_empty() && filtered.is_empty()) {
+            let message = format!("--method {name} does not go by coefficients");
+            return Err(Error::usage(message, "leave them out; --method list says what each method reads"));
+        }
         by.check_statistics(method)?;
+        by.check_images(method)?;
         match (method.needs_base(), base) {
             (true, None) => {
                 let message = format!("--method {name} needs the network that the sources were trained from");
@@ -280,10 +289,6 @@ impl Merge {
                 return Err(Error::usage(format!("--method {name} has no use for --base"), "leave it out"));
             }
             _ => {}
-        }
-        if method.needs_images() && data.is_none() {
-            let message = format!("--method {name} needs images of the target");
-            return Err(Error::usage(message, "give --data FILE.npz, whose labels are not used"));
         }
         let odd = |filtered: &&Filtered| {
             let is_good = |values: &Vec<f64>| !values.is_empty() && values.iter().all(|v| (*v as f32).is_finite());
@@ -350,6 +355,24 @@ impl ByMethod {
         self.statistics.unwrap_or(usual)
     }
 
+    /// Refuses a method without the images that it needs, and images that nothing reads.
+    fn check_images(&self, method: &dyn MergeMethod) -> Result<()> {
+        let name = method.name();
+        let reads =
+            method.needs_images() || self.align == Align::Activations || self.statistics() == Statistics::Reestimate;
+        match &self.data {
+            None if method.needs_images() => {
+                let message = format!("--method {name} needs images of the target");
+                Err(Error::usage(message, "give --data FILE.npz, whose labels are not used"))
+            }
+            Some(_) if !reads => {
+                let message = format!("--statistics {} and --method {name} do not look at images", self.statistics());
+                Err(Error::usage(message, "leave --data out, or --statistics, which are then re-estimated"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn check_statistics(&self, method: &dyn MergeMethod) -> Result<()> {
         match self.statistics() {
             Statistics::Reestimate if self.data.is_none() => {
@@ -375,11 +398,17 @@ fn coefficients(
     filtered: &[Filtered],
     sources: &Sources,
 ) -> Result<Vec<f64>> {
-    let trunk: Vec<&str> =
-        sources.get(0).checkpoint.model.network.region(Region::Trunk).map(|p| p.name.as_str()).collect();
-    if let Some(Filtered { filter, .. }) = filtered.iter().find(|f| !trunk.iter().any(|name| name.contains(&f.filter)))
-    {
-        return Err(Error::unknown("part of a parameter's name", filter, trunk));
+    let trunk: Vec<&Parameter> = sources.get(0).checkpoint.model.network.region(Region::Trunk).collect();
+    for Filtered { filter, .. } in filtered {
+        let mut named = trunk.iter().filter(|parameter| parameter.name.contains(filter)).peekable();
+        if named.peek().is_none() {
+            return Err(Error::unknown("part of a parameter's name", filter, trunk.iter().map(|p| p.name.as_str())));
+        }
+        if !named.any(|parameter| method.reads_coefficient_of(parameter)) {
+            let message = format!("--coefficients-for {filter} names no filters of --method {}", method.name());
+            let hint = "name the convolution: its norm and bias go with the filters that feed them";
+            return Err(Error::usage(message, hint));
+        }
     }
     match values.len() {
         0 => Ok(vec![method.usual_coefficient(sources.len()); sources.len()]),

@@ -2,6 +2,7 @@
 
 use crate::checkpoint::Checkpoint;
 use crate::nn::{Parameter, Region, Role};
+use crate::numbers::{cosine, dot};
 
 /// How two networks differ, parameter by parameter of the trunk.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -49,13 +50,10 @@ impl Difference {
             self.same += 1;
             return;
         }
-        let sum = |of: &dyn Fn(f64, f64) -> f64| -> f64 {
-            x.iter().zip(y).map(|(&x, &y)| of(f64::from(x), f64::from(y))).sum()
-        };
-        let (xx, yy, xy) = (sum(&|x, _| x * x), sum(&|_, y| y * y), sum(&|x, y| x * y));
-        let distance = (sum(&|x, y| (x - y) * (x - y)) / xx).sqrt();
+        let difference: Vec<f32> = x.iter().zip(y).map(|(x, y)| x - y).collect();
+        let distance = (dot(&difference, &difference) / dot(x, x)).sqrt();
         let (name, role) = (parameter.name.clone(), parameter.role);
-        self.changed.push(Changed { name, role, cosine: xy / (xx * yy).sqrt(), distance });
+        self.changed.push(Changed { name, role, cosine: cosine(x, y), distance });
     }
 
     /// The mean cosine of the banks of filters that differ; `None` where none do.

@@ -51,7 +51,7 @@ pub fn fold_by(method: &dyn MergeMethod, task: &Task, heads: Heads) -> Result<Fi
     let mut model = sources.get(anchor).checkpoint.model.copy();
     model.trunk = trunk;
 
-    let Headed { model, head, class_names, heads } = heads.put(sources, inputs.coefficients, anchor, model);
+    let Headed { model, head, class_names, heads } = heads.put(sources, &method.of_heads(&inputs), anchor, model);
     let json = |value: serde_json::Result<String>| value.expect("plain data is JSON");
     let name = match method.name() {
         // As files had it before there were others.
@@ -61,7 +61,6 @@ pub fn fold_by(method: &dyn MergeMethod, task: &Task, heads: Heads) -> Result<Fi
     let mut metadata = Metadata::from(
         [
             ("method", name.to_string()),
-            ("coefficients", json(serde_json::to_string(inputs.coefficients))),
             ("batch_norm", inputs.batch_norm.to_string()),
             ("anchor", anchor.to_string()),
             ("sources", json(serde_json::to_string(&sources.records()))),
@@ -69,11 +68,14 @@ pub fn fold_by(method: &dyn MergeMethod, task: &Task, heads: Heads) -> Result<Fi
         ]
         .map(|(key, value)| (format!("medmerge.{key}"), value)),
     );
+    if method.reads_coefficients() {
+        metadata.insert("medmerge.coefficients".into(), json(serde_json::to_string(inputs.coefficients)));
+    }
     if !inputs.filtered.is_empty() {
         metadata.insert("medmerge.coefficients_for".into(), json(serde_json::to_string(inputs.filtered)));
     }
-    let numbers = inputs.numbers.given().into_iter();
-    metadata.extend(numbers.map(|(number, value)| (format!("medmerge.{number}"), value.to_string())));
+    let numbers = inputs.numbers.texts().into_iter();
+    metadata.extend(numbers.map(|(number, value)| (format!("medmerge.{number}"), value)));
     let image_size = sources.get(anchor).checkpoint.provenance.image_size;
     let provenance = Provenance { image_size, class_names, heads, ..Provenance::default() };
     Ok(Fixed { model, head, metadata, provenance, architecture: sources.architecture().clone(), remarks })

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::methods::Inputs;
 use crate::error::{Error, Result};
 use crate::nn::{Model, Rows};
+use crate::numbers;
 
 /// Where the running statistics of a merged network come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,9 +104,8 @@ fn cosine(inputs: &Inputs, Rows { parameter, first }: Rows, pair: [usize; 2]) ->
         let parameter = &model.network.parameters[parameter];
         &model.numbers(parameter)[first * parameter.pitch..][..parameter.shape.row_len()]
     });
-    let dot = |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum::<f64>();
-    let scale = (dot(a, a) * dot(b, b)).sqrt();
-    if scale > 0.0 { dot(a, b) / scale } else { 0.0 }
+    let cosine = numbers::cosine(a, b);
+    if cosine.is_nan() { 0.0 } else { cosine }
 }
 
 #[cfg(test)]

@@ -142,7 +142,7 @@ impl Zip {
     fn architecture(&self, sources: &Sources, units: &Units) -> Architecture {
         let network = &sources.get(0).checkpoint.model.network;
         let of = sources.architecture();
-        let mut widened = of.as_family::<Widened>().unwrap_or(Widened { of: of.clone(), filters: BTreeMap::new() });
+        let mut widened = Widened::around(of);
         let before = widened.filters.len();
         for (index, parameter) in network.parameters.iter().enumerate() {
             let rows = self.axis(units, Holder::Parameter(index), true, parameter.shape.rows()).len();

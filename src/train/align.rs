@@ -4,17 +4,15 @@
 //! channels can be seen, Σx, Σy, Σx², Σy² and the products Σx·y of all pairs of channels (the op [`gram`]). From these come the
 //! correlations.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::batches::Batches;
-use super::{Observer, Place, Target};
-use crate::data::SplitName;
+use super::watch::Watch;
+use super::{Observer, Target};
 use crate::error::{Error, Result};
 use crate::merge::align::{Similarities, by_correlation, mean_similarity};
 use crate::merge::{Align, Alignment, Sources};
 use crate::nn::{Model, Node, Strand, UnitGroup, Units};
 use crate::ops::gram::{self, Samples};
-use crate::tape::{Tape, Var};
 use crate::tensor::{DType, Tensor};
 
 /// Images that both networks see at a time.
@@ -86,33 +84,14 @@ pub fn correlations(
     target: Target,
     observer: &mut dyn Observer,
 ) -> Result<Vec<Similarities>> {
-    let unfused = Place { is_fused: false, ..target.place };
-    let models = models.map(|model| unfused.bring(model));
     let strands = || units.groups.iter().flat_map(|group| &group.strands);
     let nodes: Vec<Node> = strands().filter_map(|strand| strand.seen.as_ref().map(|(node, _)| *node)).collect();
-    let network = models[0].network.clone();
-    let loader = target.in_order(SplitName::Train, network.input_channels, BATCH);
-    // All that is looked at is kept until the other network has run.
-    target.check_memory(&network, loader.largest_batch(), true, 0)?;
-    let (images, mut done) = (target.data.train.len(), 0);
-    let batches = Batches::new(loader, unfused);
+    let watch = Watch { models: &models, nodes: &nodes, batch: BATCH, target };
+    watch.check_memory(0)?;
     let mut sums: BTreeMap<Node, Sums> = BTreeMap::new();
-    batches.ahead(0, |epoch| {
-        for loaded in epoch {
-            if observer.stops() {
-                return Err(Error::Interrupted { last_checkpoint: None });
-            }
-            let loaded = loaded?;
-            done += loaded.images();
-            let x = batches.place(loaded).activations();
-            let [a, b] = models.each_ref().map(|model| activations(model, x.clone(), &nodes));
-            for (node, a) in a {
-                add(sums.entry(node).or_default(), &a, &b[&node]);
-            }
-            target.place.device.check()?;
-            observer.note(&format!("image {done} of {images}"));
-        }
-        Ok(())
+    let nodes: BTreeSet<Node> = nodes.iter().copied().collect();
+    watch.each_batch(observer, |seen| {
+        nodes.iter().for_each(|node| add(sums.entry(*node).or_default(), &seen[0][node], &seen[1][node]));
     })?;
     let of_strand = |(group, strand): (&UnitGroup, &Strand)| match &strand.seen {
         Some((node, positions)) => sums[node].correlations(positions, &group.name),
@@ -125,20 +104,6 @@ pub fn correlations(
 
 fn identity(count: usize) -> Vec<f32> {
     (0..count * count).map(|at| if at % (count + 1) == 0 { 1.0 } else { 0.0 }).collect()
-}
-
-/// What a network says in some nodes, by the running statistics.
-pub(super) fn activations(model: &Model, x: Tensor, nodes: &[Node]) -> BTreeMap<Node, Tensor> {
-    let mut seen = BTreeMap::new();
-    let (trunk, head) = (Var::constant(model.trunk.clone()), Var::constant(model.head.clone()));
-    let mut look = |node: Node, value: &Tensor| {
-        if nodes.contains(&node) {
-            // Its own numbers: the next op may write over those.
-            seen.insert(node, value.copy());
-        }
-    };
-    model.network.watch(&mut Tape::new(), [&trunk, &head], &model.statistics, x, &mut look);
-    seen
 }
 
 fn add(sums: &mut Sums, a: &Tensor, b: &Tensor) {

@@ -15,16 +15,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rayon::prelude::*;
 
-use super::align::{activations, correlations};
-use super::batches::Batches;
-use super::{Observer, Place, Target};
-use crate::data::SplitName;
+use super::align::correlations;
+use super::watch::Watch;
+use super::{Observer, Target};
 use crate::error::{Error, Result};
 use crate::merge::align::Similarities;
 use crate::merge::methods::Images;
 use crate::merge::solve::solve;
 use crate::merge::{Sources, Zip};
-use crate::nn::{Layer, Model, Network, Node, Operation, Region, Units};
+use crate::nn::{Layer, Model, Network, Node, Operation, Parameter, Region, Units};
 use crate::ops::concat;
 use crate::ops::conv2d::{Conv2d, fprop};
 use crate::ops::gram::{self, Samples};
@@ -54,42 +53,58 @@ impl Images for TargetImages<'_, '_> {
     }
 
     fn grams(&self, sources: &Sources, source: usize) -> Result<Vec<(usize, Vec<f64>)>> {
-        grams(&sources.get(source).checkpoint.model, self.target, &mut **self.observer.borrow_mut())
+        grams(
+            &sources.get(source).checkpoint.model,
+            sources.len() - source,
+            self.target,
+            &mut **self.observer.borrow_mut(),
+        )
     }
 }
 
-/// Σ x·xᵀ over all patches x that the convolutions of a network read, by their parameters.
+/// Σ x·xᵀ over all patches x that the convolutions of a network read, by their parameters; of so many networks, this and others to
+/// come, all are kept.
 ///
 /// # Errors
 /// If the images need more memory than there is, or an activation is not finite.
-fn grams(model: &Model, target: Target, observer: &mut dyn Observer) -> Result<Vec<(usize, Vec<f64>)>> {
+fn grams(model: &Model, to_come: usize, target: Target, observer: &mut dyn Observer) -> Result<Vec<(usize, Vec<f64>)>> {
     let network = model.network.clone();
     let of_layer = |layer: &Layer| {
         let Operation::Conv2d { conv, weight } = layer.operation else { return None };
         let parameter = &network.parameters[weight];
         let length = parameter.shape.row_len();
         let is_read = conv.groups == 1 && length <= LONGEST && parameter.region == Region::Trunk;
-        let sum = is_read.then(|| Tensor::zeros([length, length], DType::F32, target.place.device))?;
-        let [_, r, s, _] = parameter.shape.four();
-        Some((weight, layer.inputs[0], conv, [r, s], sum))
+        is_read.then(|| (weight, layer.inputs[0], conv, window(parameter), length))
     };
-    let mut sums: Vec<_> = network.layers.iter().filter_map(of_layer).collect();
-    let nodes: BTreeSet<Node> = sums.iter().map(|(_, node, ..)| *node).collect();
+    let layers: Vec<_> = network.layers.iter().filter_map(of_layer).collect();
+    let nodes: BTreeSet<Node> = layers.iter().map(|(_, node, ..)| *node).collect();
     let nodes: Vec<Node> = nodes.into_iter().collect();
-    each_batch(&[model], &nodes, target, observer, |seen| {
-        for (_, node, conv, taps, sum) in &mut sums {
-            let patches = Samples::patches(&seen[0][node], *conv, *taps);
+    let watch = Watch { models: &[model], nodes: &nodes, batch: BATCH, target };
+    // A sum in f32, and one in f64 for each source that is still to come.
+    let one: usize = layers.iter().map(|(.., length)| length * length).sum();
+    watch.check_memory(one * (1 + 2 * to_come))?;
+    let zeros = |length: usize| Tensor::zeros([length, length], DType::F32, target.place.device);
+    let mut sums: Vec<Tensor> = layers.iter().map(|&(.., length)| zeros(length)).collect();
+    watch.each_batch(observer, |seen| {
+        for ((_, node, conv, window, _), sum) in layers.iter().zip(&mut sums) {
+            let patches = Samples::patches(&seen[0][node], *conv, *window);
             gram::accumulate(patches, patches, sum.view_mut());
         }
     })?;
-    let finite = |(weight, _, _, _, sum): (usize, _, _, _, Tensor)| {
+    let finite = |(&(weight, ..), sum): (&(usize, _, _, _, _), Tensor)| {
         let sum = sum.to_device(Device::Cpu).to_f64();
         match sum.iter().all(|value| value.is_finite()) {
             true => Ok((weight, sum)),
             false => Err(not_finite(&network.parameters[weight].name)),
         }
     };
-    sums.into_iter().map(finite).collect()
+    layers.iter().zip(sums).map(finite).collect()
+}
+
+/// Rows and columns of a convolution's filters.
+fn window(parameter: &Parameter) -> [usize; 2] {
+    let [_, rows, columns, _] = parameter.shape.four();
+    [rows, columns]
 }
 
 fn not_finite(name: &str) -> Error {
@@ -99,41 +114,6 @@ fn not_finite(name: &str) -> Error {
     }
 }
 
-/// Shows the training images to networks of one kind, batch by batch, and what each says in some nodes to `look`; the images
-/// themselves are a node too.
-fn each_batch(
-    models: &[&Model],
-    nodes: &[Node],
-    target: Target,
-    observer: &mut dyn Observer,
-    mut look: impl FnMut(&[BTreeMap<Node, Tensor>]),
-) -> Result<()> {
-    let unfused = Place { is_fused: false, ..target.place };
-    let models: Vec<Model> = models.iter().map(|model| unfused.bring(model)).collect();
-    let network = models[0].network.clone();
-    let loader = target.in_order(SplitName::Train, network.input_channels, BATCH);
-    target.check_memory(&network, models.len() * loader.largest_batch(), true, 0)?;
-    let (images, mut done) = (target.data.train.len(), 0);
-    let batches = Batches::new(loader, unfused);
-    batches.ahead(0, |epoch| {
-        for loaded in epoch {
-            if observer.stops() {
-                return Err(Error::Interrupted { last_checkpoint: None });
-            }
-            let loaded = loaded?;
-            done += loaded.images();
-            let x = batches.place(loaded).activations();
-            let mut seen: Vec<BTreeMap<Node, Tensor>> =
-                models.iter().map(|model| activations(model, x.clone(), nodes)).collect();
-            seen.iter_mut().for_each(|seen| drop(seen.insert(Node::INPUT, x.clone())));
-            look(&seen);
-            target.place.device.check()?;
-            observer.note(&format!("image {done} of {images}"));
-        }
-        Ok(())
-    })
-}
-
 /// A layer whose weights are fitted: its parameter, the nodes that it reads and makes, and what of the sources stands for each of
 /// the merged network's channels there.
 struct Fitted<'a> {
@@ -141,9 +121,8 @@ struct Fitted<'a> {
     conv: Conv2d,
     parameter: usize,
     nodes: [Node; 2],
+    window: [usize; 2],
     means: [Tensor; 2],
-    /// X̄ᵀX̄ and X̄ᵀȲ.
-    sums: [Tensor; 2],
 }
 
 /// Fits the weights of a merged network to what its aligned sources say to the training images. Returns the names of layers that
@@ -161,13 +140,17 @@ fn fit(
 ) -> Result<Vec<String>> {
     let models: Vec<&Model> = sources.iter().map(|source| &source.checkpoint.model).collect();
     let network = models[0].network.clone();
-    let (mut layers, left) = fitted(&network, units, zip, models.len(), target.place.device);
+    let (layers, left) = fitted(&network, units, zip, models.len(), target.place.device);
     let nodes: BTreeSet<Node> = layers.iter().flat_map(|layer| layer.nodes).collect();
     let nodes: Vec<Node> = nodes.into_iter().collect();
-    each_batch(&models, &nodes, target, observer, |seen| layers.iter_mut().for_each(|layer| layer.add(seen)))?;
-    for layer in layers {
-        layer.solve(merged)?;
-    }
+    let watch = Watch { models: &models, nodes: &nodes, batch: BATCH, target };
+    watch.check_memory(layers.iter().flat_map(Fitted::shapes).map(|[rows, columns]| rows * columns).sum())?;
+    let zeros = |shape: [usize; 2]| Tensor::zeros(shape, DType::F32, target.place.device);
+    let mut sums: Vec<[Tensor; 2]> = layers.iter().map(|layer| layer.shapes().map(zeros)).collect();
+    watch.each_batch(observer, |seen| {
+        layers.iter().zip(&mut sums).for_each(|(layer, sums)| layer.add(seen, sums));
+    })?;
+    layers.iter().zip(sums).try_for_each(|(layer, sums)| layer.solve(sums, merged))?;
     Ok(left)
 }
 
@@ -195,10 +178,8 @@ fn fitted<'a>(
         let channels = [parameter.shape.channels(), parameter.shape.rows()];
         let means = [(&columns, channels[0]), (&rows, channels[1])]
             .map(|(members, channels)| mean_filters(members, channels, sources).to_device(device));
-        let zeros = |columns: usize| Tensor::zeros([length, columns], DType::F32, device);
-        let sums = [zeros(length), zeros(rows.len())];
-        let nodes = [layer.inputs[0], Node::of_layer(index)];
-        layers.push(Fitted { layer, conv, parameter: weight, nodes, means, sums });
+        let (nodes, window) = ([layer.inputs[0], Node::of_layer(index)], window(parameter));
+        layers.push(Fitted { layer, conv, parameter: weight, nodes, window, means });
     }
     (layers, left)
 }
@@ -213,7 +194,14 @@ fn mean_filters(members: &[Vec<[usize; 2]>], channels: usize, sources: usize) ->
 }
 
 impl Fitted<'_> {
-    fn add(&mut self, seen: &[BTreeMap<Node, Tensor>]) {
+    /// Of X̄ᵀX̄ and X̄ᵀȲ.
+    fn shapes(&self) -> [[usize; 2]; 2] {
+        let [read, made] = self.means.each_ref().map(|means| means.shape().rows());
+        let length = read * self.window[0] * self.window[1];
+        [[length, length], [length, made]]
+    }
+
+    fn add(&self, seen: &[BTreeMap<Node, Tensor>], sums: &mut [Tensor; 2]) {
         let of = |node: Node, means: &Tensor| {
             let all: Vec<&Tensor> = seen.iter().map(|seen| &seen[&node]).collect();
             let side_by_side = concat::forward(&all);
@@ -224,25 +212,17 @@ impl Fitted<'_> {
             mean
         };
         let [x, y] = [0, 1].map(|end| of(self.nodes[end], &self.means[end]));
-        let taps = self.taps(&self.sums[0]);
-        let patches = Samples::patches(&x, self.conv, taps);
-        let [gram, products] = &mut self.sums;
+        let patches = Samples::patches(&x, self.conv, self.window);
+        let [gram, products] = sums;
         gram::accumulate(patches, patches, gram.view_mut());
         gram::accumulate(patches, Samples::of(&y), products.view_mut());
     }
 
-    /// Rows and columns of a filter's window.
-    fn taps(&self, gram: &Tensor) -> [usize; 2] {
-        let window = gram.shape().rows() / self.means[0].shape().rows();
-        let side = (1..=window).find(|side| side * side == window).expect("windows are square");
-        [side, side]
-    }
-
-    fn solve(self, merged: &mut Model) -> Result<()> {
+    fn solve(&self, sums: [Tensor; 2], merged: &mut Model) -> Result<()> {
         let network = merged.network.clone();
         let parameter = &network.parameters[self.parameter];
         let before = merged.parameter(parameter).to_vec::<f32>();
-        let [gram, products] = self.sums.map(|sum| sum.to_device(Device::Cpu).to_f64());
+        let [gram, products] = sums.map(|sum| sum.to_device(Device::Cpu).to_f64());
         let (rows, d) = (parameter.shape.rows(), parameter.shape.row_len());
         assert_eq!((gram.len(), products.len()), (d * d, d * rows), "normal equations of {}", self.layer.name);
         let lambda = PULL * (0..d).map(|i| gram[i * d + i]).sum::<f64>() / d as f64;
@@ -274,7 +254,7 @@ mod tests {
     use crate::data::Normalisation;
     use crate::data::synthetic::{SyntheticOptions, Task, generate};
     use crate::nn::Architecture;
-    use crate::train::Silent;
+    use crate::train::{Place, Silent};
 
     /// Two sources that are one, and weights that were lost: what both say determines them.
     #[test]

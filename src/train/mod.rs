@@ -30,6 +30,7 @@ mod resume;
 mod selection;
 mod step;
 mod training;
+mod watch;
 
 use serde::{Deserialize, Serialize};
 

@@ -126,6 +126,8 @@ fn what_cannot_be_aligned_is_refused() {
         &folder,
         &[
             case("no images", format!("{align} --by activations"), &["there are none", "--data"]),
+            case("images for nothing", format!("{align} --by weights --data data/target.npz"), &["look at images"]),
+            case("a mean of nothing", format!("{align} --mean 0.5 --std 0.5"), &["--mean and --std are of images"]),
             case("nothing", format!("{align} --by none"), &["--by none aligns nothing"]),
             case("misspelt", format!("{align} --by weight"), &["unknown alignment 'weight'", "weights"]),
             case("merge: no images", format!("{merge} --coefficients 1,0 --align activations"), &["there are none"]),

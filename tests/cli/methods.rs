@@ -60,6 +60,12 @@ fn a_header_says_by_which_method_and_numbers() {
         format!("{MERGE} --method ties --base base.safetensors --density 0.3 --scale 0.8 --out ties.safetensors");
     folder.done(&ties);
     let of_ties = header(&folder, "ties.safetensors");
+    let heads = ["texture", "shape", "ties"].map(|file| floats(&folder, &format!("{file}.safetensors")));
+    for name in heads[0].keys().filter(|name| name.starts_with("fc.")) {
+        // Heads have no base: they are averaged, not summed.
+        let [a, b, merged] = heads.each_ref().map(|floats| &floats[name]);
+        assert!((0..a.len()).all(|at| ((a[at] + b[at]) / 2.0 - merged[at]).abs() < 1e-6), "{name}");
+    }
     for (key, value) in [("method", "ties"), ("density", "0.3"), ("scale", "0.8"), ("coefficients", "[1.0,1.0]")] {
         assert_eq!(of_ties[format!("medmerge.{key}")], value, "{key}");
     }
@@ -70,7 +76,11 @@ fn a_header_says_by_which_method_and_numbers() {
     };
     let first = drawn(1, "one", 1);
     assert!(first == drawn(1, "two", 2) && first != drawn(2, "three", 1));
+    let seed = u64::MAX - 1;
+    folder.done(&format!("{dare} --seed {seed} --out long.safetensors"));
+    assert_eq!(header(&folder, "long.safetensors")["medmerge.seed"], seed.to_string());
     folder.done(&format!("{MERGE} --method slerp --t 0 --out slerp.safetensors"));
+    assert_eq!(header(&folder, "slerp.safetensors").get("medmerge.coefficients"), None);
     assert_eq!(
         floats(&folder, "slerp.safetensors")["conv1.weight"],
         floats(&folder, "texture.safetensors")["conv1.weight"]
@@ -85,7 +95,7 @@ fn a_header_says_where_statistics_come_from() {
         ("anchor", ""),
         ("rescale", "--statistics rescale"),
         ("reestimate", "--data data/target.npz"),
-        ("kept", "--data data/target.npz --statistics anchor"),
+        ("kept", "--data data/target.npz --statistics anchor --align activations"),
     ] {
         folder.done(&format!("{merge} {more} --out {name}.safetensors"));
         let expected = if name == "kept" { "anchor" } else { name };
@@ -111,22 +121,23 @@ fn a_header_says_where_statistics_come_from() {
     );
 }
 
-/// Two sources that are one network: whatever units are paired by, and weights fitted to, it stays what it is.
+/// Two sources that are one network: whatever units are paired by, and weights fitted to, on the images that decide it is what
+/// their average is. (ZipIt pairs units of one source too where they say the same; elsewhere they may differ.)
 #[test]
 fn a_network_merged_with_itself_by_images_is_itself() {
     let folder = with_origins();
     folder.write("copy.safetensors", folder.bytes("texture.safetensors"));
-    let before = floats(&folder, "texture.safetensors");
-    for method in ["regmean", "zipit", "pleas"] {
+    let logits = |method: &str| {
         let merge = format!("merge --models texture.safetensors copy.safetensors --method {method}");
-        folder.done(&format!("{merge} --data data/target.npz --out {method}.safetensors"));
-        let after = floats(&folder, &format!("{method}.safetensors"));
-        for (name, before) in before.iter().filter(|(name, _)| name.ends_with("weight")) {
-            // ZipIt pairs units of one source where they say the same, as two that say nothing do.
-            let scale = before.iter().fold(0f32, |most, x| most.max(x.abs()));
-            let worst = before.iter().zip(&after[name]).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
-            assert!(worst <= 2e-2 * scale || method == "zipit", "{method}, {name}: {worst} of {scale}");
-        }
+        folder.done(&format!("{merge} --data data/texture.npz --out {method}.safetensors"));
+        let predict = format!("predict --model {method}.safetensors --data data/texture.npz --split train");
+        scores(&folder.done(&format!("{predict} --logits --out -"))).concat()
+    };
+    let expected = logits("linear");
+    let largest = expected.iter().fold(0f32, |most, x| most.max(x.abs()));
+    for method in ["regmean", "zipit", "pleas"] {
+        let worst = logits(method).iter().zip(&expected).map(|(a, e)| (a - e).abs()).fold(0f32, f32::max);
+        assert!(worst <= 2e-2 * largest, "{method}: {worst} of {largest}");
     }
 }
 
@@ -193,6 +204,26 @@ fn what_a_method_cannot_work_with_is_refused() {
                 "useless base",
                 format!("{MERGE} --method slerp --base base.safetensors {out}"),
                 &["no use for --base"],
+            ),
+            case(
+                "coefficients",
+                format!("{MERGE} --method slerp --coefficients 1,0 {out}"),
+                &["not go by coefficients"],
+            ),
+            case(
+                "a norm",
+                format!("{MERGE} --coefficients 1,0 --coefficients-for layer1.0.bn1=0,1 {out}"),
+                &["--coefficients-for layer1.0.bn1 names no filters"],
+            ),
+            case(
+                "images for nothing",
+                format!("{MERGE} --method linear --data data/target.npz --statistics anchor {out}"),
+                &["do not look at images"],
+            ),
+            case(
+                "names that no wide network has",
+                format!("{MERGE} --method pleas --budget 2 --data data/target.npz --names timm {out}"),
+                &["widened"],
             ),
             case("no images", format!("{MERGE} --method pleas {out}"), &["needs images of the target"]),
             case(

@@ -15,6 +15,7 @@ use super::assignment::total;
 use super::matching::{Similarities, partners};
 use crate::error::{Error, Result};
 use crate::nn::{Axis, Holder, Model, Network, Parameter, Permutation, Region, UnitGroup, UnitPlace, Units};
+use crate::numbers::dot;
 use crate::ops::gemm::{Matrix, gemm};
 
 /// Rows of similarities that one thread makes at a time.
@@ -136,7 +137,7 @@ impl Matching<'_> {
         let of_holder = |holder: &Holder| {
             let parameter = parameter_of(&self.anchor.network, *holder)?;
             let [a, b] = [self.anchor, &self.other].map(|model| model.parameter(parameter).to_vec::<f32>());
-            Some(a.iter().zip(&b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>())
+            Some(dot(&a, &b))
         };
         holders.iter().filter_map(of_holder).sum()
     }

@@ -8,8 +8,8 @@
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::ties::agreeing;
-use super::{MergeMethod, Merged, Number, Task, change, changed};
+use super::changes::{Changes, added, shares};
+use super::{Inputs, MergeMethod, Merged, Number, Task};
 use crate::error::Result;
 
 pub struct Dare {
@@ -53,33 +53,27 @@ impl MergeMethod for Dare {
         1.0
     }
 
+    fn of_heads(&self, inputs: &Inputs) -> Vec<f64> {
+        shares(inputs.coefficients)
+    }
+
     fn merge(&self, task: &Task) -> Result<Merged> {
         let inputs = task.inputs;
-        let (base, density) = (inputs.base(), inputs.numbers.density.unwrap_or(DENSITY));
-        let (scale, seed) = (inputs.numbers.scale.unwrap_or(1.0), inputs.numbers.seed.unwrap_or(0));
+        let (density, seed) = (inputs.numbers.density.unwrap_or(DENSITY), inputs.numbers.seed.unwrap_or(0));
         let count = inputs.sources.len();
         Ok(inputs.each_parameter(|index, parameter| {
-            let changes: Vec<(f32, Vec<f32>)> = (0..count)
-                .map(|source| {
-                    // A stream for each parameter of each source: whoever draws, and when, they are the same.
-                    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-                    rng.set_stream((index * count + source) as u64);
-                    let mut change = change(inputs.model(source), base, parameter);
-                    for value in &mut change {
-                        let stays = rng.random::<f64>() < density;
-                        *value = if stays { (f64::from(*value) / density) as f32 } else { 0.0 };
-                    }
-                    (inputs.coefficient(source, parameter) as f32, change)
-                })
-                .collect();
-            let sum = match self.elects_signs {
-                true => agreeing(&changes, parameter.shape.len()),
-                false => {
-                    let at = |at: usize| changes.iter().map(|(coefficient, change)| coefficient * change[at]).sum();
-                    (0..parameter.shape.len()).map(at).collect()
-                }
-            };
-            changed(base, parameter, scale, &sum)
+            let changes = Changes::of(&inputs, parameter, |source, change| {
+                // A stream for each parameter of each source: whoever draws, and when, they are the same.
+                let mut rng = ChaCha8Rng::seed_from_u64(seed);
+                rng.set_stream((index * count + source) as u64);
+                let mut drop = |value: f32| match rng.random::<f64>() < density {
+                    true => (f64::from(value) / density) as f32,
+                    false => 0.0,
+                };
+                change.into_iter().map(&mut drop).collect()
+            });
+            let change = if self.elects_signs { changes.agreeing() } else { changes.sum() };
+            added(&inputs, parameter, &change)
         }))
     }
 }

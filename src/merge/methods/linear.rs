@@ -3,7 +3,7 @@
 use super::{MergeMethod, Merged, Task};
 use crate::error::Result;
 use crate::merge::plan::{Granularity, Method, Plan, WeightGroup};
-use crate::nn::{Parameter, Region};
+use crate::nn::{Parameter, Region, Role};
 use crate::ops::merge::constraint::Constraint;
 use crate::tensor::Tensor;
 
@@ -23,6 +23,11 @@ impl MergeMethod for Linear {
 
     fn citation(&self) -> &'static str {
         "Wortsman et al., Model soups, ICML 2022; aligned: Ainsworth et al., Git Re-Basin, ICLR 2023"
+    }
+
+    /// Norms and biases go with the filters that feed them.
+    fn reads_coefficient_of(&self, parameter: &Parameter) -> bool {
+        parameter.region == Region::Trunk && parameter.role == Role::Filters
     }
 
     /// In one pass on the device of the job. Where names decide, each layer has its own α, and batch norms and biases have that of

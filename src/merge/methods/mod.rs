@@ -4,6 +4,7 @@
 //! in its [`Task`]: coefficients, numbers, a base that the sources were trained from, images. Heads and running statistics are not
 //! its matter.
 
+mod changes;
 mod dare;
 mod linear;
 mod pleas;
@@ -55,9 +56,30 @@ pub trait MergeMethod: Sync {
         None
     }
 
+    /// Whether it goes by coefficients.
+    fn reads_coefficients(&self) -> bool {
+        true
+    }
+
+    /// Whether a coefficient by name has a say in this parameter, in a method that reads them.
+    fn reads_coefficient_of(&self, parameter: &Parameter) -> bool {
+        parameter.region == Region::Trunk
+    }
+
     /// The coefficient of each source where none is given.
     fn usual_coefficient(&self, sources: usize) -> f64 {
         1.0 / sources as f64
+    }
+
+    /// By what heads are averaged.
+    fn of_heads(&self, inputs: &Inputs) -> Vec<f64> {
+        inputs.coefficients.to_vec()
+    }
+
+    /// Whether the merged network may have other widths than its sources.
+    fn widens(&self, numbers: &Numbers) -> bool {
+        let _ = numbers;
+        false
     }
 
     fn merge(&self, task: &Task) -> Result<Merged>;
@@ -134,6 +156,16 @@ impl Numbers {
             (Number::Budget, budget),
         ];
         all.into_iter().filter_map(|(number, value)| Some((number, value?))).collect()
+    }
+
+    /// Those that are given, as a header has them.
+    pub fn texts(&self) -> Vec<(Number, String)> {
+        // All 64 bits of a seed.
+        let text = |number: Number, value: f64| match (number, self.seed) {
+            (Number::Seed, Some(seed)) => seed.to_string(),
+            _ => value.to_string(),
+        };
+        self.given().into_iter().map(|(number, value)| (number, text(number, value))).collect()
     }
 
     /// Refuses numbers that the method does not read, and those that no method can work with.
@@ -292,18 +324,6 @@ fn along(values: &[f64], place: f64) -> f64 {
         Some(next) if share > 0.0 => values[first] * (1.0 - share) + next * share,
         _ => values[first],
     }
-}
-
-/// What a source changed of a parameter of the base.
-fn change(model: &Model, base: &Model, parameter: &Parameter) -> Vec<f32> {
-    let [after, before] = [model, base].map(|model| model.parameter(parameter).to_vec::<f32>());
-    after.iter().zip(&before).map(|(after, before)| after - before).collect()
-}
-
-/// `base + λ·change`.
-fn changed(base: &Model, parameter: &Parameter, scale: f64, change: &[f32]) -> Vec<f32> {
-    let before = base.parameter(parameter).to_vec::<f32>();
-    before.iter().zip(change).map(|(before, change)| before + scale as f32 * change).collect()
 }
 
 #[cfg(test)]

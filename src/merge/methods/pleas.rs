@@ -1,7 +1,7 @@
 //! PLeaS-style partial merging of two sources: units are aligned, partners that are little alike stay two units as far as the budget
 //! allows, and the weights are fitted by least squares.
 
-use super::{MergeMethod, Merged, Number, Task};
+use super::{MergeMethod, Merged, Number, Numbers, Task};
 use crate::error::Result;
 use crate::merge::Zip;
 use crate::nn::{UnitGroup, Units};
@@ -34,6 +34,14 @@ impl MergeMethod for Pleas {
 
     fn only_sources(&self) -> Option<usize> {
         Some(2)
+    }
+
+    fn reads_coefficients(&self) -> bool {
+        false
+    }
+
+    fn widens(&self, numbers: &Numbers) -> bool {
+        numbers.budget.is_some_and(|budget| budget > 1.0)
     }
 
     fn merge(&self, task: &Task) -> Result<Merged> {

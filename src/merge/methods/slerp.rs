@@ -6,11 +6,13 @@
 //!
 //! Where a and b are nearly parallel, |cos θ| > 0.9995, or one is zero, it is (1 − t)·a + t·b.
 
-use super::{MergeMethod, Merged, Number, Task};
+use super::{Inputs, MergeMethod, Merged, Number, Task};
 use crate::error::Result;
+use crate::numbers::cosine;
 
 pub struct Slerp;
 
+const HALF_WAY: f64 = 0.5;
 /// Beyond that sin θ is too small to divide by.
 const NEARLY_PARALLEL: f64 = 0.9995;
 
@@ -38,9 +40,19 @@ impl MergeMethod for Slerp {
         Some(2)
     }
 
+    fn reads_coefficients(&self) -> bool {
+        false
+    }
+
+    /// Along the chord: classes of both are told apart by one row each.
+    fn of_heads(&self, inputs: &Inputs) -> Vec<f64> {
+        let t = inputs.numbers.t.unwrap_or(HALF_WAY);
+        vec![1.0 - t, t]
+    }
+
     fn merge(&self, task: &Task) -> Result<Merged> {
         let inputs = task.inputs;
-        let t = inputs.numbers.t.unwrap_or(0.5);
+        let t = inputs.numbers.t.unwrap_or(HALF_WAY);
         Ok(inputs.each_parameter(|_, parameter| {
             let [a, b] = [0, 1].map(|source| inputs.model(source).parameter(parameter).to_vec::<f32>());
             let [x, y] = shares(&a, &b, t);
@@ -51,8 +63,7 @@ impl MergeMethod for Slerp {
 
 /// By what both are multiplied.
 fn shares(a: &[f32], b: &[f32], t: f64) -> [f64; 2] {
-    let dot = |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum::<f64>();
-    let cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
+    let cosine = cosine(a, b);
     // NaN where one is zero: then it is no angle.
     if cosine.is_nan() || cosine.abs() > NEARLY_PARALLEL {
         return [1.0 - t, t];

@@ -1,6 +1,7 @@
 //! `base + λ·Σ c_m·(W_m − base)`.
 
-use super::{MergeMethod, Merged, Number, Task, change, changed};
+use super::changes::{Changes, added, shares};
+use super::{Inputs, MergeMethod, Merged, Number, Task};
 use crate::error::Result;
 
 pub struct TaskArithmetic;
@@ -33,17 +34,14 @@ impl MergeMethod for TaskArithmetic {
         1.0
     }
 
+    fn of_heads(&self, inputs: &Inputs) -> Vec<f64> {
+        shares(inputs.coefficients)
+    }
+
     fn merge(&self, task: &Task) -> Result<Merged> {
         let inputs = task.inputs;
-        let (base, scale) = (inputs.base(), inputs.numbers.scale.unwrap_or(1.0));
         Ok(inputs.each_parameter(|_, parameter| {
-            let mut sum = vec![0f32; parameter.shape.len()];
-            for source in 0..inputs.sources.len() {
-                let coefficient = inputs.coefficient(source, parameter) as f32;
-                let change = change(inputs.model(source), base, parameter);
-                sum.iter_mut().zip(change).for_each(|(sum, change)| *sum += coefficient * change);
-            }
-            changed(base, parameter, scale, &sum)
+            added(&inputs, parameter, &Changes::of(&inputs, parameter, |_, change| change).sum())
         }))
     }
 }

@@ -6,7 +6,8 @@
 //! W   = base + λ · Σ_{m in A} c_m·τ_m / Σ_{m in A} c_m
 //! ```
 
-use super::{MergeMethod, Merged, Number, Task, change, changed};
+use super::changes::{Changes, added, shares};
+use super::{Inputs, MergeMethod, Merged, Number, Task};
 use crate::error::Result;
 
 pub struct Ties;
@@ -42,18 +43,16 @@ impl MergeMethod for Ties {
         1.0
     }
 
+    fn of_heads(&self, inputs: &Inputs) -> Vec<f64> {
+        shares(inputs.coefficients)
+    }
+
     fn merge(&self, task: &Task) -> Result<Merged> {
         let inputs = task.inputs;
-        let (base, density) = (inputs.base(), inputs.numbers.density.unwrap_or(DENSITY));
-        let scale = inputs.numbers.scale.unwrap_or(1.0);
+        let density = inputs.numbers.density.unwrap_or(DENSITY);
         Ok(inputs.each_parameter(|_, parameter| {
-            let changes: Vec<(f32, Vec<f32>)> = (0..inputs.sources.len())
-                .map(|source| {
-                    let change = change(inputs.model(source), base, parameter);
-                    (inputs.coefficient(source, parameter) as f32, trimmed(change, density))
-                })
-                .collect();
-            changed(base, parameter, scale, &agreeing(&changes, parameter.shape.len()))
+            let changes = Changes::of(&inputs, parameter, |_, change| trimmed(change, density));
+            added(&inputs, parameter, &changes.agreeing())
         }))
     }
 }
@@ -66,21 +65,4 @@ fn trimmed(mut change: Vec<f32>, density: f64) -> Vec<f32> {
     order.sort_by(|&a, &b| change[b].abs().total_cmp(&change[a].abs()).then(a.cmp(&b)));
     order[kept..].iter().for_each(|&at| change[at] = 0.0);
     change
-}
-
-/// The weighted mean of the changes whose sign is that of the weighted sum.
-pub(super) fn agreeing(changes: &[(f32, Vec<f32>)], len: usize) -> Vec<f32> {
-    let of = |at: usize| {
-        let weighted = || changes.iter().map(|(coefficient, change)| (*coefficient, coefficient * change[at]));
-        let elected: f32 = weighted().map(|(_, change)| change).sum();
-        let agree =
-            |change: f32| change * elected > 0.0 || (change > 0.0) == (elected > 0.0) && change * elected != 0.0;
-        let (mut sum, mut share) = (0f32, 0f32);
-        for (coefficient, change) in weighted().filter(|(_, change)| agree(*change)) {
-            sum += change;
-            share += coefficient;
-        }
-        if share == 0.0 { 0.0 } else { sum / share }
-    };
-    (0..len).map(of).collect()
 }

@@ -32,6 +32,10 @@ impl MergeMethod for ZipIt {
         Some(2)
     }
 
+    fn reads_coefficients(&self) -> bool {
+        false
+    }
+
     fn merge(&self, task: &Task) -> Result<Merged> {
         let units = Units::of(task.inputs.network());
         let of_pair = |pair: [usize; 2]| -> Result<Vec<Vec<f32>>> {

@@ -19,6 +19,14 @@ pub struct Widened {
     pub filters: BTreeMap<String, usize>,
 }
 
+impl Widened {
+    /// A network as it is, whose widths are to change.
+    pub fn around(architecture: &Architecture) -> Widened {
+        let plain = || Widened { of: architecture.clone(), filters: BTreeMap::new() };
+        architecture.as_family::<Widened>().unwrap_or_else(plain)
+    }
+}
+
 /// The most filters that a file may claim.
 const MAX_FILTERS: usize = 1 << 16;
 
