@@ -89,6 +89,7 @@ pub fn main() -> Result<()> {
 fn macro_f1(model: &Path, images: Images) -> Result<f64> {
     let evaluate = Evaluate {
         model: model.to_path_buf(),
+        others: Vec::new(),
         reading: Reading::default(),
         head: None,
         images,

@@ -470,9 +470,9 @@ pub struct Align {
 
 #[derive(Args)]
 pub struct Eval {
-    /// The network
-    #[arg(long, value_name = "CKPT")]
-    pub model: PathBuf,
+    /// The network; several are an ensemble, whose probabilities are the mean of theirs
+    #[arg(long, value_name = "CKPT", required = true, num_args = 1..)]
+    pub model: Vec<PathBuf>,
     #[command(flatten)]
     pub reading: Reading,
     /// One of several heads (merge --heads concat), by its name or its number from 0; inspect lists them [default: eval

@@ -128,6 +128,7 @@ fn a_job_that_was_written_and_read_comes_to_the_same_bytes() {
 
     let evaluate = Evaluate {
         model: merge.out.clone(),
+        others: Vec::new(),
         reading: Reading::default(),
         head: None,
         images: folder.images(),

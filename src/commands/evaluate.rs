@@ -13,7 +13,8 @@ use crate::terminal;
 
 fn job(options: &Eval, global: &Global) -> jobs::Evaluate {
     jobs::Evaluate {
-        model: options.model.clone(),
+        model: options.model[0].clone(),
+        others: options.model[1..].to_vec(),
         reading: options.reading.given(),
         head: options.head.clone(),
         images: images(&options.data),
@@ -30,11 +31,13 @@ pub fn eval(options: &Eval, global: &Global) -> Result<()> {
     progress.finish();
     let metrics = &found.metrics;
     let result = json!({
-        "model": shown(&job.model), "data": shown(&job.images.data), "split": job.split, "head": found.head,
+        "model": shown(&job.model), "others": job.others.iter().map(|path| shown(path)).collect::<Vec<_>>(), "data": shown(&job.images.data), "split": job.split, "head": found.head,
         "images": found.images, "metrics": metrics,
     });
     report(global, &result, |out| {
-        let (model, data) = (job.model.display(), job.images.data.display());
+        let models: Vec<String> =
+            std::iter::once(&job.model).chain(&job.others).map(|path| path.display().to_string()).collect();
+        let (model, data) = (models.join(" + "), job.images.data.display());
         let head = found.head.as_ref().map_or(String::new(), |head| format!("head {head}, "));
         writeln!(out, "{model} on {data} ({head}{} split, {} images)", job.split, found.images)?;
         let classes = metrics.per_class.len();

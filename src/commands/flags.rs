@@ -5,8 +5,9 @@ use clap::ArgMatches;
 use clap::parser::ValueSource;
 
 use medmerge::error::{Error, Result};
+use medmerge::merge::methods::{self, Number};
 
-use crate::cli::{Bench, Global, Verb};
+use crate::cli::{Bench, Global, Merge, Verb};
 
 const ALL: [(&str, &str); 4] =
     [("device", "--device"), ("precision", "--precision"), ("no_fusion", "--no-fusion"), ("seed", "--seed")];
@@ -16,12 +17,12 @@ fn read_by(verb: &Verb) -> &'static [&'static str] {
         Verb::Demo(_) | Verb::Train(_) | Verb::Learn(_) => &["device", "precision", "no_fusion", "seed"],
         Verb::Eval(_) | Verb::Predict(_) => &["device", "precision", "no_fusion"],
         // Running statistics are what a network that runs is needed for.
-        Verb::Merge(options) => match (options.data.is_some(), options.method.as_deref().unwrap_or_default()) {
-            (true, method) if method.starts_with("dare") => &["device", "precision", "no_fusion", "seed"],
-            (false, method) if method.starts_with("dare") => &["device", "seed"],
-            (_, "list") => &[],
-            (true, _) => &["device", "precision", "no_fusion"],
-            (false, _) => &["device"],
+        Verb::Merge(options) if options.method.as_deref() == Some("list") => &[],
+        Verb::Merge(options) => match (options.data.is_some(), draws(options)) {
+            (true, true) => &["device", "precision", "no_fusion", "seed"],
+            (true, false) => &["device", "precision", "no_fusion"],
+            (false, true) => &["device", "seed"],
+            (false, false) => &["device"],
         },
         Verb::Align(options) if options.data.is_some() => &["device", "precision"],
         Verb::Align(_) => &[],
@@ -36,6 +37,12 @@ fn read_by(verb: &Verb) -> &'static [&'static str] {
         Verb::Selftest(_) => &["device"],
         Verb::Kernels(_) | Verb::Devices => &[],
     }
+}
+
+/// Whether a merge goes by chance.
+fn draws(options: &Merge) -> bool {
+    let method = options.method.as_deref().and_then(|name| methods::named(name).ok());
+    method.is_some_and(|method| method.reads().contains(&Number::Seed))
 }
 
 /// Refuses the first option that was given and that the verb does not read.

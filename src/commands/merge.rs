@@ -77,6 +77,14 @@ const LEARNED: [&str; 4] = [
     "MedMerge, arXiv 2403.11646",
 ];
 
+/// No merge at all, but what one has to come near.
+const ENSEMBLE: [&str; 4] = [
+    "ensemble",
+    "No merge: the mean of the probabilities of networks that tell the same classes apart, each run on every image,",
+    "by `medmerge eval --model A B`, or predict. Often the upper line, at as many times the cost as there are members.",
+    "Lakshminarayanan et al., Simple and scalable predictive uncertainty estimation using deep ensembles, NeurIPS 2017",
+];
+
 fn list(global: &Global) -> Result<()> {
     let reads = |method: &dyn MergeMethod| {
         let mut reads: Vec<String> = Vec::new();
@@ -91,8 +99,9 @@ fn list(global: &Global) -> Result<()> {
         .iter()
         .map(|method| json!({"name": method.name(), "about": method.about(), "reads": reads(*method), "citation": method.citation()}))
         .collect();
-    let [name, first, second, citation] = LEARNED;
-    rows.push(json!({"name": name, "about": [first, second], "reads": ["--weights (needed)"], "citation": citation}));
+    for ([name, first, second, citation], reads) in [(LEARNED, vec!["--weights (needed)"]), (ENSEMBLE, vec![])] {
+        rows.push(json!({"name": name, "about": [first, second], "reads": reads, "citation": citation}));
+    }
     report(global, &json!({"methods": rows}), |out| {
         for row in &rows {
             let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_string();

@@ -1,6 +1,6 @@
 //! How good a network is on a split of a data set; of its file, nothing else is read.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -9,14 +9,17 @@ use super::{Compute, Images, networks};
 use crate::checkpoint::Reading;
 use crate::data::{Classes, Dataset, Labels, Normalisation, Split, SplitName};
 use crate::error::{Error, Result};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, softmax};
 use crate::nn::Model;
-use crate::train::{Observer, Target, scores};
+use crate::train::{Observer, Place, Silent, Target, scores};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Evaluate {
     pub model: PathBuf,
+    /// More networks: an ensemble, whose probabilities are the mean of its members'.
+    #[serde(default)]
+    pub others: Vec<PathBuf>,
     #[serde(default)]
     pub reading: Reading,
     /// One of several heads, by its name or its number from 0.
@@ -61,7 +64,66 @@ impl Evaluate {
     pub(super) fn scores(&self, labels: Labels, needs: Needs, observer: &mut dyn Observer) -> Result<Scored> {
         self.check()?;
         let place = self.compute.open(observer)?;
-        let Loaded { model, data, normalisation, heads } = self.load(labels, needs, observer)?;
+        self.check_members(needs)?;
+        let mut scored = self.scores_of(&self.model, place, labels, needs, observer)?;
+        if self.others.is_empty() {
+            return Ok(scored);
+        }
+        let mut all = vec![scored.heads.remove(0)];
+        for path in &self.others {
+            all.push(self.scores_of(path, place, labels, needs, observer)?.heads.remove(0));
+        }
+        let members: Vec<&[f32]> = all.iter().map(|member| member.logits.as_slice()).collect();
+        let logits = ensemble(&members, all[0].classes);
+        scored.heads = vec![HeadScores { logits, ..all.swap_remove(0) }];
+        Ok(scored)
+    }
+
+    /// Refuses an ensemble of networks with other classes, before any of them runs.
+    fn check_members(&self, needs: Needs) -> Result<()> {
+        if self.others.is_empty() {
+            return Ok(());
+        }
+        let head = |path: &Path| -> Result<Columns> {
+            let checkpoint = networks::load(path, &self.reading, &mut Silent)?;
+            networks::check_classifier(path, &checkpoint)?;
+            let mut heads = heads::choose(path, &checkpoint, self.head.as_deref(), needs)?;
+            match heads.len() {
+                1 => Ok(heads.remove(0)),
+                count => {
+                    let path = path.display();
+                    let message = format!("{path} has {count} heads, and members of an ensemble give one answer");
+                    Err(Error::usage(message, "choose one: --head NAME"))
+                }
+            }
+        };
+        let first = head(&self.model)?;
+        for other in &self.others {
+            let head = head(other)?;
+            let (one, other) = (self.model.display(), other.display());
+            let hint = "members of an ensemble have the same classes, in the same order";
+            if first.classes != head.classes {
+                let message = format!("{one} tells {} classes apart, and {other} {}", first.classes, head.classes);
+                return Err(Error::usage(message, hint));
+            }
+            if let (Some(names), Some(others)) = (&first.class_names, &head.class_names)
+                && names != others
+            {
+                return Err(Error::usage(format!("{one} and {other} name their classes differently"), hint));
+            }
+        }
+        Ok(())
+    }
+
+    fn scores_of(
+        &self,
+        path: &Path,
+        place: Place,
+        labels: Labels,
+        needs: Needs,
+        observer: &mut dyn Observer,
+    ) -> Result<Scored> {
+        let Loaded { model, data, normalisation, heads } = self.load(path, labels, needs, observer)?;
         let target = Target { data: &data, normalisation: &normalisation, place };
         observer.phase(&format!("{} split", self.split));
         let images = data.split(self.split).len();
@@ -79,22 +141,22 @@ impl Evaluate {
     }
 
     /// A network and a split that fit each other. What the classes are, the network says, or its head.
-    fn load(&self, labels: Labels, needs: Needs, observer: &mut dyn Observer) -> Result<Loaded> {
-        let checkpoint = networks::load(&self.model, &self.reading, observer)?;
-        networks::check_classifier(&self.model, &checkpoint)?;
-        let mut heads = heads::choose(&self.model, &checkpoint, self.head.as_deref(), needs)?;
+    fn load(&self, path: &Path, labels: Labels, needs: Needs, observer: &mut dyn Observer) -> Result<Loaded> {
+        let checkpoint = networks::load(path, &self.reading, observer)?;
+        networks::check_classifier(path, &checkpoint)?;
+        let mut heads = heads::choose(path, &checkpoint, self.head.as_deref(), needs)?;
         let network = &checkpoint.model.network;
-        let files = [(self.model.as_path(), &checkpoint.provenance)];
+        let files = [(path, &checkpoint.provenance)];
         let channels = network.input_channels;
         let normalisation = networks::normalisation(&self.images.normalise, &files, channels, observer)?;
         let classes = if let [one] = &heads[..] { one.classes() } else { Classes::Any };
         let data = Dataset::load_split(&self.images.data, self.split, labels, &classes)?;
         networks::check_fit(&data, network)?;
         if heads.len() > 1 && needs == Needs::OneOfData {
-            heads = vec![heads::of_data(&self.model, &checkpoint, &data)?];
+            heads = vec![heads::of_data(path, &checkpoint, &data)?];
         }
         if let [one] = &heads[..] {
-            networks::check_class_names(&self.model, one.class_names.as_ref(), &data)?;
+            networks::check_class_names(path, one.class_names.as_ref(), &data)?;
         }
         networks::tell_image_size(&files, &data, observer);
         if data.split(self.split).is_empty() {
@@ -118,6 +180,22 @@ pub(super) struct Scored {
     /// One, or all of a network that has several.
     pub heads: Vec<HeadScores>,
     pub split: Split,
+}
+
+/// Logits whose softmax is the mean of the members' probabilities: its logarithm.
+fn ensemble(members: &[&[f32]], classes: usize) -> Vec<f32> {
+    let mut sums = vec![0f64; members[0].len()];
+    for member in members {
+        let mut row = Vec::with_capacity(classes);
+        for (sums, logits) in sums.chunks_mut(classes).zip(member.chunks(classes)) {
+            row.clear();
+            row.extend_from_slice(logits);
+            softmax(&mut row);
+            sums.iter_mut().zip(&row).for_each(|(sum, &probability)| *sum += f64::from(probability));
+        }
+    }
+    // What no member thinks possible has a logarithm too.
+    sums.iter().map(|sum| (sum / members.len() as f64).max(f64::from(f32::MIN_POSITIVE)).ln() as f32).collect()
 }
 
 pub(super) struct HeadScores {

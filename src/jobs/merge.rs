@@ -13,8 +13,8 @@ use crate::data::{Dataset, Normalisation};
 use crate::error::{Error, Result};
 use crate::merge::methods::{self, Filtered, Inputs, MergeMethod, Numbers, Task};
 use crate::merge::{
-    ALIGN, Align, Alignment, BatchNormPolicy, Fixed, Heads, Learned, Plan, Source, Sources, Statistics, check_alike,
-    fold_by, rescale,
+    ALIGN, Align, Alignment, BatchNormPolicy, Fixed, Heads, Learned, Plan, STATISTICS, Source, Sources, Statistics,
+    check_alike, fold_by, rescale,
 };
 use crate::nn::families::widened::Widened;
 use crate::nn::{Architecture, Model, Parameter, Region};
@@ -192,6 +192,11 @@ impl Merge {
         if method.widens(numbers) {
             self.writing.check(&Widened::around(sources.architecture()).into(), true)?;
         }
+        let architecture = sources.architecture();
+        if by.statistics == Some(Statistics::Rescale) && sources.get(0).checkpoint.model.batches_tracked.is_empty() {
+            let message = format!("{architecture} has no batch norms, whose running statistics could be rescaled");
+            return Err(Error::usage(message, "leave --statistics out"));
+        }
         let anchor = sources.find(anchor)?;
         let for_statistics = match data {
             Some(path) => Some(self.data(path, sources, anchor, observer)?),
@@ -255,7 +260,7 @@ impl Merge {
                 };
             }
         }
-        metadata.insert("medmerge.statistics".into(), statistics.to_string());
+        metadata.insert(STATISTICS.into(), statistics.to_string());
         if *align != Align::None {
             metadata.insert(ALIGN.into(), align.to_string());
         }
@@ -377,6 +382,10 @@ impl ByMethod {
         match self.statistics() {
             Statistics::Reestimate if self.data.is_none() => {
                 Err(Error::usage("--statistics reestimate needs images of the target", "give --data FILE.npz"))
+            }
+            other if method.measures() && other != Statistics::Reestimate => {
+                let message = format!("--method {} measures networks whose statistics are re-estimated", method.name());
+                Err(Error::usage(message, "leave --statistics out"))
             }
             Statistics::Rescale if method.name() != "linear" => {
                 let message = format!("--statistics rescale knows what a linear merge does, not {}", method.name());

@@ -117,7 +117,9 @@ impl Predict {
     /// Refuses what is wrong in itself, before anything is read.
     pub fn check(&self) -> Result<()> {
         self.evaluate.check()?;
-        let inputs = [("--model", self.evaluate.model.as_path()), ("--data", self.evaluate.images.data.as_path())];
+        let models = std::iter::once(&self.evaluate.model).chain(&self.evaluate.others);
+        let mut inputs: Vec<_> = models.map(|model| ("--model", model.as_path())).collect();
+        inputs.push(("--data", self.evaluate.images.data.as_path()));
         check_apart(&inputs, &[("--out", &self.out)])
     }
 

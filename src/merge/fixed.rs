@@ -46,12 +46,13 @@ pub fn fold_fixed(
 pub fn fold_by(method: &dyn MergeMethod, task: &Task, heads: Heads) -> Result<Fixed> {
     let inputs = task.inputs;
     heads.check(inputs.sources)?;
-    let Merged { trunk, lifted, remarks } = method.merge(task)?;
+    let Merged { trunk, lifted, shares, remarks } = method.merge(task)?;
     let (sources, anchor) = (lifted.as_ref().unwrap_or(inputs.sources), inputs.anchor);
     let mut model = sources.get(anchor).checkpoint.model.copy();
     model.trunk = trunk;
 
-    let Headed { model, head, class_names, heads } = heads.put(sources, &method.of_heads(&inputs), anchor, model);
+    let of_heads = shares.clone().unwrap_or_else(|| method.of_heads(&inputs));
+    let Headed { model, head, class_names, heads } = heads.put(sources, &of_heads, anchor, model);
     let json = |value: serde_json::Result<String>| value.expect("plain data is JSON");
     let name = match method.name() {
         // As files had it before there were others.
@@ -68,8 +69,9 @@ pub fn fold_by(method: &dyn MergeMethod, task: &Task, heads: Heads) -> Result<Fi
         ]
         .map(|(key, value)| (format!("medmerge.{key}"), value)),
     );
-    if method.reads_coefficients() {
-        metadata.insert("medmerge.coefficients".into(), json(serde_json::to_string(inputs.coefficients)));
+    let coefficients = shares.as_deref().or(method.reads_coefficients().then_some(inputs.coefficients));
+    if let Some(coefficients) = coefficients {
+        metadata.insert("medmerge.coefficients".into(), json(serde_json::to_string(coefficients)));
     }
     if !inputs.filtered.is_empty() {
         metadata.insert("medmerge.coefficients_for".into(), json(serde_json::to_string(inputs.filtered)));

@@ -19,7 +19,7 @@ mod zip;
 pub use align::{Align, Alignment};
 pub use plan::{BatchNormPolicy, Granularity, Method, Plan, Start, WeightGroup};
 pub use sources::{Source, Sources, check_alike};
-pub(crate) use weights::ALIGN;
+pub(crate) use weights::{ALIGN, STATISTICS};
 pub use weights::{LayerSummary, Learned, SourceRecord, training_metadata};
 
 pub use statistics::{Statistics, rescale};

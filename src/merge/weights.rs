@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::plan::{Method, Plan, WeightGroup};
-use super::{Alignment, Sources, Start};
+use super::{Alignment, Sources, Start, Statistics};
 use crate::checkpoint::{self, Checkpoint, Hidden, Metadata, Numbers, Provenance, Reading, StoredTensor, TensorFile};
 use crate::error::{Error, Result};
 use crate::file_kind::Wanted;
@@ -33,6 +33,8 @@ pub struct Learned {
     pub start: Start,
     /// λ of the pull towards the start; 0 without.
     pub regularise: f64,
+    /// Where the running statistics come from; `None` of files that did not say it yet.
+    pub statistics: Option<Statistics>,
     pub seed: u64,
     pub sources: Vec<SourceRecord>,
     /// The order of the sources' units in which they were merged; `None` where they were merged as they stand.
@@ -59,6 +61,9 @@ const SUFFIX: &str = "merge_weight";
 
 /// The entry of a header that says what sources were aligned by.
 pub(crate) const ALIGN: &str = "medmerge.align";
+
+/// The entry of a header that says where running statistics come from.
+pub(crate) const STATISTICS: &str = "medmerge.statistics";
 
 /// The entry of a header that says how strongly merge weights were pulled to their start, if they were.
 const REGULARISE: &str = "medmerge.regularise";
@@ -125,6 +130,9 @@ impl Learned {
             ]
             .map(|(key, value)| (format!("medmerge.{key}"), value)),
         );
+        if let Some(statistics) = self.statistics {
+            metadata.insert(STATISTICS.into(), text(&statistics));
+        }
         if self.regularise != 0.0 {
             metadata.insert(REGULARISE.into(), text(&self.regularise));
         }
@@ -207,6 +215,7 @@ impl Learned {
             method,
             start,
             regularise,
+            statistics: file.metadata.get(STATISTICS).map(|text| text.parse()).transpose()?,
             seed,
             sources,
             alignment,

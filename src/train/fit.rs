@@ -16,8 +16,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use rayon::prelude::*;
 
 use super::align::correlations;
+use super::fisher::fisher;
 use super::watch::Watch;
-use super::{Observer, Target};
+use super::{Observer, Target, evaluate, reestimate_statistics};
+use crate::data::SplitName;
 use crate::error::{Error, Result};
 use crate::merge::align::Similarities;
 use crate::merge::methods::Images;
@@ -31,6 +33,8 @@ use crate::tensor::{DType, Device, Tensor};
 
 /// Images that the sources see at a time.
 const BATCH: usize = 16;
+/// Images at a time that a network is measured with.
+const MEASURED: usize = 128;
 /// Layers whose patches are longer keep the mean of their sources: their normal equations would take gigabytes.
 const LONGEST: usize = 8192;
 /// λ, as a share of the mean diagonal of G.
@@ -59,6 +63,23 @@ impl Images for TargetImages<'_, '_> {
             self.target,
             &mut **self.observer.borrow_mut(),
         )
+    }
+
+    fn fisher(&self, sources: &Sources, source: usize, seed: u64) -> Result<Tensor> {
+        let source = sources.get(source);
+        self.observer.borrow_mut().phase(&format!("how much {} depends on its numbers", source.path.display()));
+        fisher(&source.checkpoint.model, seed, self.target, &mut **self.observer.borrow_mut())
+    }
+
+    fn score(&self, model: &Model) -> Result<f64> {
+        let (classes, data) = (model.network.classes, self.target.data);
+        if classes != data.classes {
+            let message = format!("it has {} classes, and the sources tell {classes} apart", data.classes);
+            return Err(Error::data(&data.path, message, "fine-tune each source on it first: medmerge train --from"));
+        }
+        let mut model = model.copy();
+        reestimate_statistics(&mut model, self.target, MEASURED)?;
+        Ok(evaluate(&model, self.target, SplitName::Val, MEASURED)?.macro_f1)
     }
 }
 

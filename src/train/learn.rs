@@ -10,7 +10,9 @@ use super::{
 };
 use crate::checkpoint::Provenance;
 use crate::error::{Error, Result};
-use crate::merge::{Align, BatchNormPolicy, Constraint, Granularity, Learned, Method, Plan, Sources, Start};
+use crate::merge::{
+    Align, BatchNormPolicy, Constraint, Granularity, Learned, Method, Plan, Sources, Start, Statistics,
+};
 use crate::nn::{Model, Region, init};
 
 /// Which source stands on the `1 − w` side.
@@ -167,6 +169,7 @@ pub fn learn_for(
         method: merge.plan.method,
         start: options.start,
         regularise: options.probe.regularise,
+        statistics: Some(if keeps_statistics { Statistics::Anchor } else { Statistics::Reestimate }),
         seed: options.probe.seed,
         sources: sources.records(),
         alignment,

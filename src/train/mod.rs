@@ -20,6 +20,7 @@ mod batches;
 mod change;
 mod compare;
 mod evaluate;
+mod fisher;
 mod fit;
 mod learn;
 mod optimizer;

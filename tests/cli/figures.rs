@@ -34,6 +34,8 @@ fn what_learning_prints_is_what_eval_gives_for_the_file() {
     for more in ["", "--keep-statistics", "--granularity kernel"] {
         let result = folder.json(&format!("{learn} --out merged.safetensors {more}"));
         assert_eq!(best(&result["epochs"]), macro_f1(&folder, "merged.safetensors", "data/target.npz", 8), "{more}");
+        let from = &folder.json("inspect merged.safetensors")["metadata"]["medmerge.statistics"];
+        assert_eq!(from, if more == "--keep-statistics" { "anchor" } else { "reestimate" });
     }
     let printed = folder.done(&format!("{learn} --out merged.safetensors"));
     let f1 = macro_f1(&folder, "merged.safetensors", "data/target.npz", 8);

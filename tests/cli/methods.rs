@@ -27,8 +27,20 @@ fn a_list_tells_of_every_method() {
     let text = folder.done("merge --method list");
     let list = folder.json("merge --method list");
     let methods = list["methods"].as_array().unwrap();
-    for name in ["linear", "task-arithmetic", "ties", "dare-linear", "dare-ties", "slerp", "regmean", "zipit", "pleas"]
-    {
+    for name in [
+        "linear",
+        "task-arithmetic",
+        "ties",
+        "dare-linear",
+        "dare-ties",
+        "slerp",
+        "greedy-soup",
+        "fisher",
+        "regmean",
+        "zipit",
+        "pleas",
+        "ensemble",
+    ] {
         let method = methods.iter().find(|method| method["name"] == name).unwrap_or_else(|| panic!("{name}"));
         assert_eq!(method["about"].as_array().unwrap().len(), 2, "{name}");
         assert!(text.contains(method["citation"].as_str().unwrap()), "{name}");
@@ -108,9 +120,19 @@ fn a_header_says_where_statistics_come_from() {
     let [rescaled, texture, shape] = ["rescale", "texture", "shape"].map(variances);
     let largest = texture.iter().zip(&shape).map(|(a, b)| a.max(*b));
     assert!(rescaled.iter().zip(largest).all(|(rescaled, largest)| *rescaled > 0.0 && *rescaled < largest));
+    folder.data("larger", "--image-size 32");
+    for seed in [1, 2] {
+        let train = "train --data larger/shape.npz --architecture vgg11 --width 2 --epochs 1 --batch-size 16";
+        folder.done(&format!("{train} --seed {seed} --out vgg{seed}.safetensors"));
+    }
     assert_refused(
         &folder,
         &[
+            case(
+                "no norms",
+                "merge --models vgg1.safetensors vgg2.safetensors --method linear --statistics rescale --out x.safetensors",
+                &["vgg11 (width 2) has no batch norms"],
+            ),
             case("no images", format!("{merge} --statistics reestimate --out x.safetensors"), &["needs images"]),
             case(
                 "not linear",
@@ -139,6 +161,102 @@ fn a_network_merged_with_itself_by_images_is_itself() {
         let worst = logits(method).iter().zip(&expected).map(|(a, e)| (a - e).abs()).fold(0f32, f32::max);
         assert!(worst <= 2e-2 * largest, "{method}: {worst} of {largest}");
     }
+}
+
+/// Sources of one origin, fine-tuned on the target with other seeds: what soups are made of.
+#[test]
+fn soups_and_ensembles_are_of_networks_with_the_targets_classes() {
+    let folder = with_origins();
+    for seed in [5, 6, 7] {
+        let train = format!("train --from texture.safetensors --data data/target.npz --epochs 1 --seed {seed}");
+        folder.done(&format!("{train} --batch-size 16 --out {seed}.safetensors"));
+    }
+    let soup = "merge --models 5.safetensors 6.safetensors 7.safetensors --method greedy-soup --data data/target.npz";
+    let run = folder.run(&format!("{soup} --out soup.safetensors"));
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    // What it says of each source is what a merge of that source alone is worth.
+    let score = |file: &str| {
+        let metrics =
+            folder.json(&format!("eval --model {file} --data data/target.npz --split val"))["metrics"].clone();
+        metrics["macro_f1"].as_f64().unwrap()
+    };
+    for (index, seed) in [5, 6, 7].into_iter().enumerate() {
+        let shares: Vec<&str> = (0..3).map(|source| if source == index { "1" } else { "0" }).collect();
+        let merge = "merge --models 5.safetensors 6.safetensors 7.safetensors --data data/target.npz --coefficients";
+        folder.done(&format!("{merge} {} --out alone{seed}.safetensors", shares.join(",")));
+        let says = format!("{seed}.safetensors: macro F1 {:.4}", score(&format!("alone{seed}.safetensors")));
+        assert!(run.stderr.contains(&says), "{says}: {}", run.stderr);
+    }
+    assert!(run.stderr.contains(&format!(": macro F1 {:.4} on the validation split", score("soup.safetensors"))));
+    // The shares that it chose make the same network.
+    let shares = header(&folder, "soup.safetensors")["medmerge.coefficients"].as_str().unwrap().to_string();
+    let shares = shares.trim_matches(['[', ']']).to_string();
+    let linear = "merge --models 5.safetensors 6.safetensors 7.safetensors --data data/target.npz --coefficients";
+    folder.done(&format!("{linear} {shares} --out linear.safetensors"));
+    assert_eq!(floats(&folder, "soup.safetensors"), floats(&folder, "linear.safetensors"));
+
+    // An ensemble: the mean of probabilities.
+    let probabilities = |models: &str| {
+        let csv = folder.done(&format!("predict --model {models} --data data/target.npz --out -"));
+        scores(&csv).concat()
+    };
+    let alone = ["5.safetensors", "6.safetensors"].map(probabilities);
+    let both = probabilities("5.safetensors 6.safetensors");
+    let worst = (0..both.len()).map(|i| ((alone[0][i] + alone[1][i]) / 2.0 - both[i]).abs()).fold(0f32, f32::max);
+    assert!(worst < 1e-6 && both != alone[0], "{worst}");
+    let eval = folder.done("eval --model 5.safetensors 6.safetensors --data data/target.npz");
+    assert!(eval.starts_with("5.safetensors + 6.safetensors on data/target.npz"), "{eval}");
+    assert_refused(
+        &folder,
+        &[
+            case(
+                "an ensemble of other classes",
+                "eval --model 5.safetensors texture.safetensors --data data/target.npz",
+                &["5.safetensors tells ", "classes apart, and texture.safetensors 4"],
+            ),
+            case(
+                "a soup of other classes",
+                format!("{MERGE} --method greedy-soup --data data/target.npz --out x.safetensors"),
+                &["data/target.npz", "classes"],
+            ),
+            case(
+                "a soup by other statistics",
+                format!("{soup} --statistics anchor --out x.safetensors"),
+                &["greedy-soup measures networks whose statistics are re-estimated"],
+            ),
+        ],
+    );
+}
+
+/// One pass over the images for each source, image by image; the same for any number of threads.
+#[test]
+fn fisher_weighs_each_number_by_the_sources_own_heads() {
+    let folder = with_origins();
+    let merge = format!("{MERGE} --method fisher --data data/target.npz --statistics anchor");
+    for (threads, out) in [(1, "one"), (2, "two")] {
+        folder.done(&format!("{merge} --threads {threads} --out {out}.safetensors"));
+    }
+    assert_eq!(folder.bytes("one.safetensors"), folder.bytes("two.safetensors"));
+    folder.done(&format!("{merge} --seed 9 --out other.safetensors"));
+    let [merged, a, b, other] = ["one", "texture", "shape", "other"]
+        .map(|name| floats(&folder, &format!("{name}.safetensors"))["layer1.0.conv1.weight"].clone());
+    assert_ne!(merged, other);
+    // Each number lies between its sources', and nearer to one here, to the other there.
+    let shares = (0..a.len()).filter(|&i| (a[i] - b[i]).abs() > 1e-2).map(|i| (merged[i] - b[i]) / (a[i] - b[i]));
+    let shares: Vec<f32> = shares.collect();
+    assert!(shares.len() > 20 && shares.iter().all(|share| (-1e-3..1.001).contains(share)), "{shares:?}");
+    assert!(shares.iter().any(|&share| share < 0.3) && shares.iter().any(|&share| share > 0.7), "{shares:?}");
+    folder.done(
+        "merge --models texture.safetensors shape.safetensors --heads new --coefficients 1,0 --out bare.safetensors",
+    );
+    assert_refused(
+        &folder,
+        &[case(
+            "no head",
+            "merge --models texture.safetensors bare.safetensors --method fisher --data data/target.npz --out x.safetensors",
+            &["bare.safetensors has no classifier"],
+        )],
+    );
 }
 
 #[test]

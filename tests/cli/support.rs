@@ -75,8 +75,9 @@ impl Folder {
 
     /// Generated data in `folder/name`.
     pub fn data(&self, name: &str, more: &str) {
-        let counts = "--image-size 16 --source-train 32 --target-train 32 --val 16 --test 24";
-        self.done(&format!("synth --out {name} {counts} {more}"));
+        let counts = "--source-train 32 --target-train 32 --val 16 --test 24";
+        let size = if more.contains("--image-size") { "" } else { "--image-size 16" };
+        self.done(&format!("synth --out {name} {size} {counts} {more}"));
     }
 
     /// `name.safetensors`, trained for an epoch on `data/task.npz`.

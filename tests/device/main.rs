@@ -12,6 +12,7 @@ mod fusion;
 mod images;
 mod jobs;
 mod merge;
+mod methods;
 mod statistics;
 mod steps;
 

@@ -6,6 +6,8 @@
 
 mod changes;
 mod dare;
+mod fisher;
+mod greedy_soup;
 mod linear;
 mod pleas;
 mod regmean;
@@ -51,6 +53,11 @@ pub trait MergeMethod: Sync {
         false
     }
 
+    /// Whether it measures networks on the way, whose running statistics are re-estimated.
+    fn measures(&self) -> bool {
+        false
+    }
+
     /// The only number of sources that it takes, if there is one.
     fn only_sources(&self) -> Option<usize> {
         None
@@ -90,13 +97,15 @@ pub struct Merged {
     pub trunk: Tensor,
     /// The sources as they were merged, where that is not as they were given: in the widths of the merged network.
     pub lifted: Option<Sources>,
+    /// The share of each source, where the method chose it: heads are averaged by it.
+    pub shares: Option<Vec<f64>>,
     /// What a user ought to know.
     pub remarks: Vec<String>,
 }
 
 impl From<Tensor> for Merged {
     fn from(trunk: Tensor) -> Merged {
-        Merged { trunk, lifted: None, remarks: Vec::new() }
+        Merged { trunk, lifted: None, shares: None, remarks: Vec::new() }
     }
 }
 
@@ -227,7 +236,7 @@ pub struct Task<'a> {
     pub blend: &'a Blend<'a>,
 }
 
-/// What methods learn from images of the target, without labels.
+/// What methods learn from images of the target; all but a score goes without labels.
 pub trait Images {
     /// For each group, strand by strand, the correlations of the units of two of the sources.
     fn correlations(&self, sources: &Sources, pair: [usize; 2]) -> Result<Vec<Similarities>>;
@@ -237,15 +246,23 @@ pub trait Images {
 
     /// Σ x·xᵀ over all patches that a source's convolutions read, by their parameters; those too long are left out.
     fn grams(&self, sources: &Sources, source: usize) -> Result<Vec<(usize, Vec<f64>)>>;
+
+    /// The diagonal of the Fisher information of a source, laid out as its trunk's arena, by a class drawn for each image.
+    fn fisher(&self, sources: &Sources, source: usize, seed: u64) -> Result<Tensor>;
+
+    /// Macro F1 on the validation split of a network whose running statistics are re-estimated.
+    fn score(&self, model: &Model) -> Result<f64>;
 }
 
-const ALL: [&dyn MergeMethod; 9] = [
+const ALL: [&dyn MergeMethod; 11] = [
     &linear::Linear,
     &task_arithmetic::TaskArithmetic,
     &ties::Ties,
     &dare::DARE_LINEAR,
     &dare::DARE_TIES,
     &slerp::Slerp,
+    &greedy_soup::GreedySoup,
+    &fisher::Fisher,
     &regmean::RegMean,
     &zipit::ZipIt,
     &pleas::Pleas,
@@ -312,7 +329,7 @@ impl Task<'_> {
         let share = vec![1.0 / lifted.len() as f64; lifted.len()];
         let inputs = Inputs { sources: &lifted, coefficients: &share, filtered: &[], ..self.inputs };
         let Merged { trunk, .. } = linear::Linear.merge(&Task { inputs, ..*self })?;
-        Ok(Merged { trunk, lifted: Some(lifted), remarks: Vec::new() })
+        Ok(Merged { lifted: Some(lifted), ..trunk.into() })
     }
 }
 

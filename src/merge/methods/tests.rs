@@ -35,11 +35,12 @@ struct Case<'a> {
     coefficients: &'a [f64],
     filtered: &'a [Filtered],
     numbers: Numbers,
+    images: Option<&'a dyn Images>,
 }
 
 impl Case<'_> {
     fn of(models: Vec<Model>, coefficients: &[f64]) -> Case<'_> {
-        Case { models, base: None, coefficients, filtered: &[], numbers: Numbers::default() }
+        Case { models, base: None, coefficients, filtered: &[], numbers: Numbers::default(), images: None }
     }
 
     fn merge(&self, method: &str) -> Model {
@@ -54,7 +55,7 @@ impl Case<'_> {
             base: self.base.as_ref(),
         };
         let blend = |plan: &Plan, trunks: &[Tensor], weights: &Tensor| Ok(plan.blend(trunks, weights));
-        let merged = named(method).unwrap().merge(&Task { inputs, images: None, blend: &blend }).unwrap();
+        let merged = named(method).unwrap().merge(&Task { inputs, images: self.images, blend: &blend }).unwrap();
         Model { trunk: merged.trunk, ..self.models[0].clone() }
     }
 
@@ -128,6 +129,74 @@ fn slerp_by_hand() {
     close(&case.filters("slerp"), &[2.0, 2.0, 0.0, 0.0]);
     case.models[0] = with_filters([0.0; 4]);
     close(&case.filters("slerp"), &[4.0 / 3.0, 4.0 / 3.0, 0.0, 0.0]);
+}
+
+/// What images would say of one convolution of 2×2 weights.
+struct Told {
+    fisher: [[f32; 4]; 2],
+    score: fn([f32; 4]) -> f64,
+}
+
+impl Images for Told {
+    fn fisher(&self, _: &Sources, source: usize, _: u64) -> Result<Tensor> {
+        let mut model = with_filters(self.fisher[source]);
+        // Nothing is read of what only pads an arena.
+        let len = model.trunk.shape().len();
+        let padding = model.trunk.to_vec::<f32>().iter().map(|x| if *x == 0.0 { 1e9 } else { *x }).collect();
+        model.trunk = Tensor::from_vec(padding, [len]);
+        Ok(model.trunk)
+    }
+
+    fn score(&self, model: &Model) -> Result<f64> {
+        let filters: Vec<f32> = model.parameter(model.network.parameter("conv.weight").unwrap()).to_vec();
+        Ok((self.score)(filters.try_into().unwrap()))
+    }
+
+    fn correlations(&self, _: &Sources, _: [usize; 2]) -> Result<Vec<Similarities>> {
+        unreachable!("no units are compared")
+    }
+
+    fn fit(&self, _: &mut Model, _: &Sources, _: &Units, _: &Zip) -> Result<Vec<String>> {
+        unreachable!("nothing is fitted")
+    }
+
+    fn grams(&self, _: &Sources, _: usize) -> Result<Vec<(usize, Vec<f64>)>> {
+        unreachable!("no least squares are solved")
+    }
+}
+
+#[test]
+fn fisher_by_hand() {
+    // Divided by their means, 2 and 20: [1/2 3/2; 1 1] and [1/2 1/2; 1/2 5/2].
+    let told = Told { fisher: [[1.0, 3.0, 2.0, 2.0], [10.0, 10.0, 10.0, 50.0]], score: |_| 0.0 };
+    let mut case = Case { images: Some(&told), ..Case::of(pair(), &[0.5, 0.5]) };
+    // a = [1 2; 3 4], b = [5 −2; 1 0]: (1 + 5)/2, (3·2 − 2)/4, (2·3 + 1)/3, 2·4/7, but for the floor.
+    let near = |actual: Vec<f32>, expected: [f32; 4]| {
+        let close = actual.iter().zip(expected).all(|(a, e)| (a - e).abs() < 1e-5);
+        assert!(close, "{actual:?}, not {expected:?}");
+    };
+    near(case.filters("fisher"), [3.0, 1.0, 7.0 / 3.0, 8.0 / 7.0]);
+    // Three times the first: 3·1/2 to 1/2, 9/2 to 1/2, 3 to 1/2, 3 to 5/2.
+    case.coefficients = &[3.0, 1.0];
+    near(case.filters("fisher"), [2.0, 1.6, 19.0 / 7.0, 24.0 / 11.0]);
+    // What nobody cares for is averaged.
+    let told = Told { fisher: [[1e-30; 4]; 2], score: |_| 0.0 };
+    case = Case { images: Some(&told), ..Case::of(pair(), &[0.5, 0.5]) };
+    near(case.filters("fisher"), [3.0, 0.0, 2.0, 2.0]);
+}
+
+#[test]
+fn greedy_soup_by_hand() {
+    // How near the first weight is to 2, by which 0, 1, 2.5 and 4 are sorted: 2.5, 1, 0, 4.
+    let told = Told { fisher: [[0.0; 4]; 2], score: |filters| -f64::from((filters[0] - 2.0).abs()) };
+    let models: Vec<Model> = [0.0, 1.0, 4.0, 2.5].map(|first| with_filters([first, 1.0, 0.0, 0.0])).to_vec();
+    let case = Case { images: Some(&told), ..Case::of(models.clone(), &[]) };
+    // 2.5 with 1 is 1.75, better; with 0 too it is 7/6, worse; with 4 instead 2.5, worse than 1.75.
+    close(&case.filters("greedy-soup"), &[1.75, 1.0, 0.0, 0.0]);
+    // Equal scores: all are kept, in the order that they were given in.
+    let told = Told { score: |_| 0.5, ..told };
+    let case = Case { images: Some(&told), ..Case::of(models, &[]) };
+    close(&case.filters("greedy-soup"), &[1.875, 1.0, 0.0, 0.0]);
 }
 
 #[test]
