@@ -71,6 +71,24 @@ pub enum Verb {
     Learn(Box<Learn>),
     /// Fold learned weights, or fixed coefficients, into one network
     Merge(Merge),
+    /// Compare ways to use the sources on a target: every recipe with every seed, on the same splits with the same budget
+    ///
+    /// A recipe is a name and what is not as usual: NAME:KEY=VALUE,KEY=VALUE
+    ///   scratch                          train everything, from a drawn start
+    ///   fine-tune:source=0               train everything, from a source under a new head
+    ///   lp-ft:source=0                   train the new head alone, then everything
+    ///   linear, slerp, pleas:budget=1.3  the same from what a method of `merge --method list` makes of the sources;
+    ///                                    align=weights|activations, and the method's numbers
+    ///   medmerge                         learn merge weights with the head, fold, train everything; granularity, constraint,
+    ///                                    start, anchor, batch-norm, align, regularise as in `learn`, merge-rate=RATE,
+    ///                                    learn-on=yes (learn them on while everything is trained)
+    ///   ensemble, greedy-soup            of lp-ft of every source
+    /// Recipes with a phase for the head alone also take probe-epochs=N. `usual` and `all` stand for lists of them.
+    ///
+    /// Each run leaves a small file in OUT/runs. The same command continues after a stop, also with more recipes or seeds, and on
+    /// another machine; OUT/table.md, table.csv and summary.json tell what all come to.
+    #[command(verbatim_doc_comment)]
+    Compare(Box<Compare>),
     /// Bring a network's units into the order of another's; it computes what it did before
     ///
     /// Filter k of one network has nothing to do with filter k of another that was initialised otherwise. `inspect --units` lists
@@ -360,6 +378,47 @@ pub struct Learn {
     /// Overwrite what exists
     #[arg(long)]
     pub force: bool,
+}
+
+#[derive(Args)]
+pub struct Compare {
+    /// The sources, two or more
+    #[arg(long, num_args = 1.., required = true, value_name = "CKPT")]
+    pub models: Vec<PathBuf>,
+    #[command(flatten)]
+    pub reading: Reading,
+    #[command(flatten)]
+    pub data: Data,
+    /// What to compare; usual: single sources, averages, MedMerge by filter and by kernel, ensemble, soup; all: every merging method and
+    /// option beside them
+    #[arg(long, num_args = 1.., value_name = "RECIPE", default_values_t = ["usual".to_string()])]
+    pub recipes: Vec<String>,
+    /// Seeds, counted up from --seed
+    #[arg(long, default_value_t = 3)]
+    pub seeds: u64,
+    /// Draw so many training images by each seed, of each class its share [default: all]
+    #[arg(long, value_name = "IMAGES")]
+    pub train_images: Option<usize>,
+    /// Epochs of the first phase, the head alone; without a first phase they are spent on everything
+    #[arg(long, default_value_t = 10, value_name = "EPOCHS")]
+    pub probe_epochs: usize,
+    /// Learning rates of fine-tuning: each recipe takes the one that is best on the validation split over all seeds
+    #[arg(long, value_delimiter = ',', num_args = 1.., default_values_t = [1e-3, 3e-4], value_name = "RATE")]
+    pub learning_rates: Vec<f64>,
+    /// Learning rate of the merge weights; --learning-rate is that of the first phase's head
+    #[arg(long, default_value_t = 1e-2, allow_negative_numbers = true)]
+    pub merge_learning_rate: f64,
+    #[command(flatten)]
+    pub schedule: Schedule,
+    /// Seeds that run side by side on a CPU, each on its share of --threads
+    #[arg(long, default_value_t = 1)]
+    pub jobs: usize,
+    /// Print what there is to do and how long it takes, by a measured step; write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// A folder: new, or of this comparison, which is continued
+    #[arg(long, value_name = "FOLDER")]
+    pub out: PathBuf,
 }
 
 #[derive(Args)]

@@ -172,6 +172,26 @@ pub fn softmax(row: &mut [f32]) {
     row.iter_mut().for_each(|score| *score /= sum);
 }
 
+/// Logits whose softmax is the mean of the members' probabilities: its logarithm.
+///
+/// # Panics
+/// If the members, N × classes each, are of different lengths.
+pub fn mean_of_softmax<M: AsRef<[f32]>>(members: &[M], classes: usize) -> Vec<f32> {
+    let mut sums = vec![0f64; members[0].as_ref().len()];
+    let mut row = Vec::with_capacity(classes);
+    for member in members {
+        assert_eq!(member.as_ref().len(), sums.len(), "members of an ensemble");
+        for (sums, logits) in sums.chunks_mut(classes).zip(member.as_ref().chunks(classes)) {
+            row.clear();
+            row.extend_from_slice(logits);
+            softmax(&mut row);
+            sums.iter_mut().zip(&row).for_each(|(sum, &probability)| *sum += f64::from(probability));
+        }
+    }
+    // What no member thinks possible has a logarithm too.
+    sums.iter().map(|sum| (sum / members.len() as f64).max(f64::from(f32::MIN_POSITIVE)).ln() as f32).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

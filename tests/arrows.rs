@@ -53,7 +53,7 @@ const COMPUTES: [&str; 11] = [
     " learn(",
     " evaluate(",
     ".fold(&",
-    "fold_fixed(",
+    "fold_by(",
     "reestimate",
     ".blend(",
 ];

@@ -7,12 +7,12 @@ use medmerge::data::synthetic::{SyntheticOptions, Task, generate};
 use medmerge::data::{Augmentation, SplitName};
 use medmerge::error::Error;
 use medmerge::jobs::{
-    By, Compare, Compute, Evaluate, Export, ImageSize, Images, Learn, Merge, Normalise, Predict, PredictionFormat,
-    Start, Train,
+    By, Compare, CompareObserver, Compute, Evaluate, Export, ImageSize, Images, Learn, Merge, Normalise, Predict,
+    PredictionFormat, Record, StageRecord, Start, Train,
 };
 use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Heads};
 use medmerge::nn::Architecture;
-use medmerge::train::{AnchorChoice, Baseline, LearnOptions, Observer, Protocol, Silent, TrainOptions};
+use medmerge::train::{Observer, Protocol, Silent, TrainOptions};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -167,40 +167,61 @@ fn an_export_is_a_job_like_others() {
 }
 
 #[test]
-fn a_comparison_runs_every_method_with_every_seed() {
+fn a_comparison_continues_from_the_runs_that_are_there() {
     let folder = Folder::new();
-    let learn = LearnOptions {
-        granularity: Granularity::Layer,
-        constraint: Constraint::Affine,
-        start: medmerge::merge::Start::Uniform,
-        anchor: AnchorChoice::Named(1),
-        batch_norm: BatchNormPolicy::Merge,
-        keep_statistics: false,
-        align: Default::default(),
-        probe: TrainOptions { epochs: 1, ..options() },
-    };
+    let recipes = ["scratch", "fine-tune:source=1", "medmerge:granularity=layer,start=uniform,anchor=1", "ensemble"];
     let compare = Compare {
         models: folder.sources(),
         reading: Reading::default(),
         images: folder.images(),
-        protocol: Protocol::new(learn, TrainOptions { epochs: 1, ..options() }),
-        baselines: vec![Baseline::FineTune(1), Baseline::Medmerge],
+        protocol: Protocol {
+            probe: TrainOptions { epochs: 1, ..options() },
+            fine_tuning: TrainOptions { epochs: 1, ..options() },
+            learning_rates: vec![1e-2, 1e-3],
+        },
+        recipes: recipes.map(|text| text.parse().unwrap()).to_vec(),
         seeds: vec![3, 4],
+        train_images: None,
+        jobs: 1,
         compute: compute(),
+        out: folder.path("compared"),
     };
-    let mut rows = Vec::new();
-    let mut done = |seed, outcome: medmerge::train::Outcome| {
-        assert_eq!(outcome.seed, seed);
-        rows.push((seed, outcome.baseline));
-        Ok(())
+    let summary = through_json(&compare).run(&mut Quiet).unwrap();
+    assert_eq!((summary.seeds.as_slice(), summary.rows.len()), (&[3, 4][..], 4));
+    assert_eq!(summary.best, [None, Some("fine-tune:b".to_string())]);
+    let runs = |name: &str| {
+        let of = |seed: u64| std::fs::read_to_string(compare.out.join(format!("runs/{name}/{seed}.json"))).unwrap();
+        [3, 4].map(|seed| serde_json::from_str::<Record>(&of(seed)).unwrap())
     };
-    through_json(&compare).run(&mut Silent, &mut done).unwrap();
-    let expected = [3, 4].map(|seed| [(seed, Baseline::FineTune(1)), (seed, Baseline::Medmerge)]).concat();
-    assert_eq!(rows, expected);
-    let beyond = Compare { baselines: vec![Baseline::LinearProbe(2)], ..compare.clone() };
-    assert!(beyond.check().unwrap_err().to_string().contains("LinearProbe(2) of 2 sources"));
+    let timeless = |record: Record| {
+        let stages = record.stages.into_iter().map(|stage| StageRecord { seconds: 0.0, ..stage }).collect();
+        Record { stages, ..record }
+    };
+    let names = ["scratch", "fine-tune_source-1", "medmerge_granularity-layer_start-uniform_anchor-1", "ensemble"];
+    let first: Vec<Record> = names.iter().flat_map(|name| runs(name)).map(timeless).collect();
+    // Without some of them, with seeds side by side, and with more threads, they are made again, to the bit.
+    std::fs::remove_dir_all(compare.out.join("runs/ensemble")).unwrap();
+    std::fs::remove_file(compare.out.join(format!("runs/{}/3.json", names[2]))).unwrap();
+    let again = Compare { jobs: 2, ..compare.clone() };
+    again.run(&mut Quiet).unwrap();
+    assert_eq!(names.iter().flat_map(|name| runs(name)).map(timeless).collect::<Vec<_>>(), first);
+    // What is there is another comparison.
+    let other =
+        Compare { protocol: Protocol { learning_rates: vec![1e-2], ..compare.protocol.clone() }, ..compare.clone() };
+    assert!(other.run(&mut Quiet).err().unwrap().to_string().contains("another list of --learning-rates"));
+    let cost = compare.cost(&mut Silent).unwrap();
+    assert_eq!((cost.done, cost.seeds, cost.seconds), (8, 2, 0.0));
+    let beyond = Compare { recipes: vec!["lp-ft:source=2".parse().unwrap()], ..compare.clone() };
+    assert!(beyond.check().unwrap_err().to_string().contains("there is no source 2 of 2"));
     assert!(Compare { seeds: vec![], ..compare }.check().is_err());
 }
+
+/// Sees nothing of a comparison.
+struct Quiet;
+
+impl Observer for Quiet {}
+
+impl CompareObserver for Quiet {}
 
 #[test]
 fn what_is_wrong_in_itself_is_refused_before_anything_is_read() {

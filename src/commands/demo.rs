@@ -3,8 +3,7 @@
 use std::path::Path;
 
 use medmerge::error::Result;
-use medmerge::jobs::{self, DemoObserver, Demonstration};
-use medmerge::train::Outcome;
+use medmerge::jobs::{self, DemoObserver, Demonstration, Record, StageRecord};
 
 use super::progress::Progress;
 use super::{place, report};
@@ -21,12 +20,13 @@ pub fn run(options: &Demo, global: &Global) -> Result<()> {
         force: options.force,
     };
     let mut progress = Progress::new("drawing images", global);
-    let Demonstration { table, seeds, test_images, seconds, results } = job.run(&mut progress)?;
+    let Demonstration { summary, test_images, seconds, results } = job.run(&mut progress)?;
     progress.finish();
     report(global, &results, |out| {
-        let over = if seeds == 1 { "one seed" } else { "mean ± standard deviation over the seeds" };
-        writeln!(out, "\nTest split, {test_images} images of the target, {over}:\n")?;
-        writeln!(out, "{}", table.to_text())?;
+        let seeds = summary.seeds.len();
+        let over = if seeds == 1 { "one seed" } else { "mean over the seeds ± half of its 95 % interval" };
+        writeln!(out, "\nMacro F1 on {test_images} test images of the target, {over}:\n")?;
+        writeln!(out, "{}", summary.table().to_text())?;
         writeln!(out, "{seconds:.0} s in all; everything is in {}", job.out.display())?;
         if !job.full {
             writeln!(out, "These runs are too short to compare methods by; `medmerge demo --full` is longer.")?;
@@ -44,16 +44,25 @@ impl DemoObserver for Progress {
         self.say(format_args!("  {:33}  trained{:35}({})", format!("source: {name}"), "", time(seconds_left)));
     }
 
-    fn method(&mut self, label: &str, outcome: &Outcome, seconds_left: f64) {
-        let (metrics, left) = (&outcome.metrics, time(seconds_left));
-        self.say(format_args!(
-            "  {label:33}  accuracy {:.3}  macro F1 {:.3}  AUC {:.3}  ({left})",
-            metrics.accuracy, metrics.macro_f1, metrics.auc
-        ));
+    fn recipe(&mut self, label: &str, record: &Record, seconds_left: f64) {
+        let left = time(seconds_left);
+        self.say(format_args!("  {label:40}  {}  ({left})", figures(record)));
     }
 }
 
-fn time(seconds_left: f64) -> String {
+/// Macro F1 on the test split, stage by stage.
+pub(super) fn figures(record: &Record) -> String {
+    let of = |stage: &StageRecord| {
+        let value = stage.test.macro_f1.map_or("nan".into(), |value| format!("{value:.3}"));
+        match stage.learning_rate {
+            None => format!("frozen {value}"),
+            Some(_) => value,
+        }
+    };
+    record.stages.iter().map(of).collect::<Vec<_>>().join("  ")
+}
+
+pub(super) fn time(seconds_left: f64) -> String {
     if seconds_left < 1.0 { "nearly done".into() } else { format!("about {seconds_left:.0} s left") }
 }
 

@@ -14,7 +14,9 @@ const ALL: [(&str, &str); 4] =
 
 fn read_by(verb: &Verb) -> &'static [&'static str] {
     match verb {
-        Verb::Demo(_) | Verb::Train(_) | Verb::Learn(_) => &["device", "precision", "no_fusion", "seed"],
+        Verb::Demo(_) | Verb::Train(_) | Verb::Learn(_) | Verb::Compare(_) => {
+            &["device", "precision", "no_fusion", "seed"]
+        }
         Verb::Eval(_) | Verb::Predict(_) => &["device", "precision", "no_fusion"],
         // Running statistics are what a network that runs is needed for.
         Verb::Merge(options) if options.method.as_deref() == Some("list") => &[],

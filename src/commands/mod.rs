@@ -2,6 +2,7 @@
 
 mod align;
 mod bench;
+mod compare;
 mod demo;
 mod devices;
 mod evaluate;
@@ -42,6 +43,7 @@ pub fn run(cli: Cli, matches: &ArgMatches) -> Result<()> {
         Verb::Demo(options) => demo::run(&options, &global),
         Verb::Train(options) => train::run(&options, &global),
         Verb::Learn(options) => learn::run(&options, &global),
+        Verb::Compare(options) => compare::run(&options, &global),
         Verb::Merge(options) => merge::run(&options, &global),
         Verb::Align(options) => align::run(&options, &global),
         Verb::Eval(options) => evaluate::eval(&options, &global),

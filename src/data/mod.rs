@@ -7,6 +7,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -111,6 +114,12 @@ impl Split {
     /// Images of one height, width and number of channels, N×H×W×C bytes.
     pub fn in_memory(bytes: Vec<u8>, shape: [usize; 3], labels: Vec<u32>) -> Split {
         Split::new(Arc::new(InMemory { bytes, shape }), labels)
+    }
+
+    /// Some of its images, by their numbers.
+    fn chosen(&self, indices: Vec<usize>) -> Split {
+        let labels = indices.iter().map(|&index| self.labels[index]).collect();
+        Split::new(Arc::new(Chosen { of: self.images.clone(), indices }), labels)
     }
 
     pub fn empty() -> Split {
@@ -232,10 +241,53 @@ impl Dataset {
         Ok(())
     }
 
+    /// Keeps `count` training images that `seed` draws, in their order: of each class its share, and one at least.
+    pub fn draw_train(&mut self, count: usize, seed: u64) {
+        let of_class = |class: u32| -> Vec<usize> {
+            (0..self.train.labels.len()).filter(|&image| self.train.labels[image] == class).collect()
+        };
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut classes: Vec<Vec<usize>> = (0..self.classes as u32).map(of_class).collect();
+        classes.iter_mut().for_each(|images| images.shuffle(&mut rng));
+        let all = self.train.labels.len().max(1);
+        // Largest remainders: the shares sum to `count`.
+        let shares = classes.iter().map(|images| images.len() * count);
+        let mut kept: Vec<usize> = shares.clone().map(|share| share / all).collect();
+        let mut order: Vec<(usize, usize)> = shares.map(|share| share % all).zip(0..).collect();
+        order.sort_by(|(a, i), (b, j)| b.cmp(a).then(i.cmp(j)));
+        let missing = count.saturating_sub(kept.iter().sum());
+        order.iter().take(missing).for_each(|&(_, class)| kept[class] += 1);
+        let drawn = classes.iter().zip(&kept).flat_map(|(images, &kept)| images.iter().take(kept.max(1)));
+        let mut drawn: Vec<usize> = drawn.copied().collect();
+        drawn.sort_unstable();
+        self.train = self.train.chosen(drawn);
+    }
+
     /// Keeps the first `count` training images, to imitate a small data set. Classes may lose their last image;
     /// [`Dataset::check_classes`] tells.
     pub fn truncate_train(&mut self, count: usize) {
         self.train.labels.truncate(count);
+    }
+}
+
+/// Some of other images.
+#[derive(Debug)]
+struct Chosen {
+    of: Arc<dyn Images>,
+    indices: Vec<usize>,
+}
+
+impl Images for Chosen {
+    fn len(&self) -> usize {
+        self.indices.len()
+    }
+
+    fn depth(&self) -> Depth {
+        self.of.depth()
+    }
+
+    fn read(&self, indices: &[usize]) -> Result<Vec<Image<'_>>> {
+        self.of.read(&indices.iter().map(|&index| self.indices[index]).collect::<Vec<_>>())
     }
 }
 

@@ -6,19 +6,16 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Compute, picture};
+use super::{Compute, Record, Summary, picture};
 use crate::checkpoint::{self, Provenance};
 use crate::data::synthetic::{FILES, SyntheticOptions, Task, generate};
 use crate::data::{Augmentation, Normalisation};
 use crate::error::Result;
-use crate::merge::{BatchNormPolicy, Constraint, Granularity, Sources, Start, training_metadata};
+use crate::merge::{Sources, training_metadata};
 use crate::nn::{Architecture, Model, Stem};
 use crate::output::{OutputPath, make_folder, shown};
-use crate::report::{Curve, Table, curves, mean_and_spread, save};
-use crate::train::{
-    AnchorChoice, Baseline, LearnOptions, Observer, Outcome, Place, Protocol, Subject, TRAIN, Target, TrainOptions,
-    train,
-};
+use crate::report::{Curve, curves, save};
+use crate::train::{Observer, Outcome, Place, Protocol, Recipe, Seeded, Subject, TRAIN, Target, TrainOptions, train};
 
 /// Names of the two sources: what each was trained to see.
 const SOURCES: [(&str, Task); 2] = [("texture", Task::Texture), ("shape", Task::Shape)];
@@ -58,14 +55,13 @@ pub trait DemoObserver: Observer {
 
     fn source(&mut self, _name: &str, _seconds_left: f64) {}
 
-    fn method(&mut self, _label: &str, _outcome: &Outcome, _seconds_left: f64) {}
+    fn recipe(&mut self, _label: &str, _record: &Record, _seconds_left: f64) {}
 }
 
 /// The result of a run of [`Demo`].
 pub struct Demonstration {
-    /// A row per method: figures on the test split, over the seeds.
-    pub table: Table,
-    pub seeds: usize,
+    /// A row per recipe: figures on the test split, over the seeds.
+    pub summary: Summary,
     /// Images that were drawn to test on.
     pub test_images: usize,
     pub seconds: f64,
@@ -126,9 +122,9 @@ impl Size {
         (self.source_images * self.source_epochs) as f64
     }
 
-    fn of_method(&self, protocol: &Protocol, baseline: Baseline) -> f64 {
+    fn of_recipe(&self, protocol: &Protocol, recipe: &Recipe) -> f64 {
         let evaluated = (self.test_images + self.validation_images) as f64 / 3.0;
-        protocol.passes(baseline, SOURCES.len()) * self.target_images as f64 + evaluated
+        protocol.passes(recipe, SOURCES.len()) * self.target_images as f64 + evaluated
     }
 }
 
@@ -141,12 +137,9 @@ struct Work {
 
 impl Work {
     fn new(size: &Size) -> Work {
-        // Each method of each seed is asked for when none has run.
-        let of_methods = |seed| {
-            let protocol = protocol(size, seed);
-            Baseline::all(SOURCES.len()).into_iter().map(|b| size.of_method(&protocol, b)).sum::<f64>()
-        };
-        let all = (0..size.seeds).map(|seed| SOURCES.len() as f64 * size.of_source() + of_methods(seed)).sum();
+        let protocol = protocol(size);
+        let of_recipes: f64 = Recipe::usual(SOURCES.len()).iter().map(|r| size.of_recipe(&protocol, r)).sum();
+        let all = size.seeds as f64 * (SOURCES.len() as f64 * size.of_source() + of_recipes);
         Work { start: Instant::now(), all, done: 0.0 }
     }
 
@@ -175,24 +168,27 @@ impl Demo {
         let seeds: Vec<u64> = (0..size.seeds).map(|seed| self.seed + seed).collect();
         let mut work = Work::new(&size);
         let start = Instant::now();
-        let mut outcomes = Vec::new();
+        let mut records = Vec::new();
         for &seed in &seeds {
             let folder = self.out.join(format!("seed{seed}"));
             make_folder(&folder, self.force)?;
             observer.seed(seed, &folder);
             let setting = Setting { size: &size, architecture: &architecture, place };
-            outcomes.push(one_seed(setting, seed, &folder, &mut work, observer)?);
+            records.extend(one_seed(setting, seed, &folder, &mut work, observer)?);
         }
-        let table = table(&outcomes);
-        save(
-            &format!("{}\n", table.to_markdown()),
-            &mut OutputPath::check(&self.out.join("table.md"), self.force, 0)?,
-        )?;
+        let of_recipe = |recipe: Recipe| {
+            let found = records.iter().filter(|record| record.recipe == recipe).cloned().collect();
+            (recipe, found)
+        };
+        let of_recipes: Vec<(Recipe, Vec<Record>)> = Recipe::usual(SOURCES.len()).into_iter().map(of_recipe).collect();
+        let summary = Summary::of(&protocol(&size), &names(), &of_recipes);
+        write(&self.out.join("table.md"), &summary.markdown())?;
         let seconds = start.elapsed().as_secs_f64();
-        let runs = runs(&seeds, &outcomes);
-        let results = json!({"seeds": seeds, "seconds": seconds, "out": shown(&self.out), "runs": runs});
+        let results = json!({
+            "seeds": seeds, "seconds": seconds, "out": shown(&self.out), "summary": summary, "runs": records,
+        });
         write(&self.out.join("results.json"), &format!("{results:#}\n"))?;
-        Ok(Demonstration { table, seeds: seeds.len(), test_images: size.test_images, seconds, results })
+        Ok(Demonstration { summary, test_images: size.test_images, seconds, results })
     }
 
     /// How much there is of everything, and the networks: with the stem for small images, where they have a choice.
@@ -207,28 +203,22 @@ impl Demo {
     }
 }
 
-fn protocol(size: &Size, seed: u64) -> Protocol {
+/// One learning rate for all: what there is to choose is told by `compare`.
+fn protocol(size: &Size) -> Protocol {
     let probe = TrainOptions {
         epochs: size.probe_epochs,
         batch_size: size.batch_size,
         learning_rate: 3e-3,
         merge_learning_rate: 3e-2,
         augmentation: Some(Augmentation { flip: true, shift: 2 }),
-        seed,
         ..TrainOptions::default()
     };
-    let fine_tuning = TrainOptions { epochs: size.fine_tuning_epochs, learning_rate: 2e-3, ..probe.clone() };
-    let learn = LearnOptions {
-        align: Default::default(),
-        granularity: Granularity::Filter,
-        constraint: Constraint::Affine,
-        start: Start::Weight(0.0),
-        anchor: AnchorChoice::Auto,
-        batch_norm: BatchNormPolicy::Merge,
-        keep_statistics: false,
-        probe,
-    };
-    Protocol::new(learn, fine_tuning)
+    let fine_tuning = TrainOptions { epochs: size.fine_tuning_epochs, ..probe.clone() };
+    Protocol { probe, fine_tuning, learning_rates: vec![2e-3] }
+}
+
+fn names() -> [&'static str; 2] {
+    SOURCES.map(|(name, _)| name)
 }
 
 /// What the runs of all seeds have in common.
@@ -246,7 +236,7 @@ fn one_seed(
     folder: &Path,
     work: &mut Work,
     observer: &mut dyn DemoObserver,
-) -> Result<Vec<Outcome>> {
+) -> Result<Vec<Record>> {
     let Setting { size, place, .. } = setting;
     let data = FILES.map(|(task, name)| {
         let train = if task == Task::Both { size.target_images } else { size.source_images };
@@ -270,27 +260,24 @@ fn one_seed(
     }
     let sources = Sources::load(&paths)?;
     let target = Target { data: target, normalisation: &normalisation, place };
-    let protocol = protocol(size, seed);
-    let names = SOURCES.map(|(name, _)| name);
-    let mut outcomes = Vec::new();
-    for baseline in Baseline::all(sources.len()) {
-        let label = baseline.label(&names);
+    let protocol = protocol(size);
+    let mut runs = Seeded::new(&sources, target, &protocol, seed);
+    let (mut records, mut shown) = (Vec::new(), Vec::new());
+    for recipe in Recipe::usual(sources.len()) {
+        let label = recipe.label(&names());
         observer.phase(&label);
-        let planned = size.of_method(&protocol, baseline);
-        let outcome = protocol.run(baseline, &sources, target, observer)?;
-        save_outcome(&outcome, &label, &sources, target, folder)?;
-        observer.method(&label, &outcome, work.finish(planned));
-        outcomes.push(outcome);
+        let planned = size.of_recipe(&protocol, &recipe);
+        let outcome = runs.run(&recipe, observer)?;
+        save_outcome(&outcome, &sources, target, folder)?;
+        let record = Record::of(&outcome)?;
+        observer.recipe(&label, &record, work.finish(planned));
+        let history = &outcome.stages.last().expect("a run has a stage").history;
+        let points = history.iter().map(|r| (r.epoch as f64, r.val_macro_f1.unwrap_or(f64::NAN))).collect();
+        shown.push(Curve { name: label, points });
+        records.push(record);
     }
-    let shown: Vec<Curve> = outcomes
-        .iter()
-        .map(|outcome| Curve {
-            name: outcome.baseline.label(&names),
-            points: outcome.history.iter().map(|r| (r.epoch as f64, r.val_macro_f1.unwrap_or(f64::NAN))).collect(),
-        })
-        .collect();
     write(&folder.join("curves.svg"), &curves("Target, validation split", "epoch", "macro F1", &shown))?;
-    Ok(outcomes)
+    Ok(records)
 }
 
 fn train_source(setting: Setting, target: Target, seed: u64, path: &Path, observer: &mut dyn Observer) -> Result<()> {
@@ -311,18 +298,21 @@ fn train_source(setting: Setting, target: Target, seed: u64, path: &Path, observ
     checkpoint::save(&mut OutputPath::check(path, true, 0)?, &model, &metadata)
 }
 
-/// The network of one method, and its merge weights with their picture where it learned some.
-fn save_outcome(outcome: &Outcome, label: &str, sources: &Sources, target: Target, folder: &Path) -> Result<()> {
-    let name = label.replace(": ", "-").replace(", ", "-").replace(' ', "-").to_lowercase();
+/// The fine-tuned network of a recipe that makes one, and its merge weights with their picture where it learned some.
+fn save_outcome(outcome: &Outcome, sources: &Sources, target: Target, folder: &Path) -> Result<()> {
+    let stage = outcome.stages.last().expect("a run has a stage");
+    let [model] = &stage.models[..] else { return Ok(()) };
+    let label = outcome.recipe.label(&names());
+    let name = label.replace([':', ','], "-").replace('=', "-");
     let mut metadata = match &outcome.learned {
         Some(learned) => learned.metadata(),
         None => training_metadata(sources.architecture(), outcome.seed, None),
     };
-    metadata.insert("medmerge.demo".into(), label.into());
-    Provenance { training: outcome.phases.clone(), ..Provenance::of_data(target.data, target.normalisation)? }
+    metadata.insert("medmerge.demo".into(), label);
+    Provenance { training: stage.phases.clone(), ..Provenance::of_data(target.data, target.normalisation)? }
         .write(&mut metadata);
     let mut output = OutputPath::check(&folder.join(format!("{name}.safetensors")), true, 0)?;
-    checkpoint::save(&mut output, &outcome.model, &metadata)?;
+    checkpoint::save(&mut output, model, &metadata)?;
     if let Some(learned) = &outcome.learned {
         learned.save(&mut OutputPath::check(&folder.join(format!("{name}.weights.safetensors")), true, 0)?)?;
         write(&folder.join(format!("{name}.weights.svg")), &picture(learned, sources)?)?;
@@ -332,40 +322,6 @@ fn save_outcome(outcome: &Outcome, label: &str, sources: &Sources, target: Targe
 
 fn write(path: &Path, text: &str) -> Result<()> {
     save(text, &mut OutputPath::check(path, true, 0)?)
-}
-
-/// One row per method: test accuracy, macro F1, AUC and seconds over the seeds.
-fn table(outcomes: &[Vec<Outcome>]) -> Table {
-    let names = SOURCES.map(|(name, _)| name);
-    let mut table = Table::new(["method", "accuracy", "macro F1", "AUC", "seconds"]);
-    for (row, of_first) in outcomes[0].iter().enumerate() {
-        let over_seeds = |value: fn(&Outcome) -> f64| {
-            mean_and_spread(&outcomes.iter().map(|of_seed| value(&of_seed[row])).collect::<Vec<_>>())
-        };
-        table.row([
-            of_first.baseline.label(&names),
-            over_seeds(|outcome| outcome.metrics.accuracy),
-            over_seeds(|outcome| outcome.metrics.macro_f1),
-            over_seeds(|outcome| outcome.metrics.auc),
-            over_seeds(|outcome| outcome.seconds),
-        ]);
-    }
-    table
-}
-
-fn runs(seeds: &[u64], outcomes: &[Vec<Outcome>]) -> Vec<Value> {
-    let names = SOURCES.map(|(name, _)| name);
-    let pairs = seeds.iter().zip(outcomes).flat_map(|(seed, of_seed)| of_seed.iter().map(move |o| (seed, o)));
-    pairs
-        .map(|(seed, outcome)| {
-            json!({
-                "seed": seed, "method": outcome.baseline.label(&names), "seconds": outcome.seconds,
-                "accuracy": outcome.metrics.accuracy, "macro_f1": outcome.metrics.macro_f1, "auc": outcome.metrics.auc,
-                "anchor": outcome.learned.as_ref().map(|learned| names[learned.method.anchor]),
-                "epochs": outcome.history,
-            })
-        })
-        .collect()
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use super::{Compute, Images, networks};
 use crate::checkpoint::Reading;
 use crate::data::{Classes, Dataset, Labels, Normalisation, Split, SplitName};
 use crate::error::{Error, Result};
-use crate::metrics::{Metrics, softmax};
+use crate::metrics::{Metrics, mean_of_softmax};
 use crate::nn::Model;
 use crate::train::{Observer, Place, Silent, Target, scores};
 
@@ -74,7 +74,7 @@ impl Evaluate {
             all.push(self.scores_of(path, place, labels, needs, observer)?.heads.remove(0));
         }
         let members: Vec<&[f32]> = all.iter().map(|member| member.logits.as_slice()).collect();
-        let logits = ensemble(&members, all[0].classes);
+        let logits = mean_of_softmax(&members, all[0].classes);
         scored.heads = vec![HeadScores { logits, ..all.swap_remove(0) }];
         Ok(scored)
     }
@@ -180,22 +180,6 @@ pub(super) struct Scored {
     /// One, or all of a network that has several.
     pub heads: Vec<HeadScores>,
     pub split: Split,
-}
-
-/// Logits whose softmax is the mean of the members' probabilities: its logarithm.
-fn ensemble(members: &[&[f32]], classes: usize) -> Vec<f32> {
-    let mut sums = vec![0f64; members[0].len()];
-    for member in members {
-        let mut row = Vec::with_capacity(classes);
-        for (sums, logits) in sums.chunks_mut(classes).zip(member.chunks(classes)) {
-            row.clear();
-            row.extend_from_slice(logits);
-            softmax(&mut row);
-            sums.iter_mut().zip(&row).for_each(|(sum, &probability)| *sum += f64::from(probability));
-        }
-    }
-    // What no member thinks possible has a logarithm too.
-    sums.iter().map(|sum| (sum / members.len() as f64).max(f64::from(f32::MIN_POSITIVE)).ln() as f32).collect()
 }
 
 pub(super) struct HeadScores {

@@ -39,7 +39,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use align::{Align, Aligned, AlignedGroup};
-pub use compare::Compare;
+pub use compare::{
+    Cell, Compare, CompareObserver, Cost, Estimate, Figures, LearnedRecord, Plan, Record, Row, StageRecord, Summary,
+};
 pub use compute::Compute;
 #[cfg(feature = "cli")]
 pub use demo::{Demo, DemoObserver, Demonstration};

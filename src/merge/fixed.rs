@@ -1,13 +1,11 @@
 //! Merging by a method that learns no merge weights, such as the baseline called uniform averaging.
 
 use super::heads::Headed;
-use super::methods::{Inputs, MergeMethod, Merged, Numbers, Task, named};
-use super::plan::{BatchNormPolicy, Plan};
-use super::{Head, Heads, Sources};
+use super::methods::{MergeMethod, Merged, Task};
+use super::{Head, Heads};
 use crate::checkpoint::{Metadata, Provenance};
 use crate::error::Result;
 use crate::nn::{Architecture, Model};
-use crate::tensor::Tensor;
 
 pub struct Fixed {
     pub model: Model,
@@ -18,25 +16,6 @@ pub struct Fixed {
     pub architecture: Architecture,
     /// What a user ought to know.
     pub remarks: Vec<String>,
-}
-
-/// `Σ coefficient·source` by `blend`, which is [`Plan::blend`] wherever it is computed, with the running statistics of the
-/// anchor. Heads become what `heads` says.
-///
-/// # Errors
-/// If `heads` asks for heads that cannot be put together.
-pub fn fold_fixed(
-    sources: &Sources,
-    coefficients: &[f64],
-    anchor: usize,
-    batch_norm: BatchNormPolicy,
-    heads: Heads,
-    blend: impl Fn(&Plan, &[Tensor], &Tensor) -> Result<Tensor>,
-) -> Result<Fixed> {
-    let numbers = Numbers::default();
-    let inputs = Inputs { sources, anchor, batch_norm, coefficients, filtered: &[], numbers: &numbers, base: None };
-    let task = Task { inputs, images: None, blend: &blend };
-    fold_by(named("linear")?, &task, heads)
 }
 
 /// A network by any method, with the running statistics of the anchor.

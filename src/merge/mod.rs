@@ -30,5 +30,5 @@ mod difference;
 mod fixed;
 mod heads;
 pub use difference::{Changed, Difference};
-pub use fixed::{Fixed, fold_by, fold_fixed};
+pub use fixed::{Fixed, fold_by};
 pub use heads::{Head, Heads};

@@ -324,7 +324,8 @@ impl Sizes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::merge::fold_fixed;
+    use crate::merge::fold_by;
+    use crate::merge::methods::{Inputs, Numbers, Task, named};
     use crate::merge::{BatchNormPolicy, Heads};
     use crate::tensor::Tensor;
 
@@ -346,7 +347,17 @@ mod tests {
 
     fn mean(sources: &Sources) -> Model {
         let blend = |plan: &crate::merge::Plan, trunks: &[Tensor], weights: &Tensor| Ok(plan.blend(trunks, weights));
-        fold_fixed(sources, &[0.5, 0.5], 0, BatchNormPolicy::Merge, Heads::Merge, blend).unwrap().model
+        let inputs = Inputs {
+            sources,
+            anchor: 0,
+            batch_norm: BatchNormPolicy::Merge,
+            coefficients: &[0.5, 0.5],
+            filtered: &[],
+            numbers: &Numbers::default(),
+            base: None,
+        };
+        let task = Task { inputs, images: None, blend: &blend };
+        fold_by(named("linear").unwrap(), &task, Heads::Merge).unwrap().model
     }
 
     fn logits(model: &Model) -> Vec<f32> {

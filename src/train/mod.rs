@@ -38,7 +38,7 @@ use serde::{Deserialize, Serialize};
 pub use align::{align, correlations};
 pub use batches::{Batch, Batches, Loaded};
 pub use change::Change;
-pub use compare::{Baseline, Outcome, Protocol};
+pub use compare::{Kind, LearnRecipe, Outcome, Protocol, Recipe, Seeded, Stage, check_sources};
 pub use evaluate::{Evaluator, evaluate, reestimate_statistics, scores};
 pub use fit::TargetImages;
 pub use learn::{Anchor, AnchorChoice, LearnOptions, Learning, Probe, choose_anchor, learn, learn_for, probe};

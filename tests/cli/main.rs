@@ -5,6 +5,7 @@ mod bad_input;
 mod bench;
 #[path = "../common/binaries.rs"]
 mod binaries;
+mod compare;
 mod devices;
 mod export;
 mod failures;

@@ -63,6 +63,11 @@ pub trait MergeMethod: Sync {
         None
     }
 
+    /// Whether it finds partners of units itself, in whatever order these are.
+    fn pairs_units(&self) -> bool {
+        false
+    }
+
     /// Whether it goes by coefficients.
     fn reads_coefficients(&self) -> bool {
         true
@@ -121,16 +126,22 @@ pub enum Number {
     Budget,
 }
 
-impl fmt::Display for Number {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Number {
+    pub fn name(self) -> &'static str {
+        match self {
             Number::Scale => "scale",
             Number::Density => "density",
             Number::T => "t",
             Number::Seed => "seed",
             Number::Threshold => "threshold",
             Number::Budget => "budget",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Number {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

@@ -32,6 +32,10 @@ impl MergeMethod for ZipIt {
         Some(2)
     }
 
+    fn pairs_units(&self) -> bool {
+        true
+    }
+
     fn reads_coefficients(&self) -> bool {
         false
     }

@@ -1,0 +1,97 @@
+//! `compare`.
+
+use serde_json::json;
+
+use medmerge::error::Result;
+use medmerge::jobs::{self, CompareObserver, Cost, Record};
+use medmerge::output::shown;
+use medmerge::report::Table;
+use medmerge::train::{Protocol, Recipe, TrainOptions};
+
+use super::demo::figures;
+use super::progress::Progress;
+use super::{images, place, report, train_options};
+use crate::cli::{Compare, Global};
+
+pub fn run(options: &Compare, global: &Global) -> Result<()> {
+    let fine_tuning = train_options(&options.schedule, options.merge_learning_rate, global);
+    let probe = TrainOptions { epochs: options.probe_epochs, ..fine_tuning.clone() };
+    let job = jobs::Compare {
+        models: options.models.clone(),
+        reading: options.reading.given(),
+        images: images(&options.data),
+        protocol: Protocol { probe, fine_tuning, learning_rates: options.learning_rates.clone() },
+        recipes: recipes(&options.recipes, options.models.len())?,
+        seeds: (0..options.seeds).map(|index| global.seed + index).collect(),
+        train_images: options.train_images,
+        jobs: options.jobs,
+        compute: place::compute(global),
+        out: options.out.clone(),
+    };
+    let mut progress = Progress::new("comparing", global);
+    if options.dry_run {
+        let cost = job.cost(&mut progress)?;
+        progress.finish();
+        return tell(&cost, global);
+    }
+    let summary = job.run(&mut progress)?;
+    progress.finish();
+    let result = json!({"out": shown(&job.out), "summary": summary});
+    report(global, &result, |out| {
+        writeln!(out, "{}", summary.markdown())?;
+        writeln!(out, "{}: table.md, table.csv, summary.json; a file of each run in runs", job.out.display())
+    })
+}
+
+/// What is asked for, lists spelt out, each once.
+fn recipes(asked: &[String], sources: usize) -> Result<Vec<Recipe>> {
+    let mut recipes: Vec<Recipe> = Vec::new();
+    for text in asked {
+        let more = match text.as_str() {
+            "usual" => Recipe::usual(sources),
+            "all" => Recipe::all(sources),
+            one => vec![one.parse()?],
+        };
+        more.into_iter().for_each(|recipe| {
+            if !recipes.contains(&recipe) {
+                recipes.push(recipe);
+            }
+        });
+    }
+    Ok(recipes)
+}
+
+fn tell(cost: &Cost, global: &Global) -> Result<()> {
+    report(global, &json!(cost), |out| {
+        let mut table = Table::new(["recipe", "passes"]);
+        for (recipe, passes) in &cost.passes {
+            table.row([recipe.to_string(), format!("{passes:.1}")]);
+        }
+        writeln!(out, "{}\n", table.to_text())?;
+        let (recipes, runs) = (cost.passes.len(), cost.passes.len() * cost.seeds);
+        writeln!(
+            out,
+            "Passes are over {} training images, forward and backward. {recipes} recipes × {} seeds: {runs} runs, {} of them done.\n\
+             What is left takes about {:.0} minutes here, at {:.2} ms an image, one seed after the other.",
+            cost.train_images,
+            cost.seeds,
+            cost.done,
+            cost.seconds / 60.0,
+            1e3 * cost.seconds_per_image
+        )
+    })
+}
+
+impl CompareObserver for Progress {
+    fn run(&mut self, record: &Record, label: &str, seconds_left: Option<f64>) {
+        let left = seconds_left.map_or(String::new(), |seconds| format!("  ({})", time(seconds)));
+        self.say(format_args!("seed {}  {label:60}  {}{left}", record.seed, figures(record)));
+    }
+}
+
+fn time(seconds: f64) -> String {
+    match seconds {
+        s if s < 90.0 => format!("about {s:.0} s left"),
+        s => format!("about {:.0} min left", s / 60.0),
+    }
+}

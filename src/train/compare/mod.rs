@@ -1,0 +1,428 @@
+//! The same target by every recipe, with the same epochs, batches and seeds: what a merge has to beat.
+//!
+//! Every recipe trains for `probe.epochs + fine_tuning.epochs` epochs on the same training images in the same order, of which one
+//! with two phases spends `probe.epochs` on the first, and keeps its best epoch by macro F1 on the validation split. Two networks
+//! of a run are measured: with frozen features, after the first phase, and fine-tuned, once for each learning rate of a grid.
+
+mod recipe;
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+pub use recipe::{Kind, LearnRecipe, Recipe};
+
+use super::selection::best_epoch;
+use super::{
+    Anchor, AnchorChoice, Change, EpochRecord, FINE_TUNE, FINE_TUNE_MERGE, LINEAR_PROBE, LearnOptions, Learning,
+    Observer, Subject, TRAIN, Target, TargetImages, TrainOptions, align, learn_for, probe, reestimate_statistics,
+    scores, train,
+};
+use crate::checkpoint::Phase;
+use crate::data::SplitName;
+use crate::error::{Error, Result};
+use crate::merge::methods::{Inputs, MergeMethod, Task, named};
+use crate::merge::{BatchNormPolicy, Fixed, Heads, Learned, Plan, Sources, fold_by};
+use crate::metrics::{Metrics, mean_of_softmax};
+use crate::nn::{Model, Region, init};
+use crate::tensor::Tensor;
+
+/// The phases that all recipes share, and the learning rates that each may choose from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Protocol {
+    /// The first phase: the head alone, with merge weights where some are learned.
+    pub probe: TrainOptions,
+    /// The second, in which everything learns. Its learning rate is not read.
+    pub fine_tuning: TrainOptions,
+    /// Of the second phase.
+    pub learning_rates: Vec<f64>,
+}
+
+/// The result of a recipe with one seed.
+pub struct Outcome {
+    pub recipe: Recipe,
+    pub seed: u64,
+    /// With frozen features first, if there is one; then for each learning rate.
+    pub stages: Vec<Stage>,
+    /// Merge weights of the first phase, where some were learned.
+    pub learned: Option<Learned>,
+}
+
+/// A network, or several whose probabilities are averaged, and how good it is.
+#[derive(Clone)]
+pub struct Stage {
+    /// That of fine-tuning; `None` where features are frozen.
+    pub learning_rate: Option<f64>,
+    pub models: Vec<Model>,
+    pub val: Metrics,
+    pub test: Metrics,
+    /// Of all phases up to here; of an ensemble those of its first member.
+    pub history: Vec<EpochRecord>,
+    /// The same, as a header tells them.
+    pub phases: Vec<Phase>,
+    /// All that it took to come here.
+    pub seconds: f64,
+}
+
+impl Protocol {
+    /// Refuses what cannot work before anything is read or computed.
+    pub fn check(&self) -> Result<()> {
+        if self.learning_rates.is_empty() {
+            return Err(Error::usage("no learning rate to fine-tune with", "give one at least: 1e-3"));
+        }
+        self.probe.check()?;
+        self.learning_rates.iter().try_for_each(|&rate| self.tuning(rate, self.fine_tuning.seed).check())
+    }
+
+    /// Roughly how long a run takes, in passes forward and backward over the training images. A linear probe goes backward through
+    /// the head alone; learning merge weights passes once more over the images of each epoch to re-estimate statistics.
+    pub fn passes(&self, recipe: &Recipe, sources: usize) -> f64 {
+        const FORWARD: f64 = 1.0 / 3.0;
+        let first = recipe.probe_epochs.unwrap_or(self.probe.epochs) as f64;
+        let (second, rates) = (self.fine_tuning.epochs as f64, self.learning_rates.len() as f64);
+        match &recipe.kind {
+            Kind::Scratch | Kind::FineTune { .. } => (self.probe.epochs as f64 + second) * rates,
+            Kind::ProbeThenFineTune { .. } => first * FORWARD + second * rates,
+            Kind::Merge { .. } => first * FORWARD + second * rates + 2.0,
+            Kind::Medmerge(_) => first * (1.0 + FORWARD) + second * rates,
+            // What members take is theirs, where they run too.
+            Kind::Ensemble => 0.0,
+            Kind::GreedySoup => rates * sources as f64 * FORWARD,
+        }
+    }
+
+    /// The first phase.
+    fn probe(&self, recipe: &Recipe, seed: u64) -> TrainOptions {
+        TrainOptions { epochs: recipe.probe_epochs.unwrap_or(self.probe.epochs), seed, ..self.probe.clone() }
+    }
+
+    /// The second.
+    fn tuning(&self, learning_rate: f64, seed: u64) -> TrainOptions {
+        TrainOptions { learning_rate, seed, ..self.fine_tuning.clone() }
+    }
+
+    /// Everything trained for all the epochs there are.
+    fn everything(&self, learning_rate: f64, seed: u64) -> TrainOptions {
+        TrainOptions { epochs: self.probe.epochs + self.fine_tuning.epochs, ..self.tuning(learning_rate, seed) }
+    }
+}
+
+/// The runs of one seed, which share what they have in common: linear probes, by which anchors are chosen too, and their networks
+/// fine-tuned, of which ensembles and soups are made.
+pub struct Seeded<'a> {
+    pub sources: &'a Sources,
+    pub target: Target<'a>,
+    pub protocol: &'a Protocol,
+    pub seed: u64,
+    /// Of each source, the linear probe.
+    probes: BTreeMap<usize, Stage>,
+    /// Of each source, `lp-ft`.
+    members: BTreeMap<usize, Vec<Stage>>,
+}
+
+/// One phase or two.
+struct Trained {
+    model: Model,
+    history: Vec<EpochRecord>,
+    phases: Vec<Phase>,
+    seconds: f64,
+}
+
+impl<'a> Seeded<'a> {
+    pub fn new(sources: &'a Sources, target: Target<'a>, protocol: &'a Protocol, seed: u64) -> Seeded<'a> {
+        Seeded { sources, target, protocol, seed, probes: BTreeMap::new(), members: BTreeMap::new() }
+    }
+
+    /// # Errors
+    /// Also if a recipe names a source that is not there, or its method cannot merge these sources.
+    pub fn run(&mut self, recipe: &Recipe, observer: &mut dyn Observer) -> Result<Outcome> {
+        check_sources(recipe, self.sources.len())?;
+        let mut learned = None;
+        let stages = match &recipe.kind {
+            Kind::Scratch => self.each_rate(|own, rate| {
+                let model = Model::initialized(own.sources.network(own.target.data.classes), own.seed);
+                own.everything(model, TRAIN, rate, observer)
+            })?,
+            Kind::FineTune { source } => self.each_rate(|own, rate| {
+                let mut model = own.sources.transfer(*source, &own.sources.network(own.target.data.classes));
+                init::initialize(&mut model, Region::Head, own.seed);
+                own.everything(model, FINE_TUNE, rate, observer)
+            })?,
+            Kind::ProbeThenFineTune { source } if recipe.probe_epochs.is_none() => self.member(*source, observer)?,
+            Kind::ProbeThenFineTune { source } => {
+                let frozen = self.probed(*source, &self.protocol.probe(recipe, self.seed), observer)?;
+                self.with_tuned(self.stage(None, frozen)?, observer)?
+            }
+            Kind::Merge { .. } => {
+                let frozen = self.merged(recipe, observer)?;
+                self.with_tuned(self.stage(None, frozen)?, observer)?
+            }
+            Kind::Medmerge(options) => {
+                let (frozen, of_merge) = self.learned(recipe, options, observer)?;
+                let frozen = self.stage(None, frozen)?;
+                let stages = match options.learn_on {
+                    false => self.with_tuned(frozen, observer)?,
+                    true => self.with_learned_on(frozen, &of_merge, observer)?,
+                };
+                learned = Some(of_merge);
+                stages
+            }
+            Kind::Ensemble => self.ensemble(observer)?,
+            Kind::GreedySoup => self.soup(observer)?,
+        };
+        Ok(Outcome { recipe: recipe.clone(), seed: self.seed, stages, learned })
+    }
+
+    fn each_rate(&self, mut trained: impl FnMut(&Self, f64) -> Result<Trained>) -> Result<Vec<Stage>> {
+        self.protocol.learning_rates.iter().map(|&rate| self.stage(Some(rate), trained(self, rate)?)).collect()
+    }
+
+    fn stage(&self, learning_rate: Option<f64>, trained: Trained) -> Result<Stage> {
+        let Trained { model, history, phases, seconds } = trained;
+        let [val, test] = self.measure(std::slice::from_ref(&model))?;
+        Ok(Stage { learning_rate, models: vec![model], val, test, history, phases, seconds })
+    }
+
+    /// On the validation and on the test split.
+    fn measure(&self, models: &[Model]) -> Result<[Metrics; 2]> {
+        let on = |split: SplitName| -> Result<Metrics> {
+            let labels = &self.target.data.split(split).labels;
+            let classes = models[0].network.classes;
+            let of_model =
+                |model: &Model| scores(model, self.target, split, self.protocol.fine_tuning.batch_size, |_| {});
+            let members: Vec<Vec<f32>> = models.iter().map(of_model).collect::<Result<_>>()?;
+            let logits = if let [one] = &members[..] {
+                Cow::Borrowed(one)
+            } else {
+                Cow::Owned(mean_of_softmax(&members, classes))
+            };
+            Ok(Metrics::compute(&logits, labels, classes))
+        };
+        Ok([on(SplitName::Val)?, on(SplitName::Test)?])
+    }
+
+    fn everything(&self, mut model: Model, kind: &str, rate: f64, observer: &mut dyn Observer) -> Result<Trained> {
+        let start = Instant::now();
+        let options = self.protocol.everything(rate, self.seed);
+        let history = train(&mut model, &mut Subject::Everything, self.target, &options, observer)?;
+        let phases = vec![options.phase(kind, &history)];
+        Ok(Trained { model, history, phases, seconds: start.elapsed().as_secs_f64() })
+    }
+
+    /// The frozen stage, and those that are fine-tuned from it.
+    fn with_tuned(&self, frozen: Stage, observer: &mut dyn Observer) -> Result<Vec<Stage>> {
+        let tuned = self.each_rate(|own, rate| {
+            let start = Instant::now();
+            let mut model = frozen.models[0].copy();
+            let options = own.protocol.tuning(rate, own.seed);
+            let history = train(&mut model, &mut Subject::Everything, own.target, &options, observer)?;
+            Ok(continued(&frozen, model, history, (FINE_TUNE, &options), start))
+        })?;
+        Ok([vec![frozen], tuned].concat())
+    }
+
+    /// The same, with merge weights that are learned on.
+    fn with_learned_on(&self, frozen: Stage, learned: &Learned, observer: &mut dyn Observer) -> Result<Vec<Stage>> {
+        let trunks = learned.aligned(self.sources).trunks();
+        let tuned = self.each_rate(|own, rate| {
+            let start = Instant::now();
+            let mut model = frozen.models[0].copy();
+            let change = Change::new(learned.plan()?, trunks.clone(), learned.merge_weights.copy());
+            let options = own.protocol.tuning(rate, own.seed);
+            let mut subject = Subject::EverythingAndMerge(change);
+            let history = train(&mut model, &mut subject, own.target, &options, observer)?;
+            Ok(continued(&frozen, model, history, (FINE_TUNE_MERGE, &options), start))
+        })?;
+        Ok([vec![frozen], tuned].concat())
+    }
+
+    fn probed(&self, source: usize, options: &TrainOptions, observer: &mut dyn Observer) -> Result<Trained> {
+        let start = Instant::now();
+        let (model, history) = probe(self.sources, source, self.target, options, observer)?;
+        let phases = vec![options.phase(LINEAR_PROBE, &history)];
+        Ok(Trained { model, history, phases, seconds: start.elapsed().as_secs_f64() })
+    }
+
+    /// The linear probe of a source.
+    fn probe_of(&mut self, source: usize, observer: &mut dyn Observer) -> Result<&Stage> {
+        if !self.probes.contains_key(&source) {
+            let options = TrainOptions { seed: self.seed, ..self.protocol.probe.clone() };
+            let stage = self.stage(None, self.probed(source, &options, observer)?)?;
+            self.probes.insert(source, stage);
+        }
+        Ok(&self.probes[&source])
+    }
+
+    /// The stages of `lp-ft` of a source.
+    fn member(&mut self, source: usize, observer: &mut dyn Observer) -> Result<Vec<Stage>> {
+        if !self.members.contains_key(&source) {
+            let frozen = self.probe_of(source, observer)?.clone();
+            self.members.insert(source, self.with_tuned(frozen, observer)?);
+        }
+        Ok(self.members[&source].clone())
+    }
+
+    fn members(&mut self, observer: &mut dyn Observer) -> Result<Vec<Vec<Stage>>> {
+        (0..self.sources.len()).map(|source| self.member(source, observer)).collect()
+    }
+
+    /// The source with the best linear probe, as [`choose_anchor`](super::choose_anchor) chooses it.
+    fn anchor(&mut self, observer: &mut dyn Observer) -> Result<usize> {
+        let score = |stage: &Stage| best_epoch(&stage.history).and_then(|record| record.val_macro_f1).unwrap_or(0.0);
+        let found: Vec<f64> =
+            (0..self.sources.len()).map(|source| Ok(score(self.probe_of(source, observer)?))).collect::<Result<_>>()?;
+        Ok((0..found.len()).rev().max_by(|&a, &b| found[a].total_cmp(&found[b])).expect("two sources at least"))
+    }
+
+    /// A new head on what a method made of the sources, whose features stay.
+    fn merged(&self, recipe: &Recipe, observer: &mut dyn Observer) -> Result<Trained> {
+        let Kind::Merge { align: by, numbers, .. } = &recipe.kind else { unreachable!("asked before") };
+        let start = Instant::now();
+        let alignment = align(*by, self.sources, 0, self.target, observer)?;
+        let sources = &alignment.as_ref().map_or(Cow::Borrowed(self.sources), |a| Cow::Owned(self.sources.aligned(a)));
+        let method = recipe.method().expect("a recipe's method has been found by name");
+        let coefficients = vec![method.usual_coefficient(sources.len()); sources.len()];
+        let inputs = Inputs {
+            sources,
+            anchor: 0,
+            batch_norm: BatchNormPolicy::Merge,
+            coefficients: &coefficients,
+            filtered: &[],
+            numbers,
+            base: None,
+        };
+        let Fixed { model: merged, architecture, .. } = self.fold(method, inputs, observer)?;
+        let network = architecture.build(self.sources.input_channels(), self.target.data.classes);
+        let Model { trunk, statistics, batches_tracked, .. } = merged;
+        let mut model = Model { trunk, statistics, batches_tracked, ..Model::blank(network) };
+        let options = self.protocol.probe(recipe, self.seed);
+        reestimate_statistics(&mut model, self.target, options.batch_size)?;
+        init::initialize(&mut model, Region::Head, self.seed);
+        let history = train(&mut model, &mut Subject::Head, self.target, &options, observer)?;
+        let phases = vec![options.phase(LINEAR_PROBE, &history)];
+        Ok(Trained { model, history, phases, seconds: start.elapsed().as_secs_f64() })
+    }
+
+    fn fold(&self, method: &dyn MergeMethod, inputs: Inputs, observer: &mut dyn Observer) -> Result<Fixed> {
+        let place = self.target.place;
+        let blend = |plan: &Plan, trunks: &[Tensor], merge_weights: &Tensor| place.blend(plan, trunks, merge_weights);
+        let images = TargetImages { target: self.target, observer: RefCell::new(observer) };
+        let has_heads = inputs.sources.iter().all(|source| source.checkpoint.has_head);
+        let heads = if has_heads { Heads::Merge } else { Heads::New };
+        fold_by(method, &Task { inputs, images: Some(&images), blend: &blend }, heads)
+    }
+
+    fn learned(
+        &mut self,
+        recipe: &Recipe,
+        options: &LearnRecipe,
+        observer: &mut dyn Observer,
+    ) -> Result<(Trained, Learned)> {
+        let index = match options.anchor {
+            AnchorChoice::Named(index) => index,
+            AnchorChoice::Auto => self.anchor(observer)?,
+        };
+        let start = Instant::now();
+        let mut probe = self.protocol.probe(recipe, self.seed);
+        probe.regularise = options.regularise;
+        probe.merge_learning_rate = options.merge_rate.unwrap_or(probe.merge_learning_rate);
+        let LearnRecipe { granularity, constraint, start: from, batch_norm, align, .. } = *options;
+        let anchor = AnchorChoice::Named(index);
+        let keep_statistics = false;
+        let options =
+            LearnOptions { granularity, constraint, start: from, anchor, batch_norm, keep_statistics, align, probe };
+        options.check(self.sources, self.target.data.classes)?;
+        let anchor = Anchor { index, probes: Vec::new() };
+        let Learning { learned, history, .. } = learn_for(self.sources, self.target, &options, anchor, observer, None)?;
+        let model = learned.fold(&learned.aligned(self.sources).trunks())?;
+        let phases = learned.provenance.training.clone();
+        Ok((Trained { model, history, phases, seconds: start.elapsed().as_secs_f64() }, learned))
+    }
+
+    fn ensemble(&mut self, observer: &mut dyn Observer) -> Result<Vec<Stage>> {
+        let members = self.members(observer)?;
+        let of_stage = |index: usize| {
+            let stages: Vec<&Stage> = members.iter().map(|member| &member[index]).collect();
+            let models: Vec<Model> = stages.iter().flat_map(|stage| stage.models.clone()).collect();
+            let [val, test] = self.measure(&models)?;
+            let seconds = stages.iter().map(|stage| stage.seconds).sum();
+            Ok(Stage { models, val, test, seconds, ..stages[0].clone() })
+        };
+        (0..members[0].len()).map(of_stage).collect()
+    }
+
+    /// The greedy soup of fine-tuned networks.
+    fn soup(&mut self, observer: &mut dyn Observer) -> Result<Vec<Stage>> {
+        let members = self.members(observer)?;
+        let mut soups = Vec::new();
+        for index in 1..members[0].len() {
+            let start = Instant::now();
+            let stages: Vec<&Stage> = members.iter().map(|member| &member[index]).collect();
+            let named = |(at, stage): (usize, &&Stage)| {
+                let name = self.sources.get(at).path.display().to_string();
+                (name, self.sources.architecture().clone(), stage.models[0].clone())
+            };
+            let of_members = Sources::from_models(stages.iter().enumerate().map(named).collect());
+            let inputs = Inputs {
+                sources: &of_members,
+                anchor: 0,
+                batch_norm: BatchNormPolicy::Merge,
+                coefficients: &[],
+                filtered: &[],
+                numbers: &Default::default(),
+                base: None,
+            };
+            let mut model = self.fold(method_of_soups(), inputs, observer)?.model;
+            reestimate_statistics(&mut model, self.target, self.protocol.fine_tuning.batch_size)?;
+            let before: f64 = stages.iter().map(|stage| stage.seconds).sum();
+            let seconds = before + start.elapsed().as_secs_f64();
+            let Stage { history, phases, learning_rate, .. } = stages[0].clone();
+            soups.push(self.stage(learning_rate, Trained { model, history, phases, seconds })?);
+        }
+        Ok(soups)
+    }
+}
+
+fn method_of_soups() -> &'static dyn MergeMethod {
+    named("greedy-soup").expect("it is there")
+}
+
+/// The second phase of what was frozen, its epochs counted on from the first's.
+fn continued(
+    frozen: &Stage,
+    model: Model,
+    second: Vec<EpochRecord>,
+    (kind, options): (&str, &TrainOptions),
+    start: Instant,
+) -> Trained {
+    let (mut history, mut phases) = (frozen.history.clone(), frozen.phases.clone());
+    phases.push(options.phase(kind, &second));
+    let before = history.len();
+    history.extend(second.into_iter().map(|record| EpochRecord { epoch: record.epoch + before, ..record }));
+    Trained { model, history, phases, seconds: frozen.seconds + start.elapsed().as_secs_f64() }
+}
+
+/// Refuses a recipe for other sources than there are, before anything is computed.
+pub fn check_sources(recipe: &Recipe, sources: usize) -> Result<()> {
+    let anchor = match &recipe.kind {
+        Kind::Medmerge(LearnRecipe { anchor: AnchorChoice::Named(index), .. }) => Some(*index),
+        _ => recipe.source(),
+    };
+    if let Some(index) = anchor.filter(|&index| index >= sources) {
+        let message = format!("recipe {recipe}: there is no source {index} of {sources}");
+        return Err(Error::usage(message, "sources are numbered from 0, in the order of the models"));
+    }
+    let Some(method) = recipe.method() else { return Ok(()) };
+    if let Some(count) = method.only_sources().filter(|&count| count != sources) {
+        return Err(Error::usage(format!("recipe {recipe} takes {count} sources, not {sources}"), "leave it out"));
+    }
+    if method.needs_base() {
+        let message = format!("recipe {recipe} needs the network that the sources were trained from");
+        return Err(Error::usage(message, "merge them with --base, and compare the result as a source"));
+    }
+    Ok(())
+}

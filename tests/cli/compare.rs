@@ -1,0 +1,116 @@
+//! `compare`: what it leaves, how it continues, what it refuses.
+
+use serde_json::Value;
+
+use crate::support::{Folder, assert_refused, case};
+
+const COMPARE: &str = "compare --models texture.safetensors shape.safetensors --data data/target.npz --batch-size 8 \
+                       --epochs 1 --probe-epochs 1 --learning-rates 1e-2,1e-3 --seeds 2";
+
+fn run_of(folder: &Folder, name: &str, seed: u64) -> Value {
+    let mut run: Value = serde_json::from_str(&folder.text(&format!("compared/runs/{name}/{seed}.json"))).unwrap();
+    for stage in run["stages"].as_array_mut().unwrap() {
+        stage["seconds"] = Value::Null;
+    }
+    run
+}
+
+#[test]
+fn recipes_are_run_and_compared_and_more_are_added() {
+    let folder = Folder::with_sources();
+    let recipes = "--recipes lp-ft:source=0 lp-ft:source=1 linear greedy-soup";
+    let plan = folder.json(&format!("{COMPARE} {recipes} --out compared --dry-run"));
+    assert_eq!((plan["seeds"].as_u64(), plan["done"].as_u64()), (Some(2), Some(0)));
+    assert!(plan["seconds"].as_f64().unwrap() > 0.0);
+    assert!(!folder.path("compared").exists());
+    let result = folder.json(&format!("{COMPARE} {recipes} --out compared"));
+    let rows = result["summary"]["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 4);
+    let best = &result["summary"]["best"];
+    assert!(best[0].as_str().unwrap().starts_with("lp-ft:") && best[1].as_str().unwrap().starts_with("lp-ft:"));
+    for row in rows {
+        let (label, tuned) = (row["label"].as_str().unwrap(), &row["tuned"]);
+        assert_eq!(tuned["macro_f1"]["count"], 2, "{label}");
+        assert_eq!(tuned["difference"].is_null(), label == best[1], "{label}");
+        assert_eq!(row["frozen"].is_null(), label == "greedy-soup", "{label}");
+    }
+    // What one run says is what the same steps by hand say: the linear probe of a source, by train and eval.
+    let probe =
+        "train --from shape.safetensors --new-head --head-only --data data/target.npz --batch-size 8 --epochs 1";
+    folder.done(&format!("{probe} --seed 1 --out probe.safetensors"));
+    let by_hand = folder.json("eval --model probe.safetensors --data data/target.npz")["metrics"]["macro_f1"].clone();
+    assert_eq!(run_of(&folder, "lp-ft_source-1", 1)["stages"][0]["test"]["macro_f1"], by_hand);
+    let tune = "train --from probe.safetensors --data data/target.npz --batch-size 8 --epochs 1 --learning-rate 1e-2";
+    folder.done(&format!("{tune} --seed 1 --out tuned.safetensors"));
+    let by_hand = folder.json("eval --model tuned.safetensors --data data/target.npz")["metrics"]["macro_f1"].clone();
+    assert_eq!(run_of(&folder, "lp-ft_source-1", 1)["stages"][1]["test"]["macro_f1"], by_hand);
+
+    // One more recipe and seed: what is there stays; beside each other they give the same figures.
+    let before = folder.bytes("compared/runs/linear/0.json");
+    let more = "--recipes usual --seeds 3 --jobs 2 --threads 2";
+    let run = folder.run(&format!("{} {more} --out compared", COMPARE.replace("--seeds 2", "")));
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    assert_eq!(folder.bytes("compared/runs/linear/0.json"), before);
+    let runs = ["medmerge", "ensemble", "greedy-soup", "medmerge_granularity-kernel_start-0.5"]
+        .map(|name| run_of(&folder, name, 2));
+    std::fs::remove_dir_all(folder.path("compared/runs")).unwrap();
+    folder.done(&format!(
+        "{} --recipes usual --seeds 1 --seed 2 --threads 1 --out compared",
+        COMPARE.replace("--seeds 2", "")
+    ));
+    let again = ["medmerge", "ensemble", "greedy-soup", "medmerge_granularity-kernel_start-0.5"]
+        .map(|name| run_of(&folder, name, 2));
+    assert_eq!(runs, again);
+    assert!(folder.text("compared/table.md").contains("| ensemble"));
+    assert!(folder.text("compared/table.csv").contains("\"linear\",fine-tuned,"));
+}
+
+#[test]
+fn a_comparison_that_was_stopped_continues() {
+    let folder = Folder::with_sources();
+    let compare = COMPARE.replace("--epochs 1 ", "--epochs 40 ");
+    let compare = format!("{compare} --recipes scratch fine-tune:source=0 --out compared");
+    let stopped = folder.start_until(&compare, "seed 0  scratch").interrupt();
+    assert_eq!(stopped.code, Some(1), "{}", stopped.stderr);
+    assert!(stopped.stderr.contains("the same command continues"), "{}", stopped.stderr);
+    assert!(folder.path("compared/runs/scratch/0.json").exists());
+    let kept = folder.bytes("compared/runs/scratch/0.json");
+    let result = folder.json(&compare);
+    assert_eq!(result["summary"]["rows"].as_array().unwrap().len(), 2);
+    assert_eq!(folder.bytes("compared/runs/scratch/0.json"), kept);
+}
+
+#[test]
+fn training_images_are_drawn_by_the_seed() {
+    let folder = Folder::with_sources();
+    let compare = format!("{COMPARE} --recipes scratch --train-images 20 --out few");
+    folder.done(&compare);
+    let run =
+        |seed: u64| -> Value { serde_json::from_str(&folder.text(&format!("few/runs/scratch/{seed}.json"))).unwrap() };
+    assert_ne!(run(0)["stages"][0]["train_loss"], run(1)["stages"][0]["train_loss"]);
+    assert_refused(
+        &folder,
+        &[
+            case(
+                "another",
+                format!("{COMPARE} --recipes scratch --train-images 21 --out few"),
+                &["another number of --train-images"],
+            ),
+            case("too many", format!("{COMPARE} --train-images 4000 --out x"), &["--train-images 4000 of"]),
+            case(
+                "misspelt",
+                format!("{COMPARE} --recipes medmrge --out x"),
+                &["unknown recipe 'medmrge'", "'medmerge'"],
+            ),
+            case("no value", format!("{COMPARE} --recipes lp-ft --out x"), &["of which source?"]),
+            case("beyond", format!("{COMPARE} --recipes lp-ft:source=2 --out x"), &["there is no source 2 of 2"]),
+            case(
+                "a base",
+                format!("{COMPARE} --recipes ties --out x"),
+                &["needs the network that the sources were trained from"],
+            ),
+            case("no seeds", format!("{} --seeds 0 --out x", COMPARE.replace("--seeds 2", "")), &["without seeds"]),
+            case("a folder of others", format!("{COMPARE} --out data"), &["data already exists"]),
+        ],
+    );
+}
