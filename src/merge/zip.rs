@@ -20,7 +20,7 @@ use super::Sources;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::nn::families::widened::Widened;
-use crate::nn::{Architecture, Axis, Holder, Model, Network, Parameter, Role, UnitGroup, UnitPlace, Units};
+use crate::nn::{Architecture, Axis, Holder, Model, Network, Operation, Parameter, Role, UnitGroup, UnitPlace, Units};
 
 /// A unit of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,7 +59,7 @@ impl Zip {
         let most = network.parameter_count() as f64 * budget;
         let mut parameters = network.parameter_count() as f64;
         let mut candidates: Vec<(f64, usize, usize)> = Vec::new();
-        for (index, _) in units.groups.iter().enumerate().filter(|(_, group)| can_grow(group)) {
+        for (index, _) in units.groups.iter().enumerate().filter(|(_, group)| can_grow(network, group)) {
             let of_group = likeness[index].iter().enumerate().map(|(unit, &like)| (like, index, unit));
             candidates.extend(of_group.filter(|(like, ..)| *like < threshold));
         }
@@ -142,15 +142,25 @@ impl Zip {
     fn architecture(&self, sources: &Sources, units: &Units) -> Architecture {
         let network = &sources.get(0).checkpoint.model.network;
         let of = sources.architecture();
+        let filters = network.parameters.iter().enumerate().filter(|(_, parameter)| parameter.role == Role::Filters);
+        let wanted: Vec<(usize, &str, usize)> = filters
+            .map(|(index, parameter)| {
+                let rows = self.axis(units, Holder::Parameter(index), true, parameter.shape.rows()).len();
+                (index, parameter.name.trim_end_matches(".weight"), rows)
+            })
+            .collect();
+        if wanted.iter().all(|&(index, _, rows)| network.parameters[index].shape.rows() == rows) {
+            return of.clone();
+        }
+        // A family may make a layer as wide as half of what it reads: where what it reads has grown, its own width is told too.
         let mut widened = Widened::around(of);
-        let before = widened.filters.len();
-        for (index, parameter) in network.parameters.iter().enumerate() {
-            let rows = self.axis(units, Holder::Parameter(index), true, parameter.shape.rows()).len();
-            if parameter.role == Role::Filters && rows != parameter.shape.rows() {
-                widened.filters.insert(parameter.name.trim_end_matches(".weight").to_string(), rows);
+        loop {
+            let built = Architecture::from(widened.clone()).build(network.input_channels, network.classes);
+            match wanted.iter().find(|&&(index, _, rows)| built.parameters[index].shape.rows() != rows) {
+                Some(&(_, name, rows)) => drop(widened.filters.insert(name.to_string(), rows)),
+                None => return widened.into(),
             }
         }
-        if widened.filters.len() == before { of.clone() } else { widened.into() }
     }
 
     /// What stands along an axis of the merged network, whose sources have `len` positions there.
@@ -280,10 +290,17 @@ fn is_plain(group: &UnitGroup) -> bool {
     matches!(group.strands.as_slice(), [strand] if strand.pieces == 1)
 }
 
-/// Whether there is room behind the units wherever they lie: they lie side by side.
-fn can_grow(group: &UnitGroup) -> bool {
+/// Whether there is room behind the units wherever they lie: they lie side by side, and none is a group of a convolution, of which
+/// there are as many as there are.
+fn can_grow(network: &Network, group: &UnitGroup) -> bool {
     let in_a_row = |place: &UnitPlace| place.positions.windows(2).all(|pair| pair[1] == pair[0] + 1);
-    is_plain(group) && group.strands[0].places.iter().all(in_a_row)
+    let in_groups = |place: &UnitPlace| {
+        network.layers.iter().any(|layer| match layer.operation {
+            Operation::Conv2d { conv, weight } => conv.groups > 1 && place.holder == Holder::Parameter(weight),
+            _ => false,
+        })
+    };
+    is_plain(group) && group.strands[0].places.iter().all(|place| in_a_row(place) && !in_groups(place))
 }
 
 /// Rows, window and columns of each parameter while groups grow.
@@ -397,6 +414,31 @@ mod tests {
             let actual = logits(&merged);
             let close = actual.iter().zip(&expected).all(|(x, y)| (x - y).abs() <= 1e-4 * scale);
             assert!(close && scale > 0.0, "{name}: {actual:?}, not {expected:?}");
+        }
+    }
+
+    /// Some units of every family, also where a layer's width follows from what it reads.
+    #[test]
+    fn some_units_kept_fit_every_family() {
+        let all = [("resnet8", 4), ("resnet20-option-a", 4), ("densenet121", 8), ("vgg11", 4), ("resnext50_32x4d", 16)];
+        for (name, width) in all {
+            let sources = sources(name, width);
+            let network = sources.get(0).checkpoint.model.network.clone();
+            let units = Units::of(&network);
+            let likeness: Vec<Vec<f64>> = units
+                .groups
+                .iter()
+                .enumerate()
+                .map(|(index, group)| (0..group.units).map(|unit| ((index * 7 + unit * 3) as f64).sin()).collect())
+                .collect();
+            for budget in [1.05, 1.2, 1.6] {
+                let zip = Zip::partial(&network, &units, &likeness, 1.0, budget);
+                let lifted = zip.lift(&sources, &units).unwrap();
+                let merged = &lifted.get(0).checkpoint.model.network;
+                let ratio = merged.parameter_count() as f64 / network.parameter_count() as f64;
+                assert!(ratio > 1.0 && ratio <= budget, "{name}: {ratio} of {budget}");
+                assert!(logits(&mean(&lifted)).iter().all(|logit| logit.is_finite()), "{name}");
+            }
         }
     }
 
