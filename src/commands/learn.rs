@@ -44,8 +44,10 @@ pub fn run(options: &Learn, global: &Global) -> Result<()> {
     let (anchor, count) = (&job.models[learned.method.anchor], learned.merge_weights.shape().len());
     let probes = &files.anchor.probes;
     let scores: Option<Vec<f64>> = (!probes.is_empty()).then(|| probes.iter().map(Probe::score).collect());
+    // Of what was measured anyway, the better start.
+    let start = files.better_source().map_or(&job.out, |source| &job.models[source]);
     let result = json!({
-        "out": shown(&job.out), "log": shown(&files.log), "weights": shown(&files.weights), "anchor": shown(anchor),
+        "start": shown(start), "out": shown(&job.out), "log": shown(&files.log), "weights": shown(&files.weights), "anchor": shown(anchor),
         "anchor_scores": scores, "granularity": job.granularity, "learned": count,
         "epochs": files.history,
     });
@@ -57,7 +59,18 @@ pub fn run(options: &Learn, global: &Global) -> Result<()> {
         writeln!(out, "{count} merge weights, by {}", job.granularity)?;
         writeln!(out, "{}: merge weights", files.weights.display())?;
         writeln!(out, "{}: merged network, {}", job.out.display(), best(&files.history))?;
-        let [out_file, data] = [&job.out, &job.images.data].map(|path| terminal::quoted(path));
-        writeln!(out, "next: medmerge train --from {out_file} --data {data} --out FILE")
+        if let Some(source) = files.better_source() {
+            let source = job.models[source].display();
+            writeln!(
+                out,
+                "the linear probe of {source} alone is better: merging has not helped, and fine-tuning would start there"
+            )?;
+        } else if scores.is_some() {
+            writeln!(out, "no linear probe of a source is better: fine-tuning would start from the merged network")?;
+        }
+        let [start, data] = [start, &job.images.data].map(|path| terminal::quoted(path));
+        // A source's own head tells other classes apart.
+        let new_head = if files.better_source().is_some() { " --new-head" } else { "" };
+        writeln!(out, "next: medmerge train --from {start}{new_head} --data {data} --out FILE")
     })
 }

@@ -19,7 +19,7 @@ use crate::output::{Named, OutputPath};
 use crate::report::{LayerWeights, SourceWeights, merge_weights, save};
 use crate::train::{
     Anchor, AnchorChoice, EpochRecord, LearnOptions, Observer, Place, ResumeFile, Settings, Target, TrainOptions,
-    choose_anchor, learn_for,
+    best_epoch, choose_anchor, learn_for,
 };
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -73,6 +73,16 @@ pub struct LearnedFiles {
     pub anchor: Anchor,
     pub weights: PathBuf,
     pub log: PathBuf,
+}
+
+impl LearnedFiles {
+    /// The source whose linear probe has a better macro F1 on the validation split than the merged network: the better start for
+    /// fine-tuning. `None` where the merged network is as good, or no source was probed.
+    pub fn better_source(&self) -> Option<usize> {
+        let merged = best_epoch(&self.history)?.val_macro_f1?;
+        let probe = self.anchor.probes.get(self.anchor.index)?;
+        (probe.score() > merged).then_some(self.anchor.index)
+    }
 }
 
 impl Learn {

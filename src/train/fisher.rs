@@ -92,7 +92,7 @@ fn each_gradient(
             let gradient = tape.backward(loss).take(&trunk).expect("the trunk decides");
             look(&gradient.reshape([1, gradient.shape().len()]));
             place.device.check()?;
-            observer.note(&format!("gradient of image {} of {}", image + 1, labels.len()));
+            observer.images(image + 1, labels.len());
         }
         Ok(())
     })

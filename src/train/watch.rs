@@ -52,7 +52,7 @@ impl Watch<'_> {
                 let seen: Vec<_> = models.iter().map(|model| activations(model, &x, self.nodes)).collect();
                 look(&seen);
                 self.target.place.device.check()?;
-                observer.note(&format!("image {done} of {images}"));
+                observer.images(done, images);
             }
             Ok(())
         })

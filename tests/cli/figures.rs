@@ -64,6 +64,13 @@ fn the_anchor_is_chosen_by_the_figures_that_are_shown() {
     }
     let better = if scores[1] > scores[0] { "shape.safetensors" } else { "texture.safetensors" };
     assert_eq!(result["anchor"], better);
+    // It says which start is the better one, by these very figures.
+    let start = if scores[0].max(scores[1]) > best(&result["epochs"]) { better } else { "merged.safetensors" };
+    assert_eq!(result["start"], start);
+    let printed = folder.done(&format!("learn {TWO} {how} --out merged.safetensors --force"));
+    assert!(printed.contains(&format!("next: medmerge train --from {start} ")), "{printed}");
+    let says = if start == better { "merging has not helped" } else { "no linear probe of a source is better" };
+    assert!(printed.contains(says), "{printed}");
 }
 
 #[test]

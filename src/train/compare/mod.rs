@@ -296,6 +296,7 @@ impl<'a> Seeded<'a> {
             base: None,
         };
         let Fixed { model: merged, architecture, .. } = self.fold(method, inputs, observer)?;
+        observer.phase(&recipe.to_string());
         let network = architecture.build(self.sources.input_channels(), self.target.data.classes);
         let Model { trunk, statistics, batches_tracked, .. } = merged;
         let mut model = Model { trunk, statistics, batches_tracked, ..Model::blank(network) };
