@@ -9,7 +9,7 @@ use medmerge::report::Table;
 use medmerge::train::{Protocol, Recipe, TrainOptions};
 
 use super::demo::figures;
-use super::progress::Progress;
+use super::progress::{Progress, time_left};
 use super::{images, place, report, train_options};
 use crate::cli::{Compare, Global};
 
@@ -84,14 +84,7 @@ fn tell(cost: &Cost, global: &Global) -> Result<()> {
 
 impl CompareObserver for Progress {
     fn run(&mut self, record: &Record, label: &str, seconds_left: Option<f64>) {
-        let left = seconds_left.map_or(String::new(), |seconds| format!("  ({})", time(seconds)));
+        let left = seconds_left.map_or(String::new(), |seconds| format!("  ({})", time_left(seconds)));
         self.say(format_args!("seed {}  {label:60}  {}{left}", record.seed, figures(record)));
-    }
-}
-
-fn time(seconds: f64) -> String {
-    match seconds {
-        s if s < 90.0 => format!("about {s:.0} s left"),
-        s => format!("about {:.0} min left", s / 60.0),
     }
 }

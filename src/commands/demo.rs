@@ -5,7 +5,7 @@ use std::path::Path;
 use medmerge::error::Result;
 use medmerge::jobs::{self, DemoObserver, Demonstration, Record, StageRecord};
 
-use super::progress::Progress;
+use super::progress::{Progress, time_left};
 use super::{place, report};
 use crate::cli::{Demo, Global};
 
@@ -41,11 +41,11 @@ impl DemoObserver for Progress {
     }
 
     fn source(&mut self, name: &str, seconds_left: f64) {
-        self.say(format_args!("  {:33}  trained{:35}({})", format!("source: {name}"), "", time(seconds_left)));
+        self.say(format_args!("  {:33}  trained{:35}({})", format!("source: {name}"), "", time_left(seconds_left)));
     }
 
     fn recipe(&mut self, label: &str, record: &Record, seconds_left: f64) {
-        let left = time(seconds_left);
+        let left = time_left(seconds_left);
         self.say(format_args!("  {label:40}  {}  ({left})", figures(record)));
     }
 }
@@ -60,18 +60,4 @@ pub(super) fn figures(record: &Record) -> String {
         }
     };
     record.stages.iter().map(of).collect::<Vec<_>>().join("  ")
-}
-
-pub(super) fn time(seconds_left: f64) -> String {
-    if seconds_left < 1.0 { "nearly done".into() } else { format!("about {seconds_left:.0} s left") }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn less_than_a_second_is_nearly_done() {
-        assert_eq!((time(30.2), time(0.9)), ("about 30 s left".to_string(), "nearly done".to_string()));
-    }
 }

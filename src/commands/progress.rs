@@ -47,6 +47,15 @@ impl Progress {
     }
 }
 
+/// How long the rest takes.
+pub fn time_left(seconds: f64) -> String {
+    match seconds {
+        s if s < 1.0 => "nearly done".into(),
+        s if s < 90.0 => format!("about {s:.0} s left"),
+        s => format!("about {:.0} min left", s / 60.0),
+    }
+}
+
 impl Observer for Progress {
     fn phase(&mut self, name: &str) {
         self.name = name.to_string();
@@ -200,6 +209,11 @@ fn drawn(name: &str, global: &Global) -> ProgressBar {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn less_than_a_second_is_nearly_done() {
+        assert_eq!([30.2, 0.9, 150.0].map(time_left), ["about 30 s left", "nearly done", "about 2 min left"]);
+    }
 
     #[test]
     fn a_line_is_due_at_the_first_step_and_then_every_ten_seconds() {

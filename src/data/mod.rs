@@ -250,14 +250,19 @@ impl Dataset {
         let mut classes: Vec<Vec<usize>> = (0..self.classes as u32).map(of_class).collect();
         classes.iter_mut().for_each(|images| images.shuffle(&mut rng));
         let all = self.train.labels.len().max(1);
-        // Largest remainders: the shares sum to `count`.
-        let shares = classes.iter().map(|images| images.len() * count);
-        let mut kept: Vec<usize> = shares.clone().map(|share| share / all).collect();
-        let mut order: Vec<(usize, usize)> = shares.map(|share| share % all).zip(0..).collect();
-        order.sort_by(|(a, i), (b, j)| b.cmp(a).then(i.cmp(j)));
+        let shares: Vec<usize> = classes.iter().map(|images| images.len() * count).collect();
+        let mut kept: Vec<usize> =
+            shares.iter().zip(&classes).map(|(share, images)| (share / all).max(1).min(images.len())).collect();
+        // What is missing goes to the largest remainders, what the smallest classes have too much comes from the largest one.
+        let mut order: Vec<usize> = (0..kept.len()).collect();
+        order.sort_by_key(|&class| std::cmp::Reverse(shares[class] % all));
         let missing = count.saturating_sub(kept.iter().sum());
-        order.iter().take(missing).for_each(|&(_, class)| kept[class] += 1);
-        let drawn = classes.iter().zip(&kept).flat_map(|(images, &kept)| images.iter().take(kept.max(1)));
+        order.iter().filter(|&&class| shares[class] >= all).take(missing).for_each(|&class| kept[class] += 1);
+        while kept.iter().sum::<usize>() > count.max(kept.len()) {
+            let largest = (0..kept.len()).rev().max_by_key(|&class| kept[class]).expect("there is one");
+            kept[largest] -= 1;
+        }
+        let drawn = classes.iter().zip(&kept).flat_map(|(images, &kept)| images.iter().take(kept));
         let mut drawn: Vec<usize> = drawn.copied().collect();
         drawn.sort_unstable();
         self.train = self.train.chosen(drawn);
@@ -338,6 +343,40 @@ pub struct SplitSummary {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn training_images_are_drawn_by_class() {
+        // 60, 30, 9 and 1 of four classes, each image its own number.
+        let labels: Vec<u32> = [(0, 60), (1, 30), (2, 9), (3, 1)].iter().flat_map(|&(c, n)| vec![c; n]).collect();
+        let all = Dataset {
+            path: "drawn".into(),
+            height: 1,
+            width: 1,
+            channels: 1,
+            classes: 4,
+            class_names: None,
+            train: Split::in_memory((0..100).collect(), [1, 1, 1], labels.clone()),
+            val: Split::empty(),
+            test: Split::empty(),
+        };
+        let drawn = |count: usize, seed: u64| {
+            let mut data = all.clone();
+            data.draw_train(count, seed);
+            let bytes = data.train.bytes().unwrap();
+            // Labels are those of the images, which come in the order of the file.
+            assert!(bytes.iter().zip(&data.train.labels).all(|(&image, &label)| labels[image as usize] == label));
+            assert!(bytes.windows(2).all(|pair| pair[0] < pair[1]));
+            (bytes, data.class_counts(SplitName::Train))
+        };
+        assert_eq!(drawn(50, 1).1, [30, 15, 4, 1]);
+        assert_eq!(drawn(10, 1).1, [5, 3, 1, 1]);
+        assert_eq!(drawn(33, 1).1, [19, 10, 3, 1]);
+        assert_eq!(drawn(36, 1).1, [21, 11, 3, 1]);
+        assert_eq!(drawn(4, 1).1, [1, 1, 1, 1]);
+        assert_eq!(drawn(100, 1), drawn(100, 2));
+        assert_eq!(drawn(20, 3), drawn(20, 3));
+        assert_ne!(drawn(20, 3).0, drawn(20, 4).0);
+    }
 
     #[test]
     fn split_names_are_parsed() {

@@ -9,7 +9,7 @@
 //! | [`Evaluate`] | a network, a split | metrics |
 //! | [`Predict`] | a network, a split, which needs no labels | the class of each image and its scores |
 //! | [`Export`] | a network | the same as an ONNX model |
-//! | [`Compare`] | sources, a data set | what every method comes to |
+//! | [`Compare`] | sources, a data set | figures of every recipe with every seed, a table |
 //! | `Demo` | nothing: it draws its data (feature `cli`, for its charts) | sources, a network of each method, a table |
 //!
 //! A job (de)serialises, so that it can be kept, compared and run elsewhere. `check` refuses what is wrong in itself, before

@@ -18,7 +18,7 @@ use super::{Compute, Images, networks};
 use crate::checkpoint::{Provenance, Reading};
 use crate::data::{Dataset, Normalisation};
 use crate::error::{Error, Result};
-use crate::merge::Sources;
+use crate::merge::{Sources, methods};
 use crate::output::OutputPath;
 use crate::report::save;
 use crate::tensor::Device;
@@ -128,6 +128,7 @@ impl Compare {
             return Err(Error::usage(message, "draw one of each class at least, and no more than there are"));
         }
         let recipes = if self.recipes.is_empty() { Recipe::usual(sources.len()) } else { self.recipes.clone() };
+        recipes.iter().filter_map(Recipe::method).try_for_each(|method| methods::check_heads(method, &sources))?;
         let stem = |path: &PathBuf| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         Ok(Read { names: self.models.iter().map(stem).collect(), sources, data, normalisation, place, recipes })
     }

@@ -7,8 +7,8 @@
 //! with F the diagonal of the Fisher information on the target's images. Sources have classifiers of their own, so the scales of
 //! their F say nothing: each is divided by its mean over the trunk. A floor of 1e-6 means average where no source cares.
 
-use super::{Inputs, MergeMethod, Merged, Number, Task};
-use crate::error::{Error, Result};
+use super::{Inputs, MergeMethod, Merged, Number, Task, check_heads};
+use crate::error::Result;
 use crate::nn::{Parameter, Region};
 use crate::tensor::Tensor;
 
@@ -40,12 +40,13 @@ impl MergeMethod for Fisher {
         true
     }
 
+    fn needs_heads(&self) -> bool {
+        true
+    }
+
     fn merge(&self, task: &Task) -> Result<Merged> {
         let inputs = task.inputs;
-        if let Some(source) = inputs.sources.iter().find(|source| !source.checkpoint.has_head) {
-            let message = format!("{} has no classifier, by whose answers --method fisher goes", source.path.display());
-            return Err(Error::usage(message, "train one (medmerge train --from), or use another method"));
-        }
+        check_heads(self, inputs.sources)?;
         let (count, seed) = (inputs.sources.len(), inputs.numbers.seed.unwrap_or(0));
         let importances: Vec<Importance> = (0..count)
             .map(|source| Ok(Importance::new(&inputs, task.images().fisher(inputs.sources, source, seed)?)))

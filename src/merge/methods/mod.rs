@@ -53,6 +53,11 @@ pub trait MergeMethod: Sync {
         false
     }
 
+    /// Whether it goes by the answers of the sources' own classifiers.
+    fn needs_heads(&self) -> bool {
+        false
+    }
+
     /// Whether it measures networks on the way, whose running statistics are re-estimated.
     fn measures(&self) -> bool {
         false
@@ -327,6 +332,18 @@ impl Inputs<'_> {
         let values: Vec<Vec<f32>> = parameters.par_iter().map(|&(index, parameter)| of(index, parameter)).collect();
         parameters.iter().zip(&values).for_each(|((_, parameter), values)| merged.set_parameter(parameter, values));
         merged.trunk.into()
+    }
+}
+
+/// Refuses sources without classifiers where a method goes by their answers.
+pub fn check_heads(method: &dyn MergeMethod, sources: &Sources) -> Result<()> {
+    match sources.iter().find(|source| method.needs_heads() && !source.checkpoint.has_head) {
+        None => Ok(()),
+        Some(source) => {
+            let (path, name) = (source.path.display(), method.name());
+            let message = format!("{path} has no classifier, by whose answers --method {name} goes");
+            Err(Error::usage(message, "train one (medmerge train --from), or use another method"))
+        }
     }
 }
 

@@ -323,9 +323,10 @@ impl<'a> Seeded<'a> {
         options: &LearnRecipe,
         observer: &mut dyn Observer,
     ) -> Result<(Trained, Learned)> {
-        let index = match options.anchor {
-            AnchorChoice::Named(index) => index,
-            AnchorChoice::Auto => self.anchor(observer)?,
+        let (index, before) = match options.anchor {
+            AnchorChoice::Named(index) => (index, 0.0),
+            // Whoever chooses by probes has to make them.
+            AnchorChoice::Auto => (self.anchor(observer)?, self.probes.values().map(|probe| probe.seconds).sum()),
         };
         let start = Instant::now();
         let mut probe = self.protocol.probe(recipe, self.seed);
@@ -341,7 +342,7 @@ impl<'a> Seeded<'a> {
         let Learning { learned, history, .. } = learn_for(self.sources, self.target, &options, anchor, observer, None)?;
         let model = learned.fold(&learned.aligned(self.sources).trunks())?;
         let phases = learned.provenance.training.clone();
-        Ok((Trained { model, history, phases, seconds: start.elapsed().as_secs_f64() }, learned))
+        Ok((Trained { model, history, phases, seconds: before + start.elapsed().as_secs_f64() }, learned))
     }
 
     fn ensemble(&mut self, observer: &mut dyn Observer) -> Result<Vec<Stage>> {

@@ -152,7 +152,7 @@ impl Recipe {
     }
 
     /// The merging method by whose name it goes.
-    pub(super) fn method(&self) -> Option<&'static dyn MergeMethod> {
+    pub fn method(&self) -> Option<&'static dyn MergeMethod> {
         match &self.kind {
             Kind::Merge { method, .. } => methods::named(method).ok(),
             _ => None,
