@@ -18,6 +18,7 @@ use super::{Compute, Images, networks};
 use crate::checkpoint::{Provenance, Reading};
 use crate::data::{Dataset, Normalisation};
 use crate::error::{Error, Result};
+use crate::interrupt::{Listener, interrupted};
 use crate::merge::{Sources, methods};
 use crate::output::OutputPath;
 use crate::report::save;
@@ -239,6 +240,8 @@ impl Compare {
         let todo: Vec<(u64, Vec<Recipe>)> = todo.into_iter().collect();
         let (next, stops) = (AtomicUsize::new(0), AtomicBool::new(false));
         let (sender, receiver) = mpsc::channel();
+        // Also between two training loops, Ctrl-C waits for what is being done.
+        let _listening = Listener::new();
         std::thread::scope(|scope| {
             for _ in 0..self.jobs.min(todo.len()) {
                 let (sender, next, stops, todo) = (sender.clone(), &next, &stops, &todo);
@@ -263,7 +266,7 @@ impl Compare {
             drop(sender);
             let (mut done, mut failure) = (0.0, None);
             loop {
-                if observer.stops() {
+                if observer.stops() || interrupted() {
                     stops.store(true, Ordering::Relaxed);
                 }
                 match receiver.recv_timeout(Duration::from_millis(100)) {
@@ -308,6 +311,9 @@ impl Compare {
         let is_made_of_others = |recipe: &&Recipe| matches!(recipe.kind, Kind::Ensemble | Kind::GreedySoup);
         let (last, first): (Vec<&Recipe>, Vec<&Recipe>) = recipes.iter().partition(is_made_of_others);
         for recipe in first.into_iter().chain(last) {
+            if stops.load(Ordering::Relaxed) || interrupted() {
+                return Err(Error::Interrupted { last_checkpoint: None });
+            }
             tell(Event::Begins(seed, recipe.clone()));
             let outcome = runs.run(recipe, &mut Worker { stops })?;
             let record = Record::of(&outcome)?;
