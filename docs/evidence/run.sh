@@ -4,8 +4,8 @@
 #   docs/evidence/run.sh PROGRAM FOLDER CASE [OPTIONS OF compare…]
 #
 # FOLDER holds npz/*.npz in MedMNIST's layout and weights/*.th, as the table of cases names them. Sources are trained once, into
-# WORK (default: ./evidence-work). Runs that are there already are kept, so that a case continues on any machine; CPUs of
-# different kinds add in different orders, so that a run repeated elsewhere may differ in the last digits.
+# WORK (default: ./evidence-work). Runs that are there already are kept, so that a case continues on any machine; Whether
+# CPUs of different kinds give the same bits was not asked.
 set -euo pipefail
 
 program=$(realpath "$1") folder=$(realpath "$2") case=$3

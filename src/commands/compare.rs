@@ -22,7 +22,7 @@ pub fn run(options: &Compare, global: &Global) -> Result<()> {
         images: images(&options.data),
         protocol: Protocol { probe, fine_tuning, learning_rates: options.learning_rates.clone() },
         recipes: recipes(&options.recipes, options.models.len())?,
-        seeds: (0..options.seeds).map(|index| global.seed + index).collect(),
+        seeds: (0..options.seeds).map(|index| global.seed.wrapping_add(index)).collect(),
         train_images: options.train_images,
         jobs: options.jobs,
         compute: place::compute(global),
@@ -83,8 +83,8 @@ fn tell(cost: &Cost, global: &Global) -> Result<()> {
 }
 
 impl CompareObserver for Progress {
-    fn run(&mut self, record: &Record, label: &str, seconds_left: Option<f64>) {
-        let left = seconds_left.map_or(String::new(), |seconds| format!("  ({})", time_left(seconds)));
-        self.say(format_args!("seed {}  {label:60}  {}{left}", record.seed, figures(record)));
+    fn run(&mut self, record: &Record, label: &str, seconds_left: f64) {
+        let (seed, left) = (record.seed, time_left(seconds_left));
+        self.say(format_args!("seed {seed}  {label:60}  {}  ({left})", figures(record)));
     }
 }

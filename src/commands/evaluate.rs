@@ -30,8 +30,9 @@ pub fn eval(options: &Eval, global: &Global) -> Result<()> {
     let found = job.run(&mut progress)?;
     progress.finish();
     let metrics = &found.metrics;
+    let others: Vec<String> = job.others.iter().map(|path| shown(path)).collect();
     let result = json!({
-        "model": shown(&job.model), "others": job.others.iter().map(|path| shown(path)).collect::<Vec<_>>(), "data": shown(&job.images.data), "split": job.split, "head": found.head,
+        "model": shown(&job.model), "others": others, "data": shown(&job.images.data), "split": job.split, "head": found.head,
         "images": found.images, "metrics": metrics,
     });
     report(global, &result, |out| {

@@ -47,7 +47,8 @@ pub fn run(options: &Learn, global: &Global) -> Result<()> {
     // Of what was measured anyway, the better start.
     let start = files.better_source().map_or(&job.out, |source| &job.models[source]);
     let result = json!({
-        "start": shown(start), "out": shown(&job.out), "log": shown(&files.log), "weights": shown(&files.weights), "anchor": shown(anchor),
+        "start": shown(start), "out": shown(&job.out), "log": shown(&files.log), "weights": shown(&files.weights),
+        "anchor": shown(anchor),
         "anchor_scores": scores, "granularity": job.granularity, "learned": count,
         "epochs": files.history,
     });

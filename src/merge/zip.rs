@@ -341,9 +341,9 @@ impl Sizes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::merge::Heads;
     use crate::merge::fold_by;
     use crate::merge::methods::{Inputs, Numbers, Task, named};
-    use crate::merge::{BatchNormPolicy, Heads};
     use crate::tensor::Tensor;
 
     fn sources(name: &str, width: usize) -> Sources {
@@ -364,15 +364,8 @@ mod tests {
 
     fn mean(sources: &Sources) -> Model {
         let blend = |plan: &crate::merge::Plan, trunks: &[Tensor], weights: &Tensor| Ok(plan.blend(trunks, weights));
-        let inputs = Inputs {
-            sources,
-            anchor: 0,
-            batch_norm: BatchNormPolicy::Merge,
-            coefficients: &[0.5, 0.5],
-            filtered: &[],
-            numbers: &Numbers::default(),
-            base: None,
-        };
+        let numbers = Numbers::default();
+        let inputs = Inputs::new(sources, &[0.5, 0.5], &numbers);
         let task = Task { inputs, images: None, blend: &blend };
         fold_by(named("linear").unwrap(), &task, Heads::Merge).unwrap().model
     }

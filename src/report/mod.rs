@@ -12,7 +12,7 @@ mod table;
 
 #[cfg(feature = "cli")]
 pub use plots::{Curve, LayerWeights, SourceWeights, curves, merge_weights};
-pub use table::{Table, mean_and_spread};
+pub use table::Table;
 
 use crate::error::Result;
 use crate::output::OutputPath;

@@ -71,24 +71,6 @@ impl Table {
     }
 }
 
-/// The mean of `values` and, of two or more, their sample standard deviation: `0.613 ± 0.021`. A value that is not a
-/// number shows as `nan`, no value as a dash.
-pub fn mean_and_spread(values: &[f64]) -> String {
-    if values.is_empty() {
-        return "–".into();
-    }
-    let count = values.len() as f64;
-    let mean = values.iter().sum::<f64>() / count;
-    if mean.is_nan() {
-        return "nan".into();
-    }
-    if values.len() == 1 {
-        return format!("{mean:.3}");
-    }
-    let deviation = (values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (count - 1.0)).sqrt();
-    format!("{mean:.3} ± {deviation:.3}").replace("NaN", "nan")
-}
-
 struct Column {
     width: usize,
     numbers: bool,
@@ -213,22 +195,6 @@ scratch                     –       –
     fn widths() {
         for (text, expected) in [("0.6 ± 0.1", 9), ("–", 1), ("e\u{301}", 1), ("網路", 4), ("", 0)] {
             assert_eq!(width(text), expected, "{text}");
-        }
-    }
-
-    /// Standard deviation of 1, 2, 3, 4 by hand: √(5/3).
-    #[test]
-    fn mean_and_sample_deviation() {
-        for (values, expected) in [
-            (&[1.0, 2.0, 3.0, 4.0][..], "2.500 ± 1.291"),
-            (&[0.6131], "0.613"),
-            (&[0.5, 0.5], "0.500 ± 0.000"),
-            (&[], "–"),
-            (&[f64::NAN], "nan"),
-            (&[0.5, f64::NAN], "nan"),
-            (&[0.5, f64::INFINITY], "inf ± nan"),
-        ] {
-            assert_eq!(mean_and_spread(values), expected);
         }
     }
 }

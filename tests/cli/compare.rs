@@ -83,11 +83,19 @@ fn a_comparison_that_was_stopped_continues() {
 #[test]
 fn training_images_are_drawn_by_the_seed() {
     let folder = Folder::with_sources();
-    let compare = format!("{COMPARE} --recipes scratch --train-images 20 --out few");
-    folder.done(&compare);
-    let run =
-        |seed: u64| -> Value { serde_json::from_str(&folder.text(&format!("few/runs/scratch/{seed}.json"))).unwrap() };
-    assert_ne!(run(0)["stages"][0]["train_loss"], run(1)["stages"][0]["train_loss"]);
+    // With all 32 drawn, they are as they were; with 20 they are others, for the same seed.
+    let losses = |more: &str, out: &str| -> Vec<Value> {
+        folder.done(&format!("{COMPARE} --recipes scratch {more} --out {out}"));
+        [0, 1]
+            .map(|seed| {
+                let text = folder.text(&format!("{out}/runs/scratch/{seed}.json"));
+                serde_json::from_str::<Value>(&text).unwrap()["stages"][0]["train_loss"].clone()
+            })
+            .to_vec()
+    };
+    let all = losses("", "whole");
+    assert_eq!(losses("--train-images 32", "drawn"), all);
+    assert_ne!(losses("--train-images 20", "few"), all);
     assert_refused(
         &folder,
         &[

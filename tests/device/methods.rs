@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use medmerge::data::{Normalisation, SplitName};
 use medmerge::merge::methods::{self, Inputs, MergeMethod, Numbers, Task};
-use medmerge::merge::{Align, BatchNormPolicy, Heads, Plan, Sources, fold_by};
+use medmerge::merge::{Align, Heads, Plan, Sources, fold_by};
 use medmerge::nn::families::densenet::DenseNet;
 use medmerge::nn::families::resnet::{ResNet, Shortcut};
 use medmerge::nn::families::vgg::Vgg;
@@ -49,15 +49,8 @@ fn merged(method: &dyn MergeMethod, budget: Option<f64>, sources: &Sources, base
     let target = Target { data: &data, normalisation: &Normalisation::default(), place };
     let numbers = Numbers { budget, ..Numbers::default() };
     let coefficients = vec![method.usual_coefficient(2); 2];
-    let inputs = Inputs {
-        sources,
-        anchor: 0,
-        batch_norm: BatchNormPolicy::Merge,
-        coefficients: &coefficients,
-        filtered: &[],
-        numbers: &numbers,
-        base: method.needs_base().then_some(base),
-    };
+    let base = method.needs_base().then_some(base);
+    let inputs = Inputs { base, ..Inputs::new(sources, &coefficients, &numbers) };
     let observer: &mut dyn medmerge::train::Observer = &mut Silent;
     let images = TargetImages { target, observer: RefCell::new(observer) };
     let blend = |plan: &Plan, trunks: &[Tensor], merge_weights: &Tensor| place.blend(plan, trunks, merge_weights);

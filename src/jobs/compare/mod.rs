@@ -3,7 +3,7 @@
 mod record;
 mod summary;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -55,8 +55,8 @@ pub struct Compare {
 
 /// Sees each run of a [`Compare`] as it is finished.
 pub trait CompareObserver: Observer {
-    /// `seconds_left` is what the rest will take if it goes on like this; `None` of a run that was there already.
-    fn run(&mut self, _record: &Record, _label: &str, _seconds_left: Option<f64>) {}
+    /// `seconds_left` is what the rest will take if it goes on like this.
+    fn run(&mut self, _record: &Record, _label: &str, _seconds_left: f64) {}
 }
 
 /// What there is to do.
@@ -121,7 +121,8 @@ impl Compare {
         networks::check_fit(&data, &sources.network(data.classes))?;
         networks::tell_image_size(&files, &data, observer);
         if [&data.val, &data.test].iter().any(|split| split.is_empty()) {
-            let hint = "a comparison chooses on the validation split, and measures on the test split";
+            let hint =
+                "give one with all three: what is compared is chosen on the validation and measured on the test split";
             return Err(Error::data(&data.path, "its validation or test split is empty", hint));
         }
         if let Some(count) = self.train_images.filter(|&count| count < data.classes || count > data.train.len()) {
@@ -131,7 +132,12 @@ impl Compare {
         let recipes = if self.recipes.is_empty() { Recipe::usual(sources.len()) } else { self.recipes.clone() };
         recipes.iter().filter_map(Recipe::method).try_for_each(|method| methods::check_heads(method, &sources))?;
         let stem = |path: &PathBuf| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        Ok(Read { names: self.models.iter().map(stem).collect(), sources, data, normalisation, place, recipes })
+        let mut names: Vec<String> = self.models.iter().map(stem).collect();
+        if names.iter().collect::<BTreeSet<_>>().len() < names.len() {
+            // Files of one name in several folders.
+            names = (0..names.len()).map(|index| format!("source={index}")).collect();
+        }
+        Ok(Read { names, sources, data, normalisation, place, recipes })
     }
 
     fn plan(&self, read: &Read) -> Result<Plan> {
@@ -144,6 +150,8 @@ impl Compare {
         Ok(Plan {
             version: record::VERSION,
             sources: sources.records(),
+            architecture: sources.architecture().clone(),
+            input_channels: sources.input_channels(),
             data: of_data.sha256,
             mean: normalisation.mean.clone(),
             std: normalisation.std.clone(),
@@ -177,18 +185,19 @@ impl Compare {
         })
     }
 
-    /// Seconds of a pass over an image forward and backward: the second of two epochs of a few batches.
+    /// Seconds of a pass over an image forward and backward, with its share of the validation after each epoch: the second of two
+    /// epochs over a few images.
     fn measured(&self, read: &Read) -> Result<f64> {
         let Read { sources, data, normalisation, place, .. } = read;
         let mut few = data.clone();
         few.draw_train(self.protocol.fine_tuning.batch_size.max(64).min(data.train.len()), 0);
-        few.val = few.train.clone();
+        let validated = few.train.len() * data.val.len() / self.train_images.unwrap_or(data.train.len());
+        few.val.labels.truncate(validated.max(1));
         let target = Target { data: &few, normalisation, place: *place };
         let mut model = sources.transfer(0, &sources.network(data.classes));
         let options = TrainOptions { epochs: 2, ..self.protocol.fine_tuning.clone() };
         let history = train(&mut model, &mut Subject::Everything, target, &options, &mut crate::train::Silent)?;
-        // With a pass forward over as many for validation.
-        Ok(history[1].seconds / few.train.len() as f64 / (4.0 / 3.0))
+        Ok(history[1].seconds / few.train.len() as f64)
     }
 
     fn todo(&self, recipes: &[Recipe], folder: &Folder) -> Result<Todo> {
@@ -276,7 +285,7 @@ impl Compare {
                     Ok(Event::Done(record)) => {
                         done += passes(&record.recipe);
                         let left = start.elapsed().as_secs_f64() * (all - done).max(0.0) / done;
-                        observer.run(&record, &record.recipe.label(&names), Some(left));
+                        observer.run(&record, &record.recipe.label(&names), left);
                     }
                     Ok(Event::Failed(error)) => {
                         stops.store(true, Ordering::Relaxed);

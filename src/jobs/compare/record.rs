@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::merge::SourceRecord;
 use crate::metrics::Metrics;
-use crate::nn::Model;
+use crate::nn::{Architecture, Model};
 use crate::output::OutputPath;
 use crate::train::{EpochRecord, Outcome, Protocol, Recipe, Stage};
 
@@ -23,6 +23,9 @@ use crate::train::{EpochRecord, Outcome, Protocol, Recipe, Stage};
 pub struct Plan {
     pub version: u32,
     pub sources: Vec<SourceRecord>,
+    /// As the sources were read: a stem, hidden layers and channels that the files leave open.
+    pub architecture: Architecture,
+    pub input_channels: usize,
     /// SHA-256 of the images and labels.
     pub data: String,
     pub mean: Vec<f32>,
@@ -190,6 +193,8 @@ fn difference(a: &Plan, b: &Plan) -> Option<&'static str> {
     let pairs = [
         ("form of its files", a.version == b.version),
         ("list of sources", a.sources == b.sources),
+        ("--stem or --hidden", a.architecture == b.architecture),
+        ("number of --input-channels", a.input_channels == b.input_channels),
         ("data set", a.data == b.data),
         ("--mean or --std", a.mean == b.mean && a.std == b.std),
         ("number of --train-images", a.train_images == b.train_images),

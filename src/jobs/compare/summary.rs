@@ -191,18 +191,18 @@ impl Cell {
 
 /// Fills in the differences to the best single source of a column, and says which that is.
 fn compared(rows: &mut [Row], mut cell: impl FnMut(&mut Row) -> Option<&mut Cell>) -> Option<String> {
-    let mut best: Option<(String, Cell)> = None;
-    for row in rows.iter_mut().filter(|row| row.recipe.source().is_some()) {
-        let label = row.label.clone();
+    let mut best: Option<(usize, Cell)> = None;
+    for (index, row) in rows.iter_mut().enumerate().filter(|(_, row)| row.recipe.source().is_some()) {
         if let Some(cell) = cell(row)
             && best.as_ref().is_none_or(|(_, best)| cell.val_macro_f1 > best.val_macro_f1)
         {
-            best = Some((label, cell.clone()));
+            best = Some((index, cell.clone()));
         }
     }
-    let (label, best) = best?;
-    for row in rows {
-        let is_best = row.label == label;
+    let (of_best, best) = best?;
+    let label = rows[of_best].label.clone();
+    for (index, row) in rows.iter_mut().enumerate() {
+        let is_best = index == of_best;
         let Some(cell) = cell(row).filter(|_| !is_best) else { continue };
         let of_best = |seed: u64| best.values.iter().find(|(other, _)| *other == seed).map(|(_, value)| *value);
         let paired: Vec<f64> = cell.values.iter().filter_map(|(seed, value)| Some(value - of_best(*seed)?)).collect();

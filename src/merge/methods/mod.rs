@@ -294,6 +294,14 @@ pub fn named(name: &str) -> Result<&'static dyn MergeMethod> {
     found.copied().ok_or_else(|| Error::unknown("merging method", name, ALL.iter().map(|method| method.name())))
 }
 
+impl<'a> Inputs<'a> {
+    /// Anchored at the first source, all norms merged, nothing by name, and no base.
+    pub fn new(sources: &'a Sources, coefficients: &'a [f64], numbers: &'a Numbers) -> Inputs<'a> {
+        let batch_norm = BatchNormPolicy::Merge;
+        Inputs { sources, anchor: 0, batch_norm, coefficients, filtered: &[], numbers, base: None }
+    }
+}
+
 impl Inputs<'_> {
     pub fn network(&self) -> &Network {
         &self.sources.get(0).checkpoint.model.network

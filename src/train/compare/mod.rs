@@ -24,8 +24,8 @@ use super::{
 use crate::checkpoint::Phase;
 use crate::data::SplitName;
 use crate::error::{Error, Result};
-use crate::merge::methods::{Inputs, MergeMethod, Task, named};
-use crate::merge::{BatchNormPolicy, Fixed, Heads, Learned, Plan, Sources, fold_by};
+use crate::merge::methods::{Inputs, MergeMethod, Numbers, Task, named};
+use crate::merge::{Fixed, Heads, Learned, Plan, Sources, fold_by};
 use crate::metrics::{Metrics, mean_of_softmax};
 use crate::nn::{Model, Region, init};
 use crate::tensor::Tensor;
@@ -286,15 +286,7 @@ impl<'a> Seeded<'a> {
         let sources = &alignment.as_ref().map_or(Cow::Borrowed(self.sources), |a| Cow::Owned(self.sources.aligned(a)));
         let method = recipe.method().expect("a recipe's method has been found by name");
         let coefficients = vec![method.usual_coefficient(sources.len()); sources.len()];
-        let inputs = Inputs {
-            sources,
-            anchor: 0,
-            batch_norm: BatchNormPolicy::Merge,
-            coefficients: &coefficients,
-            filtered: &[],
-            numbers,
-            base: None,
-        };
+        let inputs = Inputs::new(sources, &coefficients, numbers);
         let Fixed { model: merged, architecture, .. } = self.fold(method, inputs, observer)?;
         observer.phase(&recipe.to_string());
         let network = architecture.build(self.sources.input_channels(), self.target.data.classes);
@@ -369,15 +361,8 @@ impl<'a> Seeded<'a> {
                 (name, self.sources.architecture().clone(), stage.models[0].clone())
             };
             let of_members = Sources::from_models(stages.iter().enumerate().map(named).collect());
-            let inputs = Inputs {
-                sources: &of_members,
-                anchor: 0,
-                batch_norm: BatchNormPolicy::Merge,
-                coefficients: &[],
-                filtered: &[],
-                numbers: &Default::default(),
-                base: None,
-            };
+            let numbers = Numbers::default();
+            let inputs = Inputs::new(&of_members, &[], &numbers);
             let mut model = self.fold(method_of_soups(), inputs, observer)?.model;
             reestimate_statistics(&mut model, self.target, self.protocol.fine_tuning.batch_size)?;
             let before: f64 = stages.iter().map(|stage| stage.seconds).sum();
