@@ -55,6 +55,7 @@ pub fn main() -> Result<()> {
         batch_norm: BatchNormPolicy::Merge,
         keep_statistics: false,
         align: Align::None,
+        probe_statistics: Default::default(),
         options: options.clone(),
         compute: Compute::default(),
         out: path("merged.safetensors"),

@@ -10,7 +10,7 @@ use medmerge::checkpoint::{FloatType, Hidden, Names};
 use medmerge::data::SplitName;
 use medmerge::error::Error;
 use medmerge::jobs::ImageSize;
-use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Heads, Start};
+use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Heads, ProbeStatistics, Start};
 use medmerge::nn::Stem;
 use medmerge::ops::conv2d::Pass;
 
@@ -80,10 +80,12 @@ pub enum Verb {
     ///   linear, slerp, pleas:budget=1.3  the same from what a method of `merge --method list` makes of the sources;
     ///                                    align=weights|activations, and the method's numbers
     ///   medmerge                         learn merge weights with the head, fold, train everything; granularity, constraint,
-    ///                                    start, anchor, batch-norm, align, regularise as in `learn`, merge-rate=RATE,
-    ///                                    learn-on=yes (learn them on while everything is trained)
+    ///                                    start, anchor, batch-norm, align, probe-statistics, regularise as in `learn`,
+    ///                                    merge-rate=RATE, learn-on=yes (learn them on while everything is trained; or a rate);
+    ///                                    of several, start=0/0.5 or anchor=0/1, the best by validation is kept
     ///   ensemble, greedy-soup            of lp-ft of every source
-    /// Recipes with a phase for the head alone also take probe-epochs=N. `usual` and `all` stand for lists of them.
+    /// Recipes with a phase for the head alone also take probe-epochs=N, those that train everything ema=DECAY and l2-sp=λ as in
+    /// `train`. `usual` and `all` stand for lists of them.
     ///
     /// Each run leaves a small file in OUT/runs. The same command continues after a stop, also with more recipes or seeds, and on
     /// another machine; OUT/table.md, table.csv and summary.json tell what all come to.
@@ -293,6 +295,22 @@ pub struct Train {
     /// Train the head alone, on a trunk that stays as it is, running statistics included: a linear probe
     #[arg(long, requires = "from", conflicts_with = "weights")]
     pub head_only: bool,
+    /// Pull the trunk towards where fine-tuning starts, by λ (L2-SP); 0: not at all
+    ///
+    /// The loss is L + λ/2·‖T − T₀‖². Each step moves T by −rate·λ·(T − T₀), where rate is --learning-rate as the schedule leaves it,
+    /// with sgd ten times that
+    #[arg(
+        long,
+        default_value_t = 0.0,
+        value_name = "λ",
+        allow_negative_numbers = true,
+        requires = "start",
+        conflicts_with = "head_only"
+    )]
+    pub l2_sp: f64,
+    /// Measure and keep an exponential moving average over epochs, of which each leaves so much; 0: the network itself
+    #[arg(long, default_value_t = 0.0, value_name = "DECAY", allow_negative_numbers = true)]
+    pub ema: f64,
     #[command(flatten)]
     pub schedule: Schedule,
     /// Keep the state of the run beside --out after each epoch, and continue from it where there is one
@@ -336,11 +354,13 @@ pub struct Learn {
     /// free: one number α_m for each source, whatever their sum
     #[arg(long, verbatim_doc_comment, value_parser = parse::<Constraint>, default_value = "affine")]
     pub constraint: Constraint,
-    /// Weight that every source but the anchor starts with: a number, or uniform
+    /// Weight that every source but the anchor starts with: a number, uniform, or layer
+    ///
+    /// layer: what is learned first with one weight for each layer, from uniform, for half of the epochs
     #[arg(long, value_parser = parse::<Start>, default_value = "0", allow_negative_numbers = true)]
     pub start: Start,
-    /// Batch norms are merged, or the anchor's
-    #[arg(long, value_parser = parse::<BatchNormPolicy>, default_value = "merge")]
+    /// Batch norms are merged by the weights of the filters before them, the anchor's, or merged by weights of their own
+    #[arg(long, value_parser = parse::<BatchNormPolicy>, default_value = "merge", value_name = "merge|anchor|own")]
     pub batch_norm: BatchNormPolicy,
     /// Bring the sources' units into the order of the anchor's first: none, weights, or activations on the training split
     #[arg(long, value_parser = parse::<medmerge::merge::Align>, default_value = "none",
@@ -349,6 +369,9 @@ pub struct Learn {
     /// Keep the running statistics of the probe instead of re-estimating them on the training split
     #[arg(long)]
     pub keep_statistics: bool,
+    /// What batch norms normalise by while merge weights are learned: the batch, or running statistics, re-estimated after each epoch
+    #[arg(long, value_parser = parse::<ProbeStatistics>, default_value = "batch", value_name = "batch|running")]
+    pub probe_statistics: ProbeStatistics,
     /// Learning rate of the merge weights; --learning-rate is the head's
     #[arg(long, default_value_t = 1e-2, allow_negative_numbers = true)]
     pub merge_learning_rate: f64,
@@ -463,7 +486,8 @@ pub struct Merge {
     #[arg(long, default_value = "0", conflicts_with = "weights")]
     pub anchor: String,
     /// With --coefficients: batch norms are merged, or the anchor's
-    #[arg(long, value_parser = parse::<BatchNormPolicy>, default_value = "merge", conflicts_with = "weights")]
+    #[arg(long, value_parser = parse::<BatchNormPolicy>, default_value = "merge", conflicts_with = "weights",
+        value_name = "merge|anchor")]
     pub batch_norm: BatchNormPolicy,
     /// With --coefficients: heads are merged where all sources tell equally many classes apart, else the anchor's is
     /// kept (merge); left out, for train --from to make a new one (new); the anchor's (anchor); all kept side by side,

@@ -71,6 +71,7 @@ impl Folder {
             batch_norm: BatchNormPolicy::Merge,
             keep_statistics: false,
             align: Default::default(),
+            probe_statistics: Default::default(),
             options: options(),
             compute: compute(),
             out: self.path("learned.safetensors"),

@@ -67,6 +67,11 @@ pub struct Phase {
     pub batch_size: usize,
     pub weight_decay: f64,
     pub label_smoothing: f64,
+    /// How strongly the trunk was pulled to its start, and what an epoch left of an average, where there was either.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub l2_sp: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ema: Option<f64>,
     /// Whether each class weighed as if all had as many images.
     pub balances_classes: bool,
     /// Training images were mirrored, and moved by up to so many pixels.
@@ -216,6 +221,8 @@ mod tests {
             batch_size: 128,
             weight_decay: 1e-4,
             label_smoothing: 0.1,
+            l2_sp: None,
+            ema: Some(0.8),
             balances_classes: true,
             flip: false,
             shift: 2,

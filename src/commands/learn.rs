@@ -24,6 +24,7 @@ pub fn run(options: &Learn, global: &Global) -> Result<()> {
         batch_norm: options.batch_norm,
         keep_statistics: options.keep_statistics,
         align: options.align,
+        probe_statistics: options.probe_statistics,
         options: TrainOptions {
             regularise: options.regularise,
             ..train_options(&options.schedule, options.merge_learning_rate, global)

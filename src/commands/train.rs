@@ -7,6 +7,7 @@ use medmerge::error::Result;
 use medmerge::jobs::{self, Start};
 use medmerge::nn::Architecture;
 use medmerge::output::shown;
+use medmerge::train::TrainOptions;
 
 use super::progress::Progress;
 use super::{best, card, images, place, report, train_options};
@@ -29,7 +30,11 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
     let job = jobs::Train {
         images: images(&options.data),
         start,
-        options: train_options(&options.schedule, merge_learning_rate, global),
+        options: TrainOptions {
+            l2_sp: options.l2_sp,
+            ema: options.ema,
+            ..train_options(&options.schedule, merge_learning_rate, global)
+        },
         compute: place::compute(global),
         out: options.out.clone(),
         writing: options.writing.given(),

@@ -12,7 +12,7 @@ use super::{Compute, EpochLog, Images, networks};
 use crate::checkpoint::{self, Described, Provenance, Reading, Writing};
 use crate::data::Dataset;
 use crate::error::{Error, Result};
-use crate::merge::{Align, BatchNormPolicy, Constraint, Granularity, Learned, Sources, Start};
+use crate::merge::{Align, BatchNormPolicy, Constraint, Granularity, Learned, ProbeStatistics, Sources, Start};
 use crate::nn::Network;
 use crate::output::{Named, OutputPath};
 #[cfg(feature = "cli")]
@@ -42,6 +42,8 @@ pub struct Learn {
     /// What the sources' units are brought into the order of the anchor's by, first.
     #[serde(default)]
     pub align: Align,
+    #[serde(default)]
+    pub probe_statistics: ProbeStatistics,
     pub options: TrainOptions,
     pub compute: Compute,
     /// The folded network.
@@ -226,6 +228,7 @@ impl Learn {
             "--batch-norm": self.batch_norm,
             "--keep-statistics": self.keep_statistics,
             "--align": self.align,
+            "--probe-statistics": (self.probe_statistics != ProbeStatistics::Batch).then_some(self.probe_statistics),
             "--merge-learning-rate": self.options.merge_learning_rate,
             "--regularise": (self.options.regularise != 0.0).then_some(self.options.regularise),
         });
@@ -246,6 +249,7 @@ impl Learn {
             batch_norm: self.batch_norm,
             keep_statistics: self.keep_statistics,
             align: self.align,
+            probe_statistics: self.probe_statistics,
             probe: self.options.clone(),
         }
     }

@@ -116,7 +116,11 @@ impl Merge {
         let (weights, data) = match &self.by {
             By::Weights { path } => (Some(path), None),
             By::Coefficients(by) => {
-                let ByMethod { data, values, .. } = &**by;
+                let ByMethod { data, values, batch_norm, .. } = &**by;
+                if *batch_norm == BatchNormPolicy::Own {
+                    let message = "--batch-norm own: fixed coefficients have no weights of their own for batch norms";
+                    return Err(Error::usage(message, "give merge or anchor; `learn` has own"));
+                }
                 if let Some(odd) = values.iter().find(|&&coefficient| !(coefficient as f32).is_finite()) {
                     let hint = "give numbers that f32 can hold, up to 3.4e38: --coefficients 0.5,0.5";
                     return Err(Error::usage(format!("a coefficient of {odd:e}"), hint));

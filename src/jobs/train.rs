@@ -291,6 +291,8 @@ impl Train {
             "--merge-learning-rate": is_merged.then_some(self.options.merge_learning_rate),
             "--new-head": new_head,
             "--head-only": head_only,
+            "--l2-sp": (self.options.l2_sp != 0.0).then_some(self.options.l2_sp),
+            "--ema": (self.options.ema != 0.0).then_some(self.options.ema),
         });
         settings(network, &self.options, (&self.compute, place), provenance, more)
     }

@@ -22,7 +22,7 @@ pub use sources::{Source, Sources, check_alike};
 pub(crate) use weights::{ALIGN, STATISTICS};
 pub use weights::{LayerSummary, Learned, SourceRecord, training_metadata};
 
-pub use statistics::{Statistics, rescale};
+pub use statistics::{ProbeStatistics, Statistics, rescale};
 pub use zip::{Member, Zip};
 
 pub use crate::ops::merge::constraint::Constraint;

@@ -37,6 +37,9 @@ pub enum BatchNormPolicy {
     Merge,
     /// The anchor's.
     Anchor,
+    /// Merged by merge weights of their own, one for each γ and one for each β; one for all of a norm's γ where a layer, or the whole
+    /// network, shares one merge weight.
+    Own,
 }
 
 /// The weight that every source but the anchor starts with.
@@ -47,12 +50,14 @@ pub enum Start {
     /// 1/M for each of M sources.
     Uniform,
     Weight(f64),
+    /// What is learned first with one weight for each layer, from 1/M; learning goes on from there with more.
+    Layer,
 }
 
 impl Start {
     pub fn weight(self, sources: usize) -> f64 {
         match self {
-            Start::Uniform => 1.0 / sources as f64,
+            Start::Uniform | Start::Layer => 1.0 / sources as f64,
             Start::Weight(weight) => weight,
         }
     }
@@ -79,13 +84,14 @@ macro_rules! names {
 }
 
 names!(Granularity, "granularity", Model = "model", Layer = "layer", Filter = "filter", Kernel = "kernel");
-names!(BatchNormPolicy, "batch norm policy", Merge = "merge", Anchor = "anchor");
+names!(BatchNormPolicy, "batch norm policy", Merge = "merge", Anchor = "anchor", Own = "own");
 names!(Constraint, "constraint", Affine = "affine", Clamp = "clamp", Simplex = "simplex", Free = "free");
 
 impl fmt::Display for Start {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Start::Uniform => f.write_str("uniform"),
+            Start::Layer => f.write_str("layer"),
             Start::Weight(weight) => write!(f, "{weight}"),
         }
     }
@@ -96,8 +102,11 @@ impl FromStr for Start {
     fn from_str(text: &str) -> Result<Start> {
         match text.parse::<f64>() {
             _ if text == "uniform" => Ok(Start::Uniform),
+            _ if text == "layer" => Ok(Start::Layer),
             Ok(weight) if weight.is_finite() => Ok(Start::Weight(weight)),
-            _ => Err(Error::usage(format!("--start {text}"), "give a number, such as 0 or 0.5, or 'uniform'")),
+            _ => {
+                Err(Error::usage(format!("--start {text}"), "give a number, such as 0 or 0.5, or 'uniform' or 'layer'"))
+            }
         }
     }
 }
@@ -112,10 +121,10 @@ pub struct Method {
     pub batch_norm: BatchNormPolicy,
 }
 
-/// The merge weights of one convolution, or of the whole network.
+/// The merge weights of one convolution, of one parameter of a batch norm, or of the whole network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WeightGroup {
-    /// The convolution's name, or "model".
+    /// The convolution's name, the whole name of the norm's parameter, or "model".
     pub name: String,
     /// Where its numbers begin in each learned row.
     pub first: usize,
@@ -142,7 +151,7 @@ impl Plan {
     /// # Errors
     /// If a parameter of the trunk has no α: nothing that is merged feeds it.
     pub fn new(network: &Network, method: Method) -> Result<Plan> {
-        let mut rows = RowsOfAlpha::new(network, method.granularity);
+        let mut rows = RowsOfAlpha::new(network, &method);
         let mut segments = Vec::new();
         for parameter in network.region(Region::Trunk) {
             rows.add_segments(parameter, &method, &mut segments)?;
@@ -158,9 +167,14 @@ impl Plan {
         })
     }
 
-    /// The merge weights that learning begins with: learned rows × merge weights in each.
+    /// The merge weights that learning begins with: learned rows × merge weights in each. Those of [`Start::Layer`] are what it
+    /// begins with in its turn; see [`Plan::spread`].
     pub fn start(&self, start: Start) -> Result<Tensor> {
-        let Method { sources, anchor, constraint, .. } = self.method;
+        let Method { sources, anchor, constraint, granularity, .. } = self.method;
+        if start == Start::Layer && !matches!(granularity, Granularity::Filter | Granularity::Kernel) {
+            let message = format!("--start layer with --granularity {granularity}");
+            return Err(Error::usage(message, "learning for each layer first goes before filter or kernel"));
+        }
         let weight = start.weight(sources);
         let of_anchor = 1.0 - weight * (sources - 1) as f64;
         let outside = !(0.0..=1.0).contains(&weight) && constraint == Constraint::Clamp;
@@ -179,6 +193,19 @@ impl Plan {
             std::iter::repeat_n(value as f32, self.parametrization.learned)
         });
         Ok(Tensor::from_vec(rows.collect::<Vec<f32>>(), [self.parametrization.rows(), self.parametrization.learned]))
+    }
+
+    /// What was learned by `layers`, a plan for the same network with one merge weight for each layer, for each merge weight here.
+    pub fn spread(&self, layers: &Plan, learned: &Tensor) -> Tensor {
+        let (count, coarse) = (self.parametrization.learned, layers.parametrization.learned);
+        let mut spread = vec![0f32; self.parametrization.rows() * count];
+        for (entry, layer) in self.entries.iter().zip(&layers.entries) {
+            assert!(entry.name == layer.name && layer.shape.is_empty(), "{} and {}", entry.name, layer.name);
+            for (row, learned) in spread.chunks_mut(count).zip(learned.to_vec::<f32>().chunks(coarse)) {
+                row[entry.first..][..entry.count()].fill(learned[layer.first]);
+            }
+        }
+        Tensor::from_vec(spread, [self.parametrization.rows(), count])
     }
 
     /// The blended trunk for what has been learned.
@@ -209,6 +236,8 @@ struct RowsOfAlpha<'a> {
     learned: usize,
     /// The first α of each parameter that holds filters.
     first: BTreeMap<usize, usize>,
+    /// The first α of each γ and β that has its own, by where they lie.
+    first_of_norms: BTreeMap<usize, usize>,
     /// Means of the α of kernels, one per channel that filters feed, and where those begin: behind all that is learned.
     means: Vec<Mean>,
     means_of: BTreeMap<(Rows, usize), usize>,
@@ -217,7 +246,8 @@ struct RowsOfAlpha<'a> {
 }
 
 impl RowsOfAlpha<'_> {
-    fn new(network: &Network, granularity: Granularity) -> RowsOfAlpha<'_> {
+    fn new<'a>(network: &'a Network, method: &Method) -> RowsOfAlpha<'a> {
+        let Method { granularity, batch_norm, .. } = *method;
         let (mut entries, mut first, mut learned) = (Vec::new(), BTreeMap::new(), 0);
         if granularity == Granularity::Model {
             entries.push(WeightGroup { name: "model".into(), first: 0, shape: vec![] });
@@ -241,8 +271,21 @@ impl RowsOfAlpha<'_> {
             learned += entry.count();
             entries.push(entry);
         }
+        let mut first_of_norms = BTreeMap::new();
+        let has_own =
+            |p: &&Parameter| batch_norm == BatchNormPolicy::Own && matches!(p.role, Role::Scale | Role::Shift);
+        for parameter in network.region(Region::Trunk).filter(has_own) {
+            let shape = match granularity {
+                Granularity::Model | Granularity::Layer => vec![],
+                Granularity::Filter | Granularity::Kernel => vec![parameter.shape.len()],
+            };
+            let entry = WeightGroup { name: parameter.name.clone(), first: learned, shape };
+            first_of_norms.insert(parameter.offset, learned);
+            learned += entry.count();
+            entries.push(entry);
+        }
         let (means, means_of) = (Vec::new(), BTreeMap::new());
-        RowsOfAlpha { network, granularity, entries, learned, first, means, means_of, alphas: learned }
+        RowsOfAlpha { network, granularity, entries, learned, first, first_of_norms, means, means_of, alphas: learned }
     }
 
     /// The α of every number of a parameter.
@@ -265,6 +308,14 @@ impl RowsOfAlpha<'_> {
             to.push(vector(0, shape.len(), Choice::Source(method.anchor)));
             return Ok(());
         }
+        if let Some(&first) = self.first_of_norms.get(&offset) {
+            let period = match self.granularity {
+                Granularity::Model | Granularity::Layer => 1,
+                Granularity::Filter | Granularity::Kernel => shape.len(),
+            };
+            to.push(vector(0, shape.len(), Choice::Alpha { first, row_step: 0, period }));
+            return Ok(());
+        }
         let mut channel = 0;
         for feed in &parameter.feeds {
             let choice = self.of_feed(feed).ok_or_else(|| {
@@ -272,7 +323,7 @@ impl RowsOfAlpha<'_> {
                     "no filter feeds channel {channel} of {}, so that no merge weight is its own per {}",
                     parameter.name, self.granularity
                 );
-                Error::usage(message, "use --granularity model; or, for a batch norm, --batch-norm anchor")
+                Error::usage(message, "use --granularity model; or, for a batch norm, --batch-norm anchor or own")
             })?;
             to.push(vector(channel, feed.channels, choice));
             channel += feed.channels;
@@ -387,6 +438,34 @@ mod tests {
         }
         let whole = plan(&network, Granularity::Model, Constraint::Free);
         assert_eq!(alphas(&network, &whole, "bn.weight"), [1.0; 10]);
+    }
+
+    #[test]
+    fn batch_norms_with_weights_of_their_own_take_those() {
+        let network = concatenated(true);
+        let own = |granularity| {
+            let method = Method { batch_norm: BatchNormPolicy::Own, ..method(granularity, Constraint::Free) };
+            Plan::new(&network, method).unwrap()
+        };
+        // Of the two convolutions first, then γ and β of the norm over ten channels, two of which no filter feeds.
+        for (granularity, learned) in
+            [(Granularity::Model, 1), (Granularity::Layer, 2), (Granularity::Filter, 8), (Granularity::Kernel, 16)]
+        {
+            let plan = own(granularity);
+            let of_norm = if matches!(granularity, Granularity::Model | Granularity::Layer) { 1 } else { 10 };
+            assert_eq!(plan.parametrization.learned, learned + 2 * of_norm, "{granularity}");
+            let numbers = |first: usize| (0..10).map(|i| (first + i % of_norm + 1) as f32).collect::<Vec<f32>>();
+            assert_eq!(alphas(&network, &plan, "bn.weight"), numbers(learned), "{granularity}");
+            assert_eq!(alphas(&network, &plan, "bn.bias"), numbers(learned + of_norm), "{granularity}");
+            let names: Vec<&str> = plan.entries.iter().map(|entry| entry.name.as_str()).collect();
+            assert_eq!(names[names.len() - 2..], ["bn.weight", "bn.bias"]);
+        }
+        let (kernels, layers) = (own(Granularity::Kernel), own(Granularity::Layer));
+        let spread = kernels.spread(&layers, &Tensor::from_vec((1..=8).map(|i| i as f32).collect(), [2, 4]));
+        let row =
+            |first: f32| [[first; 6].to_vec(), vec![first + 1.0; 10], vec![first + 2.0; 10], vec![first + 3.0; 10]];
+        assert_eq!(spread.to_vec::<f32>(), [row(1.0).concat(), row(5.0).concat()].concat());
+        assert!(layers.start(Start::Layer).is_err() && kernels.start(Start::Layer).is_ok());
     }
 
     /// DenseNet-121, most of whose norms read what many convolutions made, and a norm behind a shortcut.

@@ -55,6 +55,35 @@ impl FromStr for Statistics {
     }
 }
 
+/// What batch norms normalise by while merge weights are learned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum ProbeStatistics {
+    /// Mean and variance of the batch.
+    #[default]
+    Batch,
+    /// Running statistics, which are re-estimated after each epoch; dropout is off then, as in every use of a network.
+    Running,
+}
+
+impl fmt::Display for ProbeStatistics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if *self == ProbeStatistics::Batch { "batch" } else { "running" })
+    }
+}
+
+impl FromStr for ProbeStatistics {
+    type Err = Error;
+    fn from_str(name: &str) -> Result<ProbeStatistics> {
+        match name {
+            "batch" => Ok(ProbeStatistics::Batch),
+            "running" => Ok(ProbeStatistics::Running),
+            _ => Err(Error::unknown("statistics of a probe", name, ["batch", "running"])),
+        }
+    }
+}
+
 /// Gives a linear merge of sources the running statistics that follow from theirs.
 pub fn rescale(model: &mut Model, inputs: &Inputs) {
     let network = model.network.clone();

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::plan::{Method, Plan, WeightGroup};
-use super::{Alignment, Sources, Start, Statistics};
+use super::{Alignment, ProbeStatistics, Sources, Start, Statistics};
 use crate::checkpoint::{self, Checkpoint, Hidden, Metadata, Numbers, Provenance, Reading, StoredTensor, TensorFile};
 use crate::error::{Error, Result};
 use crate::file_kind::Wanted;
@@ -35,6 +35,7 @@ pub struct Learned {
     pub regularise: f64,
     /// Where the running statistics come from; `None` of files that did not say it yet.
     pub statistics: Option<Statistics>,
+    pub probe_statistics: ProbeStatistics,
     pub seed: u64,
     pub sources: Vec<SourceRecord>,
     /// The order of the sources' units in which they were merged; `None` where they were merged as they stand.
@@ -64,6 +65,9 @@ pub(crate) const ALIGN: &str = "medmerge.align";
 
 /// The entry of a header that says where running statistics come from.
 pub(crate) const STATISTICS: &str = "medmerge.statistics";
+
+/// The entry of a header that says what batch norms normalised by while weights were learned, if not by the batch.
+const PROBE_STATISTICS: &str = "medmerge.probe_statistics";
 
 /// The entry of a header that says how strongly merge weights were pulled to their start, if they were.
 const REGULARISE: &str = "medmerge.regularise";
@@ -132,6 +136,9 @@ impl Learned {
         );
         if let Some(statistics) = self.statistics {
             metadata.insert(STATISTICS.into(), text(&statistics));
+        }
+        if self.probe_statistics != ProbeStatistics::Batch {
+            metadata.insert(PROBE_STATISTICS.into(), text(&self.probe_statistics));
         }
         if self.regularise != 0.0 {
             metadata.insert(REGULARISE.into(), text(&self.regularise));
@@ -216,6 +223,10 @@ impl Learned {
             start,
             regularise,
             statistics: file.metadata.get(STATISTICS).map(|text| text.parse()).transpose()?,
+            probe_statistics: match file.metadata.get(PROBE_STATISTICS) {
+                Some(text) => text.parse()?,
+                None => ProbeStatistics::Batch,
+            },
             seed,
             sources,
             alignment,

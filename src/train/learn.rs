@@ -11,7 +11,7 @@ use super::{
 use crate::checkpoint::Provenance;
 use crate::error::{Error, Result};
 use crate::merge::{
-    Align, BatchNormPolicy, Constraint, Granularity, Learned, Method, Plan, Sources, Start, Statistics,
+    Align, BatchNormPolicy, Constraint, Granularity, Learned, Method, Plan, ProbeStatistics, Sources, Start, Statistics,
 };
 use crate::nn::{Model, Region, init};
 
@@ -36,6 +36,8 @@ pub struct LearnOptions {
     /// Brings the sources' units into the order of the anchor's first.
     #[serde(default)]
     pub align: Align,
+    #[serde(default)]
+    pub probe_statistics: ProbeStatistics,
     pub probe: TrainOptions,
 }
 
@@ -79,6 +81,12 @@ impl LearnOptions {
     /// a parameter that nothing says how to merge.
     pub fn check(&self, sources: &Sources, classes: usize) -> Result<()> {
         self.probe.check()?;
+        if self.start == Start::Layer && self.probe.epochs < 2 {
+            return Err(Error::usage(
+                "--start layer with a single epoch",
+                "half of the epochs are for each: give 2 at least",
+            ));
+        }
         Plan::new(&sources.network(classes), self.method(sources, 0))?.start(self.start).map(drop)
     }
 }
@@ -153,34 +161,67 @@ pub fn learn_for(
     observer: &mut dyn Observer,
     state: Option<&mut ResumeFile>,
 ) -> Result<Learning> {
+    learn_as("learning merge weights", sources, target, options, anchor, observer, state)
+}
+
+/// [`learn_for`] as a phase of that name.
+fn learn_as(
+    phase: &str,
+    sources: &Sources,
+    target: Target,
+    options: &LearnOptions,
+    anchor: Anchor,
+    observer: &mut dyn Observer,
+    state: Option<&mut ResumeFile>,
+) -> Result<Learning> {
     let classes = target.data.classes;
     let alignment = align(options.align, sources, anchor.index, target, observer)?;
     let sources = &alignment.as_ref().map_or(Cow::Borrowed(sources), |a| Cow::Owned(sources.aligned(a)));
     let plan = Plan::new(&sources.network(classes), options.method(sources, anchor.index))?;
-    let merge_weights = plan.start(options.start)?;
+    let mut merge_weights = plan.start(options.start)?;
     let mut model = with_new_head(sources, anchor.index, classes, options.probe.seed);
-    let keeps_statistics = options.keep_statistics;
-    let mut subject = Subject::Merge(MergeState { plan, trunks: sources.trunks(), merge_weights, keeps_statistics });
-    observer.phase("learning merge weights");
-    let history = train_resumable(&mut model, &mut subject, target, &options.probe, observer, state)?;
+    let (mut probe, mut before) = (options.probe.clone(), Vec::new());
+    if options.start == Start::Layer {
+        let Learning { learned, .. } = layers_first(sources, target, options, &anchor, observer)?;
+        merge_weights = plan.spread(&learned.plan()?, &learned.merge_weights);
+        model.head = learned.model.head;
+        before = learned.provenance.training;
+        probe.epochs -= probe.epochs / 2;
+    }
+    let (keeps_statistics, probe_statistics) = (options.keep_statistics, options.probe_statistics);
+    let trunks = sources.trunks();
+    let mut subject = Subject::Merge(MergeState { plan, trunks, merge_weights, keeps_statistics, probe_statistics });
+    observer.phase(phase);
+    let history = train_resumable(&mut model, &mut subject, target, &probe, observer, state)?;
     let Subject::Merge(merge) = subject else { unreachable!("made above") };
     let learned = Learned {
         architecture: sources.architecture().clone(),
         method: merge.plan.method,
         start: options.start,
-        regularise: options.probe.regularise,
+        regularise: probe.regularise,
         statistics: Some(if keeps_statistics { Statistics::Anchor } else { Statistics::Reestimate }),
-        seed: options.probe.seed,
+        probe_statistics,
+        seed: probe.seed,
         sources: sources.records(),
         alignment,
         merge_weights: merge.merge_weights,
         model,
-        provenance: Provenance::of(
-            target.data,
-            target.normalisation,
-            &[],
-            options.probe.phase(MERGE_WEIGHTS, &history),
-        )?,
+        provenance: Provenance::of(target.data, target.normalisation, &before, probe.phase(MERGE_WEIGHTS, &history))?,
     };
     Ok(Learning { learned, history, anchor })
+}
+
+/// One merge weight for each layer, from 1/M, for half of the epochs; sources are in their order. It has no state of its own: a run
+/// that continues learns it again, to the same bits.
+fn layers_first(
+    sources: &Sources,
+    target: Target,
+    options: &LearnOptions,
+    anchor: &Anchor,
+    observer: &mut dyn Observer,
+) -> Result<Learning> {
+    let probe = TrainOptions { epochs: options.probe.epochs / 2, ..options.probe.clone() };
+    let (granularity, start, align) = (Granularity::Layer, Start::Uniform, Align::None);
+    let options = LearnOptions { granularity, start, align, probe, ..options.clone() };
+    learn_as("learning merge weights by layer", sources, target, &options, anchor.clone(), observer, None)
 }

@@ -16,6 +16,7 @@
 //! So what is measured on the validation split after an epoch is what the network that is written computes.
 
 mod align;
+mod average;
 mod batches;
 mod change;
 mod compare;
@@ -36,9 +37,10 @@ mod watch;
 use serde::{Deserialize, Serialize};
 
 pub use align::{align, correlations};
+pub use average::Average;
 pub use batches::{Batch, Batches, Loaded};
 pub use change::Change;
-pub use compare::{Kind, LearnRecipe, Outcome, Protocol, Recipe, Seeded, Stage, check_sources};
+pub use compare::{Kind, LearnOn, LearnRecipe, Outcome, Protocol, Recipe, Seeded, Stage, Tuning, check_sources};
 pub use evaluate::{Evaluator, evaluate, reestimate_statistics, scores};
 pub use fit::TargetImages;
 pub use learn::{Anchor, AnchorChoice, LearnOptions, Learning, Probe, choose_anchor, learn, learn_for, probe};
@@ -147,6 +149,10 @@ pub struct TrainOptions {
     pub merge_learning_rate: f64,
     /// λ: the loss has a term λ/2·‖w − w₀‖² of merge weights w that start as w₀.
     pub regularise: f64,
+    /// λ of L2-SP: the loss has a term λ/2·‖T − T₀‖² of a trunk T that starts as T₀.
+    pub l2_sp: f64,
+    /// d: what is measured and kept after an epoch is not the network N but its [`Average`] A ← d·A + (1 − d)·N; 0 is N itself.
+    pub ema: f64,
     pub optimizer: OptimizerKind,
     pub schedule: Schedule,
     pub weight_decay: f64,
@@ -167,6 +173,8 @@ impl Default for TrainOptions {
             learning_rate: 1e-3,
             merge_learning_rate: 1e-2,
             regularise: 0.0,
+            l2_sp: 0.0,
+            ema: 0.0,
             optimizer: OptimizerKind::AdamW,
             schedule: Schedule::Cosine,
             weight_decay: 1e-4,
@@ -186,6 +194,12 @@ impl TrainOptions {
         if self.epochs == 0 {
             return refuse("0 epochs".into(), "give at least 1");
         }
+        if !(0.0..1.0).contains(&self.ema) {
+            return refuse(
+                format!("--ema {}", self.ema),
+                "give the share of the average that an epoch leaves, below 1: 0.8",
+            );
+        }
         if self.patience == Some(0) {
             return refuse("a patience of 0 epochs".into(), "give at least 1, or leave it out");
         }
@@ -197,7 +211,7 @@ impl TrainOptions {
                 return refuse(format!("--{name} {rate}"), "give a positive number, such as 1e-3");
             }
         }
-        self.check_pull()?;
+        self.check_pulls()?;
         if !self.weight_decay.is_finite() || self.weight_decay < 0.0 {
             return refuse(format!("--weight-decay {}", self.weight_decay), "give 0 or a small positive number");
         }
@@ -216,22 +230,27 @@ impl TrainOptions {
 }
 
 impl TrainOptions {
-    /// Refuses a pull of merge weights beyond where they started.
-    fn check_pull(&self) -> Result<()> {
-        let TrainOptions { regularise, merge_learning_rate, optimizer, .. } = *self;
-        if !regularise.is_finite() || regularise < 0.0 {
-            return Err(Error::usage(format!("--regularise {regularise}"), "give 0 or a positive number, such as 1"));
+    /// Refuses pulls beyond where parameters started.
+    fn check_pulls(&self) -> Result<()> {
+        self.check_pull(
+            ("regularise", self.regularise),
+            ("merge-learning-rate", self.merge_learning_rate),
+            "merge weights",
+        )?;
+        self.check_pull(("l2-sp", self.l2_sp), ("learning-rate", self.learning_rate), "the trunk")
+    }
+
+    fn check_pull(&self, (name, strength): (&str, f64), (of_rate, rate): (&str, f64), what: &str) -> Result<()> {
+        if !strength.is_finite() || strength < 0.0 {
+            return Err(Error::usage(format!("--{name} {strength}"), "give 0 or a positive number, such as 1"));
         }
-        let per_strength = merge_learning_rate * optimizer.pulls();
+        let per_strength = rate * self.optimizer.pulls();
         // By more than rounding.
-        if regularise * per_strength <= 1.0 + 1e-9 {
+        if strength * per_strength <= 1.0 + 1e-9 {
             return Ok(());
         }
-        let message = format!(
-            "--regularise {regularise} with --merge-learning-rate {merge_learning_rate} pulls merge weights beyond their start"
-        );
-        let hint =
-            format!("give {} or less, or a smaller --merge-learning-rate", (1e3 / per_strength + 1e-6).floor() / 1e3);
+        let message = format!("--{name} {strength} with --{of_rate} {rate} pulls {what} beyond where learning starts");
+        let hint = format!("give {} or less, or a smaller --{of_rate}", (1e3 / per_strength + 1e-6).floor() / 1e3);
         Err(Error::usage(message, hint))
     }
 
@@ -251,6 +270,8 @@ impl TrainOptions {
             batch_size: self.batch_size,
             weight_decay: self.weight_decay,
             label_smoothing: self.label_smoothing,
+            l2_sp: (self.l2_sp != 0.0).then_some(self.l2_sp),
+            ema: (self.ema != 0.0).then_some(self.ema),
             balances_classes: self.balance_classes,
             flip: self.augmentation.is_some_and(|augmentation| augmentation.flip),
             shift: self.augmentation.map_or(0, |augmentation| augmentation.shift),

@@ -1,7 +1,7 @@
-//! Update rules with their state, one per arena, and the pull of merge weights towards their start.
+//! Update rules with their state, one per arena, and the pull of parameters towards their start.
 //!
-//! With `--regularise λ` what is minimised over merge weights w that started as w₀ is L + λ/2·‖w − w₀‖². The pull is decoupled
-//! from the gradient, as AdamW's weight decay is: no moment sees it, and loss scaling does not touch it. Of the same w as the
+//! With `--regularise λ` what is minimised over merge weights w that started as w₀ is L + λ/2·‖w − w₀‖², and with `--l2-sp λ` the same
+//! over the trunk that is fine-tuned (L2-SP: Li, Grandvalet & Davoine 2018). The pull is decoupled from the gradient, as AdamW's weight decay is: no moment sees it, and loss scaling does not touch it. Of the same w as the
 //! update behind it,
 //!
 //! ```text

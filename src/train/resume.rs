@@ -31,10 +31,19 @@ pub struct ResumeFile {
     memo: Option<String>,
 }
 
+/// What a state holds beside the parameters.
+pub(super) struct Progress<'a> {
+    pub control: Option<Values>,
+    pub selection: &'a Selection,
+    pub average: Option<&'a Model>,
+    pub steps: usize,
+}
+
 /// The progress made before this process started.
 pub(super) struct Resumed {
     pub steps: usize,
     pub selection: Selection,
+    pub average: Option<Model>,
     /// The values that a GPU had decided, where the run was on one.
     pub control: Option<Values>,
 }
@@ -60,10 +69,9 @@ impl ResumeFile {
         model: &Model,
         subject: &Subject,
         optimizers: &Optimizers,
-        control: Option<Values>,
-        selection: &Selection,
-        steps: usize,
+        progress: Progress,
     ) -> Result<()> {
+        let Progress { control, selection, average, steps } = progress;
         let mut tensors = stored_model("model", model);
         tensors.extend(subject.merge_weights().map(|weights| stored("merge_weights".into(), &weights)));
         let mut metadata = Metadata::from([
@@ -84,6 +92,7 @@ impl ResumeFile {
         if let Some(memo) = &self.memo {
             metadata.insert(MEMO.into(), memo.clone());
         }
+        tensors.extend(average.into_iter().flat_map(|average| stored_model(AVERAGE, average)));
         if let Some(best) = &selection.best {
             tensors.extend(stored_model("best", &best.model));
             tensors.extend(best.merge_weights.iter().map(|weights| stored("best.merge_weights".into(), weights)));
@@ -180,11 +189,19 @@ impl ResumeFile {
                 })
             }
         };
+        let average = match file.tensors.contains_key(&format!("{AVERAGE}.trunk")) {
+            false => None,
+            true => {
+                let mut average = model.copy();
+                restore_model(&file, AVERAGE, &mut average)?;
+                Some(average)
+            }
+        };
         let control = match file.metadata.get("control") {
             None => None,
             Some(text) => Some(control_values(text).ok_or_else(|| self.refuse(NO_STATE))?),
         };
-        Ok(Some(Resumed { steps: number("steps")? as usize, selection: Selection { history, best }, control }))
+        Ok(Some(Resumed { steps: number("steps")? as usize, selection: Selection { history, best }, average, control }))
     }
 }
 
@@ -192,6 +209,9 @@ impl ResumeFile {
 const SETTINGS: &str = "settings";
 const CONTENT: &str = "content";
 const MEMO: &str = "memo";
+
+/// Before the names of the tensors of an average.
+const AVERAGE: &str = "average";
 
 const NO_STATE: &str = "it is no state of a training run";
 
@@ -326,10 +346,12 @@ mod tests_on_a_gpu {
         let model = Model::initialized(network, 1).to_device(Device::Gpu(gpu));
         let optimizers = Subject::Everything.optimizers(&TrainOptions::default());
         let mut file = ResumeFile::new(&path, Settings::new()).unwrap();
-        file.save(&model, &Subject::Everything, &optimizers, None, &Selection::default(), 1).unwrap();
+        let selection = Selection::default();
+        let progress = |steps| Progress { control: None, selection: &selection, average: None, steps };
+        file.save(&model, &Subject::Everything, &optimizers, progress(1)).unwrap();
         let before = std::fs::read(&path).unwrap();
         gpu.prepare("convert", "no such kernel", DType::F32);
-        let error = file.save(&model, &Subject::Everything, &optimizers, None, &Selection::default(), 2).unwrap_err();
+        let error = file.save(&model, &Subject::Everything, &optimizers, progress(2)).unwrap_err();
         assert!(matches!(error, Error::Gpu(_)), "{error}");
         assert_eq!(std::fs::read(&path).unwrap(), before);
     }

@@ -4,7 +4,7 @@ use super::change::Change;
 use super::optimizer::BETAS;
 use super::{Batch, Optimizer, Target, TrainOptions, reestimate_statistics};
 use crate::error::Result;
-use crate::merge::{Constraint, Plan};
+use crate::merge::{Constraint, Plan, ProbeStatistics};
 use crate::nn::{Mode, Model};
 use crate::ops::control::Control;
 use crate::ops::optimizer;
@@ -33,6 +33,7 @@ pub struct MergeState {
     pub merge_weights: Tensor,
     /// Whether the merged network keeps the running statistics of learning, instead of ones re-estimated on the target.
     pub keeps_statistics: bool,
+    pub probe_statistics: ProbeStatistics,
 }
 
 /// One update rule per arena that learns.
@@ -53,6 +54,11 @@ impl Optimizers {
         let trunk = self.trunk.iter_mut().map(|optimizer| ("trunk", optimizer));
         let merge = self.merge.iter_mut().map(|optimizer| ("merge", optimizer));
         trunk.chain([("head", &mut self.head)]).chain(merge)
+    }
+
+    /// Pulls a trunk that learns towards `start`, by λ = `strength`; by 0, not at all.
+    pub(super) fn pull_trunk(&mut self, start: &Tensor, strength: f64) {
+        self.trunk = self.trunk.take().map(|optimizer| optimizer.towards(start, strength));
     }
 
     /// Updates so far: the same for all.
@@ -112,6 +118,7 @@ impl Subject {
     pub fn mode(&self) -> Mode {
         match self {
             Subject::Head => Mode::Inference,
+            Subject::Merge(MergeState { probe_statistics: ProbeStatistics::Running, .. }) => Mode::Inference,
             Subject::Everything | Subject::Merge(_) | Subject::EverythingAndMerge(_) => Mode::Training,
         }
     }
@@ -133,6 +140,11 @@ impl Subject {
             state.merge_weights = state.merge_weights.to_device(Device::Cpu);
             state.trunks = trunks;
         }
+    }
+
+    /// Whether the running statistics that batch norms normalise by are those of the last outcome.
+    pub(super) fn follows_outcomes(&self) -> bool {
+        matches!(self, Subject::Merge(MergeState { probe_statistics: ProbeStatistics::Running, .. }))
     }
 
     /// The network as it would be written now: of a merge, the blend with its own running statistics; of one that is learned

@@ -2,9 +2,11 @@
 
 use std::time::Instant;
 
+use super::average::Average;
 use super::batches::Batches;
 use super::evaluate::Evaluator;
 use super::recorder::Recorder;
+use super::resume::Progress;
 use super::selection::{Selection, has_lost_patience};
 use super::{EpochRecord, Observer, ResumeFile, Subject, Target, TrainOptions};
 use crate::data::{Dataset, SplitName};
@@ -59,6 +61,7 @@ struct Training<'a> {
     recorder: Recorder,
     evaluator: Evaluator,
     selection: Selection,
+    average: Option<Average>,
     /// Steps done, of all there are.
     done: usize,
     steps: usize,
@@ -91,8 +94,8 @@ impl<'a> Training<'a> {
         let channels = model.network.input_channels;
         let loader =
             target.loader(SplitName::Train, channels, options.batch_size, true, options.augmentation, options.seed);
-        let is_training = subject.mode() == Mode::Training;
-        if is_training {
+        let is_training = !matches!(subject, Subject::Head);
+        if subject.mode() == Mode::Training {
             target.check_batch(&model.network, loader.smallest_batch())?;
         }
         // The gradient, one moment at least, and the best epoch; or the blend and its gradient; or all of that but one gradient.
@@ -112,16 +115,23 @@ impl<'a> Training<'a> {
         };
         let steps = loader.batches_per_epoch() * options.epochs;
         let mut optimizers = subject.optimizers(options);
+        optimizers.pull_trunk(&model.trunk, options.l2_sp);
+        let mut average = (options.ema > 0.0).then(|| Average::new(options.ema));
         let (mut done, mut selection, mut control) = (0, Selection::default(), None);
         if let Some(file) = state
             && let Some(before) = file.load(model, subject, &mut optimizers)?
         {
             (done, selection, control) = (before.steps, before.selection, before.control);
+            average.iter_mut().for_each(|average| average.restore(before.average.clone()));
             observer.resumed(&selection.history);
         }
         // Its own buffers: a transferred trunk is still the source's.
         *model = target.place.bring(&model.copy());
         let trunks = subject.move_to(target.place.device);
+        if done == 0 && subject.follows_outcomes() {
+            let start = subject.outcome(model, target, options.batch_size)?.expect("a merge has an outcome");
+            model.statistics = start.statistics;
+        }
         let recorder = Recorder::new(target.place, optimizers, loss, control);
         let (batches, evaluator) = (Batches::new(loader, target.place), Evaluator::new(target.place));
         let training = Training {
@@ -134,6 +144,7 @@ impl<'a> Training<'a> {
             recorder,
             evaluator,
             selection,
+            average,
             done,
             steps,
         };
@@ -160,7 +171,14 @@ impl<'a> Training<'a> {
         let train_loss = self.learn(epoch)?;
         self.recorder.describe().into_iter().for_each(|text| self.observer.detail(&text));
         let outcome = self.subject.outcome(self.model, self.target, self.options.batch_size)?;
-        let outcome = outcome.as_ref().unwrap_or(self.model);
+        if let Some(outcome) = outcome.as_ref().filter(|_| self.subject.follows_outcomes()) {
+            self.model.statistics = outcome.statistics.copy();
+        }
+        let mut outcome = outcome.as_ref().unwrap_or(self.model);
+        if let Some(average) = &mut self.average {
+            let reestimates = self.subject.mode() == Mode::Training;
+            outcome = average.add(outcome, reestimates, self.target, self.options.batch_size)?;
+        }
         let end = Divergence { step: self.done, epoch };
         let validation = match validate(&mut self.evaluator, outcome, self.target, self.options.batch_size) {
             Err(Error::NotFinite { .. }) => return Err(end.error(f32::NAN, self.observer)),
@@ -223,8 +241,14 @@ impl<'a> Training<'a> {
     }
 
     fn save(&self, file: &mut ResumeFile) -> Result<()> {
-        let Training { model, subject, recorder, selection, done, .. } = self;
-        file.save(model, subject, recorder.optimizers(), recorder.control(), selection, *done)
+        let Training { model, subject, recorder, selection, average, done, .. } = self;
+        let progress = Progress {
+            control: recorder.control(),
+            selection,
+            average: average.as_ref().and_then(Average::model),
+            steps: *done,
+        };
+        file.save(model, subject, recorder.optimizers(), progress)
     }
 
     /// Leaves the best epoch's numbers, on the CPU, and the sources as they were.

@@ -66,6 +66,45 @@ fn recipes_are_run_and_compared_and_more_are_added() {
 }
 
 #[test]
+fn recipes_with_options_are_what_the_same_options_of_other_verbs_make() {
+    let folder = Folder::with_sources();
+    let recipes = "medmerge:start=0,anchor=0 medmerge:start=0.5,anchor=0 medmerge:start=0/0.5,anchor=0 \
+                   medmerge:start=0.5,anchor=0,learn-on=0.02 lp-ft:source=1,l2-sp=20,ema=0.5 \
+                   medmerge:start=0.5,anchor=0,ema=0.5";
+    let compare =
+        COMPARE.replace("--epochs 1 --probe-epochs 1", "--epochs 3 --probe-epochs 3").replace("--seeds 2", "");
+    folder.done(&format!("{compare} --seeds 1 --seed 1 --recipes {recipes} --out compared"));
+    let of = |name: &str| run_of(&folder, name, 1);
+    let score = |run: &Value| {
+        let curve = run["stages"][0]["val_macro_f1"].as_array().unwrap().clone();
+        curve.iter().filter_map(Value::as_f64).fold(0.0, f64::max)
+    };
+    let (zero, half, both) =
+        (of("medmerge_anchor-0"), of("medmerge_start-0.5_anchor-0"), of("medmerge_start-0_0.5_anchor-0"));
+    assert_ne!(zero["stages"], half["stages"]);
+    let better = if score(&half) > score(&zero) { &half } else { &zero };
+    assert_eq!(both["stages"], better["stages"]);
+    // The same options by hand.
+    let options = "--data data/target.npz --batch-size 8 --epochs 3 --seed 1";
+    let sources = "--models texture.safetensors shape.safetensors";
+    let f1 =
+        |file: &str| folder.json(&format!("eval --model {file} --data data/target.npz"))["metrics"]["macro_f1"].clone();
+    folder.done(&format!("learn {sources} {options} --anchor 0 --start 0.5 --out w"));
+    assert_eq!(f1("w"), half["stages"][0]["test"]["macro_f1"]);
+    let on = format!("train --weights w.weights.safetensors {sources} {options} --learning-rate 1e-2");
+    folder.done(&format!("{on} --merge-learning-rate 0.02 --out on"));
+    assert_eq!(f1("on"), of("medmerge_start-0.5_anchor-0_learn-on-0.02")["stages"][1]["test"]["macro_f1"]);
+    let tune = format!("train {options} --learning-rate 1e-2");
+    folder.done(&format!("{tune} --from w --ema 0.5 --out averaged"));
+    assert_eq!(f1("averaged"), of("medmerge_start-0.5_anchor-0_ema-0.5")["stages"][1]["test"]["macro_f1"]);
+    folder.done(&format!("train {options} --from shape.safetensors --new-head --head-only --out probe"));
+    folder.done(&format!("{tune} --from probe --l2-sp 20 --ema 0.5 --out pulled"));
+    assert_eq!(f1("pulled"), of("lp-ft_source-1_l2-sp-20_ema-0.5")["stages"][1]["test"]["macro_f1"]);
+    let too_much = format!("{compare} --seeds 1 --recipes lp-ft:source=1,l2-sp=1000 --out x");
+    assert_refused(&folder, &[case("too much", too_much, &["--l2-sp 1000 with --learning-rate 0.01"])]);
+}
+
+#[test]
 fn a_comparison_that_was_stopped_continues() {
     let folder = Folder::with_sources();
     let compare = COMPARE.replace("--epochs 1 ", "--epochs 40 ");

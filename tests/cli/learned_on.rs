@@ -3,35 +3,17 @@
 use medmerge::checkpoint::Numbers;
 use serde_json::Value;
 
-use crate::support::{Folder, assert_refused, case, floats};
+use crate::support::{Folder, assert_refused, case, floats, header, in_parts, last_phase};
 
 const LEARN: &str =
     "learn --models texture.safetensors shape.safetensors --anchor 0 --data data/target.npz --batch-size 8";
 const TUNE: &str = "train --data data/target.npz --batch-size 8 --seed 3";
 const MERGED: &str = "--weights w.weights.safetensors --models texture.safetensors shape.safetensors";
 
-fn header(folder: &Folder, file: &str, key: &str) -> Value {
-    folder.json(&format!("inspect {file}"))["metadata"][format!("medmerge.{key}")].clone()
-}
-
-/// The last of the runs that a header tells.
-fn last_phase(folder: &Folder, file: &str) -> Value {
-    let phases: Vec<Value> = serde_json::from_str(header(folder, file, "training").as_str().unwrap()).unwrap();
-    phases.last().unwrap().clone()
-}
-
 /// The farthest merge weight from 0.3.
 fn farthest(folder: &Folder, weights: &str) -> f32 {
     let weights = floats(folder, weights).into_iter().filter(|(name, _)| name.ends_with("merge_weight"));
     weights.flat_map(|(_, values)| values).fold(0.0, |most, w| most.max((w - 0.3).abs()))
-}
-
-/// Runs to the end what is interrupted after its first epoch.
-fn in_parts(folder: &Folder, command: &str) {
-    let run = folder.start_until(&format!("{command} --resume -v"), "epoch 1,").interrupt();
-    assert!(run.code == Some(1) && run.stderr.contains("interrupted"), "{}", run.stderr);
-    let run = folder.run(&format!("{command} --resume"));
-    assert!(run.code == Some(0) && run.stderr.contains("continuing from"), "{}", run.stderr);
 }
 
 #[test]
@@ -58,7 +40,7 @@ fn merge_weights_are_pulled_to_their_start() {
         in_parts(&folder, &format!("{learn} --regularise {strength} --out parts-{optimizer}"));
         assert_eq!(folder.bytes(&format!("parts-{optimizer}")), folder.bytes("pulled"));
         let too_much = format!("{learn} --out x --regularise 1001");
-        let says = ["beyond their start", &format!("give {limit} or less")];
+        let says = ["beyond where learning starts", &format!("give {limit} or less")];
         assert_refused(&folder, &[case("too much", too_much, &says)]);
     }
     // The strength belongs to the run.

@@ -23,4 +23,5 @@ mod selftest;
 mod shards;
 mod support;
 mod tiles;
+mod variants;
 mod writing;

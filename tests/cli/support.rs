@@ -75,9 +75,10 @@ impl Folder {
 
     /// Generated data in `folder/name`.
     pub fn data(&self, name: &str, more: &str) {
-        let counts = "--source-train 32 --target-train 32 --val 16 --test 24";
+        let counts = "--source-train 32 --target-train 32 --test 24";
+        let val = if more.contains("--val") { "" } else { "--val 16" };
         let size = if more.contains("--image-size") { "" } else { "--image-size 16" };
-        self.done(&format!("synth --out {name} {size} {counts} {more}"));
+        self.done(&format!("synth --out {name} {size} {counts} {val} {more}"));
     }
 
     /// `name.safetensors`, trained for an epoch on `data/task.npz`.
@@ -309,4 +310,25 @@ pub fn scores(csv: &str) -> Vec<Vec<f32>> {
         row[first..].iter().map(|score| score.parse().unwrap()).collect()
     });
     rows.collect()
+}
+
+/// An entry of a file's header.
+pub fn header(folder: &Folder, file: &str, key: &str) -> serde_json::Value {
+    folder.json(&format!("inspect {file}"))["metadata"][format!("medmerge.{key}")].clone()
+}
+
+/// The last of the runs that a header tells.
+pub fn last_phase(folder: &Folder, file: &str) -> serde_json::Value {
+    let phases: Vec<serde_json::Value> =
+        serde_json::from_str(header(folder, file, "training").as_str().unwrap()).unwrap();
+    phases.last().unwrap().clone()
+}
+
+/// Runs to the end what is interrupted after the first epoch of its last phase.
+pub fn in_parts(folder: &Folder, command: &str) {
+    let phase = if command.starts_with("learn ") { "learning merge weights" } else { "training" };
+    let run = folder.start_until(&format!("{command} --resume -v"), &format!("{phase}: epoch 1,")).interrupt();
+    assert!(run.code == Some(1) && run.stderr.contains("interrupted"), "{}", run.stderr);
+    let run = folder.run(&format!("{command} --resume"));
+    assert!(run.code == Some(0) && run.stderr.contains("continuing from"), "{}", run.stderr);
 }

@@ -66,6 +66,7 @@ fn learned(architecture: &Architecture, granularity: Granularity, place: Place) 
         batch_norm: BatchNormPolicy::Merge,
         keep_statistics: false,
         align: Default::default(),
+        probe_statistics: Default::default(),
         probe: options(),
     };
     let learning = learn(&sources, target, &options, &mut Silent).unwrap();

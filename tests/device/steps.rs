@@ -6,7 +6,7 @@ use medmerge::data::{Augmentation, Dataset, Loader, LoaderOptions, Normalisation
 #[cfg(feature = "emulator")]
 use medmerge::gpu::Gpu;
 use medmerge::gpu::Handle;
-use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Method, Plan, Start};
+use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Method, Plan, ProbeStatistics, Start};
 use medmerge::nn::{Architecture, Model, Network};
 use medmerge::ops::control::{FIRST_SCALE, LOSSES, Values};
 use medmerge::ops::merge::{FilterProducts, Term, alpha_gradient_of_products};
@@ -57,11 +57,13 @@ enum What {
     Everything(OptimizerKind),
     Head,
     Merge(usize, Granularity, Constraint),
+    /// A merge that normalises by running statistics, with batch norms of their own weights.
+    Running,
     Pulled(OptimizerKind, f64),
     Change(usize, Granularity, Constraint, BatchNormPolicy),
 }
 
-const ALL: [What; 12] = [
+const ALL: [What; 13] = [
     What::Everything(OptimizerKind::AdamW),
     What::Everything(OptimizerKind::Sgd),
     What::Head,
@@ -70,6 +72,7 @@ const ALL: [What; 12] = [
     What::Merge(2, Granularity::Kernel, Constraint::Clamp),
     What::Merge(3, Granularity::Layer, Constraint::Free),
     What::Merge(2, Granularity::Model, Constraint::Affine),
+    What::Running,
     What::Pulled(OptimizerKind::AdamW, 5.0),
     What::Pulled(OptimizerKind::Sgd, 0.5),
     What::Change(3, Granularity::Filter, Constraint::Simplex, BatchNormPolicy::Merge),
@@ -84,6 +87,7 @@ impl What {
             What::Head => return Subject::Head,
             What::Merge(sources, granularity, constraint) => (sources, granularity, constraint, merged),
             What::Pulled(..) => (2, Granularity::Filter, Constraint::Affine, merged),
+            What::Running => (2, Granularity::Kernel, Constraint::Affine, BatchNormPolicy::Own),
             What::Change(sources, granularity, constraint, policy) => (sources, granularity, constraint, policy),
         };
         let method = Method { sources, anchor: 0, granularity, constraint, batch_norm };
@@ -92,7 +96,16 @@ impl What {
         let trunks = (0..sources as u64).map(|seed| model(100 + seed).trunk).collect();
         match self {
             What::Change(..) => Subject::EverythingAndMerge(Change::new(plan, trunks, merge_weights)),
-            _ => Subject::Merge(MergeState { plan, trunks, merge_weights, keeps_statistics: false }),
+            _ => Subject::Merge(MergeState {
+                plan,
+                trunks,
+                merge_weights,
+                keeps_statistics: false,
+                probe_statistics: match self {
+                    What::Running => ProbeStatistics::Running,
+                    _ => ProbeStatistics::Batch,
+                },
+            }),
         }
     }
 

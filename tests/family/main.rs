@@ -131,6 +131,7 @@ fn options(granularity: Granularity) -> LearnOptions {
         batch_norm: BatchNormPolicy::Merge,
         keep_statistics: false,
         align: Default::default(),
+        probe_statistics: Default::default(),
         probe: TrainOptions { epochs: 1, batch_size: 8, ..Default::default() },
     }
 }

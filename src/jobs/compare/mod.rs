@@ -102,6 +102,7 @@ impl Compare {
         if self.jobs == 0 {
             return Err(Error::usage("0 seeds side by side", "give --jobs 1 at least"));
         }
+        self.recipes.iter().try_for_each(|recipe| self.protocol.check_recipe(recipe))?;
         self.recipes.iter().try_for_each(|recipe| check_sources(recipe, self.models.len()))
     }
 

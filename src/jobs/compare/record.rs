@@ -139,7 +139,7 @@ pub struct Folder<'a>(pub &'a Path);
 impl Folder<'_> {
     fn run(&self, recipe: &Recipe, seed: u64) -> PathBuf {
         // A name on every file system.
-        let name = recipe.to_string().replace(':', "_").replace('=', "-").replace(',', "_");
+        let name = recipe.to_string().replace([':', ',', '/'], "_").replace('=', "-");
         self.0.join("runs").join(name).join(format!("{seed}.json"))
     }
 

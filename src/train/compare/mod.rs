@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-pub use recipe::{Kind, LearnRecipe, Recipe};
+pub use recipe::{Kind, LearnOn, LearnRecipe, Recipe, Tuning};
 
 use super::selection::best_epoch;
 use super::{
@@ -75,7 +75,15 @@ impl Protocol {
             return Err(Error::usage("no learning rate to fine-tune with", "give one at least: 1e-3"));
         }
         self.probe.check()?;
-        self.learning_rates.iter().try_for_each(|&rate| self.tuning(rate, self.fine_tuning.seed).check())
+        self.learning_rates.iter().try_for_each(|&rate| self.rated(rate, self.fine_tuning.seed).check())
+    }
+
+    /// The same for what a recipe has besides.
+    pub fn check_recipe(&self, recipe: &Recipe) -> Result<()> {
+        if let Kind::Medmerge(options) = &recipe.kind {
+            self.learning(recipe, options, 0).check()?;
+        }
+        self.learning_rates.iter().try_for_each(|&rate| self.tuning(recipe, rate, 0).check())
     }
 
     /// Roughly how long a run takes, in passes forward and backward over the training images. A linear probe goes backward through
@@ -88,7 +96,10 @@ impl Protocol {
             Kind::Scratch | Kind::FineTune { .. } => (self.probe.epochs as f64 + second) * rates,
             Kind::ProbeThenFineTune { .. } => first * FORWARD + second * rates,
             Kind::Merge { .. } => first * FORWARD + second * rates + 2.0,
-            Kind::Medmerge(_) => first * (1.0 + FORWARD) + second * rates,
+            Kind::Medmerge(options) => {
+                let learned = (options.start.len() * options.anchor.len()) as f64;
+                learned * first * (1.0 + FORWARD) + second * rates
+            }
             // What members take is theirs, where they run too.
             Kind::Ensemble => 0.0,
             Kind::GreedySoup => rates * sources as f64 * FORWARD,
@@ -100,14 +111,31 @@ impl Protocol {
         TrainOptions { epochs: recipe.probe_epochs.unwrap_or(self.probe.epochs), seed, ..self.probe.clone() }
     }
 
-    /// The second.
-    fn tuning(&self, learning_rate: f64, seed: u64) -> TrainOptions {
-        TrainOptions { learning_rate, seed, ..self.fine_tuning.clone() }
+    /// The first where merge weights are learned.
+    fn learning(&self, recipe: &Recipe, options: &LearnRecipe, seed: u64) -> TrainOptions {
+        let probe = self.probe(recipe, seed);
+        let merge_learning_rate = options.merge_rate.unwrap_or(probe.merge_learning_rate);
+        TrainOptions { regularise: options.regularise, merge_learning_rate, ..probe }
     }
 
-    /// Everything trained for all the epochs there are.
-    fn everything(&self, learning_rate: f64, seed: u64) -> TrainOptions {
-        TrainOptions { epochs: self.probe.epochs + self.fine_tuning.epochs, ..self.tuning(learning_rate, seed) }
+    /// The second.
+    fn tuning(&self, recipe: &Recipe, learning_rate: f64, seed: u64) -> TrainOptions {
+        let Tuning { l2_sp, ema } = recipe.tuning;
+        let options = TrainOptions { l2_sp, ema, ..self.rated(learning_rate, seed) };
+        match &recipe.kind {
+            Kind::Medmerge(LearnRecipe { learn_on: LearnOn::At(rate), .. }) => {
+                TrainOptions { merge_learning_rate: *rate, ..options }
+            }
+            Kind::Scratch | Kind::FineTune { .. } => {
+                // All the epochs there are.
+                TrainOptions { epochs: self.probe.epochs + self.fine_tuning.epochs, ..options }
+            }
+            _ => options,
+        }
+    }
+
+    fn rated(&self, learning_rate: f64, seed: u64) -> TrainOptions {
+        TrainOptions { learning_rate, seed, ..self.fine_tuning.clone() }
     }
 }
 
@@ -122,6 +150,8 @@ pub struct Seeded<'a> {
     probes: BTreeMap<usize, Stage>,
     /// Of each source, `lp-ft`.
     members: BTreeMap<usize, Vec<Stage>>,
+    /// The first phase that was made last, and what made it.
+    last: Option<(Recipe, Stage, Option<Learned>)>,
 }
 
 /// One phase or two.
@@ -134,47 +164,76 @@ struct Trained {
 
 impl<'a> Seeded<'a> {
     pub fn new(sources: &'a Sources, target: Target<'a>, protocol: &'a Protocol, seed: u64) -> Seeded<'a> {
-        Seeded { sources, target, protocol, seed, probes: BTreeMap::new(), members: BTreeMap::new() }
+        Seeded { sources, target, protocol, seed, probes: BTreeMap::new(), members: BTreeMap::new(), last: None }
     }
 
     /// # Errors
     /// Also if a recipe names a source that is not there, or its method cannot merge these sources.
     pub fn run(&mut self, recipe: &Recipe, observer: &mut dyn Observer) -> Result<Outcome> {
         check_sources(recipe, self.sources.len())?;
+        self.protocol.check_recipe(recipe)?;
         let mut learned = None;
         let stages = match &recipe.kind {
             Kind::Scratch => self.each_rate(|own, rate| {
                 let model = Model::initialized(own.sources.network(own.target.data.classes), own.seed);
-                own.everything(model, TRAIN, rate, observer)
+                own.everything(model, TRAIN, &own.protocol.tuning(recipe, rate, own.seed), observer)
             })?,
             Kind::FineTune { source } => self.each_rate(|own, rate| {
                 let mut model = own.sources.transfer(*source, &own.sources.network(own.target.data.classes));
                 init::initialize(&mut model, Region::Head, own.seed);
-                own.everything(model, FINE_TUNE, rate, observer)
+                own.everything(model, FINE_TUNE, &own.protocol.tuning(recipe, rate, own.seed), observer)
             })?,
-            Kind::ProbeThenFineTune { source } if recipe.probe_epochs.is_none() => self.member(*source, observer)?,
-            Kind::ProbeThenFineTune { source } => {
-                let frozen = self.probed(*source, &self.protocol.probe(recipe, self.seed), observer)?;
-                self.with_tuned(self.stage(None, frozen)?, observer)?
+            Kind::ProbeThenFineTune { source } if *recipe == Recipe::new(recipe.kind.clone()) => {
+                self.member(*source, observer)?
             }
-            Kind::Merge { .. } => {
-                let frozen = self.merged(recipe, observer)?;
-                self.with_tuned(self.stage(None, frozen)?, observer)?
+            Kind::ProbeThenFineTune { .. } | Kind::Merge { .. } => {
+                let (frozen, _) = self.frozen(recipe, observer)?;
+                self.with_tuned(frozen, recipe, observer)?
             }
             Kind::Medmerge(options) => {
-                let (frozen, of_merge) = self.learned(recipe, options, observer)?;
-                let frozen = self.stage(None, frozen)?;
-                let stages = match options.learn_on {
-                    false => self.with_tuned(frozen, observer)?,
-                    true => self.with_learned_on(frozen, &of_merge, observer)?,
+                let (frozen, of_merge) = self.frozen(recipe, observer)?;
+                let stages = match (options.learn_on, &of_merge) {
+                    (LearnOn::Yes | LearnOn::At(_), Some(of_merge)) => {
+                        self.with_learned_on(frozen, of_merge, recipe, observer)?
+                    }
+                    _ => self.with_tuned(frozen, recipe, observer)?,
                 };
-                learned = Some(of_merge);
+                learned = of_merge;
                 stages
             }
             Kind::Ensemble => self.ensemble(observer)?,
             Kind::GreedySoup => self.soup(observer)?,
         };
         Ok(Outcome { recipe: recipe.clone(), seed: self.seed, stages, learned })
+    }
+
+    /// The first phase of a recipe that has one; that of the last recipe is at hand.
+    fn frozen(&mut self, recipe: &Recipe, observer: &mut dyn Observer) -> Result<(Stage, Option<Learned>)> {
+        let part = recipe.frozen_part();
+        if let Some((last, stage, learned)) = &self.last
+            && *last == part
+        {
+            return Ok((stage.clone(), learned.clone()));
+        }
+        let (stage, learned) = match &part.kind {
+            Kind::ProbeThenFineTune { source } if part.probe_epochs.is_none() => {
+                (self.probe_of(*source, observer)?.clone(), None)
+            }
+            Kind::ProbeThenFineTune { source } => {
+                let frozen = self.probed(*source, &self.protocol.probe(&part, self.seed), observer)?;
+                (self.stage(None, frozen)?, None)
+            }
+            Kind::Medmerge(options) => {
+                let (frozen, of_merge) = self.learned(&part, options, observer)?;
+                (self.stage(None, frozen)?, Some(of_merge))
+            }
+            _ => {
+                let frozen = self.merged(&part, observer)?;
+                (self.stage(None, frozen)?, None)
+            }
+        };
+        self.last = Some((part, stage.clone(), learned.clone()));
+        Ok((stage, learned))
     }
 
     fn each_rate(&self, mut trained: impl FnMut(&Self, f64) -> Result<Trained>) -> Result<Vec<Stage>> {
@@ -205,20 +264,25 @@ impl<'a> Seeded<'a> {
         Ok([on(SplitName::Val)?, on(SplitName::Test)?])
     }
 
-    fn everything(&self, mut model: Model, kind: &str, rate: f64, observer: &mut dyn Observer) -> Result<Trained> {
+    fn everything(
+        &self,
+        mut model: Model,
+        kind: &str,
+        options: &TrainOptions,
+        observer: &mut dyn Observer,
+    ) -> Result<Trained> {
         let start = Instant::now();
-        let options = self.protocol.everything(rate, self.seed);
-        let history = train(&mut model, &mut Subject::Everything, self.target, &options, observer)?;
+        let history = train(&mut model, &mut Subject::Everything, self.target, options, observer)?;
         let phases = vec![options.phase(kind, &history)];
         Ok(Trained { model, history, phases, seconds: start.elapsed().as_secs_f64() })
     }
 
     /// The frozen stage, and those that are fine-tuned from it.
-    fn with_tuned(&self, frozen: Stage, observer: &mut dyn Observer) -> Result<Vec<Stage>> {
+    fn with_tuned(&self, frozen: Stage, recipe: &Recipe, observer: &mut dyn Observer) -> Result<Vec<Stage>> {
         let tuned = self.each_rate(|own, rate| {
             let start = Instant::now();
             let mut model = frozen.models[0].copy();
-            let options = own.protocol.tuning(rate, own.seed);
+            let options = own.protocol.tuning(recipe, rate, own.seed);
             let history = train(&mut model, &mut Subject::Everything, own.target, &options, observer)?;
             Ok(continued(&frozen, model, history, (FINE_TUNE, &options), start))
         })?;
@@ -226,13 +290,19 @@ impl<'a> Seeded<'a> {
     }
 
     /// The same, with merge weights that are learned on.
-    fn with_learned_on(&self, frozen: Stage, learned: &Learned, observer: &mut dyn Observer) -> Result<Vec<Stage>> {
+    fn with_learned_on(
+        &self,
+        frozen: Stage,
+        learned: &Learned,
+        recipe: &Recipe,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<Stage>> {
         let trunks = learned.aligned(self.sources).trunks();
         let tuned = self.each_rate(|own, rate| {
             let start = Instant::now();
             let mut model = frozen.models[0].copy();
             let change = Change::new(learned.plan()?, trunks.clone(), learned.merge_weights.copy());
-            let options = own.protocol.tuning(rate, own.seed);
+            let options = own.protocol.tuning(recipe, rate, own.seed);
             let mut subject = Subject::EverythingAndMerge(change);
             let history = train(&mut model, &mut subject, own.target, &options, observer)?;
             Ok(continued(&frozen, model, history, (FINE_TUNE_MERGE, &options), start))
@@ -261,7 +331,8 @@ impl<'a> Seeded<'a> {
     fn member(&mut self, source: usize, observer: &mut dyn Observer) -> Result<Vec<Stage>> {
         if !self.members.contains_key(&source) {
             let frozen = self.probe_of(source, observer)?.clone();
-            self.members.insert(source, self.with_tuned(frozen, observer)?);
+            let recipe = Recipe::new(Kind::ProbeThenFineTune { source });
+            self.members.insert(source, self.with_tuned(frozen, &recipe, observer)?);
         }
         Ok(self.members[&source].clone())
     }
@@ -315,23 +386,47 @@ impl<'a> Seeded<'a> {
         options: &LearnRecipe,
         observer: &mut dyn Observer,
     ) -> Result<(Trained, Learned)> {
-        let (index, before) = match options.anchor {
-            AnchorChoice::Named(index) => (index, 0.0),
-            // Whoever chooses by probes has to make them.
-            AnchorChoice::Auto => (self.anchor(observer)?, self.probes.values().map(|probe| probe.seconds).sum()),
-        };
+        let mut before = 0.0;
+        let mut anchors = Vec::new();
+        for choice in &options.anchor {
+            let index = match *choice {
+                AnchorChoice::Named(index) => index,
+                AnchorChoice::Auto => {
+                    let index = self.anchor(observer)?;
+                    // Whoever chooses by probes has to make them.
+                    before = self.probes.values().map(|probe| probe.seconds).sum();
+                    index
+                }
+            };
+            if !anchors.contains(&index) {
+                anchors.push(index);
+            }
+        }
         let start = Instant::now();
-        let mut probe = self.protocol.probe(recipe, self.seed);
-        probe.regularise = options.regularise;
-        probe.merge_learning_rate = options.merge_rate.unwrap_or(probe.merge_learning_rate);
-        let LearnRecipe { granularity, constraint, start: from, batch_norm, align, .. } = *options;
-        let anchor = AnchorChoice::Named(index);
-        let keep_statistics = false;
-        let options =
-            LearnOptions { granularity, constraint, start: from, anchor, batch_norm, keep_statistics, align, probe };
-        options.check(self.sources, self.target.data.classes)?;
-        let anchor = Anchor { index, probes: Vec::new() };
-        let Learning { learned, history, .. } = learn_for(self.sources, self.target, &options, anchor, observer, None)?;
+        let probe = self.protocol.learning(recipe, options, self.seed);
+        let LearnRecipe { granularity, constraint, batch_norm, align, probe_statistics, .. } = *options;
+        let mut best: Option<(f64, Learning)> = None;
+        for (anchor, from) in anchors.iter().flat_map(|&anchor| options.start.iter().map(move |&from| (anchor, from))) {
+            let options = LearnOptions {
+                granularity,
+                constraint,
+                start: from,
+                anchor: AnchorChoice::Named(anchor),
+                batch_norm,
+                keep_statistics: false,
+                align,
+                probe_statistics,
+                probe: probe.clone(),
+            };
+            options.check(self.sources, self.target.data.classes)?;
+            let anchor = Anchor { index: anchor, probes: Vec::new() };
+            let learning = learn_for(self.sources, self.target, &options, anchor, observer, None)?;
+            let score = best_epoch(&learning.history).and_then(|record| record.val_macro_f1).unwrap_or(0.0);
+            if best.as_ref().is_none_or(|(before, _)| score > *before) {
+                best = Some((score, learning));
+            }
+        }
+        let (_, Learning { learned, history, .. }) = best.expect("a recipe has an anchor and a start");
         let model = learned.fold(&learned.aligned(self.sources).trunks())?;
         let phases = learned.provenance.training.clone();
         Ok((Trained { model, history, phases, seconds: before + start.elapsed().as_secs_f64() }, learned))
@@ -395,11 +490,13 @@ fn continued(
 
 /// Refuses a recipe for other sources than there are, before anything is computed.
 pub fn check_sources(recipe: &Recipe, sources: usize) -> Result<()> {
-    let anchor = match &recipe.kind {
-        Kind::Medmerge(LearnRecipe { anchor: AnchorChoice::Named(index), .. }) => Some(*index),
-        _ => recipe.source(),
+    let of_anchor = |choice: &AnchorChoice| if let AnchorChoice::Named(index) = choice { Some(*index) } else { None };
+    let mut named: Vec<usize> = match &recipe.kind {
+        Kind::Medmerge(options) => options.anchor.iter().filter_map(of_anchor).collect(),
+        _ => recipe.source().into_iter().collect(),
     };
-    if let Some(index) = anchor.filter(|&index| index >= sources) {
+    named.retain(|&index| index >= sources);
+    if let Some(index) = named.first() {
         let message = format!("recipe {recipe}: there is no source {index} of {sources}");
         return Err(Error::usage(message, "sources are numbered from 0, in the order of the models"));
     }

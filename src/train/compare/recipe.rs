@@ -11,6 +11,8 @@
 //! | `medmerge` | learns merge weights with the head, folds them, then trains everything | see [`LearnRecipe`], `probe-epochs` |
 //! | `ensemble` | the mean of the probabilities of `lp-ft` of every source | |
 //! | `greedy-soup` | the greedy soup of `lp-ft` of every source | |
+//!
+//! All but the last two also read how everything is trained at the end: `l2-sp`, `ema`; see [`Tuning`].
 
 use std::fmt;
 use std::str::FromStr;
@@ -19,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::merge::methods::{self, MergeMethod, Number, Numbers};
-use crate::merge::{Align, BatchNormPolicy, Constraint, Granularity, Start};
+use crate::merge::{Align, BatchNormPolicy, Constraint, Granularity, ProbeStatistics, Start};
 use crate::train::AnchorChoice;
 
 /// See the module's table.
@@ -29,6 +31,14 @@ pub struct Recipe {
     pub kind: Kind,
     /// Epochs of the head alone, if not as many as the protocol has.
     pub probe_epochs: Option<usize>,
+    pub tuning: Tuning,
+}
+
+/// How everything is trained at the end, by the names of the options of `train`; 0 is without.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Tuning {
+    pub l2_sp: f64,
+    pub ema: f64,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -48,15 +58,46 @@ pub enum Kind {
 pub struct LearnRecipe {
     pub granularity: Granularity,
     pub constraint: Constraint,
-    pub start: Start,
-    pub anchor: AnchorChoice,
+    /// Of several, `0/0.5`, each is learned from, and the one that is best on the validation split is kept; so of anchors.
+    pub start: Vec<Start>,
+    pub anchor: Vec<AnchorChoice>,
     pub batch_norm: BatchNormPolicy,
     pub align: Align,
+    pub probe_statistics: ProbeStatistics,
     pub regularise: f64,
     /// Of the merge weights, if not the protocol's.
     pub merge_rate: Option<f64>,
-    /// Whether merge weights are learned on while everything is fine-tuned.
-    pub learn_on: bool,
+    pub learn_on: LearnOn,
+}
+
+/// Whether merge weights are learned on while everything is fine-tuned.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum LearnOn {
+    No,
+    /// At the rate at which they were learned.
+    Yes,
+    At(f64),
+}
+
+impl fmt::Display for LearnOn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LearnOn::No => f.write_str("no"),
+            LearnOn::Yes => f.write_str("yes"),
+            LearnOn::At(rate) => write!(f, "{rate}"),
+        }
+    }
+}
+
+impl FromStr for LearnOn {
+    type Err = ();
+    fn from_str(text: &str) -> Result<LearnOn, ()> {
+        match text {
+            "no" => Ok(LearnOn::No),
+            "yes" => Ok(LearnOn::Yes),
+            rate => rate.parse().map(LearnOn::At).map_err(drop),
+        }
+    }
 }
 
 impl Default for LearnRecipe {
@@ -64,13 +105,14 @@ impl Default for LearnRecipe {
         LearnRecipe {
             granularity: Granularity::Filter,
             constraint: Constraint::Affine,
-            start: Start::Weight(0.0),
-            anchor: AnchorChoice::Auto,
+            start: vec![Start::Weight(0.0)],
+            anchor: vec![AnchorChoice::Auto],
             batch_norm: BatchNormPolicy::Merge,
             align: Align::None,
+            probe_statistics: ProbeStatistics::Batch,
             regularise: 0.0,
             merge_rate: None,
-            learn_on: false,
+            learn_on: LearnOn::No,
         }
     }
 }
@@ -79,7 +121,7 @@ const NAMES: [&str; 6] = ["scratch", "fine-tune", "lp-ft", "medmerge", "ensemble
 
 impl Recipe {
     pub fn new(kind: Kind) -> Recipe {
-        Recipe { kind, probe_epochs: None }
+        Recipe { kind, probe_epochs: None, tuning: Tuning::default() }
     }
 
     /// What a table shows of so many sources unless it is told otherwise: single sources, averages, learned merges, ensembles.
@@ -142,6 +184,20 @@ impl Recipe {
         !matches!(self.kind, Kind::Scratch | Kind::FineTune { .. } | Kind::GreedySoup)
     }
 
+    /// Whether everything is trained at its end, rather than put together of what was.
+    pub fn is_tuned(&self) -> bool {
+        !matches!(self.kind, Kind::Ensemble | Kind::GreedySoup)
+    }
+
+    /// What it does until features are no longer frozen: recipes that agree in this share a first phase.
+    pub fn frozen_part(&self) -> Recipe {
+        let mut recipe = Recipe { tuning: Tuning::default(), ..self.clone() };
+        if let Kind::Medmerge(options) = &mut recipe.kind {
+            options.learn_on = LearnOn::No;
+        }
+        recipe
+    }
+
     /// How it is called in a table; `names` are the sources'.
     pub fn label(&self, names: &[&str]) -> String {
         let text = self.to_string();
@@ -187,21 +243,29 @@ impl fmt::Display for Recipe {
             }
             Kind::Medmerge(recipe) => {
                 let usual = LearnRecipe::default();
-                let anchor =
-                    if let AnchorChoice::Named(index) = recipe.anchor { index.to_string() } else { "auto".into() };
+                let of_anchor = |anchor: &AnchorChoice| match anchor {
+                    AnchorChoice::Named(index) => index.to_string(),
+                    AnchorChoice::Auto => "auto".into(),
+                };
+                let anchor = recipe.anchor.iter().map(of_anchor).collect::<Vec<_>>().join("/");
+                let start = recipe.start.iter().map(Start::to_string).collect::<Vec<_>>().join("/");
                 tell(recipe.granularity != usual.granularity, "granularity", &recipe.granularity);
                 tell(recipe.constraint != usual.constraint, "constraint", &recipe.constraint);
-                tell(recipe.start != usual.start, "start", &recipe.start);
+                tell(recipe.start != usual.start, "start", &start);
                 tell(recipe.anchor != usual.anchor, "anchor", &anchor);
                 tell(recipe.batch_norm != usual.batch_norm, "batch-norm", &recipe.batch_norm);
                 tell(recipe.align != usual.align, "align", &recipe.align);
+                tell(recipe.probe_statistics != usual.probe_statistics, "probe-statistics", &recipe.probe_statistics);
                 tell(recipe.regularise != usual.regularise, "regularise", &recipe.regularise);
                 tell(recipe.merge_rate.is_some(), "merge-rate", &recipe.merge_rate.unwrap_or_default());
-                tell(recipe.learn_on, "learn-on", &"yes");
+                tell(recipe.learn_on != usual.learn_on, "learn-on", &recipe.learn_on);
                 "medmerge"
             }
         };
         tell(self.probe_epochs.is_some(), "probe-epochs", &self.probe_epochs.unwrap_or_default());
+        let Tuning { l2_sp, ema } = self.tuning;
+        tell(l2_sp != 0.0, "l2-sp", &l2_sp);
+        tell(ema != 0.0, "ema", &ema);
         let told: Vec<String> = told.into_iter().map(|(key, value)| format!("{key}={value}")).collect();
         if told.is_empty() { f.write_str(name) } else { write!(f, "{name}:{}", told.join(",")) }
     }
@@ -240,34 +304,40 @@ impl FromStr for Recipe {
                 merge_recipe(method, &mut given)?
             }
         };
-        let recipe = Recipe { probe_epochs: None, kind };
-        let probe_epochs = if recipe.has_frozen() { given.take("probe-epochs")? } else { None };
+        let mut recipe = Recipe::new(kind);
+        if recipe.has_frozen() {
+            recipe.probe_epochs = given.take("probe-epochs")?;
+        }
+        if recipe.is_tuned() {
+            recipe.tuning.ema = given.take("ema")?.unwrap_or(0.0);
+        }
+        if recipe.is_tuned() && recipe.kind != Kind::Scratch {
+            recipe.tuning.l2_sp = given.take("l2-sp")?.unwrap_or(0.0);
+        }
         given.finish()?;
-        Ok(Recipe { probe_epochs, ..recipe })
+        Ok(recipe)
     }
 }
 
 fn learn_recipe(given: &mut Given) -> Result<LearnRecipe> {
     let usual = LearnRecipe::default();
-    let anchor = match given.take::<String>("anchor")?.as_deref() {
-        None | Some("auto") => AnchorChoice::Auto,
-        Some(index) => AnchorChoice::Named(index.parse().map_err(|_| given.odd("anchor", index))?),
+    let of_anchor = |text: &str| match text {
+        "auto" => Some(AnchorChoice::Auto),
+        index => index.parse().ok().map(AnchorChoice::Named),
     };
-    let learn_on = match given.take::<String>("learn-on")?.as_deref() {
-        None | Some("no") => false,
-        Some("yes") => true,
-        Some(other) => return Err(given.odd("learn-on", other)),
-    };
+    let anchor = given.several("anchor", of_anchor)?.unwrap_or(usual.anchor);
+    let start = given.several("start", |text| text.parse().ok())?.unwrap_or(usual.start);
     Ok(LearnRecipe {
         granularity: given.take("granularity")?.unwrap_or(usual.granularity),
         constraint: given.take("constraint")?.unwrap_or(usual.constraint),
-        start: given.take("start")?.unwrap_or(usual.start),
+        start,
         anchor,
         batch_norm: given.take("batch-norm")?.unwrap_or(usual.batch_norm),
         align: given.take("align")?.unwrap_or(usual.align),
+        probe_statistics: given.take("probe-statistics")?.unwrap_or(usual.probe_statistics),
         regularise: given.take("regularise")?.unwrap_or(usual.regularise),
         merge_rate: given.take("merge-rate")?,
-        learn_on,
+        learn_on: given.take("learn-on")?.unwrap_or(usual.learn_on),
     })
 }
 
@@ -312,6 +382,13 @@ impl<'a> Given<'a> {
         value.parse().map(Some).map_err(|_| self.odd(key, value))
     }
 
+    /// One or more, with a slash between them.
+    fn several<T>(&mut self, key: &'static str, read: impl Fn(&str) -> Option<T>) -> Result<Option<Vec<T>>> {
+        let Some(text) = self.take::<String>(key)? else { return Ok(None) };
+        let all: Option<Vec<T>> = text.split('/').map(read).collect();
+        all.map(Some).ok_or_else(|| self.odd(key, &text))
+    }
+
     fn source(&mut self) -> Result<usize> {
         let missing = Error::usage(format!("recipe {}: of which source?", self.text), "such as lp-ft:source=0");
         self.take("source")?.ok_or(missing)
@@ -352,6 +429,9 @@ mod tests {
             "medmerge:granularity=kernel,constraint=free,start=0.5,anchor=1,batch-norm=anchor,align=weights,regularise=0.5,\
              merge-rate=0.1,learn-on=yes,probe-epochs=3",
             "medmerge:start=uniform",
+            "medmerge:start=0/0.5/layer,anchor=0/auto,batch-norm=own,probe-statistics=running,learn-on=0.002,l2-sp=3,ema=0.8",
+            "scratch:ema=0.5",
+            "fine-tune:source=0,l2-sp=0.1",
             "ensemble",
             "greedy-soup",
         ] {
@@ -379,6 +459,11 @@ mod tests {
             ("medmerge:granularty=kernel", "unknown part of a recipe 'granularty'"),
             ("linear:t=0.5", "unknown part of a recipe 't'"),
             ("slerp:t=2", "--t 2"),
+            ("scratch:l2-sp=1", "unknown part of a recipe 'l2-sp'"),
+            ("ensemble:ema=0.5", "unknown part of a recipe 'ema'"),
+            ("medmerge:start=0/x", "start cannot be '0/x'"),
+            ("medmerge:anchor=", "anchor cannot be ''"),
+            ("medmerge:learn-on=maybe", "learn-on cannot be 'maybe'"),
         ] {
             let error = text.parse::<Recipe>().unwrap_err().to_string();
             assert!(error.contains(says), "{text}: {error}");

@@ -1,0 +1,167 @@
+//! Options of learning and of fine-tuning that are off unless asked for: what they do, that they continue, and what they refuse.
+
+use serde_json::Value;
+
+use crate::support::{Folder, assert_refused, case, floats, header, in_parts, last_phase};
+
+const LEARN: &str =
+    "learn --models texture.safetensors shape.safetensors --anchor 0 --data data/target.npz --batch-size 8 --epochs 5";
+const TUNE: &str = "train --from shape.safetensors --data data/target.npz --batch-size 8 --seed 3";
+
+const WAYS: [&str; 5] = [
+    "--start 0.3 --batch-norm own",
+    "--start 0.3 --batch-norm own --granularity layer --constraint simplex",
+    "--start 0.3 --probe-statistics running",
+    "--start layer --granularity kernel",
+    "--start layer --batch-norm own --probe-statistics running --keep-statistics --regularise 2",
+];
+
+#[test]
+fn what_is_learned_in_any_way_is_measured_folded_and_continued() {
+    let folder = Folder::with_sources();
+    folder.done(&format!("{LEARN} --start 0.3 --out usual"));
+    for (index, way) in WAYS.into_iter().enumerate() {
+        let learn = format!("{LEARN} {way}");
+        let learned = folder.json(&format!("{learn} --out whole --force"));
+        assert_ne!(folder.bytes("whole"), folder.bytes("usual"), "{way}");
+        let merge = "merge --models texture.safetensors shape.safetensors --weights whole.weights.safetensors";
+        folder.done(&format!("{merge} --out again --force"));
+        assert_eq!(folder.bytes("again"), folder.bytes("whole"), "{way}");
+        in_parts(&folder, &format!("{learn} --out parts{index}"));
+        assert_eq!(folder.bytes(&format!("parts{index}")), folder.bytes("whole"), "{way}");
+        // What was told of the best epoch is what the file gives.
+        let told = learned["epochs"].as_array().unwrap().iter().filter_map(|epoch| epoch["val_macro_f1"].as_f64());
+        let told = told.fold(f64::NEG_INFINITY, f64::max);
+        let eval = folder.json("eval --model whole --data data/target.npz --split val");
+        assert_eq!(eval["metrics"]["macro_f1"].as_f64(), Some(told), "{way}");
+    }
+    assert_eq!(header(&folder, "parts3", "start"), "layer");
+    assert_eq!(header(&folder, "parts1", "batch_norm"), "own");
+    assert_eq!(
+        [2, 3].map(|way| header(&folder, &format!("parts{way}"), "probe_statistics")),
+        [Value::from("running"), Value::Null]
+    );
+    // Two of five epochs for layers, and both are told.
+    let phases: Vec<Value> = serde_json::from_str(header(&folder, "parts3", "training").as_str().unwrap()).unwrap();
+    assert_eq!(phases.iter().map(|phase| phase["epochs"].as_u64().unwrap()).collect::<Vec<_>>(), [2, 3]);
+    // γ and β went their own ways.
+    let weights = floats(&folder, "parts0.weights.safetensors");
+    let [of_filters, of_scales, of_shifts] =
+        ["conv1", "bn1.weight", "bn1.bias"].map(|name| weights[&format!("{name}.merge_weight")].clone());
+    assert!(of_filters.len() == of_scales.len() && of_scales != of_shifts && of_scales != of_filters);
+    folder.rewrite("parts2.weights.safetensors", "altered", |file| {
+        file.metadata.insert("medmerge.probe_statistics".into(), "moving".into());
+    });
+    let merge = "merge --models texture.safetensors shape.safetensors";
+    assert_refused(
+        &folder,
+        &[
+            case(
+                "layers first",
+                format!("{LEARN} --start layer --granularity layer --out x"),
+                &["before filter or kernel"],
+            ),
+            case(
+                "one epoch",
+                format!("{LEARN} --start layer --out x").replace("--epochs 5", "--epochs 1"),
+                &["--start layer with a single epoch"],
+            ),
+            case(
+                "no weights of their own",
+                format!("{merge} --coefficients 0.5,0.5 --batch-norm own --out x"),
+                &["`learn` has own"],
+            ),
+            case("altered", format!("{merge} --weights altered --out x"), &["'moving'"]),
+        ],
+    );
+}
+
+/// The farthest number of a trunk from where fine-tuning began.
+fn farthest(folder: &Folder, file: &str) -> f32 {
+    let (before, after) = (floats(folder, "shape.safetensors"), floats(folder, file));
+    let of_trunk = after.iter().filter(|(name, _)| name.contains("conv"));
+    let moved = of_trunk.flat_map(|(name, values)| values.iter().zip(&before[name]).map(|(a, b)| (a - b).abs()));
+    moved.fold(0.0, f32::max)
+}
+
+#[test]
+fn a_trunk_is_pulled_to_where_fine_tuning_starts() {
+    let folder = Folder::with_sources();
+    let tune = format!("{TUNE} --epochs 4");
+    folder.done(&format!("{tune} --out free"));
+    folder.done(&format!("{tune} --l2-sp 0 --out none"));
+    assert_eq!(folder.bytes("free"), folder.bytes("none"));
+    for (optimizer, strength, limit) in [("adamw", 300, "1000"), ("sgd", 90, "100")] {
+        let tune = format!("{tune} --optimizer {optimizer}");
+        folder.done(&format!("{tune} --out free --force"));
+        folder.done(&format!("{tune} --l2-sp {strength} --out pulled --force"));
+        let [free, near] = ["free", "pulled"].map(|file| farthest(&folder, file));
+        assert!(0.0 < near && near < 0.7 * free, "{optimizer}: {near} of {free}");
+        let phase = last_phase(&folder, "pulled");
+        assert_eq!((&phase["l2_sp"], &phase["ema"]), (&Value::from(f64::from(strength)), &Value::Null));
+        in_parts(&folder, &format!("{tune} --l2-sp {strength} --out parts-{optimizer}"));
+        assert_eq!(folder.bytes(&format!("parts-{optimizer}")), folder.bytes("pulled"));
+        let says = ["pulls the trunk beyond where learning starts", &format!("give {limit} or less")];
+        assert_refused(&folder, &[case("too much", format!("{tune} --l2-sp 1001 --out x"), &says)]);
+    }
+    let new = "train --architecture resnet8 --width 4 --data data/target.npz --epochs 1 --out x";
+    assert_refused(
+        &folder,
+        &[
+            case("below 0", format!("{tune} --l2-sp -1 --out x"), &["--l2-sp -1"]),
+            case("no start", format!("{new} --l2-sp 1"), &["--from"]),
+            case("a head", format!("{tune} --l2-sp 1 --head-only --out x"), &["cannot be used with"]),
+        ],
+    );
+}
+
+#[test]
+fn the_average_of_epochs_is_what_is_measured_and_kept() {
+    let folder = Folder::with_sources();
+    let tune = format!("{TUNE} --epochs 5");
+    // The first epoch is its own average; the fifth is not.
+    folder.done(&format!("{TUNE} --epochs 1 --out one"));
+    folder.done(&format!("{TUNE} --epochs 1 --ema 0.7 --out averaged"));
+    assert!(floats(&folder, "one") == floats(&folder, "averaged"));
+    // Without validation images the last epoch is kept.
+    folder.data("blind", "--val 0");
+    let last = tune.replace("data/target.npz", "blind/target.npz");
+    folder.done(&format!("{last} --out free"));
+    folder.done(&format!("{last} --ema 0.7 --out averaged --force"));
+    assert!(floats(&folder, "free") != floats(&folder, "averaged"));
+    let averaged = folder.json(&format!("{tune} --ema 0.7 --out averaged --force"));
+    let told = averaged["epochs"].as_array().unwrap().iter().filter_map(|epoch| epoch["val_macro_f1"].as_f64());
+    let eval = folder.json("eval --model averaged --data data/target.npz --split val");
+    assert_eq!(eval["metrics"]["macro_f1"].as_f64(), Some(told.fold(f64::NEG_INFINITY, f64::max)));
+    assert_eq!(last_phase(&folder, "averaged")["ema"], 0.7);
+    in_parts(&folder, &format!("{tune} --ema 0.7 --out parts"));
+    assert_eq!(folder.bytes("parts"), folder.bytes("averaged"));
+    // A trunk that stays keeps its statistics too.
+    folder.done(&format!("{TUNE} --new-head --head-only --epochs 3 --ema 0.5 --out probe"));
+    let (before, after) = (floats(&folder, "shape.safetensors"), floats(&folder, "probe"));
+    assert!(before.iter().filter(|(name, _)| !name.starts_with("fc.")).all(|(name, values)| after[name] == *values));
+    for ema in ["1", "-0.1", "nan"] {
+        assert_refused(&folder, &[case(ema, format!("{tune} --ema {ema} --out x"), &["--ema", "below 1"])]);
+    }
+}
+
+/// The same by the GPU's kernels.
+#[cfg(feature = "emulator")]
+#[test]
+fn kernels_do_as_the_cpu_does_in_any_way() {
+    let folder = Folder::with_sources();
+    let learn = LEARN.replace("--epochs 5", "--epochs 2 --learning-rate 1e-4 --merge-learning-rate 1e-3");
+    let mut commands: Vec<String> = WAYS.iter().map(|way| format!("{learn} {way}")).collect();
+    commands.push(format!("{TUNE} --epochs 2 --learning-rate 1e-4 --l2-sp 100 --ema 0.6"));
+    for command in commands {
+        let [cpu, ours] = ["cpu", "emulator"].map(|device| {
+            folder.done(&format!("{command} --device {device} --out {device} --force"));
+            floats(&folder, device)
+        });
+        for (name, values) in &cpu {
+            for (cpu, ours) in values.iter().zip(&ours[name]) {
+                assert!((cpu - ours).abs() <= 2e-3 * cpu.abs().max(1.0), "{command}: {name}: {ours} is not {cpu}");
+            }
+        }
+    }
+}
