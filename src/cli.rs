@@ -88,7 +88,7 @@ pub enum Verb {
     /// `train`. `usual` and `all` stand for lists of them.
     ///
     /// Each run leaves a small file in OUT/runs. The same command continues after a stop, also with more recipes or seeds, and on
-    /// another machine; OUT/table.md, table.csv and summary.json tell what all come to.
+    /// another machine; OUT/table.md, table.csv and summary.json tell what all come to, results.svg and curves.svg show it.
     #[command(verbatim_doc_comment)]
     Compare(Box<Compare>),
     /// Bring a network's units into the order of another's; it computes what it did before
@@ -127,7 +127,7 @@ pub enum Verb {
 
 #[derive(Args)]
 pub struct Demo {
-    /// The longer comparison: larger data sets, three seeds, more epochs; some ten times as long
+    /// The longer comparison: ten seeds, larger networks, images and data sets, more classes; some fifty times as long
     #[arg(long)]
     pub full: bool,
     /// The networks; see train --help for their names

@@ -5,9 +5,10 @@ use std::path::Path;
 use medmerge::error::Result;
 use medmerge::jobs::{self, DemoObserver, Demonstration, Record, StageRecord};
 
-use super::progress::{Progress, time_left};
+use super::progress::Progress;
 use super::{place, report};
 use crate::cli::{Demo, Global};
+use crate::terminal;
 
 pub fn run(options: &Demo, global: &Global) -> Result<()> {
     let job = jobs::Demo {
@@ -20,33 +21,33 @@ pub fn run(options: &Demo, global: &Global) -> Result<()> {
         force: options.force,
     };
     let mut progress = Progress::new("drawing images", global);
-    let Demonstration { summary, test_images, seconds, results } = job.run(&mut progress)?;
+    let Demonstration { summary, images, seconds, results } = job.run(&mut progress)?;
     progress.finish();
     report(global, &results, |out| {
-        let seeds = summary.seeds.len();
-        let over = if seeds == 1 { "one seed" } else { "mean over the seeds ± half of its 95 % interval" };
-        writeln!(out, "\nMacro F1 on {test_images} test images of the target, {over}:\n")?;
+        let ([learned, tested], seeds) = (images, summary.seeds.len());
+        writeln!(
+            out,
+            "\nMacro F1 on {tested} test images of the target, learned from {learned}; mean over {seeds} seeds ± half of its 95 % \
+             interval;\nΔ: difference to the best single source, paired by seed.\n"
+        )?;
         writeln!(out, "{}", summary.table().to_text())?;
-        writeln!(out, "{seconds:.0} s in all; everything is in {}", job.out.display())?;
-        if !job.full {
-            writeln!(out, "These runs are too short to compare methods by; `medmerge demo --full` is longer.")?;
-        }
-        Ok(())
+        let folder = job.out.display();
+        writeln!(out, "{folder}/images.svg               what sources and target look like")?;
+        writeln!(
+            out,
+            "{folder}/comparison/results.svg   the table as a chart; curves.svg beside it; a file of each run in runs"
+        )?;
+        writeln!(out, "{folder}/weights.svg              how much of each source a merge keeps, layer by layer")?;
+        writeln!(out, "{folder}/merged.safetensors       that merged network: an ordinary one")?;
+        writeln!(out, "{seconds:.0} s in all")?;
+        let [merged, data] = ["merged.safetensors", "target.npz"].map(|name| terminal::quoted(&job.out.join(name)));
+        writeln!(out, "next: medmerge eval --model {merged} --data {data}")
     })
 }
 
 impl DemoObserver for Progress {
-    fn seed(&mut self, seed: u64, folder: &Path) {
-        self.say(format_args!("seed {seed}: files in {}", folder.display()));
-    }
-
-    fn source(&mut self, name: &str, seconds_left: f64) {
-        self.say(format_args!("  {:33}  trained{:35}({})", format!("source: {name}"), "", time_left(seconds_left)));
-    }
-
-    fn recipe(&mut self, label: &str, record: &Record, seconds_left: f64) {
-        let left = time_left(seconds_left);
-        self.say(format_args!("  {label:40}  {}  ({left})", figures(record)));
+    fn source(&mut self, name: &str, path: &Path) {
+        self.say(format_args!("source {name}: trained, {}", path.display()));
     }
 }
 

@@ -12,6 +12,9 @@ use super::{best, card, images, place, report, train_options};
 use crate::cli::{Global, Learn};
 use crate::terminal;
 
+/// Merge weights that moved by less have learned next to nothing: sources differ by 1.
+const STILL: f64 = 0.01;
+
 pub fn run(options: &Learn, global: &Global) -> Result<()> {
     let job = jobs::Learn {
         models: options.models.clone(),
@@ -47,8 +50,9 @@ pub fn run(options: &Learn, global: &Global) -> Result<()> {
     let scores: Option<Vec<f64>> = (!probes.is_empty()).then(|| probes.iter().map(Probe::score).collect());
     // Of what was measured anyway, the better start.
     let start = files.better_source().map_or(&job.out, |source| &job.models[source]);
+    let moved = learned.moved()?;
     let result = json!({
-        "start": shown(start), "out": shown(&job.out), "log": shown(&files.log), "weights": shown(&files.weights),
+        "moved": moved, "start": shown(start), "out": shown(&job.out), "log": shown(&files.log), "weights": shown(&files.weights),
         "anchor": shown(anchor),
         "anchor_scores": scores, "granularity": job.granularity, "learned": count,
         "epochs": files.history,
@@ -58,7 +62,10 @@ pub fn run(options: &Learn, global: &Global) -> Result<()> {
         for (source, score) in job.models.iter().zip(scores.iter().flatten()) {
             writeln!(out, "  linear probe of {}: validation macro F1 {score:.4}", source.display())?;
         }
-        writeln!(out, "{count} merge weights, by {}", job.granularity)?;
+        writeln!(out, "{count} merge weights, by {}; they moved by {moved:.3} on average", job.granularity)?;
+        if moved < STILL {
+            writeln!(out, "hint: they hardly moved; more --epochs or a larger --merge-learning-rate lets them")?;
+        }
         writeln!(out, "{}: merge weights", files.weights.display())?;
         writeln!(out, "{}: merged network, {}", job.out.display(), best(&files.history))?;
         if let Some(source) = files.better_source() {

@@ -71,6 +71,8 @@ pub struct SyntheticOptions {
     pub shapes: usize,
     /// Standard deviation of the pixel noise, as a share of the full range.
     pub noise: f32,
+    /// Dark and light are exchanged, as in the images of another instrument.
+    pub negative: bool,
 }
 
 impl Default for SyntheticOptions {
@@ -85,6 +87,7 @@ impl Default for SyntheticOptions {
             textures: TEXTURES.len(),
             shapes: SHAPES.len(),
             noise: 0.045,
+            negative: false,
         }
     }
 }
@@ -95,6 +98,18 @@ impl SyntheticOptions {
             Task::Texture => self.textures,
             Task::Shape => self.shapes,
             Task::Both => self.textures * self.shapes,
+        }
+    }
+
+    /// What the labels mean, in their order.
+    pub fn class_names(&self, task: Task) -> Vec<String> {
+        let lower = |kind: &dyn std::fmt::Debug| format!("{kind:?}").to_lowercase();
+        let textures: Vec<String> = TEXTURES[..self.textures].iter().map(|texture| lower(texture)).collect();
+        let shapes: Vec<String> = SHAPES[..self.shapes].iter().map(|shape| lower(shape)).collect();
+        match task {
+            Task::Texture => textures,
+            Task::Shape => shapes,
+            Task::Both => textures.iter().flat_map(|t| shapes.iter().map(move |s| format!("{s}, {t}"))).collect(),
         }
     }
 
@@ -240,6 +255,9 @@ fn draw(image: &mut [u8], texture: Texture, shape: Shape, options: &SyntheticOpt
             let (skin, pigment) = if options.channels == 1 { (1.0, 1.0) } else { (SKIN[channel], PIGMENT[channel]) };
             let noise: f32 = rng.sample(StandardNormal);
             *value = (255.0 * (skin * background + pigment * lesion + options.noise * noise)).round() as u8;
+            if options.negative {
+                *value = 255 - *value;
+            }
         }
     }
 }

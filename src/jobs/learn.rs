@@ -262,7 +262,7 @@ impl Learn {
 
 /// The α of every source, layer by layer.
 #[cfg(feature = "cli")]
-pub fn picture(learned: &Learned, sources: &Sources) -> Result<String> {
+fn picture(learned: &Learned, sources: &Sources) -> Result<String> {
     let plan = learned.plan()?;
     let of_entries: Vec<_> = plan.entries.iter().map(|entry| plan.alphas_of(entry, &learned.merge_weights)).collect();
     let of_source = |source: usize| SourceWeights {

@@ -10,7 +10,7 @@
 //! | [`Predict`] | a network, a split, which needs no labels | the class of each image and its scores |
 //! | [`Export`] | a network | the same as an ONNX model |
 //! | [`Compare`] | sources, a data set | figures of every recipe with every seed, a table |
-//! | `Demo` | nothing: it draws its data (feature `cli`, for its charts) | sources, a network of each method, a table |
+//! | `Demo` | nothing: it draws its data (feature `cli`, for its charts) | sources, a comparison, a merged network, pictures |
 //!
 //! A job (de)serialises, so that it can be kept, compared and run elsewhere. `check` refuses what is wrong in itself, before
 //! anything is read; `run` does the work and tells an [`Observer`](crate::train::Observer), who can also stop it between two
@@ -32,6 +32,7 @@ mod networks;
 mod predict;
 mod saving;
 mod settings;
+mod side_by_side;
 mod train;
 
 use std::path::PathBuf;
@@ -47,8 +48,6 @@ pub use compute::Compute;
 pub use demo::{Demo, DemoObserver, Demonstration};
 pub use evaluate::{Evaluate, Evaluation};
 pub use export::{Export, Exported, ImageSize};
-#[cfg(feature = "cli")]
-use learn::picture;
 pub use learn::{Learn, LearnedFiles};
 pub use log::EpochLog;
 pub use merge::{By, ByMethod, Merge, Merged};

@@ -79,6 +79,14 @@ impl Learned {
         Plan::new(&self.model.network, self.method)
     }
 
+    /// How far the merge weights went from where they started, on average: mean |w − w₀|.
+    pub fn moved(&self) -> Result<f64> {
+        let start = self.plan()?.start(self.start)?.to_vec::<f32>();
+        let now = self.merge_weights.to_vec::<f32>();
+        let moved = now.iter().zip(&start).map(|(now, start)| f64::from((now - start).abs())).sum::<f64>();
+        Ok(moved / start.len().max(1) as f64)
+    }
+
     /// The spread of α, layer by layer.
     pub fn summary(&self) -> Result<Vec<LayerSummary>> {
         let plan = self.plan()?;

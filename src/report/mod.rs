@@ -5,11 +5,19 @@
 //! knows nothing of networks or data sets: whoever has results hands over names and numbers.
 
 #[cfg(feature = "cli")]
+mod bars;
+#[cfg(feature = "cli")]
 mod canvas;
+#[cfg(feature = "cli")]
+mod contact;
 #[cfg(feature = "cli")]
 mod plots;
 mod table;
 
+#[cfg(feature = "cli")]
+pub use bars::{Bar, bars};
+#[cfg(feature = "cli")]
+pub use contact::{Thumbnail, contact_sheet};
 #[cfg(feature = "cli")]
 pub use plots::{Curve, LayerWeights, SourceWeights, curves, merge_weights};
 pub use table::Table;

@@ -8,15 +8,15 @@ use plotters::style::text_anchor::HPos;
 
 use super::canvas::{Axis, Canvas, FAINT_INK, GRID, INK, Lettering, Pen, Point, drawable, fitted, sheet, text_width};
 
-const WIDTH: f64 = 900.0;
+pub(super) const WIDTH: f64 = 900.0;
 const HEIGHT: f64 = 560.0;
-const MARGIN: f64 = 24.0;
+pub(super) const MARGIN: f64 = 24.0;
 const TITLE_SIZE: f64 = 17.0;
-const LABEL_SIZE: f64 = 13.0;
-const TICK_SIZE: f64 = 12.0;
+pub(super) const LABEL_SIZE: f64 = 13.0;
+pub(super) const TICK_SIZE: f64 = 12.0;
 
-const BLUE: RGBColor = RGBColor(0, 114, 178);
-const VERMILLION: RGBColor = RGBColor(213, 94, 0);
+pub(super) const BLUE: RGBColor = RGBColor(0, 114, 178);
+pub(super) const VERMILLION: RGBColor = RGBColor(213, 94, 0);
 const COLORS: [RGBColor; 6] =
     [BLUE, VERMILLION, RGBColor(0, 158, 115), RGBColor(204, 121, 167), RGBColor(230, 159, 0), RGBColor(86, 180, 233)];
 
@@ -375,12 +375,12 @@ impl Frame {
     }
 }
 
-fn draw_title(canvas: &mut Canvas, title: &str, left: f64) {
+pub(super) fn draw_title(canvas: &mut Canvas, title: &str, left: f64) {
     let lettering = Lettering { bold: true, ..Lettering::new(TITLE_SIZE, HPos::Left) };
     canvas.text(&fitted(title, TITLE_SIZE, WIDTH - MARGIN - left), (left, 27.0), lettering);
 }
 
-fn no_data(canvas: &mut Canvas, at: Point) {
+pub(super) fn no_data(canvas: &mut Canvas, at: Point) {
     canvas.text("no data", at, Lettering { color: FAINT_INK, ..Lettering::new(TITLE_SIZE, HPos::Center) });
 }
 

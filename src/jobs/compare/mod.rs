@@ -1,24 +1,24 @@
 //! The same target by every recipe, with the same splits, epochs, batches and seeds.
 
+#[cfg(feature = "cli")]
+mod pictures;
 mod record;
 mod summary;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
 pub use record::{Figures, LearnedRecord, Plan, Record, StageRecord};
 pub use summary::{Cell, Estimate, Row, Summary};
 
+use super::side_by_side::{Worker, side_by_side};
 use super::{Compute, Images, networks};
 use crate::checkpoint::{Provenance, Reading};
 use crate::data::{Dataset, Normalisation};
 use crate::error::{Error, Result};
-use crate::interrupt::{Listener, interrupted};
 use crate::merge::{Sources, methods};
 use crate::output::OutputPath;
 use crate::report::save;
@@ -238,69 +238,42 @@ impl Compare {
         write("table.md", &summary.markdown())?;
         write("table.csv", &summary.csv())?;
         write("summary.json", &format!("{:#}\n", serde_json::to_value(&summary).expect("plain data is JSON")))?;
+        #[cfg(feature = "cli")]
+        {
+            write("results.svg", &pictures::results(&summary))?;
+            write("curves.svg", &pictures::curves(&summary, &records))?;
+        }
         Ok(summary)
     }
 
-    /// Seeds side by side, each worker taking the next.
+    /// Seeds side by side.
     fn run_all(&self, read: &Read, todo: Todo, observer: &mut dyn CompareObserver) -> Result<()> {
         let passes = |recipe: &Recipe| self.protocol.passes(recipe, self.models.len()).max(0.5);
         let (all, start) = (todo.values().flatten().map(passes).sum::<f64>(), Instant::now());
         let names: Vec<&str> = read.names.iter().map(String::as_str).collect();
-        let (one_job, threads) = (self.jobs == 1, (rayon::current_num_threads() / self.jobs).max(1));
         let todo: Vec<(u64, Vec<Recipe>)> = todo.into_iter().collect();
-        let (next, stops) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let (sender, receiver) = mpsc::channel();
-        // Also between two training loops, Ctrl-C waits for what is being done.
-        let _listening = Listener::new();
-        std::thread::scope(|scope| {
-            for _ in 0..self.jobs.min(todo.len()) {
-                let (sender, next, stops, todo) = (sender.clone(), &next, &stops, &todo);
-                let work = move || {
-                    while let Some((seed, recipes)) = todo.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let mut tell = |event| drop(sender.send(event));
-                        if let Err(error) = self.one_seed(read, *seed, recipes, stops, &mut tell) {
-                            tell(Event::Failed(error));
-                            return;
-                        }
-                    }
-                };
-                // The pool's threads are its own: seeds do not wait for each other's work.
-                scope.spawn(move || match one_job {
-                    true => work(),
-                    false => {
-                        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-                        pool.expect("threads can be started").install(work);
-                    }
-                });
-            }
-            drop(sender);
-            let (mut done, mut failure) = (0.0, None);
-            loop {
-                if observer.stops() || interrupted() {
-                    stops.store(true, Ordering::Relaxed);
+        let work = |(seed, recipes): &(u64, Vec<Recipe>), worker: &mut Worker, tell: &mut dyn FnMut(Event)| {
+            self.one_seed(read, *seed, recipes, worker, tell)
+        };
+        let mut done = 0.0;
+        let result = side_by_side(&todo, self.jobs, work, &mut |event| {
+            match event {
+                Some(Event::Begins(seed, recipe)) => {
+                    observer.phase(&format!("seed {seed}, {}", recipe.label(&names)));
                 }
-                match receiver.recv_timeout(Duration::from_millis(100)) {
-                    Ok(Event::Begins(seed, recipe)) => {
-                        observer.phase(&format!("seed {seed}, {}", recipe.label(&names)));
-                    }
-                    Ok(Event::Done(record)) => {
-                        done += passes(&record.recipe);
-                        let left = start.elapsed().as_secs_f64() * (all - done).max(0.0) / done;
-                        observer.run(&record, &record.recipe.label(&names), left);
-                    }
-                    Ok(Event::Failed(error)) => {
-                        stops.store(true, Ordering::Relaxed);
-                        failure.get_or_insert(error);
-                    }
-                    Err(mpsc::RecvTimeoutError::Timeout) => {}
-                    Err(mpsc::RecvTimeoutError::Disconnected) => break,
+                Some(Event::Done(record)) => {
+                    done += passes(&record.recipe);
+                    let left = start.elapsed().as_secs_f64() * (all - done).max(0.0) / done;
+                    observer.run(&record, &record.recipe.label(&names), left);
                 }
+                None => {}
             }
-            if matches!(failure, Some(Error::Interrupted { .. })) {
-                observer.remark("runs that were finished are kept: the same command continues");
-            }
-            failure.map_or(Ok(()), Err)
-        })
+            observer.stops()
+        });
+        if matches!(result, Err(Error::Interrupted { .. })) {
+            observer.remark("runs that were finished are kept: the same command continues");
+        }
+        result
     }
 
     fn one_seed(
@@ -308,7 +281,7 @@ impl Compare {
         read: &Read,
         seed: u64,
         recipes: &[Recipe],
-        stops: &AtomicBool,
+        worker: &mut Worker,
         tell: &mut dyn FnMut(Event),
     ) -> Result<()> {
         let mut data = read.data.clone();
@@ -321,11 +294,9 @@ impl Compare {
         let is_made_of_others = |recipe: &&Recipe| matches!(recipe.kind, Kind::Ensemble | Kind::GreedySoup);
         let (last, first): (Vec<&Recipe>, Vec<&Recipe>) = recipes.iter().partition(is_made_of_others);
         for recipe in first.into_iter().chain(last) {
-            if stops.load(Ordering::Relaxed) || interrupted() {
-                return Err(Error::Interrupted { last_checkpoint: None });
-            }
+            worker.check()?;
             tell(Event::Begins(seed, recipe.clone()));
-            let outcome = runs.run(recipe, &mut Worker { stops })?;
+            let outcome = runs.run(recipe, worker)?;
             let record = Record::of(&outcome)?;
             Folder(&self.out).write(&record)?;
             tell(Event::Done(Box::new(record)));
@@ -338,16 +309,4 @@ impl Compare {
 enum Event {
     Begins(u64, Recipe),
     Done(Box<Record>),
-    Failed(Error),
-}
-
-/// Shows nothing, and stops when all do.
-struct Worker<'a> {
-    stops: &'a AtomicBool,
-}
-
-impl Observer for Worker<'_> {
-    fn stops(&mut self) -> bool {
-        self.stops.load(Ordering::Relaxed)
-    }
 }

@@ -4,6 +4,7 @@
 //! OUT/plan.json                         what all runs have in common
 //! OUT/runs/RECIPE/SEED.json             figures and curves of a run
 //! OUT/table.md, table.csv, summary.json what they come to
+//! OUT/results.svg, curves.svg           the same for the eye (feature `cli`)
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -112,11 +113,8 @@ impl Record {
         let learned = match &outcome.learned {
             None => None,
             Some(learned) => {
-                let start = learned.plan()?.start(learned.start)?.to_vec::<f32>();
-                let now = learned.merge_weights.to_vec::<f32>();
-                let moved = now.iter().zip(&start).map(|(now, start)| f64::from((now - start).abs())).sum::<f64>();
-                let moved = moved / start.len().max(1) as f64;
-                Some(LearnedRecord { anchor: learned.method.anchor, moved: (moved * 1e6).round() / 1e6 })
+                let moved = (learned.moved()? * 1e6).round() / 1e6;
+                Some(LearnedRecord { anchor: learned.method.anchor, moved })
             }
         };
         let stages = outcome.stages.iter().map(StageRecord::of).collect();
