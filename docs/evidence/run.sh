@@ -4,8 +4,7 @@
 #   docs/evidence/run.sh PROGRAM FOLDER CASE [OPTIONS OF compare…]
 #
 # FOLDER holds npz/*.npz in MedMNIST's layout and weights/*.th, as the table of cases names them. Sources are trained once, into
-# WORK (default: ./evidence-work). Runs that are there already are kept, so that a case continues on any machine; Whether
-# CPUs of different kinds give the same bits was not asked.
+# WORK (default: ./evidence-work). Runs that are there already are kept, so that a case continues on any machine.
 set -euo pipefail
 
 program=$(realpath "$1") folder=$(realpath "$2") case=$3
@@ -20,39 +19,83 @@ source() { # NAME DATA ARCHITECTURE EPOCHS SEED
         --class-weights balanced --flip --shift 2 --seed "$5" --out "$work/$1.safetensors" >&2
 }
 
+# One that knows nothing, as it was drawn: for controls.
+untrained() { # NAME ARCHITECTURE SEED
+    [ -e "$work/$1.safetensors" ] || "$program" train --device cpu --data "$folder/npz/busi_28.npz" --architecture "$2" --epochs 1 \
+        --batch-size 64 --learning-rate 0 --weight-decay 0 --seed "$3" --out "$work/$1.safetensors" >&2
+}
+
+probe=12 tune=28
+
 compare() { # TARGET SOURCES… -- OPTIONS…
     local target=$1 models=()
     shift
     while [ "$1" != -- ]; do models+=("$1"); shift; done
     shift
-    "$program" compare --device cpu --models "${models[@]}" --data "$target" --batch-size 32 --probe-epochs 12 --epochs 28 \
+    "$program" compare --device cpu --models "${models[@]}" --data "$target" --batch-size 32 --probe-epochs "$probe" --epochs "$tune" \
         --learning-rate 1e-3 --learning-rates 1e-3,3e-4 --merge-learning-rate 2e-2 --class-weights balanced \
         --out "$here/$case" "$@"
 }
 
+kernel=medmerge:granularity=kernel,start=0.5
 single="scratch fine-tune:source=0 fine-tune:source=1 lp-ft:source=0 lp-ft:source=1"
 averages="linear linear:align=activations ensemble greedy-soup"
-learned="medmerge medmerge:start=0.5 medmerge:granularity=kernel,start=0.5
-    medmerge:granularity=kernel,start=0.5,align=activations medmerge:granularity=kernel,start=0.5,learn-on=yes"
+learned="medmerge medmerge:start=0.5 $kernel $kernel,align=activations $kernel,learn-on=yes"
 # What the gain is made of: a probe twice as long, of a source and of the average.
 ablation="lp-ft:source=0,probe-epochs=24 lp-ft:source=1,probe-epochs=24"
+# The first of these were run with few seeds, to find which recipes deserve ten.
+key="$single linear:align=activations medmerge:start=0.5 $kernel $kernel,align=activations $kernel,align=activations,l2-sp=10 ensemble
+    greedy-soup"
+variants="$kernel,align=activations,ema=0.8 $kernel,align=activations,learn-on=0.002 $kernel,batch-norm=own,align=activations
+    $kernel,align=activations,probe-statistics=running medmerge:granularity=kernel,start=layer,align=activations
+    $kernel,align=activations,merge-rate=0.05 $kernel,align=activations,probe-epochs=24 linear:align=activations,ema=0.8
+    lp-ft:source=0,ema=0.8 fine-tune:source=0,ema=0.8 lp-ft:source=0,l2-sp=10 medmerge:start=0.5,align=activations
+    medmerge:granularity=layer,start=0.5,align=activations $kernel,align=activations,regularise=1"
+
+cifar="$folder/weights/resnet20_cifar10_akamaster.th"
+brain="$folder/npz/brainmri4_28.npz"
+of_cifar="--train-images 200 --mean 0.5 --std 0.5"
 
 case $case in
-ham-mednist-to-brain-300)
+ham-mednist-to-brain-300 | ham-mednist-to-brain-300-double)
     source ham8 "$folder/npz/ham10000_28.npz" resnet8 8 11
     source mednist8 "$folder/npz/mednist6_28.npz" resnet8 6 12
-    compare "$folder/npz/brainmri4_28.npz" "$work/ham8.safetensors" "$work/mednist8.safetensors" -- --train-images 300 \
-        --seeds 10 --recipes $single $averages $learned $ablation "$@"
+    sources="$work/ham8.safetensors $work/mednist8.safetensors"
+    if [ "$case" = ham-mednist-to-brain-300 ]; then
+        compare "$brain" $sources -- --train-images 300 --seeds 10 --recipes $single $averages $learned $ablation "$@"
+    else
+        probe=24 tune=56
+        compare "$brain" $sources -- --train-images 300 --seeds 3 --recipes $single $kernel $kernel,align=activations "$@"
+    fi
     ;;
 cifar-ham-to-brain-200)
     source ham20 "$folder/npz/ham10000_28.npz" resnet20-option-a 8 13
-    compare "$folder/npz/brainmri4_28.npz" "$folder/weights/resnet20_cifar10_akamaster.th" "$work/ham20.safetensors" -- \
-        --train-images 200 --mean 0.5 --std 0.5 --seeds 10 --recipes $single $averages $learned $ablation "$@"
+    compare "$brain" "$cifar" "$work/ham20.safetensors" -- $of_cifar --seeds 10 --recipes $key "$@"
+    ;;
+cifar-ham-to-brain-200-variants)
+    case=cifar-ham-to-brain-200
+    source ham20 "$folder/npz/ham10000_28.npz" resnet20-option-a 8 13
+    compare "$brain" "$cifar" "$work/ham20.safetensors" -- $of_cifar --seeds 1 \
+        --recipes $key $averages $learned $ablation $variants "$@"
+    ;;
+cifar-untrained-to-brain-200)
+    untrained untrained21 resnet20-option-a 21
+    compare "$brain" "$cifar" "$work/untrained21.safetensors" -- $of_cifar --seeds 5 --recipes $kernel $kernel,align=activations "$@"
+    ;;
+untrained-untrained-to-brain-200)
+    untrained untrained21 resnet20-option-a 21
+    untrained untrained22 resnet20-option-a 22
+    compare "$brain" "$work/untrained21.safetensors" "$work/untrained22.safetensors" -- $of_cifar --seeds 5 --recipes $kernel "$@"
+    ;;
+cifar-scaled-to-brain-200)
+    compare "$brain" "$cifar" "$cifar" -- $of_cifar --seeds 5 --recipes $kernel,constraint=free "$@"
     ;;
 cifar-cifar-to-brain-200)
-    compare "$folder/npz/brainmri4_28.npz" "$folder/weights/resnet20_cifar10_akamaster.th" \
-        "$folder/weights/resnet20_cifar10_zhengjiakun.th" -- --train-images 200 --mean 0.5 --std 0.5 --seeds 10 \
-        --recipes $single $averages $learned "$@"
+    compare "$brain" "$cifar" "$folder/weights/resnet20_cifar10_zhengjiakun.th" -- $of_cifar --seeds 10 --recipes $key "$@"
+    ;;
+cifar-ham-to-busi-200)
+    source ham20 "$folder/npz/ham10000_28.npz" resnet20-option-a 8 13
+    compare "$folder/npz/busi_28.npz" "$cifar" "$work/ham20.safetensors" -- $of_cifar --seeds 10 --recipes $key "$@"
     ;;
 *)
     echo "no case '$case'; they are in docs/method.md" >&2
