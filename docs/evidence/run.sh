@@ -3,6 +3,8 @@
 #
 #   docs/evidence/run.sh PROGRAM FOLDER CASE [OPTIONS OF compare…]
 #
+# SEEDS=3 runs so many seeds instead of as many as the protocol has.
+#
 # FOLDER holds npz/*.npz in MedMNIST's layout and weights/*.th, as the table of cases names them. Sources are trained once, into
 # WORK (default: ./evidence-work). Runs that are there already are kept, so that a case continues on any machine.
 set -euo pipefail
@@ -62,40 +64,40 @@ ham-mednist-to-brain-300 | ham-mednist-to-brain-300-double)
     source mednist8 "$folder/npz/mednist6_28.npz" resnet8 6 12
     sources="$work/ham8.safetensors $work/mednist8.safetensors"
     if [ "$case" = ham-mednist-to-brain-300 ]; then
-        compare "$brain" $sources -- --train-images 300 --seeds 10 --recipes $single $averages $learned $ablation "$@"
+        compare "$brain" $sources -- --train-images 300 --seeds "${SEEDS:-10}" --recipes $single $averages $learned $ablation "$@"
     else
         probe=24 tune=56
-        compare "$brain" $sources -- --train-images 300 --seeds 3 --recipes $single $kernel $kernel,align=activations "$@"
+        compare "$brain" $sources -- --train-images 300 --seeds "${SEEDS:-3}" --recipes $single $kernel $kernel,align=activations "$@"
     fi
     ;;
 cifar-ham-to-brain-200)
     source ham20 "$folder/npz/ham10000_28.npz" resnet20-option-a 8 13
-    compare "$brain" "$cifar" "$work/ham20.safetensors" -- $of_cifar --seeds 10 --recipes $key "$@"
+    compare "$brain" "$cifar" "$work/ham20.safetensors" -- $of_cifar --seeds "${SEEDS:-10}" --recipes $key "$@"
     ;;
 cifar-ham-to-brain-200-variants)
     case=cifar-ham-to-brain-200
     source ham20 "$folder/npz/ham10000_28.npz" resnet20-option-a 8 13
-    compare "$brain" "$cifar" "$work/ham20.safetensors" -- $of_cifar --seeds 1 \
+    compare "$brain" "$cifar" "$work/ham20.safetensors" -- $of_cifar --seeds "${SEEDS:-1}" \
         --recipes $key $averages $learned $ablation $variants "$@"
     ;;
 cifar-untrained-to-brain-200)
     untrained untrained21 resnet20-option-a 21
-    compare "$brain" "$cifar" "$work/untrained21.safetensors" -- $of_cifar --seeds 5 --recipes $kernel $kernel,align=activations "$@"
+    compare "$brain" "$cifar" "$work/untrained21.safetensors" -- $of_cifar --seeds "${SEEDS:-5}" --recipes $kernel $kernel,align=activations "$@"
     ;;
 untrained-untrained-to-brain-200)
     untrained untrained21 resnet20-option-a 21
     untrained untrained22 resnet20-option-a 22
-    compare "$brain" "$work/untrained21.safetensors" "$work/untrained22.safetensors" -- $of_cifar --seeds 5 --recipes $kernel "$@"
+    compare "$brain" "$work/untrained21.safetensors" "$work/untrained22.safetensors" -- $of_cifar --seeds "${SEEDS:-5}" --recipes $kernel "$@"
     ;;
 cifar-scaled-to-brain-200)
-    compare "$brain" "$cifar" "$cifar" -- $of_cifar --seeds 5 --recipes $kernel,constraint=free "$@"
+    compare "$brain" "$cifar" "$cifar" -- $of_cifar --seeds "${SEEDS:-5}" --recipes $kernel,constraint=free "$@"
     ;;
 cifar-cifar-to-brain-200)
-    compare "$brain" "$cifar" "$folder/weights/resnet20_cifar10_zhengjiakun.th" -- $of_cifar --seeds 10 --recipes $key "$@"
+    compare "$brain" "$cifar" "$folder/weights/resnet20_cifar10_zhengjiakun.th" -- $of_cifar --seeds "${SEEDS:-10}" --recipes $key "$@"
     ;;
 cifar-ham-to-busi-200)
     source ham20 "$folder/npz/ham10000_28.npz" resnet20-option-a 8 13
-    compare "$folder/npz/busi_28.npz" "$cifar" "$work/ham20.safetensors" -- $of_cifar --seeds 10 --recipes $key "$@"
+    compare "$folder/npz/busi_28.npz" "$cifar" "$work/ham20.safetensors" -- $of_cifar --seeds "${SEEDS:-10}" --recipes $key "$@"
     ;;
 *)
     echo "no case '$case'; they are in docs/method.md" >&2

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::{Folder, assert_refused, case};
+use crate::support::{Folder, assert_refused, case, program};
 
 const COMPARE: &str = "compare --models texture.safetensors shape.safetensors --data data/target.npz --batch-size 8 \
                        --epochs 1 --probe-epochs 1 --learning-rates 1e-2,1e-3 --seeds 2";
@@ -117,6 +117,31 @@ fn a_comparison_that_was_stopped_continues() {
     let result = folder.json(&compare);
     assert_eq!(result["summary"]["rows"].as_array().unwrap().len(), 2);
     assert_eq!(folder.bytes("compared/runs/scratch/0.json"), kept);
+}
+
+/// The script that repeats the paper's comparison, with drawn images in the place of its data.
+#[test]
+fn the_papers_comparison_can_be_rehearsed() {
+    let folder = Folder::new();
+    folder.data("data", "--image-size 32 --channels 3");
+    for (name, file) in [("texture", "eyepacs_32.npz"), ("target", "aptos2019_32.npz")] {
+        std::fs::copy(folder.path(&format!("data/{name}.npz")), folder.path(file)).unwrap();
+    }
+    folder.source("imagenet_resnet8", "shape", "--architecture resnet8");
+    std::fs::rename(folder.path("imagenet_resnet8.safetensors"), folder.path("imagenet_resnet8.pth")).unwrap();
+    let rehearse = |pair: &str| {
+        let mut command = std::process::Command::new("bash");
+        command.arg("docs/paper.sh").arg(program()).arg(folder.path("")).args([pair, "--dry-run"]);
+        command.env("WORK", folder.path("work")).envs([("SIZE", "32"), ("ARCHITECTURE", "resnet8"), ("DEVICE", "cpu")]);
+        command.env("SOURCE_EPOCHS", "1").output().unwrap()
+    };
+    let output = rehearse("aptos");
+    let [told, noted] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
+    assert!(output.status.success(), "{noted}");
+    assert!(told.contains("medmerge:granularity=kernel,start=0.5,align=activations"), "{told}");
+    assert!(told.contains("13 recipes × 3 seeds: 39 runs, 0 of them done"), "{told}");
+    assert!(folder.path("work/eyepacs_resnet8.safetensors").exists());
+    assert_eq!(rehearse("isics").status.code(), Some(2));
 }
 
 #[test]

@@ -173,7 +173,8 @@ impl Compare {
         }
         let todo = self.todo(&read.recipes, &folder)?;
         let passes = |recipe: &Recipe| self.protocol.passes(recipe, self.models.len());
-        let left: f64 = todo.values().flatten().map(passes).sum();
+        // From 0, not from the −0 of an empty sum.
+        let left = todo.values().flatten().map(passes).fold(0.0, |sum, passes| sum + passes);
         let train_images = self.train_images.unwrap_or(read.data.train.len());
         let seconds_per_image = self.measured(&read)?;
         Ok(Cost {
