@@ -77,6 +77,8 @@ pub enum Verb {
     ///   scratch                          train everything, from a drawn start
     ///   fine-tune:source=0               train everything, from a source under a new head
     ///   lp-ft:source=0                   train the new head alone, then everything
+    ///   rescale:source=0                 learn one number per kernel of a source with the head, fold, train everything: what a
+    ///                                    learned merge does without another source; granularity, merge-rate=RATE
     ///   linear, slerp, pleas:budget=1.3  the same from what a method of `merge --method list` makes of the sources;
     ///                                    align=weights|activations, and the method's numbers
     ///   medmerge                         learn merge weights with the head, fold, train everything; granularity, constraint,

@@ -167,7 +167,8 @@ impl Size {
     }
 }
 
-/// What is compared: each source by itself, the average of both as they stand and aligned, learned merges, both side by side.
+/// What is compared: each source by itself, also rescaled as a learned merge would be, the aligned average, learned merges, both
+/// sources side by side.
 fn recipes() -> Vec<Recipe> {
     let texts = [
         "scratch",
@@ -175,6 +176,8 @@ fn recipes() -> Vec<Recipe> {
         "fine-tune:source=1",
         "lp-ft:source=0",
         "lp-ft:source=1",
+        "rescale:source=0",
+        "rescale:source=1",
         "linear:align=activations",
         "medmerge",
         MERGE,

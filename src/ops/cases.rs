@@ -307,6 +307,20 @@ pub const MERGE: &[MergeCase] = &[
         filters_len: 84_968,
         arena_len: 85_944,
     },
+    MergeCase {
+        name: "a single source, at every granularity",
+        sources: 1,
+        segments: &[
+            blended(0, [6, 9, 12], [0, 1, 1]),
+            blended(72, [5, 18, 20], [6, 2, 2]),
+            blended(172, [4, 27, 28], [16, 0, 1]),
+            blended(284, [1, 6, 6], [0, 0, 6]),
+            blended(292, [1, 5, 5], [17, 0, 5]),
+        ],
+        alphas: 22,
+        filters_len: 284,
+        arena_len: 300,
+    },
     // More of them than blocks take along in company, and some that have part of the α.
     MergeCase {
         name: "filters that feed many vectors, as a DenseNet's do",
@@ -413,6 +427,7 @@ pub const CONSTRAINT: &[ConstraintCase] = &[
     constraint("clamp, 2 sources", Constraint::Clamp, [2, 1, 33]),
     constraint("clamp, 3 sources, means", Constraint::Clamp, [3, 1, 50]).means(MEANS),
     constraint("clamp, 8 sources", Constraint::Clamp, [8, 7, 12]),
+    constraint("free, a single source, means", Constraint::Free, [1, 0, 50]).means(MEANS),
     constraint("simplex, 2 sources", Constraint::Simplex, [2, 0, 37]),
     constraint("simplex, 3 sources, means", Constraint::Simplex, [3, 1, 50]).means(MEANS),
     constraint("simplex, 8 sources, odd means", Constraint::Simplex, [8, 6, 90]).means(ODD_MEANS),

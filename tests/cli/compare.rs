@@ -70,7 +70,7 @@ fn recipes_with_options_are_what_the_same_options_of_other_verbs_make() {
     let folder = Folder::with_sources();
     let recipes = "medmerge:start=0,anchor=0 medmerge:start=0.5,anchor=0 medmerge:start=0/0.5,anchor=0 \
                    medmerge:start=0.5,anchor=0,learn-on=0.02 lp-ft:source=1,l2-sp=20,ema=0.5 \
-                   medmerge:start=0.5,anchor=0,ema=0.5";
+                   medmerge:start=0.5,anchor=0,ema=0.5 rescale:source=1 rescale:source=1,granularity=filter";
     let compare =
         COMPARE.replace("--epochs 1 --probe-epochs 1", "--epochs 3 --probe-epochs 3").replace("--seeds 2", "");
     folder.done(&format!("{compare} --seeds 1 --seed 1 --recipes {recipes} --out compared"));
@@ -84,6 +84,11 @@ fn recipes_with_options_are_what_the_same_options_of_other_verbs_make() {
     assert_ne!(zero["stages"], half["stages"]);
     let better = if score(&half) > score(&zero) { &half } else { &zero };
     assert_eq!(both["stages"], better["stages"]);
+    // One source by itself, with numbers of its own for each kernel or filter, which lets it learn more than its probe does.
+    let [kernels, filters] = ["", "_granularity-filter"].map(|more| of(&format!("rescale_source-1{more}")));
+    let losses = |run: &Value| run["stages"][0]["train_loss"].as_array().unwrap().clone();
+    assert_ne!(losses(&kernels), losses(&filters));
+    assert_ne!(losses(&kernels), losses(&of("lp-ft_source-1_l2-sp-20_ema-0.5")));
     // The same options by hand.
     let options = "--data data/target.npz --batch-size 8 --epochs 3 --seed 1";
     let sources = "--models texture.safetensors shape.safetensors";
@@ -185,4 +190,21 @@ fn training_images_are_drawn_by_the_seed() {
             case("a folder of others", format!("{COMPARE} --out data"), &["data already exists"]),
         ],
     );
+}
+
+/// By the GPU's kernels; a single source is merged too.
+#[cfg(feature = "emulator")]
+#[test]
+fn a_single_source_is_rescaled_by_the_kernels_as_on_the_cpu() {
+    let folder = Folder::with_sources();
+    let compare = "compare --models texture.safetensors shape.safetensors --data data/target.npz --batch-size 8 --epochs 1 \
+                   --probe-epochs 1 --learning-rates 1e-4 --seeds 1 --recipes rescale:source=1";
+    let [cpu, ours] = ["cpu", "emulator"].map(|device| {
+        folder.done(&format!("{compare} --device {device} --out {device}"));
+        let text = folder.text(&format!("{device}/runs/rescale_source-1/0.json"));
+        let losses = serde_json::from_str::<Value>(&text).unwrap()["stages"][1]["train_loss"].clone();
+        losses.as_array().unwrap().iter().map(|loss| loss.as_f64().unwrap()).collect::<Vec<_>>()
+    });
+    assert_eq!(cpu.len(), 2);
+    assert!(cpu.iter().zip(&ours).all(|(cpu, ours)| (cpu - ours).abs() < 1e-3), "{cpu:?} {ours:?}");
 }

@@ -50,7 +50,7 @@ fn filters_are_rounded_once() {
     let network = small_network();
     for gpu in devices() {
         let device = Device::Gpu(gpu);
-        for sources in [2, 3, 5, 8] {
+        for sources in [1, 2, 3, 5, 8] {
             for granularity in [Granularity::Model, Granularity::Layer, Granularity::Filter, Granularity::Kernel] {
                 let plan = plan(&network, sources, granularity, Constraint::Simplex);
                 let table = &plan.table;

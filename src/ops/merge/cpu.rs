@@ -63,6 +63,7 @@ fn blend_run(table: &Table, sources: &[&[f32]], alpha: &[f32], segment: &Segment
                     match (period, sources.len(), pair) {
                         (1, 2, 0) => scale_two(blend, row(0), row(1), alpha(0)[0], alpha(1)[0]),
                         (1, 2, _) => add_two(blend, row(0), row(1), alpha(0)[0], alpha(1)[0]),
+                        (1, _, 0) => scale_one(blend, row(0), alpha(0)[0]),
                         (1, _, _) => add_one(blend, row(0), alpha(0)[0]),
                         _ => {
                             for source in 0..sources.len() {
@@ -83,6 +84,13 @@ fn blend_run(table: &Table, sources: &[&[f32]], alpha: &[f32], segment: &Segment
 fn scale_two(blend: &mut [f32], a: &[f32], b: &[f32], alpha: f32, beta: f32) {
     for ((blend, &a), &b) in blend.iter_mut().zip(a).zip(b) {
         *blend = alpha * a + beta * b;
+    }
+}
+
+#[inline(always)]
+fn scale_one(blend: &mut [f32], source: &[f32], alpha: f32) {
+    for (blend, &weight) in blend.iter_mut().zip(source) {
+        *blend = alpha * weight;
     }
 }
 

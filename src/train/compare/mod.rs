@@ -25,7 +25,10 @@ use crate::checkpoint::Phase;
 use crate::data::SplitName;
 use crate::error::{Error, Result};
 use crate::merge::methods::{Inputs, MergeMethod, Numbers, Task, named};
-use crate::merge::{Fixed, Heads, Learned, Plan, Sources, fold_by};
+use crate::merge::{
+    Align, BatchNormPolicy, Constraint, Fixed, Granularity, Heads, Learned, Plan, ProbeStatistics, Sources, Start,
+    fold_by,
+};
 use crate::metrics::{Metrics, mean_of_softmax};
 use crate::nn::{Model, Region, init};
 use crate::tensor::Tensor;
@@ -80,9 +83,7 @@ impl Protocol {
 
     /// The same for what a recipe has besides.
     pub fn check_recipe(&self, recipe: &Recipe) -> Result<()> {
-        if let Kind::Medmerge(options) = &recipe.kind {
-            self.learning(recipe, options, 0).check()?;
-        }
+        self.learning(recipe, 0).check()?;
         self.learning_rates.iter().try_for_each(|&rate| self.tuning(recipe, rate, 0).check())
     }
 
@@ -100,6 +101,7 @@ impl Protocol {
                 let learned = (options.start.len() * options.anchor.len()) as f64;
                 learned * first * (1.0 + FORWARD) + second * rates
             }
+            Kind::Rescale { .. } => first * (1.0 + FORWARD) + second * rates,
             // What members take is theirs, where they run too.
             Kind::Ensemble => 0.0,
             Kind::GreedySoup => rates * sources as f64 * FORWARD,
@@ -112,10 +114,14 @@ impl Protocol {
     }
 
     /// The first where merge weights are learned.
-    fn learning(&self, recipe: &Recipe, options: &LearnRecipe, seed: u64) -> TrainOptions {
+    fn learning(&self, recipe: &Recipe, seed: u64) -> TrainOptions {
         let probe = self.probe(recipe, seed);
-        let merge_learning_rate = options.merge_rate.unwrap_or(probe.merge_learning_rate);
-        TrainOptions { regularise: options.regularise, merge_learning_rate, ..probe }
+        let (rate, regularise) = match &recipe.kind {
+            Kind::Medmerge(options) => (options.merge_rate, options.regularise),
+            Kind::Rescale { merge_rate, .. } => (*merge_rate, 0.0),
+            _ => (None, 0.0),
+        };
+        TrainOptions { regularise, merge_learning_rate: rate.unwrap_or(probe.merge_learning_rate), ..probe }
     }
 
     /// The second.
@@ -186,7 +192,7 @@ impl<'a> Seeded<'a> {
             Kind::ProbeThenFineTune { source } if *recipe == Recipe::new(recipe.kind.clone()) => {
                 self.member(*source, observer)?
             }
-            Kind::ProbeThenFineTune { .. } | Kind::Merge { .. } => {
+            Kind::ProbeThenFineTune { .. } | Kind::Rescale { .. } | Kind::Merge { .. } => {
                 let (frozen, _) = self.frozen(recipe, observer)?;
                 self.with_tuned(frozen, recipe, observer)?
             }
@@ -221,6 +227,10 @@ impl<'a> Seeded<'a> {
             }
             Kind::ProbeThenFineTune { source } => {
                 let frozen = self.probed(*source, &self.protocol.probe(&part, self.seed), observer)?;
+                (self.stage(None, frozen)?, None)
+            }
+            Kind::Rescale { source, granularity, .. } => {
+                let frozen = self.rescaled(&part, *source, *granularity, observer)?;
                 (self.stage(None, frozen)?, None)
             }
             Kind::Medmerge(options) => {
@@ -403,7 +413,7 @@ impl<'a> Seeded<'a> {
             }
         }
         let start = Instant::now();
-        let probe = self.protocol.learning(recipe, options, self.seed);
+        let probe = self.protocol.learning(recipe, self.seed);
         let LearnRecipe { granularity, constraint, batch_norm, align, probe_statistics, .. } = *options;
         let mut best: Option<(f64, Learning)> = None;
         for (anchor, from) in anchors.iter().flat_map(|&anchor| options.start.iter().map(move |&from| (anchor, from))) {
@@ -430,6 +440,37 @@ impl<'a> Seeded<'a> {
         let model = learned.fold(&learned.aligned(self.sources).trunks())?;
         let phases = learned.provenance.training.clone();
         Ok((Trained { model, history, phases, seconds: before + start.elapsed().as_secs_f64() }, learned))
+    }
+
+    /// A merge of a single source: W = α·W, α free.
+    fn rescaled(
+        &self,
+        recipe: &Recipe,
+        source: usize,
+        granularity: Granularity,
+        observer: &mut dyn Observer,
+    ) -> Result<Trained> {
+        let start = Instant::now();
+        let source = self.sources.get(source);
+        let checkpoint = &source.checkpoint;
+        let name = source.path.display().to_string();
+        let alone = Sources::from_models(vec![(name, checkpoint.architecture.clone(), checkpoint.model.clone())]);
+        let options = LearnOptions {
+            granularity,
+            constraint: Constraint::Free,
+            start: Start::Uniform,
+            anchor: AnchorChoice::Named(0),
+            batch_norm: BatchNormPolicy::Merge,
+            keep_statistics: false,
+            align: Align::None,
+            probe_statistics: ProbeStatistics::Batch,
+            probe: self.protocol.learning(recipe, self.seed),
+        };
+        let anchor = Anchor { index: 0, probes: Vec::new() };
+        let Learning { learned, history, .. } = learn_for(&alone, self.target, &options, anchor, observer, None)?;
+        let model = learned.fold(&alone.trunks())?;
+        let phases = learned.provenance.training.clone();
+        Ok(Trained { model, history, phases, seconds: start.elapsed().as_secs_f64() })
     }
 
     fn ensemble(&mut self, observer: &mut dyn Observer) -> Result<Vec<Stage>> {

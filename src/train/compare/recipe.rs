@@ -7,6 +7,7 @@
 //! | `scratch` | trains everything, from a drawn start | |
 //! | `fine-tune` | trains everything, from a source under a new head | `source` |
 //! | `lp-ft` | trains the new head alone, then everything | `source`, `probe-epochs` |
+//! | `rescale` | learns one number per kernel with the head, W = s·W of the source from s = 1, folds it, then trains everything: what a learned merge does, without another source | `source`, `granularity`, `merge-rate`, `probe-epochs` |
 //! | a [merging method](crate::merge::methods) | the same from the merged network | `align`, the method's numbers, `probe-epochs` |
 //! | `medmerge` | learns merge weights with the head, folds them, then trains everything | see [`LearnRecipe`], `probe-epochs` |
 //! | `ensemble` | the mean of the probabilities of `lp-ft` of every source | |
@@ -45,9 +46,23 @@ pub struct Tuning {
 #[non_exhaustive]
 pub enum Kind {
     Scratch,
-    FineTune { source: usize },
-    ProbeThenFineTune { source: usize },
-    Merge { method: String, align: Align, numbers: Numbers },
+    FineTune {
+        source: usize,
+    },
+    ProbeThenFineTune {
+        source: usize,
+    },
+    /// The control of a learned merge: `merge_rate` is that of the numbers, if not the protocol's.
+    Rescale {
+        source: usize,
+        granularity: Granularity,
+        merge_rate: Option<f64>,
+    },
+    Merge {
+        method: String,
+        align: Align,
+        numbers: Numbers,
+    },
     Medmerge(LearnRecipe),
     Ensemble,
     GreedySoup,
@@ -117,19 +132,21 @@ impl Default for LearnRecipe {
     }
 }
 
-const NAMES: [&str; 6] = ["scratch", "fine-tune", "lp-ft", "medmerge", "ensemble", "greedy-soup"];
+const NAMES: [&str; 7] = ["scratch", "fine-tune", "lp-ft", "rescale", "medmerge", "ensemble", "greedy-soup"];
 
 impl Recipe {
     pub fn new(kind: Kind) -> Recipe {
         Recipe { kind, probe_epochs: None, tuning: Tuning::default() }
     }
 
-    /// What a table shows of so many sources unless it is told otherwise: single sources, averages, learned merges, ensembles.
+    /// What a table shows of so many sources unless it is told otherwise: single sources, also rescaled as a learned merge would be,
+    /// averages, learned merges, ensembles.
     pub fn usual(sources: usize) -> Vec<Recipe> {
         let of_each = |name: &str| (0..sources).map(|source| format!("{name}:source={source}")).collect::<Vec<_>>();
         let mut all = vec!["scratch".to_string()];
         all.extend(of_each("fine-tune"));
         all.extend(of_each("lp-ft"));
+        all.extend(of_each("rescale"));
         let merges = ["linear", "linear:align=activations", "medmerge", "medmerge:granularity=kernel,start=0.5"];
         all.extend(merges.map(String::from));
         all.extend(["ensemble".to_string(), "greedy-soup".to_string()]);
@@ -174,7 +191,9 @@ impl Recipe {
     /// The one source that it starts from, where it starts from one.
     pub fn source(&self) -> Option<usize> {
         match self.kind {
-            Kind::FineTune { source } | Kind::ProbeThenFineTune { source } => Some(source),
+            Kind::FineTune { source } | Kind::ProbeThenFineTune { source } | Kind::Rescale { source, .. } => {
+                Some(source)
+            }
             _ => None,
         }
     }
@@ -236,6 +255,12 @@ impl fmt::Display for Recipe {
                 tell(true, "source", source);
                 "lp-ft"
             }
+            Kind::Rescale { source, granularity, merge_rate } => {
+                tell(true, "source", source);
+                tell(*granularity != Granularity::Kernel, "granularity", granularity);
+                tell(merge_rate.is_some(), "merge-rate", &merge_rate.unwrap_or_default());
+                "rescale"
+            }
             Kind::Merge { method, align, numbers } => {
                 tell(*align != Align::None, "align", align);
                 numbers.texts().iter().for_each(|(number, value)| tell(true, number.name(), value));
@@ -295,6 +320,11 @@ impl FromStr for Recipe {
             "greedy-soup" => Kind::GreedySoup,
             "fine-tune" => Kind::FineTune { source: given.source()? },
             "lp-ft" => Kind::ProbeThenFineTune { source: given.source()? },
+            "rescale" => Kind::Rescale {
+                source: given.source()?,
+                granularity: given.take("granularity")?.unwrap_or(Granularity::Kernel),
+                merge_rate: given.take("merge-rate")?,
+            },
             "medmerge" => Kind::Medmerge(learn_recipe(&mut given)?),
             _ => {
                 let method = methods::named(name).map_err(|_| {
@@ -421,6 +451,8 @@ mod tests {
             "scratch",
             "fine-tune:source=1",
             "lp-ft:source=0,probe-epochs=24",
+            "rescale:source=1",
+            "rescale:source=0,granularity=filter,merge-rate=0.1,probe-epochs=3,ema=0.5",
             "linear",
             "linear:align=activations",
             "pleas:budget=1.3",
