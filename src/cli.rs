@@ -74,23 +74,28 @@ pub enum Verb {
     /// Compare ways to use the sources on a target: every recipe with every seed, on the same splits with the same budget
     ///
     /// A recipe is a name and what is not as usual: NAME:KEY=VALUE,KEY=VALUE
-    ///   scratch                          train everything, from a drawn start
-    ///   fine-tune:source=0               train everything, from a source under a new head
-    ///   lp-ft:source=0                   train the new head alone, then everything
-    ///   rescale:source=0                 learn one number per kernel of a source with the head, fold, train everything: what a
-    ///                                    learned merge does without another source; granularity, merge-rate=RATE
-    ///   linear, slerp, pleas:budget=1.3  the same from what a method of `merge --method list` makes of the sources;
-    ///                                    align=weights|activations, and the method's numbers
-    ///   medmerge                         learn merge weights with the head, fold, train everything; granularity, constraint,
-    ///                                    start, anchor, batch-norm, align, probe-statistics, regularise as in `learn`,
-    ///                                    merge-rate=RATE, learn-on=yes (learn them on while everything is trained; or a rate);
-    ///                                    of several, start=0/0.5 or anchor=0/1, the best by validation is kept
-    ///   ensemble, greedy-soup            of lp-ft of every source
-    /// Recipes with a phase for the head alone also take probe-epochs=N, those that train everything ema=DECAY and l2-sp=λ as in
-    /// `train`. `usual` and `all` stand for lists of them.
+    ///   scratch            train everything, from a drawn start
+    ///   fine-tune:source=0 train everything, from a source under a new head
+    ///   lp-ft:source=0     train the new head alone, then everything
+    ///   rescale:source=0   learn one number per kernel of a source with the head, fold, train
+    ///                      everything: a learned merge without another source; granularity,
+    ///                      merge-rate
+    ///   linear, slerp, pleas:budget=1.3
+    ///                      as lp-ft, from what a method of `merge --method list` makes of the
+    ///                      sources; align=weights|activations, and the method's numbers
+    ///   medmerge           learn merge weights with the head, fold, train everything;
+    ///                      granularity, constraint, start, anchor, batch-norm, align,
+    ///                      probe-statistics, regularise as in `learn`; merge-rate=RATE;
+    ///                      learn-on=yes or a rate (learn on while everything is trained);
+    ///                      of start=0/0.5 or anchor=0/1 the best by validation is kept
+    ///   ensemble, greedy-soup
+    ///                      of lp-ft of every source
+    /// Recipes with a phase for the head alone also take probe-epochs=N, those that train
+    /// everything ema=DECAY and l2-sp=λ as in `train`. `usual` and `all` stand for lists.
     ///
-    /// Each run leaves a small file in OUT/runs. The same command continues after a stop, also with more recipes or seeds, and on
-    /// another machine; OUT/table.md, table.csv and summary.json tell what all come to, results.svg and curves.svg show it.
+    /// Each run leaves a small file in OUT/runs. The same command continues after a stop, also
+    /// with more recipes or seeds, and on another machine. OUT/table.md, table.csv and
+    /// summary.json tell what all come to, results.svg and curves.svg show it.
     #[command(verbatim_doc_comment)]
     Compare(Box<Compare>),
     /// Bring a network's units into the order of another's; it computes what it did before
@@ -330,7 +335,7 @@ pub struct Train {
 
 #[derive(Args)]
 pub struct Learn {
-    /// The sources, two or more
+    /// The sources, two or more; of a single one, --constraint free learns one number for each of its kernels or filters
     #[arg(long, num_args = 1.., required = true, value_name = "CKPT")]
     pub models: Vec<PathBuf>,
     #[command(flatten)]

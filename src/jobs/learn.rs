@@ -25,7 +25,7 @@ use crate::train::{
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Learn {
-    /// The sources, two or more.
+    /// The sources, two or more; or a single one, whose kernels get numbers of their own by [`Constraint::Free`].
     pub models: Vec<PathBuf>,
     #[serde(default)]
     pub reading: Reading,
@@ -115,7 +115,7 @@ impl Learn {
         let log = EpochLog::new(&self.out, self.force)?;
         let card = CardFiles::check(&self.card, &self.out, self.force)?;
         let place = self.compute.open(observer)?;
-        let sources = networks::load_sources(&self.models, &self.reading, observer)?;
+        let sources = networks::load_any_sources(&self.models, &self.reading, observer)?;
         self.writing.check(sources.architecture(), true)?;
         let choice = match self.anchor.as_str() {
             "auto" => AnchorChoice::Auto,

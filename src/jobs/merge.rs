@@ -172,7 +172,10 @@ impl Merge {
 
     /// The sources, whose network can be written as it is asked for.
     fn sources(&self, reading: &Reading, observer: &mut dyn Observer) -> Result<Sources> {
-        let sources = networks::load_sources(&self.models, reading, observer)?;
+        let sources = match &self.by {
+            By::Weights { .. } => networks::load_any_sources(&self.models, reading, observer)?,
+            By::Coefficients(_) => networks::load_sources(&self.models, reading, observer)?,
+        };
         self.writing.check(sources.architecture(), true)?;
         Ok(sources)
     }

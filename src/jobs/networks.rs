@@ -19,7 +19,15 @@ pub fn load(path: &Path, reading: &Reading, observer: &mut dyn Observer) -> Resu
 }
 
 pub fn load_sources(paths: &[PathBuf], reading: &Reading, observer: &mut dyn Observer) -> Result<Sources> {
-    let sources = Sources::load_with(paths, reading)?;
+    told(Sources::load_with(paths, reading)?, observer)
+}
+
+/// [`load_sources`], also of a single one.
+pub fn load_any_sources(paths: &[PathBuf], reading: &Reading, observer: &mut dyn Observer) -> Result<Sources> {
+    told(Sources::load_any(paths, reading)?, observer)
+}
+
+fn told(sources: Sources, observer: &mut dyn Observer) -> Result<Sources> {
     for source in sources.iter() {
         tell(&source.path, &source.checkpoint, observer);
     }

@@ -307,7 +307,7 @@ fn folded(
 ) -> Result<(Checkpoint, Change)> {
     let file = TensorFile::read_as(path, Wanted::MergeWeights)?;
     let learned = Learned::from_file(&file)?;
-    let sources = networks::load_sources(models, &learned.reading(reading), observer)?;
+    let sources = networks::load_any_sources(models, &learned.reading(reading), observer)?;
     learned.check_sources(path, &sources)?;
     let trunks = learned.aligned(&sources).trunks();
     let folded = Checkpoint {

@@ -39,6 +39,14 @@ impl Sources {
             let hint = "name them after one --models: --models a.safetensors b.safetensors";
             return Err(Error::usage(format!("merging needs at least two sources, not {}", paths.len()), hint));
         }
+        Sources::load_any(paths, reading)
+    }
+
+    /// The same, also of a single source, whose kernels may be given numbers too.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn load_any(paths: &[PathBuf], reading: &Reading) -> Result<Sources> {
         let load = |path: &PathBuf| Source::load(path, reading);
         let sources = Sources { all: paths.iter().map(load).collect::<Result<Vec<_>>>()? };
         let first = &sources.all[0];

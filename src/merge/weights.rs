@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::plan::{Method, Plan, WeightGroup};
-use super::{Alignment, ProbeStatistics, Sources, Start, Statistics};
+use super::{Alignment, Constraint, ProbeStatistics, Sources, Start, Statistics};
 use crate::checkpoint::{self, Checkpoint, Hidden, Metadata, Numbers, Provenance, Reading, StoredTensor, TensorFile};
 use crate::error::{Error, Result};
 use crate::file_kind::Wanted;
@@ -340,7 +340,8 @@ impl Header<'_> {
             constraint: self.field("constraint")?.parse()?,
             batch_norm: self.field("batch_norm")?.parse()?,
         };
-        match method.anchor < sources && sources >= 2 {
+        let is_enough = sources >= 2 || (sources == 1 && method.constraint == Constraint::Free);
+        match method.anchor < sources && is_enough {
             true => Ok(method),
             false => Err(self.makes_no_sense("anchor")),
         }

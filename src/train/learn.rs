@@ -81,6 +81,11 @@ impl LearnOptions {
     /// a parameter that nothing says how to merge.
     pub fn check(&self, sources: &Sources, classes: usize) -> Result<()> {
         self.probe.check()?;
+        if sources.len() == 1 && self.constraint != Constraint::Free {
+            let message = format!("a single source with --constraint {} has nobody to be merged with", self.constraint);
+            let hint = "name two or more after --models; or learn numbers of the one alone: --constraint free";
+            return Err(Error::usage(message, hint));
+        }
         if self.start == Start::Layer && self.probe.epochs < 2 {
             return Err(Error::usage(
                 "--start layer with a single epoch",

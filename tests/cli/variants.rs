@@ -76,6 +76,41 @@ fn what_is_learned_in_any_way_is_measured_folded_and_continued() {
     );
 }
 
+#[test]
+fn a_single_source_is_given_numbers_of_its_own() {
+    let folder = Folder::with_sources();
+    let learn =
+        LEARN.replace("texture.safetensors ", "").replace("--anchor 0", "--constraint free --granularity kernel");
+    let learned = folder.json(&format!("{learn} --out whole"));
+    assert!(learned["moved"].as_f64().unwrap() > 0.0);
+    folder.done("merge --models shape.safetensors --weights whole.weights.safetensors --out again");
+    assert_eq!(folder.bytes("again"), folder.bytes("whole"));
+    in_parts(&folder, &format!("{learn} --out parts"));
+    assert_eq!(folder.bytes("parts"), folder.bytes("whole"));
+    // Each kernel is the source's by its number.
+    let [before, after, numbers] =
+        ["shape.safetensors", "whole", "whole.weights.safetensors"].map(|file| floats(&folder, file));
+    let (numbers, name) = (&numbers["layer2.0.conv1.merge_weight"], "layer2.0.conv1.weight");
+    let (before, after) = (&before[name], &after[name]);
+    assert_eq!(before.len(), 9 * numbers.len());
+    for ((before, after), number) in before.chunks(9).zip(after.chunks(9)).zip(numbers) {
+        assert!(before.iter().zip(after).all(|(before, after)| (before * number - after).abs() < 1e-6));
+    }
+    let on = "train --weights whole.weights.safetensors --models shape.safetensors --data data/target.npz --epochs 1";
+    folder.done(&format!("{on} --batch-size 8 --out on"));
+    assert_refused(
+        &folder,
+        &[
+            case(
+                "of two",
+                "merge --models shape.safetensors texture.safetensors --weights whole.weights.safetensors --out x",
+                &["merge weights for 1 sources, not for 2"],
+            ),
+            case("nothing", "learn --data data/target.npz --out x", &["--models"]),
+        ],
+    );
+}
+
 /// The farthest number of a trunk from where fine-tuning began.
 fn farthest(folder: &Folder, file: &str) -> f32 {
     let (before, after) = (floats(folder, "shape.safetensors"), floats(folder, file));
