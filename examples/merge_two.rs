@@ -49,7 +49,7 @@ pub fn main() -> Result<()> {
         reading: Reading::default(),
         images: images("target"),
         anchor: "texture".into(),
-        granularity: Granularity::Filter,
+        granularity: Granularity::Kernel,
         constraint: Constraint::Affine,
         start: medmerge::merge::Start::Weight(0.0),
         batch_norm: BatchNormPolicy::Merge,

@@ -351,7 +351,7 @@ pub struct Learn {
     /// layer: a convolution, with the batch norm behind it
     /// filter: the C·R·S weights of one output channel
     /// kernel: the R·S weights between one input and one output channel
-    #[arg(long, verbatim_doc_comment, value_parser = parse::<Granularity>, default_value = "filter")]
+    #[arg(long, verbatim_doc_comment, value_parser = parse::<Granularity>, default_value = "kernel")]
     pub granularity: Granularity,
     /// Constraint on the weights α, for M sources with anchor a: affine, clamp, simplex or free
     ///
@@ -364,7 +364,7 @@ pub struct Learn {
     /// Weight that every source but the anchor starts with: a number, uniform, or layer
     ///
     /// layer: what is learned first with one weight for each layer, from uniform, for half of the epochs
-    #[arg(long, value_parser = parse::<Start>, default_value = "0", allow_negative_numbers = true)]
+    #[arg(long, value_parser = parse::<Start>, default_value = "uniform", allow_negative_numbers = true)]
     pub start: Start,
     /// Batch norms are merged by the weights of the filters before them, the anchor's, or merged by weights of their own
     #[arg(long, value_parser = parse::<BatchNormPolicy>, default_value = "merge", value_name = "merge|anchor|own")]

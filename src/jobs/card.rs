@@ -148,6 +148,7 @@ impl Told<'_> {
             "align",
             "start",
             "regularise",
+            "probe_statistics",
             "coefficients",
             "coefficients_for",
             "scale",

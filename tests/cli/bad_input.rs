@@ -76,7 +76,7 @@ fn numbers_that_make_no_sense() {
                 format!("{LEARN} --constraint clamp --start 1.5"),
                 &["clamped weights start between 0 and 1"],
             ),
-            case("start in a corner", format!("{LEARN} --constraint simplex"), &["try --start uniform"]),
+            case("start in a corner", format!("{LEARN} --constraint simplex --start 0"), &["try --start uniform"]),
             case("no thread", format!("{TRAIN} --threads 0"), &["--threads 0"]),
             case("too many threads", format!("{TRAIN} --threads 5000"), &["between 1 and 1024"]),
             case("no image", "synth --out new --source-train 0", &["0 training images"]),
@@ -478,7 +478,7 @@ fn companions_that_do_not_fit() {
     folder.source("other", "shape", "--architecture resnet8 --width 4 --seed 5");
     folder.done(
         "learn --models texture.safetensors shape.safetensors --data data/target.npz --anchor 0 --epochs 1 \
-         --out merged.safetensors",
+         --granularity filter --out merged.safetensors",
     );
     folder.rewrite("texture.safetensors", "headless.safetensors", |file| {
         file.tensors.retain(|name, _| !name.starts_with("fc."));

@@ -94,7 +94,7 @@ fn recipes_with_options_are_what_the_same_options_of_other_verbs_make() {
     let sources = "--models texture.safetensors shape.safetensors";
     let f1 =
         |file: &str| folder.json(&format!("eval --model {file} --data data/target.npz"))["metrics"]["macro_f1"].clone();
-    folder.done(&format!("learn {sources} {options} --anchor 0 --start 0.5 --out w"));
+    folder.done(&format!("learn {sources} {options} --granularity filter --anchor 0 --start 0.5 --out w"));
     assert_eq!(f1("w"), half["stages"][0]["test"]["macro_f1"]);
     let on = format!("train --weights w.weights.safetensors {sources} {options} --learning-rate 1e-2");
     folder.done(&format!("{on} --merge-learning-rate 0.02 --out on"));

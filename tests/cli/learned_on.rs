@@ -19,7 +19,7 @@ fn farthest(folder: &Folder, weights: &str) -> f32 {
 #[test]
 fn merge_weights_are_pulled_to_their_start() {
     let folder = Folder::with_sources();
-    let learn = format!("{LEARN} --start 0.3 --epochs 5");
+    let learn = format!("{LEARN} --granularity filter --start 0.3 --epochs 5");
     folder.done(&format!("{learn} --out without"));
     folder.done(&format!("{learn} --regularise 0 --out none"));
     for suffix in ["", ".weights.safetensors"] {

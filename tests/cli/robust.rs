@@ -158,7 +158,11 @@ fn as_json_every_failure_is_one_object() {
         ("train --data x --out y --epochs many", 2, "invalid value 'many'"),
         ("", 2, "requires a subcommand"),
         ("train --data none.npz --out x", 2, "cannot read none.npz"),
-        ("learn --models texture.safetensors --data data/target.npz --out x", 2, "at least two sources"),
+        (
+            "learn --models texture.safetensors --data data/target.npz --out x",
+            2,
+            "a single source with --constraint affine",
+        ),
         ("merge --models texture.safetensors shape.safetensors --coefficients 1,0 --out there", 2, "already exists"),
         ("eval --model none --data data/texture.npz", 2, "cannot read none"),
         ("predict --model texture.safetensors --data data/texture.npz --out there", 2, "already exists"),

@@ -145,7 +145,7 @@ fn a_card_tells_where_a_network_comes_from() {
         "base_model:\n- \"texture.safetensors\"\n- \"shape.safetensors\"\n---\n",
         &format!("| texture.safetensors | `{}` |", sha256("texture.safetensors")),
         &format!("| shape.safetensors | `{}` |", sha256("shape.safetensors")),
-        "| granularity | filter |",
+        "| granularity | kernel |",
         "| file | target.npz |",
         "| macro F1 | 0.",
         "| pixels | 16×16 |",
