@@ -46,7 +46,7 @@ learned="medmerge medmerge:start=0.5 $kernel $kernel,align=activations $kernel,l
 # What the gain is made of: a probe twice as long, of a source and of the average.
 ablation="lp-ft:source=0,probe-epochs=24 lp-ft:source=1,probe-epochs=24"
 # The first of these were run with few seeds, to find which recipes deserve ten.
-key="$single linear:align=activations medmerge:start=0.5 $kernel $kernel,align=activations $kernel,align=activations,l2-sp=10 ensemble
+key="$single rescale:source=0 linear:align=activations medmerge:start=0.5 medmerge:granularity=kernel $kernel $kernel,align=activations $kernel,align=activations,l2-sp=10 ensemble
     greedy-soup"
 variants="$kernel,align=activations,ema=0.8 $kernel,align=activations,learn-on=0.002 $kernel,batch-norm=own,align=activations
     $kernel,align=activations,probe-statistics=running medmerge:granularity=kernel,start=layer,align=activations
