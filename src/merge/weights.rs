@@ -410,16 +410,8 @@ pub fn training_metadata(architecture: &Architecture, seed: u64, from: Option<&C
     metadata.insert("medmerge.seed".into(), seed.to_string());
     if let Some(from) = from {
         metadata.insert("medmerge.from".into(), from.sha256.clone());
-        let handed_on = [
-            "sources",
-            "granularity",
-            "constraint",
-            "batch_norm",
-            "anchor",
-            "start",
-            "regularise",
-            "probe_statistics",
-        ];
+        let handed_on =
+            ["sources", "granularity", "constraint", "batch_norm", "anchor", "start", "regularise", "probe_statistics"];
         for key in handed_on.map(|key| format!("medmerge.{key}")) {
             if let Some(value) = from.metadata.get(&key) {
                 metadata.insert(key, value.clone());
