@@ -45,9 +45,9 @@ averages="linear linear:align=activations ensemble greedy-soup"
 learned="medmerge medmerge:start=0.5 $kernel $kernel,align=activations $kernel,learn-on=yes"
 # What the gain is made of: a probe twice as long, of a source and of the average.
 ablation="lp-ft:source=0,probe-epochs=24 lp-ft:source=1,probe-epochs=24"
-# The first of these were run with few seeds, to find which recipes deserve ten.
-key="$single rescale:source=0 linear:align=activations medmerge:start=0.5 medmerge:granularity=kernel $kernel $kernel,align=activations $kernel,align=activations,l2-sp=10 ensemble
-    greedy-soup"
+# With ten seeds; what is varied beside them, with one, in a folder of its own.
+key="$single rescale:source=0 linear:align=activations medmerge:start=0.5 medmerge:granularity=kernel $kernel
+    $kernel,align=activations $kernel,align=activations,l2-sp=10 ensemble greedy-soup"
 variants="$kernel,align=activations,ema=0.8 $kernel,align=activations,learn-on=0.002 $kernel,batch-norm=own,align=activations
     $kernel,align=activations,probe-statistics=running medmerge:granularity=kernel,start=layer,align=activations
     $kernel,align=activations,merge-rate=0.05 $kernel,align=activations,probe-epochs=24 linear:align=activations,ema=0.8
@@ -75,19 +75,20 @@ cifar-ham-to-brain-200)
     compare "$brain" "$cifar" "$work/ham20.safetensors" -- $of_cifar --seeds "${SEEDS:-10}" --recipes $key "$@"
     ;;
 cifar-ham-to-brain-200-variants)
-    case=cifar-ham-to-brain-200
     source ham20 "$folder/npz/ham10000_28.npz" resnet20-option-a 8 13
     compare "$brain" "$cifar" "$work/ham20.safetensors" -- $of_cifar --seeds "${SEEDS:-1}" \
         --recipes $key $averages $learned $ablation $variants "$@"
     ;;
 cifar-untrained-to-brain-200)
     untrained untrained21 resnet20-option-a 21
-    compare "$brain" "$cifar" "$work/untrained21.safetensors" -- $of_cifar --seeds "${SEEDS:-5}" --recipes $kernel $kernel,align=activations "$@"
+    compare "$brain" "$cifar" "$work/untrained21.safetensors" -- $of_cifar --seeds "${SEEDS:-5}" \
+        --recipes $kernel $kernel,align=activations "$@"
     ;;
 untrained-untrained-to-brain-200)
     untrained untrained21 resnet20-option-a 21
     untrained untrained22 resnet20-option-a 22
-    compare "$brain" "$work/untrained21.safetensors" "$work/untrained22.safetensors" -- $of_cifar --seeds "${SEEDS:-5}" --recipes $kernel "$@"
+    compare "$brain" "$work/untrained21.safetensors" "$work/untrained22.safetensors" -- $of_cifar --seeds "${SEEDS:-5}" \
+        --recipes $kernel "$@"
     ;;
 cifar-scaled-to-brain-200)
     compare "$brain" "$cifar" "$cifar" -- $of_cifar --seeds "${SEEDS:-5}" --recipes $kernel,constraint=free "$@"

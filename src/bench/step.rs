@@ -11,7 +11,7 @@ use super::shapes::{self, Scale};
 use super::{Measured, Settings, merge};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, MemoryPlan, Trace, Work, WorkOf};
-use crate::merge::{Plan, ProbeStatistics, Start};
+use crate::merge::{Plan, Start};
 use crate::nn::{Model, Network};
 use crate::ops::Cost;
 use crate::ops::control::Control;
@@ -230,13 +230,7 @@ impl Running {
             Some(plan) => {
                 let merge_weights = plan.start(Start::Uniform)?.to_device(device);
                 let trunks = (0..plan.method.sources).map(|seed| source(seed).trunk.to_device(device)).collect();
-                Subject::Merge(MergeState {
-                    plan,
-                    trunks,
-                    merge_weights,
-                    keeps_statistics: false,
-                    probe_statistics: ProbeStatistics::Batch,
-                })
+                Subject::Merge(MergeState::new(plan, trunks, merge_weights))
             }
         };
         let options = TrainOptions {

@@ -196,8 +196,8 @@ impl Demo {
         self.check()?;
         let start = Instant::now();
         let place = self.compute.open(observer)?;
-        make_folder(&self.out, self.force)?;
         let (size, architecture) = self.size()?;
+        make_folder(&self.out, self.force)?;
         let target = self.out.join("target.npz");
         let sources = self.draw(&size, &target)?;
         // Each on threads of its own: networks of this size leave several of them little to share.
@@ -337,7 +337,7 @@ fn thumbnails(data: &Dataset, names: &[String]) -> Result<Vec<Thumbnail>> {
     const IN_A_ROW: usize = 8;
     let (bytes, pixels) = (data.train.bytes()?, data.height * data.width * data.channels);
     let mut found: Vec<(usize, usize)> = Vec::new();
-    for (class, _) in names.iter().enumerate().take(IN_A_ROW) {
+    for class in 0..names.len().min(IN_A_ROW) {
         let of_class = data.train.labels.iter().enumerate().filter(|(_, label)| **label as usize == class);
         found.extend(of_class.map(|(index, _)| (index, class)).take((IN_A_ROW / names.len()).max(1)));
     }

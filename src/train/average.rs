@@ -7,8 +7,6 @@
 //! Trunk and head are averaged. Running statistics are not: they are re-estimated for A, as for every other network that is made of
 //! several (Izmailov et al. 2018). It is the merge op that averages, so that every device gives the same bits.
 
-use std::sync::Arc;
-
 use super::{Target, reestimate_statistics};
 use crate::error::Result;
 use crate::nn::Model;
@@ -57,8 +55,7 @@ fn mean(alpha: &Tensor, a: &Tensor, b: &Tensor) -> Tensor {
     let mut mean = Tensor::uninit([len], DType::F32, a.device());
     if len > 0 {
         let choice = Choice::Alpha { first: 0, row_step: 0, period: 1 };
-        let table =
-            Arc::new(Table::new(vec![Segment { offset: 0, rows: 1, row_len: len, pitch: len, choice }], 1, len));
+        let table = Table::new(vec![Segment { offset: 0, rows: 1, row_len: len, pitch: len, choice }], 1, len);
         blend(&table, &[a, b], alpha, mean.view_mut());
     }
     mean

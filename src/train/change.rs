@@ -11,7 +11,7 @@
 use std::sync::Arc;
 
 use super::step::MergeState;
-use crate::merge::{Plan, ProbeStatistics};
+use crate::merge::Plan;
 use crate::ops::merge::{Choice, Table};
 use crate::tape::{Tape, Var};
 use crate::tensor::{Device, Tensor};
@@ -34,13 +34,7 @@ impl Change {
             .with_filters(plan.table.filters_len());
         let minus_alpha = minus_alpha(&plan, &merge_weights);
         // Its own buffer: it will be written.
-        let merge = MergeState {
-            plan,
-            trunks,
-            merge_weights: merge_weights.copy(),
-            keeps_statistics: true,
-            probe_statistics: ProbeStatistics::Batch,
-        };
+        let merge = MergeState { keeps_statistics: true, ..MergeState::new(plan, trunks, merge_weights.copy()) };
         Change { merge, table: Arc::new(table), folded: merge_weights, minus_alpha }
     }
 

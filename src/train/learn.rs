@@ -137,7 +137,7 @@ pub fn choose_anchor(
     }
     let scores: Vec<f64> = probes.iter().map(Probe::score).collect();
     // The first of equals.
-    let best = (0..scores.len()).rev().max_by(|&a, &b| scores[a].total_cmp(&scores[b])).expect("two sources at least");
+    let best = (0..scores.len()).rev().max_by(|&a, &b| scores[a].total_cmp(&scores[b])).expect("a source at least");
     Ok(Anchor { index: best, probes })
 }
 

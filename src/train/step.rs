@@ -36,6 +36,14 @@ pub struct MergeState {
     pub probe_statistics: ProbeStatistics,
 }
 
+impl MergeState {
+    /// One that normalises by the batch, and whose statistics are re-estimated.
+    pub fn new(plan: Plan, trunks: Vec<Tensor>, merge_weights: Tensor) -> MergeState {
+        let probe_statistics = ProbeStatistics::Batch;
+        MergeState { plan, trunks, merge_weights, keeps_statistics: false, probe_statistics }
+    }
+}
+
 /// One update rule per arena that learns.
 pub struct Optimizers {
     trunk: Option<Optimizer>,

@@ -68,7 +68,7 @@ fn recipes_are_run_and_compared_and_more_are_added() {
 #[test]
 fn recipes_with_options_are_what_the_same_options_of_other_verbs_make() {
     let folder = Folder::with_sources();
-    let recipes = "medmerge:start=0,anchor=0 medmerge:start=0.5,anchor=0 medmerge:start=0/0.5,anchor=0 \
+    let recipes = "lp-ft:source=1 medmerge:start=0,anchor=0 medmerge:start=0.5,anchor=0 medmerge:start=0/0.5,anchor=0 \
                    medmerge:start=0.5,anchor=0,learn-on=0.02 lp-ft:source=1,l2-sp=20,ema=0.5 \
                    medmerge:start=0.5,anchor=0,ema=0.5 rescale:source=1 rescale:source=1,granularity=filter";
     let compare =
@@ -92,19 +92,26 @@ fn recipes_with_options_are_what_the_same_options_of_other_verbs_make() {
     // The same options by hand.
     let options = "--data data/target.npz --batch-size 8 --epochs 3 --seed 1";
     let sources = "--models texture.safetensors shape.safetensors";
-    let f1 =
-        |file: &str| folder.json(&format!("eval --model {file} --data data/target.npz"))["metrics"]["macro_f1"].clone();
+    // Accuracy, macro F1 and AUC: ranks tell networks apart that answer alike.
+    let figures = |metrics: &Value| ["accuracy", "macro_f1", "auc"].map(|name| metrics[name].clone());
+    let by_hand = |file: &str| figures(&folder.json(&format!("eval --model {file} --data data/target.npz"))["metrics"]);
+    let tested = |run: &Value, stage: usize| figures(&run["stages"][stage]["test"]);
     folder.done(&format!("learn {sources} {options} --granularity filter --anchor 0 --start 0.5 --out w"));
-    assert_eq!(f1("w"), half["stages"][0]["test"]["macro_f1"]);
-    let on = format!("train --weights w.weights.safetensors {sources} {options} --learning-rate 1e-2");
-    folder.done(&format!("{on} --merge-learning-rate 0.02 --out on"));
-    assert_eq!(f1("on"), of("medmerge_start-0.5_anchor-0_learn-on-0.02")["stages"][1]["test"]["macro_f1"]);
+    assert_eq!(by_hand("w"), tested(&half, 0));
     let tune = format!("train {options} --learning-rate 1e-2");
+    folder.done(&format!("{tune} --weights w.weights.safetensors {sources} --merge-learning-rate 0.02 --out on"));
+    let on = of("medmerge_start-0.5_anchor-0_learn-on-0.02");
+    assert_eq!(by_hand("on"), tested(&on, 1));
     folder.done(&format!("{tune} --from w --ema 0.5 --out averaged"));
-    assert_eq!(f1("averaged"), of("medmerge_start-0.5_anchor-0_ema-0.5")["stages"][1]["test"]["macro_f1"]);
+    let averaged = of("medmerge_start-0.5_anchor-0_ema-0.5");
+    assert_eq!(by_hand("averaged"), tested(&averaged, 1));
     folder.done(&format!("train {options} --from shape.safetensors --new-head --head-only --out probe"));
     folder.done(&format!("{tune} --from probe --l2-sp 20 --ema 0.5 --out pulled"));
-    assert_eq!(f1("pulled"), of("lp-ft_source-1_l2-sp-20_ema-0.5")["stages"][1]["test"]["macro_f1"]);
+    let pulled = of("lp-ft_source-1_l2-sp-20_ema-0.5");
+    assert_eq!(by_hand("pulled"), tested(&pulled, 1));
+    // And each does something.
+    assert!(tested(&half, 1) != tested(&averaged, 1) && tested(&half, 1) != tested(&on, 1));
+    assert_ne!(pulled["stages"][1]["train_loss"], of("lp-ft_source-1")["stages"][1]["train_loss"]);
     let too_much = format!("{compare} --seeds 1 --recipes lp-ft:source=1,l2-sp=1000 --out x");
     assert_refused(&folder, &[case("too much", too_much, &["--l2-sp 1000 with --learning-rate 0.01"])]);
 }
@@ -178,6 +185,16 @@ fn training_images_are_drawn_by_the_seed() {
                 "misspelt",
                 format!("{COMPARE} --recipes medmrge --out x"),
                 &["unknown recipe 'medmrge'", "'medmerge'"],
+            ),
+            case(
+                "a corner, before anything runs",
+                format!("{COMPARE} --recipes scratch medmerge:constraint=simplex,start=0.5/0 --out x"),
+                &["--start 0 with --constraint simplex"],
+            ),
+            case(
+                "layers first",
+                format!("{COMPARE} --recipes scratch medmerge:granularity=layer,start=layer,probe-epochs=2 --out x"),
+                &["--start layer with --granularity layer"],
             ),
             case("no value", format!("{COMPARE} --recipes lp-ft --out x"), &["of which source?"]),
             case("beyond", format!("{COMPARE} --recipes lp-ft:source=2 --out x"), &["there is no source 2 of 2"]),

@@ -42,6 +42,8 @@ fn what_exists_is_kept_unless_forced() {
         folder.done(&format!("{command} --force"));
         assert_ne!(folder.bytes(file), b"theirs", "{file}");
     }
+    let run = folder.run("demo --architecture resnet9 --out nowhere");
+    assert!(run.code == Some(2) && !folder.path("nowhere").exists(), "{}", run.stderr);
     // The whole demonstration takes too long for here; that it starts shows that it was let in.
     let run = folder.start_until("demo --out old --force", "seed 0").interrupt();
     assert_eq!(run.code, Some(1), "{}", run.stderr);

@@ -96,16 +96,11 @@ impl What {
         let trunks = (0..sources as u64).map(|seed| model(100 + seed).trunk).collect();
         match self {
             What::Change(..) => Subject::EverythingAndMerge(Change::new(plan, trunks, merge_weights)),
-            _ => Subject::Merge(MergeState {
-                plan,
-                trunks,
-                merge_weights,
-                keeps_statistics: false,
-                probe_statistics: match self {
-                    What::Running => ProbeStatistics::Running,
-                    _ => ProbeStatistics::Batch,
-                },
+            What::Running => Subject::Merge(MergeState {
+                probe_statistics: ProbeStatistics::Running,
+                ..MergeState::new(plan, trunks, merge_weights)
             }),
+            _ => Subject::Merge(MergeState::new(plan, trunks, merge_weights)),
         }
     }
 

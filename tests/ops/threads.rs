@@ -1,6 +1,6 @@
 //! The bits of a result do not depend on how many threads computed it.
 
-use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Method, Plan, ProbeStatistics, Start};
+use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Method, Plan, Start};
 use medmerge::nn::{Architecture, Mode, Model, Stem};
 use medmerge::ops::softmax_cross_entropy::CrossEntropy;
 use medmerge::selftest::{Draw, Execution, OPS};
@@ -95,13 +95,7 @@ fn merge_of(model: &Model, granularity: Granularity) -> Subject {
     let plan = Plan::new(&model.network, method).unwrap();
     let trunks = (1..4).map(|seed| Model::initialized(model.network.clone(), seed).trunk).collect();
     let merge_weights = plan.start(Start::Uniform).unwrap();
-    Subject::Merge(MergeState {
-        plan,
-        trunks,
-        merge_weights,
-        keeps_statistics: false,
-        probe_statistics: ProbeStatistics::Batch,
-    })
+    Subject::Merge(MergeState::new(plan, trunks, merge_weights))
 }
 
 /// Two steps, so that what the first one wrote is read by the second.

@@ -131,6 +131,7 @@ impl Compare {
             return Err(Error::usage(message, "draw one of each class at least, and no more than there are"));
         }
         let recipes = if self.recipes.is_empty() { Recipe::usual(sources.len()) } else { self.recipes.clone() };
+        recipes.iter().try_for_each(|recipe| self.protocol.check_learning(recipe, &sources, data.classes))?;
         recipes.iter().filter_map(Recipe::method).try_for_each(|method| methods::check_heads(method, &sources))?;
         let stem = |path: &PathBuf| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let mut names: Vec<String> = self.models.iter().map(stem).collect();
@@ -272,7 +273,7 @@ impl Compare {
             observer.stops()
         });
         if matches!(result, Err(Error::Interrupted { .. })) {
-            observer.remark("runs that were finished are kept: the same command continues");
+            observer.remark("runs that were finished are kept: the same command continues, `demo` with --force");
         }
         result
     }

@@ -17,18 +17,14 @@ pub use recipe::{Kind, LearnOn, LearnRecipe, Recipe, Tuning};
 
 use super::selection::best_epoch;
 use super::{
-    Anchor, AnchorChoice, Change, EpochRecord, FINE_TUNE, FINE_TUNE_MERGE, LINEAR_PROBE, LearnOptions, Learning,
-    Observer, Subject, TRAIN, Target, TargetImages, TrainOptions, align, learn_for, probe, reestimate_statistics,
-    scores, train,
+    Anchor, AnchorChoice, Change, EpochRecord, FINE_TUNE, FINE_TUNE_MERGE, LINEAR_PROBE, Learning, Observer, Subject,
+    TRAIN, Target, TargetImages, TrainOptions, align, learn_for, probe, reestimate_statistics, scores, train,
 };
 use crate::checkpoint::Phase;
 use crate::data::SplitName;
 use crate::error::{Error, Result};
 use crate::merge::methods::{Inputs, MergeMethod, Numbers, Task, named};
-use crate::merge::{
-    Align, BatchNormPolicy, Constraint, Fixed, Granularity, Heads, Learned, Plan, ProbeStatistics, Sources, Start,
-    fold_by,
-};
+use crate::merge::{Constraint, Fixed, Granularity, Heads, Learned, Plan, Sources, Start, fold_by};
 use crate::metrics::{Metrics, mean_of_softmax};
 use crate::nn::{Model, Region, init};
 use crate::tensor::Tensor;
@@ -85,6 +81,13 @@ impl Protocol {
     pub fn check_recipe(&self, recipe: &Recipe) -> Result<()> {
         self.learning(recipe, 0).check()?;
         self.learning_rates.iter().try_for_each(|&rate| self.tuning(recipe, rate, 0).check())
+    }
+
+    /// The same for what a recipe learns of these sources: a start that its constraint or granularity does not allow.
+    pub fn check_learning(&self, recipe: &Recipe, sources: &Sources, classes: usize) -> Result<()> {
+        let Kind::Medmerge(options) = &recipe.kind else { return Ok(()) };
+        let check = |&start| options.options(0, start, self.learning(recipe, 0)).check(sources, classes);
+        options.start.iter().try_for_each(check)
     }
 
     /// Roughly how long a run takes, in passes forward and backward over the training images. A linear probe goes backward through
@@ -178,6 +181,7 @@ impl<'a> Seeded<'a> {
     pub fn run(&mut self, recipe: &Recipe, observer: &mut dyn Observer) -> Result<Outcome> {
         check_sources(recipe, self.sources.len())?;
         self.protocol.check_recipe(recipe)?;
+        self.protocol.check_learning(recipe, self.sources, self.target.data.classes)?;
         let mut learned = None;
         let stages = match &recipe.kind {
             Kind::Scratch => self.each_rate(|own, rate| {
@@ -414,22 +418,10 @@ impl<'a> Seeded<'a> {
         }
         let start = Instant::now();
         let probe = self.protocol.learning(recipe, self.seed);
-        let LearnRecipe { granularity, constraint, batch_norm, align, probe_statistics, .. } = *options;
         let mut best: Option<(f64, Learning)> = None;
-        for (anchor, from) in anchors.iter().flat_map(|&anchor| options.start.iter().map(move |&from| (anchor, from))) {
-            let options = LearnOptions {
-                granularity,
-                constraint,
-                start: from,
-                anchor: AnchorChoice::Named(anchor),
-                batch_norm,
-                keep_statistics: false,
-                align,
-                probe_statistics,
-                probe: probe.clone(),
-            };
-            options.check(self.sources, self.target.data.classes)?;
-            let anchor = Anchor { index: anchor, probes: Vec::new() };
+        for (index, from) in anchors.iter().flat_map(|&index| options.start.iter().map(move |&from| (index, from))) {
+            let options = options.options(index, from, probe.clone());
+            let anchor = Anchor { index, probes: Vec::new() };
             let learning = learn_for(self.sources, self.target, &options, anchor, observer, None)?;
             let score = best_epoch(&learning.history).and_then(|record| record.val_macro_f1).unwrap_or(0.0);
             if best.as_ref().is_none_or(|(before, _)| score > *before) {
@@ -455,17 +447,8 @@ impl<'a> Seeded<'a> {
         let checkpoint = &source.checkpoint;
         let name = source.path.display().to_string();
         let alone = Sources::from_models(vec![(name, checkpoint.architecture.clone(), checkpoint.model.clone())]);
-        let options = LearnOptions {
-            granularity,
-            constraint: Constraint::Free,
-            start: Start::Uniform,
-            anchor: AnchorChoice::Named(0),
-            batch_norm: BatchNormPolicy::Merge,
-            keep_statistics: false,
-            align: Align::None,
-            probe_statistics: ProbeStatistics::Batch,
-            probe: self.protocol.learning(recipe, self.seed),
-        };
+        let alone_recipe = LearnRecipe { granularity, constraint: Constraint::Free, ..LearnRecipe::default() };
+        let options = alone_recipe.options(0, Start::Uniform, self.protocol.learning(recipe, self.seed));
         let anchor = Anchor { index: 0, probes: Vec::new() };
         let Learning { learned, history, .. } = learn_for(&alone, self.target, &options, anchor, observer, None)?;
         let model = learned.fold(&alone.trunks())?;

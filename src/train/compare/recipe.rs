@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::merge::methods::{self, MergeMethod, Number, Numbers};
 use crate::merge::{Align, BatchNormPolicy, Constraint, Granularity, ProbeStatistics, Start};
-use crate::train::AnchorChoice;
+use crate::train::{AnchorChoice, LearnOptions, TrainOptions};
 
 /// See the module's table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -83,6 +83,26 @@ pub struct LearnRecipe {
     /// Of the merge weights, if not the protocol's.
     pub merge_rate: Option<f64>,
     pub learn_on: LearnOn,
+}
+
+impl LearnRecipe {
+    /// Those of `learn`, for one of the anchors and one of the starts.
+    pub(super) fn options(&self, anchor: usize, start: Start, probe: TrainOptions) -> LearnOptions {
+        let LearnRecipe { granularity, constraint, batch_norm, align, probe_statistics, .. } = *self;
+        let anchor = AnchorChoice::Named(anchor);
+        let keep_statistics = false;
+        LearnOptions {
+            granularity,
+            constraint,
+            start,
+            anchor,
+            batch_norm,
+            keep_statistics,
+            align,
+            probe_statistics,
+            probe,
+        }
+    }
 }
 
 /// Whether merge weights are learned on while everything is fine-tuned.
@@ -177,7 +197,10 @@ impl Recipe {
         );
         all.push("medmerge:granularity=kernel,start=0.5,regularise=1".into());
         all.push("medmerge:granularity=kernel,start=0.5,learn-on=yes".into());
-        all.push("medmerge:granularity=kernel,start=0.5,batch-norm=anchor".into());
+        for option in ["batch-norm=anchor", "batch-norm=own", "probe-statistics=running", "l2-sp=10", "ema=0.8"] {
+            all.push(format!("medmerge:granularity=kernel,start=0.5,{option}"));
+        }
+        all.push("medmerge:granularity=kernel,start=layer".into());
         let mut recipes: Vec<Recipe> = Vec::new();
         for text in all {
             let recipe: Recipe = text.parse().expect("a recipe");
