@@ -51,7 +51,7 @@ pub fn main() -> Result<()> {
         anchor: "texture".into(),
         granularity: Granularity::Kernel,
         constraint: Constraint::Affine,
-        start: medmerge::merge::Start::Weight(0.0),
+        starts: vec![medmerge::merge::Start::Weight(0.0)],
         batch_norm: BatchNormPolicy::Merge,
         keep_statistics: false,
         align: Align::None,

@@ -225,6 +225,9 @@ pub struct Schedule {
     /// Passes over the training split
     #[arg(long, default_value_t = 10)]
     pub epochs: usize,
+    /// As many passes as have so many steps, instead of --epochs
+    #[arg(long, conflicts_with = "epochs")]
+    pub steps: Option<usize>,
     /// Images per step
     #[arg(long, default_value_t = 128)]
     pub batch_size: usize,
@@ -342,7 +345,8 @@ pub struct Learn {
     pub reading: Reading,
     #[command(flatten)]
     pub data: Data,
-    /// The source on the `1 − w` side: its path, its name, its number from 0, or auto (the better linear probe)
+    /// The source on the `1 − w` side: its path, its name, its number from 0, auto (the better linear probe), or each: all are
+    /// learned with, and the best on the validation split is kept
     #[arg(long, default_value = "auto")]
     pub anchor: String,
     /// Unit that shares one merge weight: model, layer, filter or kernel
@@ -361,11 +365,13 @@ pub struct Learn {
     /// free: one number α_m for each source, whatever their sum
     #[arg(long, verbatim_doc_comment, value_parser = parse::<Constraint>, default_value = "affine")]
     pub constraint: Constraint,
-    /// Weight that every source but the anchor starts with: a number, uniform, or layer
+    /// Weight that every source but the anchor starts with: a number, uniform, layer or filter; of several, as in 0/0.5/layer, each
+    /// is learned from, and the best on the validation split is kept
     ///
-    /// layer: what is learned first with one weight for each layer, from uniform, for half of the epochs
-    #[arg(long, value_parser = parse::<Start>, default_value = "uniform", allow_negative_numbers = true)]
-    pub start: Start,
+    /// layer: what is learned first with one weight for each layer, from uniform, for half of the epochs.
+    /// filter: the same with one for each filter; --regularise then pulls each kernel's weight towards its filter's
+    #[arg(long, value_parser = parse::<Start>, default_value = "uniform", allow_negative_numbers = true, value_delimiter = '/')]
+    pub start: Vec<Start>,
     /// Batch norms are merged by the weights of the filters before them, the anchor's, or merged by weights of their own
     #[arg(long, value_parser = parse::<BatchNormPolicy>, default_value = "merge", value_name = "merge|anchor|own")]
     pub batch_norm: BatchNormPolicy,

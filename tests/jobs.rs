@@ -67,7 +67,7 @@ impl Folder {
             anchor: "a".into(),
             granularity: Granularity::Filter,
             constraint: Constraint::Affine,
-            start: medmerge::merge::Start::Weight(0.25),
+            starts: vec![medmerge::merge::Start::Weight(0.25)],
             batch_norm: BatchNormPolicy::Merge,
             keep_statistics: false,
             align: Default::default(),
@@ -343,4 +343,63 @@ fn learning_that_was_stopped_is_continued() {
         assert_eq!(rows(&files.log), rows(&expected.log));
         assert!(!job.out.with_extension("resume.safetensors").exists());
     }
+}
+
+/// Of several starts and anchors the best is kept, with the bits that it has alone, also after a stop.
+#[test]
+fn the_best_of_several_starts_is_kept() {
+    use medmerge::merge::Start::{Uniform, Weight};
+    let folder = Folder::new();
+    folder.sources();
+    let bytes = |path: &Path| std::fs::read(path).unwrap();
+    let mut alone = Vec::new();
+    for (index, anchor) in ["a", "b"].into_iter().enumerate() {
+        for start in [Weight(0.0), Uniform] {
+            let out = folder.path(&format!("{anchor}-{start}.safetensors"));
+            let job = Learn { out, anchor: anchor.into(), starts: vec![start], ..folder.learn() };
+            let files = job.run(&mut Silent).unwrap();
+            assert!(files.tried.is_empty());
+            let scores: Vec<f64> = files.history.iter().map(|record| record.val_macro_f1.unwrap()).collect();
+            let score = scores.into_iter().fold(0.0, f64::max);
+            alone.push((
+                medmerge::train::Tried { anchor: index, start, score },
+                bytes(&job.out),
+                bytes(&files.weights),
+            ));
+        }
+    }
+    let (anchor, starts) = ("each".to_string(), vec![Weight(0.0), Uniform]);
+    let job = Learn { out: folder.path("best.safetensors"), anchor, starts, resume: true, ..folder.learn() };
+    // Two epochs of three steps each: in the second of the third.
+    let mut observer = Stopping { before: 16, steps: 0, remarks: Vec::new() };
+    assert!(matches!(job.run(&mut observer).map(drop), Err(Error::Interrupted { .. })));
+    let mut observer = Stopping { before: usize::MAX, steps: 0, remarks: Vec::new() };
+    let files = job.run(&mut observer).unwrap();
+    assert_eq!(observer.steps, 9, "of the third an epoch, and all of the fourth");
+    let tried: Vec<_> = alone.iter().map(|(tried, ..)| tried.clone()).collect();
+    assert_eq!(files.tried, tried);
+    let best = tried.iter().map(|tried| tried.score).fold(0.0, f64::max);
+    assert!(tried.iter().any(|tried| tried.score < best), "{tried:?}");
+    let (_, out, weights) = alone.into_iter().find(|(tried, ..)| tried.score == best).unwrap();
+    assert!(bytes(&job.out) == out && bytes(&files.weights) == weights);
+    let left: Vec<_> =
+        std::fs::read_dir(job.out.parent().unwrap()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(!left.iter().any(|path| path.to_string_lossy().contains("resume")), "{left:?}");
+}
+
+/// Steps are epochs, rounded up.
+#[test]
+fn steps_are_counted_in_epochs() {
+    let folder = Folder::new();
+    let mut job = folder.train("steps.safetensors", 1);
+    // Three of them are an epoch.
+    job.options.steps = Some(4);
+    let by_steps = job.run(&mut Silent).unwrap();
+    job.options.epochs = 2;
+    job.options.steps = None;
+    job.out = folder.path("epochs.safetensors");
+    let by_epochs = job.run(&mut Silent).unwrap();
+    assert_eq!(by_steps.history.len(), 2);
+    assert!(std::fs::read(folder.path("steps.safetensors")).unwrap() == std::fs::read(&job.out).unwrap());
+    assert_eq!(by_epochs.history.len(), 2);
 }

@@ -23,7 +23,7 @@ pub fn run(options: &Learn, global: &Global) -> Result<()> {
         anchor: options.anchor.clone(),
         granularity: options.granularity,
         constraint: options.constraint,
-        start: options.start,
+        starts: options.start.clone(),
         batch_norm: options.batch_norm,
         keep_statistics: options.keep_statistics,
         align: options.align,
@@ -54,13 +54,17 @@ pub fn run(options: &Learn, global: &Global) -> Result<()> {
     let result = json!({
         "moved": moved, "start": shown(start), "out": shown(&job.out), "log": shown(&files.log), "weights": shown(&files.weights),
         "anchor": shown(anchor),
-        "anchor_scores": scores, "granularity": job.granularity, "learned": count,
+        "anchor_scores": scores, "tried": files.tried, "granularity": job.granularity, "learned": count,
         "epochs": files.history,
     });
     report(global, &result, |out| {
         writeln!(out, "anchor: {}", anchor.display())?;
         for (source, score) in job.models.iter().zip(scores.iter().flatten()) {
             writeln!(out, "  linear probe of {}: validation macro F1 {score:.4}", source.display())?;
+        }
+        for tried in &files.tried {
+            let (anchor, score) = (job.models[tried.anchor].display(), tried.score);
+            writeln!(out, "  from {}, anchor {anchor}: validation macro F1 {score:.4}", tried.start)?;
         }
         writeln!(out, "{count} merge weights, by {}; they moved by {moved:.3} on average", job.granularity)?;
         if moved < STILL {

@@ -111,6 +111,7 @@ fn train_options(schedule: &cli::Schedule, merge_learning_rate: f64, global: &Gl
     let augmentation = Augmentation { flip: schedule.flip, shift: schedule.shift };
     TrainOptions {
         epochs: schedule.epochs,
+        steps: schedule.steps,
         batch_size: schedule.batch_size,
         learning_rate: schedule.learning_rate,
         merge_learning_rate,

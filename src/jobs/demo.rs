@@ -314,7 +314,7 @@ impl Demo {
             anchor: "auto".into(),
             granularity: Granularity::Kernel,
             constraint: Constraint::Affine,
-            start: Start::Uniform,
+            starts: vec![Start::Uniform],
             batch_norm: BatchNormPolicy::Merge,
             keep_statistics: false,
             align: Align::Activations,

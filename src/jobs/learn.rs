@@ -19,7 +19,7 @@ use crate::output::{Named, OutputPath};
 use crate::report::{LayerWeights, SourceWeights, merge_weights, save};
 use crate::train::{
     Anchor, AnchorChoice, EpochRecord, LearnOptions, Observer, Place, ResumeFile, Settings, Target, TrainOptions,
-    best_epoch, choose_anchor, learn_for,
+    Tried, best_epoch, choose_anchor, learn_best,
 };
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,11 +30,12 @@ pub struct Learn {
     #[serde(default)]
     pub reading: Reading,
     pub images: Images,
-    /// The source on the `1 − w` side: its path, its name, its number from 0, or `auto` (the better linear probe).
+    /// The source on the `1 − w` side: its path, its name, its number from 0, `auto` (the better linear probe), or `each`, as `starts`.
     pub anchor: String,
     pub granularity: Granularity,
     pub constraint: Constraint,
-    pub start: Start,
+    /// Each is learned from, and what is best on the validation split is kept.
+    pub starts: Vec<Start>,
     pub batch_norm: BatchNormPolicy,
     /// Keep the running statistics of the probe instead of re-estimating them on the training split.
     #[serde(default)]
@@ -73,6 +74,8 @@ pub struct LearnedFiles {
     pub learned: Learned,
     pub history: Vec<EpochRecord>,
     pub anchor: Anchor,
+    /// Everything that was learned, in order, where there were several starts or anchors.
+    pub tried: Vec<Tried>,
     pub weights: PathBuf,
     pub log: PathBuf,
 }
@@ -93,16 +96,21 @@ impl Learn {
         self.options.check()?;
         self.compute.check()?;
         self.reading.check()?;
+        if self.starts.is_empty() {
+            return Err(Error::usage("no start to learn from", "give one at least: uniform"));
+        }
         if self.picture.is_some() && cfg!(not(feature = "cli")) {
             return Err(Error::usage("pictures are not part of this build", "build with the feature `cli`"));
         }
         let inputs = self.models.iter().map(|path| ("--models", path.as_path()));
         let inputs: Vec<Named> = inputs.chain([("--data", self.images.data.as_path())]).collect();
-        let (weights, log, state) = (self.weights_path(), EpochLog::beside(&self.out), self.state_path());
+        let (weights, log) = (self.weights_path(), EpochLog::beside(&self.out));
+        let states: Vec<PathBuf> = (0..self.choices()).map(|index| self.state_path(index)).collect();
         let mut outputs: Vec<Named> = vec![("--out", &self.out), ("--weights", &weights)];
         outputs.extend(self.picture.iter().map(|path| ("--picture", path.as_path())));
         outputs.push(("the log beside --out", &log));
-        outputs.extend(self.resume.then_some(("the state of --resume", state.as_path())));
+        let state_of = |path| ("the state of --resume", PathBuf::as_path(path));
+        outputs.extend(states.iter().filter(|_| self.resume).map(state_of));
         card::check_apart(&inputs, outputs, &self.card, &self.out)
     }
 
@@ -117,9 +125,9 @@ impl Learn {
         let place = self.compute.open(observer)?;
         let sources = networks::load_any_sources(&self.models, &self.reading, observer)?;
         self.writing.check(sources.architecture(), true)?;
-        let choice = match self.anchor.as_str() {
-            "auto" => AnchorChoice::Auto,
-            name => AnchorChoice::Named(sources.find(name)?),
+        let named = match self.anchor.as_str() {
+            "auto" | "each" => None,
+            name => Some(sources.find(name)?),
         };
         let files: Vec<_> = sources.iter().map(|s| (s.path.as_path(), &s.checkpoint.provenance)).collect();
         let channels = sources.input_channels();
@@ -133,18 +141,30 @@ impl Learn {
         let mut weights_output = OutputPath::check(&weights_path, self.force, size)?;
 
         let target = Target { data: &data, normalisation: &normalisation, place };
-        let options = self.learn_options(choice);
-        options.check(&sources, data.classes)?;
-        let mut state = match self.resume {
-            true => {
-                let provenance = Provenance::of_data(&data, &normalisation)?;
-                Some(ResumeFile::new(&self.state_path(), self.settings(place, &network, &sources, &provenance)?)?)
+        let options = self.learn_options(named, data.train.len());
+        let each = self.starts.iter().map(|&start| LearnOptions { start, ..options.clone() });
+        each.into_iter().try_for_each(|options| options.check(&sources, data.classes))?;
+        let mut states = Vec::new();
+        if self.resume {
+            let provenance = Provenance::of_data(&data, &normalisation)?;
+            let settings = self.settings(&options.probe, place, &network, &sources, &provenance)?;
+            for index in 0..self.choices() {
+                // Each belongs to one start and one anchor.
+                let mut settings = settings.clone();
+                settings.insert("--start".into(), json!(self.starts[index % self.starts.len()]));
+                if self.anchor == "each" {
+                    settings.insert("--anchor".into(), json!(index / self.starts.len()));
+                }
+                states.push(ResumeFile::new(&self.state_path(index), settings)?);
             }
-            false => None,
-        };
+        }
         let mut recording = Recording::new(observer, log, None);
-        let anchor = self.anchor(&options, &sources, target, &mut recording, state.as_mut())?;
-        let learning = learn_for(&sources, target, &options, anchor, &mut recording, state.as_mut())?;
+        let anchors = self.anchors(&options, &sources, target, &mut recording, states.first_mut())?;
+        let (learning, tried) = {
+            let mut files = states.iter_mut();
+            let state = |_, _: &Anchor, _| Ok(files.next());
+            learn_best(&sources, target, &options, (&anchors, &self.starts), &mut recording, state)?
+        };
         let learned = learning.learned;
         learned.save(&mut weights_output)?;
         self.write_folded(&mut output, &learned, &sources, &learning.history, card, recording.observer)?;
@@ -153,11 +173,12 @@ impl Learn {
             let svg = picture(&learned, &sources)?;
             save(&svg, &mut OutputPath::check(path, self.force, 0)?)?;
         }
-        state.map_or(Ok(()), ResumeFile::remove)?;
+        states.into_iter().try_for_each(ResumeFile::remove)?;
         Ok(LearnedFiles {
             learned,
             history: learning.history,
             anchor: learning.anchor,
+            tried: if tried.len() > 1 { tried } else { Vec::new() },
             weights: weights_path,
             log: EpochLog::beside(&self.out),
         })
@@ -182,8 +203,23 @@ impl Learn {
         card::save(output, &told, card, observer)
     }
 
+    /// The anchor, or all of them.
+    fn anchors(
+        &self,
+        options: &LearnOptions,
+        sources: &Sources,
+        target: Target,
+        recording: &mut Recording,
+        state: Option<&mut ResumeFile>,
+    ) -> Result<Vec<Anchor>> {
+        if self.anchor == "each" {
+            return Ok((0..sources.len()).map(|index| Anchor { index, probes: Vec::new() }).collect());
+        }
+        Ok(vec![self.one_anchor(options, sources, target, recording, state)?])
+    }
+
     /// The anchor: as an earlier process chose it, as it is named, or by probes.
-    fn anchor(
+    fn one_anchor(
         &self,
         options: &LearnOptions,
         sources: &Sources,
@@ -213,6 +249,7 @@ impl Learn {
     /// The identity of a run.
     fn settings(
         &self,
+        probe: &TrainOptions,
         place: Place,
         network: &Network,
         sources: &Sources,
@@ -224,7 +261,6 @@ impl Learn {
             "--anchor": self.anchor,
             "--granularity": self.granularity,
             "--constraint": self.constraint,
-            "--start": self.start,
             "--batch-norm": self.batch_norm,
             "--keep-statistics": self.keep_statistics,
             "--align": self.align,
@@ -233,24 +269,32 @@ impl Learn {
             "--regularise": (self.options.regularise != 0.0).then_some(self.options.regularise),
         });
         let network = (sources.architecture().clone(), network);
-        settings(&network, &self.options, (&self.compute, place), provenance, more)
+        settings(&network, probe, (&self.compute, place), provenance, more)
     }
 
-    fn state_path(&self) -> PathBuf {
-        self.out.with_extension("resume.safetensors")
+    /// In how many ways merge weights are learned.
+    fn choices(&self) -> usize {
+        self.starts.len() * if self.anchor == "each" { self.models.len() } else { 1 }
     }
 
-    fn learn_options(&self, anchor: AnchorChoice) -> LearnOptions {
+    /// The state of one of them, counted from 0.
+    fn state_path(&self, index: usize) -> PathBuf {
+        let number = if self.choices() > 1 { format!("{index}.") } else { String::new() };
+        self.out.with_extension(format!("{number}resume.safetensors"))
+    }
+
+    /// From the first start, and the anchor that was named.
+    fn learn_options(&self, named: Option<usize>, images: usize) -> LearnOptions {
         LearnOptions {
             granularity: self.granularity,
             constraint: self.constraint,
-            start: self.start,
-            anchor,
+            start: self.starts[0],
+            anchor: named.map_or(AnchorChoice::Auto, AnchorChoice::Named),
             batch_norm: self.batch_norm,
             keep_statistics: self.keep_statistics,
             align: self.align,
             probe_statistics: self.probe_statistics,
-            probe: self.options.clone(),
+            probe: self.options.for_images(images),
         }
     }
 

@@ -125,30 +125,31 @@ impl Train {
         let normalisation = networks::normalisation(&self.images.normalise, &files, channels, observer)?;
         networks::tell_image_size(&files, &data, observer);
         let output = OutputPath::check(&self.out, force, checkpoint::file_size(&network))?;
+        let options = self.options.for_images(data.train.len());
         let mut model = match &from {
             None => Model::initialized(network, self.options.seed),
             Some(from) => self.transferred(from, network, &data, observer)?,
         };
 
         let before = from.as_ref().map_or(&[][..], |from| &from.provenance.training);
-        let mut provenance = Provenance::of(&data, &normalisation, before, self.options.phase(self.kind(), &[]))?;
+        let mut provenance = Provenance::of(&data, &normalisation, before, options.phase(self.kind(), &[]))?;
         let mut state = match self.resume {
             true => {
                 let network = (architecture.clone(), &*model.network);
-                Some(ResumeFile::new(&state_path, self.settings(place, &network, from.as_ref(), &provenance)?)?)
+                let settings = self.settings(&options, place, &network, from.as_ref(), &provenance)?;
+                Some(ResumeFile::new(&state_path, settings)?)
             }
             false => None,
         };
         let metadata = self.metadata(&architecture, from.as_ref());
-        let options = self.options.clone();
-        let saving = Saving { output, metadata, form, provenance: provenance.clone(), options };
+        let saving = Saving { output, metadata, form, provenance: provenance.clone(), options: options.clone() };
         let mut recording = Recording::new(observer, log, Some(saving));
         recording.phase("training");
         let target = Target { data: &data, normalisation: &normalisation, place };
-        let history = train_resumable(&mut model, &mut subject, target, &self.options, &mut recording, state.as_mut())?;
+        let history = train_resumable(&mut model, &mut subject, target, &options, &mut recording, state.as_mut())?;
         let Recording { saving, observer, .. } = recording;
         let Saving { mut output, mut metadata, form, .. } = saving.expect("given above");
-        *provenance.training.last_mut().expect("made above") = self.options.phase(self.kind(), &history);
+        *provenance.training.last_mut().expect("made above") = options.phase(self.kind(), &history);
         provenance.write(&mut metadata);
         let described = Described::of(&architecture, &model, &form, &provenance);
         let told = Told { described, metadata: &metadata, history: &history, sources: self.sources(from.as_ref()) };
@@ -272,6 +273,7 @@ impl Train {
     /// The identity of a run.
     fn settings(
         &self,
+        options: &TrainOptions,
         place: Place,
         network: &(Architecture, &Network),
         from: Option<&Checkpoint>,
@@ -294,7 +296,7 @@ impl Train {
             "--l2-sp": (self.options.l2_sp != 0.0).then_some(self.options.l2_sp),
             "--ema": (self.options.ema != 0.0).then_some(self.options.ema),
         });
-        settings(network, &self.options, (&self.compute, place), provenance, more)
+        settings(network, options, (&self.compute, place), provenance, more)
     }
 }
 

@@ -14,7 +14,7 @@ use crate::ops::merge::{Choice, Segment, Table};
 use crate::tensor::{DType, Tensor};
 
 /// How many weights share one merge weight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Granularity {
@@ -52,13 +52,24 @@ pub enum Start {
     Weight(f64),
     /// What is learned first with one weight for each layer, from 1/M; learning goes on from there with more.
     Layer,
+    /// The same with one for each filter. With `regularise` each kernel's weight is pulled towards its filter's.
+    Filter,
 }
 
 impl Start {
     pub fn weight(self, sources: usize) -> f64 {
         match self {
-            Start::Uniform | Start::Layer => 1.0 / sources as f64,
+            Start::Uniform | Start::Layer | Start::Filter => 1.0 / sources as f64,
             Start::Weight(weight) => weight,
+        }
+    }
+
+    /// What is learned first.
+    pub fn coarser(self) -> Option<Granularity> {
+        match self {
+            Start::Layer => Some(Granularity::Layer),
+            Start::Filter => Some(Granularity::Filter),
+            Start::Uniform | Start::Weight(_) => None,
         }
     }
 }
@@ -92,6 +103,7 @@ impl fmt::Display for Start {
         match self {
             Start::Uniform => f.write_str("uniform"),
             Start::Layer => f.write_str("layer"),
+            Start::Filter => f.write_str("filter"),
             Start::Weight(weight) => write!(f, "{weight}"),
         }
     }
@@ -103,10 +115,12 @@ impl FromStr for Start {
         match text.parse::<f64>() {
             _ if text == "uniform" => Ok(Start::Uniform),
             _ if text == "layer" => Ok(Start::Layer),
+            _ if text == "filter" => Ok(Start::Filter),
             Ok(weight) if weight.is_finite() => Ok(Start::Weight(weight)),
-            _ => {
-                Err(Error::usage(format!("--start {text}"), "give a number, such as 0 or 0.5, or 'uniform' or 'layer'"))
-            }
+            _ => Err(Error::usage(
+                format!("--start {text}"),
+                "give a number, such as 0 or 0.5, or 'uniform', 'layer' or 'filter'",
+            )),
         }
     }
 }
@@ -167,13 +181,18 @@ impl Plan {
         })
     }
 
-    /// The merge weights that learning begins with: learned rows × merge weights in each. Those of [`Start::Layer`] are what it
-    /// begins with in its turn; see [`Plan::spread`].
+    /// The merge weights that learning begins with: learned rows × merge weights in each. Those of a start that is learned first are
+    /// what that begins with in its turn; see [`Plan::spread`].
     pub fn start(&self, start: Start) -> Result<Tensor> {
         let Method { sources, anchor, constraint, granularity, .. } = self.method;
-        if start == Start::Layer && !matches!(granularity, Granularity::Filter | Granularity::Kernel) {
-            let message = format!("--start layer with --granularity {granularity}");
-            return Err(Error::usage(message, "learning for each layer first goes before filter or kernel"));
+        if let Some(first) = start.coarser()
+            && first >= granularity
+        {
+            let message = format!("--start {start} with --granularity {granularity}");
+            return Err(Error::usage(
+                message,
+                "what is learned first shares a merge weight among more than what follows",
+            ));
         }
         let weight = start.weight(sources);
         let of_anchor = 1.0 - weight * (sources - 1) as f64;
@@ -195,14 +214,17 @@ impl Plan {
         Ok(Tensor::from_vec(rows.collect::<Vec<f32>>(), [self.parametrization.rows(), self.parametrization.learned]))
     }
 
-    /// What was learned by `layers`, a plan for the same network with one merge weight for each layer, for each merge weight here.
-    pub fn spread(&self, layers: &Plan, learned: &Tensor) -> Tensor {
-        let (count, coarse) = (self.parametrization.learned, layers.parametrization.learned);
+    /// What was learned by `coarser`, a plan for the same network whose merge weights are shared by more, for each merge weight here.
+    pub fn spread(&self, coarser: &Plan, learned: &Tensor) -> Tensor {
+        let (count, coarse) = (self.parametrization.learned, coarser.parametrization.learned);
         let mut spread = vec![0f32; self.parametrization.rows() * count];
-        for (entry, layer) in self.entries.iter().zip(&layers.entries) {
-            assert!(entry.name == layer.name && layer.shape.is_empty(), "{} and {}", entry.name, layer.name);
+        for (entry, shared) in self.entries.iter().zip(&coarser.entries) {
+            assert!(entry.name == shared.name && entry.count().is_multiple_of(shared.count()), "{}", entry.name);
+            // Kernels lie filter by filter.
+            let of_each = entry.count() / shared.count();
             for (row, learned) in spread.chunks_mut(count).zip(learned.to_vec::<f32>().chunks(coarse)) {
-                row[entry.first..][..entry.count()].fill(learned[layer.first]);
+                let of_entry = row[entry.first..][..entry.count()].chunks_mut(of_each);
+                of_entry.zip(&learned[shared.first..]).for_each(|(of_one, &weight)| of_one.fill(weight));
             }
         }
         Tensor::from_vec(spread, [self.parametrization.rows(), count])
@@ -465,7 +487,19 @@ mod tests {
         let row =
             |first: f32| [[first; 6].to_vec(), vec![first + 1.0; 10], vec![first + 2.0; 10], vec![first + 3.0; 10]];
         assert_eq!(spread.to_vec::<f32>(), [row(1.0).concat(), row(5.0).concat()].concat());
-        assert!(layers.start(Start::Layer).is_err() && kernels.start(Start::Layer).is_ok());
+        let filters = own(Granularity::Filter);
+        let by_filter: Vec<f32> = (0..2 * filters.parametrization.learned).map(|i| i as f32).collect();
+        let spread = kernels.spread(&filters, &Tensor::from_vec(by_filter, [2, filters.parametrization.learned]));
+        let spread = spread.to_vec::<f32>();
+        for (entry, of_filters) in kernels.entries.iter().zip(&filters.entries) {
+            for index in 0..entry.count() {
+                let filter = index * of_filters.count() / entry.count();
+                assert_eq!(spread[entry.first + index], (of_filters.first + filter) as f32, "{} {index}", entry.name);
+            }
+        }
+        for (plan, allowed) in [(&layers, [false, false]), (&filters, [true, false]), (&kernels, [true, true])] {
+            assert_eq!([Start::Layer, Start::Filter].map(|start| plan.start(start).is_ok()), allowed);
+        }
     }
 
     /// DenseNet-121, most of whose norms read what many convolutions made, and a norm behind a shortcut.

@@ -86,11 +86,9 @@ impl LearnOptions {
             let hint = "name two or more after --models; or learn numbers of the one alone: --constraint free";
             return Err(Error::usage(message, hint));
         }
-        if self.start == Start::Layer && self.probe.epochs < 2 {
-            return Err(Error::usage(
-                "--start layer with a single epoch",
-                "half of the epochs are for each: give 2 at least",
-            ));
+        if self.start.coarser().is_some() && self.probe.epochs < 2 {
+            let message = format!("--start {} with a single epoch", self.start);
+            return Err(Error::usage(message, "half of the epochs are for each: give 2 at least"));
         }
         Plan::new(&sources.network(classes), self.method(sources, 0))?.start(self.start).map(drop)
     }
@@ -169,6 +167,50 @@ pub fn learn_for(
     learn_as("learning merge weights", sources, target, options, anchor, observer, state)
 }
 
+/// One of several ways to learn, and what came of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Tried {
+    pub anchor: usize,
+    pub start: Start,
+    /// Macro F1 of the best epoch on the validation split.
+    pub score: f64,
+}
+
+/// [`learn_for`] each of the anchors from each of the starts, and what has the best macro F1 on the validation split, the first of
+/// equals. Several are phases by their start and the anchor's name. `state` makes the file of each, counted from 0.
+pub fn learn_best<'a>(
+    sources: &Sources,
+    target: Target,
+    options: &LearnOptions,
+    (anchors, starts): (&[Anchor], &[Start]),
+    observer: &mut dyn Observer,
+    mut state: impl FnMut(usize, &Anchor, Start) -> Result<Option<&'a mut ResumeFile>>,
+) -> Result<(Learning, Vec<Tried>)> {
+    let all: Vec<(&Anchor, Start)> = anchors.iter().flat_map(|a| starts.iter().map(move |&s| (a, s))).collect();
+    let has_choice = all.len() > 1;
+    if has_choice && target.data.val.is_empty() {
+        let hint = "name one start and one anchor";
+        return Err(Error::usage("several starts are compared on the validation split, which is empty", hint));
+    }
+    let (mut best, mut tried) = (None::<Learning>, Vec::<Tried>::new());
+    for (index, (anchor, start)) in all.into_iter().enumerate() {
+        let mut phase = "learning merge weights".to_string();
+        if has_choice {
+            let name = sources.get(anchor.index).path.display();
+            phase = format!("{phase} from {start}, anchor {name}");
+        }
+        let file = state(index, anchor, start)?;
+        let options = LearnOptions { start, ..options.clone() };
+        let learning = learn_as(&phase, sources, target, &options, anchor.clone(), observer, file)?;
+        let score = best_epoch(&learning.history).and_then(|record| record.val_macro_f1).unwrap_or(0.0);
+        if tried.iter().all(|before| score > before.score) {
+            best = Some(learning);
+        }
+        tried.push(Tried { anchor: anchor.index, start, score });
+    }
+    Ok((best.expect("an anchor and a start at least"), tried))
+}
+
 /// [`learn_for`] as a phase of that name.
 fn learn_as(
     phase: &str,
@@ -180,14 +222,15 @@ fn learn_as(
     state: Option<&mut ResumeFile>,
 ) -> Result<Learning> {
     let classes = target.data.classes;
+    let options = &LearnOptions { probe: options.probe.for_images(target.data.train.len()), ..options.clone() };
     let alignment = align(options.align, sources, anchor.index, target, observer)?;
     let sources = &alignment.as_ref().map_or(Cow::Borrowed(sources), |a| Cow::Owned(sources.aligned(a)));
     let plan = Plan::new(&sources.network(classes), options.method(sources, anchor.index))?;
     let mut merge_weights = plan.start(options.start)?;
     let mut model = with_new_head(sources, anchor.index, classes, options.probe.seed);
     let (mut probe, mut before) = (options.probe.clone(), Vec::new());
-    if options.start == Start::Layer {
-        let Learning { learned, .. } = layers_first(sources, target, options, &anchor, observer)?;
+    if let Some(granularity) = options.start.coarser() {
+        let Learning { learned, .. } = coarser_first(granularity, sources, target, options, &anchor, observer)?;
         merge_weights = plan.spread(&learned.plan()?, &learned.merge_weights);
         model.head = learned.model.head;
         before = learned.provenance.training;
@@ -216,17 +259,19 @@ fn learn_as(
     Ok(Learning { learned, history, anchor })
 }
 
-/// One merge weight for each layer, from 1/M, for half of the epochs; sources are in their order. It has no state of its own: a run
-/// that continues learns it again, to the same bits.
-fn layers_first(
+/// Fewer merge weights, from 1/M, for half of the epochs; sources are in their order. Nothing pulls them: what follows is pulled
+/// towards them. It has no state of its own: a run that continues learns it again, to the same bits.
+fn coarser_first(
+    granularity: Granularity,
     sources: &Sources,
     target: Target,
     options: &LearnOptions,
     anchor: &Anchor,
     observer: &mut dyn Observer,
 ) -> Result<Learning> {
-    let probe = TrainOptions { epochs: options.probe.epochs / 2, ..options.probe.clone() };
-    let (granularity, start, align) = (Granularity::Layer, Start::Uniform, Align::None);
+    let probe = TrainOptions { epochs: options.probe.epochs / 2, regularise: 0.0, ..options.probe.clone() };
+    let (start, align) = (Start::Uniform, Align::None);
     let options = LearnOptions { granularity, start, align, probe, ..options.clone() };
-    learn_as("learning merge weights by layer", sources, target, &options, anchor.clone(), observer, None)
+    let phase = format!("learning merge weights by {granularity}");
+    learn_as(&phase, sources, target, &options, anchor.clone(), observer, None)
 }

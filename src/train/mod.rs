@@ -43,7 +43,9 @@ pub use change::Change;
 pub use compare::{Kind, LearnOn, LearnRecipe, Outcome, Protocol, Recipe, Seeded, Stage, Tuning, check_sources};
 pub use evaluate::{Evaluator, evaluate, reestimate_statistics, scores};
 pub use fit::TargetImages;
-pub use learn::{Anchor, AnchorChoice, LearnOptions, Learning, Probe, choose_anchor, learn, learn_for, probe};
+pub use learn::{
+    Anchor, AnchorChoice, LearnOptions, Learning, Probe, Tried, choose_anchor, learn, learn_best, learn_for, probe,
+};
 pub(crate) use optimizer::BETAS;
 pub use optimizer::{Optimizer, OptimizerKind, Schedule};
 pub use place::Place;
@@ -143,6 +145,9 @@ impl<'a> Target<'a> {
 #[serde(default, deny_unknown_fields)]
 pub struct TrainOptions {
     pub epochs: usize,
+    /// As many epochs as have so many steps, rounded up, instead of `epochs`; see [`TrainOptions::for_images`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<usize>,
     pub batch_size: usize,
     pub learning_rate: f64,
     /// Learning rate of merge weights, where there are some.
@@ -169,6 +174,7 @@ impl Default for TrainOptions {
     fn default() -> TrainOptions {
         TrainOptions {
             epochs: 10,
+            steps: None,
             batch_size: 128,
             learning_rate: 1e-3,
             merge_learning_rate: 1e-2,
@@ -191,8 +197,9 @@ impl TrainOptions {
     /// Refuses what cannot work before anything is read or computed.
     pub fn check(&self) -> Result<()> {
         let refuse = |message: String, hint: &str| Err(Error::usage(message, hint));
-        if self.epochs == 0 {
-            return refuse("0 epochs".into(), "give at least 1");
+        if self.epochs == 0 || self.steps == Some(0) {
+            let what = if self.steps == Some(0) { "steps" } else { "epochs" };
+            return refuse(format!("0 {what}"), "give at least 1");
         }
         if !(0.0..1.0).contains(&self.ema) {
             return refuse(
@@ -230,6 +237,13 @@ impl TrainOptions {
 }
 
 impl TrainOptions {
+    /// The same with steps counted in epochs of so many training images.
+    pub fn for_images(&self, images: usize) -> TrainOptions {
+        let of_epoch = images.div_ceil(self.batch_size.max(1)).max(1);
+        let epochs = self.steps.map_or(self.epochs, |steps| steps.div_ceil(of_epoch));
+        TrainOptions { epochs, steps: None, ..self.clone() }
+    }
+
     /// Refuses pulls beyond where parameters started.
     fn check_pulls(&self) -> Result<()> {
         self.check_pull(

@@ -39,6 +39,7 @@ pub fn train_resumable(
     mut state: Option<&mut ResumeFile>,
 ) -> Result<Vec<EpochRecord>> {
     options.check()?;
+    let options = &options.for_images(target.data.train.len());
     let _listener = Listener::new();
     let (mut training, trunks) = Training::new(model, subject, target, options, observer, state.as_deref())?;
     while let Some(epoch) = training.next_epoch() {

@@ -18,7 +18,8 @@ pub use recipe::{Kind, LearnOn, LearnRecipe, Recipe, Tuning};
 use super::selection::best_epoch;
 use super::{
     Anchor, AnchorChoice, Change, EpochRecord, FINE_TUNE, FINE_TUNE_MERGE, LINEAR_PROBE, Learning, Observer, Subject,
-    TRAIN, Target, TargetImages, TrainOptions, align, learn_for, probe, reestimate_statistics, scores, train,
+    TRAIN, Target, TargetImages, TrainOptions, align, learn_best, learn_for, probe, reestimate_statistics, scores,
+    train,
 };
 use crate::checkpoint::Phase;
 use crate::data::SplitName;
@@ -72,6 +73,9 @@ impl Protocol {
     pub fn check(&self) -> Result<()> {
         if self.learning_rates.is_empty() {
             return Err(Error::usage("no learning rate to fine-tune with", "give one at least: 1e-3"));
+        }
+        if self.probe.steps.or(self.fine_tuning.steps).is_some() {
+            return Err(Error::usage("a comparison by steps", "its budget is in epochs: give those"));
         }
         self.probe.check()?;
         self.learning_rates.iter().try_for_each(|&rate| self.rated(rate, self.fine_tuning.seed).check())
@@ -417,18 +421,11 @@ impl<'a> Seeded<'a> {
             }
         }
         let start = Instant::now();
-        let probe = self.protocol.learning(recipe, self.seed);
-        let mut best: Option<(f64, Learning)> = None;
-        for (index, from) in anchors.iter().flat_map(|&index| options.start.iter().map(move |&from| (index, from))) {
-            let options = options.options(index, from, probe.clone());
-            let anchor = Anchor { index, probes: Vec::new() };
-            let learning = learn_for(self.sources, self.target, &options, anchor, observer, None)?;
-            let score = best_epoch(&learning.history).and_then(|record| record.val_macro_f1).unwrap_or(0.0);
-            if best.as_ref().is_none_or(|(before, _)| score > *before) {
-                best = Some((score, learning));
-            }
-        }
-        let (_, Learning { learned, history, .. }) = best.expect("a recipe has an anchor and a start");
+        let learn = options.options(anchors[0], options.start[0], self.protocol.learning(recipe, self.seed));
+        let anchors: Vec<Anchor> = anchors.into_iter().map(|index| Anchor { index, probes: Vec::new() }).collect();
+        let from = (&anchors[..], &options.start[..]);
+        let (Learning { learned, history, .. }, _) =
+            learn_best(self.sources, self.target, &learn, from, observer, |_, _, _| Ok(None))?;
         let model = learned.fold(&learned.aligned(self.sources).trunks())?;
         let phases = learned.provenance.training.clone();
         Ok((Trained { model, history, phases, seconds: before + start.elapsed().as_secs_f64() }, learned))

@@ -200,7 +200,9 @@ impl Recipe {
         for option in ["batch-norm=anchor", "batch-norm=own", "probe-statistics=running", "l2-sp=10", "ema=0.8"] {
             all.push(format!("medmerge:granularity=kernel,start=0.5,{option}"));
         }
-        all.push("medmerge:granularity=kernel,start=layer".into());
+        for start in ["layer", "filter", "filter,regularise=1", "0/0.5"] {
+            all.push(format!("medmerge:granularity=kernel,start={start}"));
+        }
         let mut recipes: Vec<Recipe> = Vec::new();
         for text in all {
             let recipe: Recipe = text.parse().expect("a recipe");
