@@ -71,7 +71,13 @@ pub fn main() -> Result<()> {
 
     let tune = Train {
         images: images("target"),
-        start: Start::From { path: learn.out.clone(), reading: Reading::default(), new_head: false, head_only: false },
+        start: Start::From {
+            path: learn.out.clone(),
+            reading: Reading::default(),
+            new_head: false,
+            head_only: false,
+            teachers: Vec::new(),
+        },
         options,
         compute: Compute::default(),
         out: path("tuned.safetensors"),

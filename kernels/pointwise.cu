@@ -1,16 +1,17 @@
 // modules: f32 bf16 f16
-// Sums and rectification, element by element, written over the first operand.
+// Sums, rectification and pulls, element by element, written over the first operand.
 //
 //   relu            x = max(x, 0)
 //   relu_backward   dy = dy where y > 0, else 0
 //   add             sum += term
-//   add_rows        the same, where the rows of `sum` are padded and those of `term` are not
+//   pull            dx += scale·c·(x − s·t), with the scale of the loss
+//   add_rows        the same as add, where the rows of `sum` are padded and those of `term` are not
 //
 // A NaN passes through: what is compared is `<= 0`, which it is not.
 //
-// Bytes: each operand once, and one write; at most one FLOP per element. Geometry: a thread per 16 bytes of storage, one
+// Bytes: each operand once, and one write; at most one FLOP per element, four in pull. Geometry: a thread per 16 bytes of storage, one
 // per element in add_rows; 256 threads per block.
-#include "common.cuh"
+#include "control.cuh"
 
 constexpr unsigned THREADS = 256;
 
@@ -73,6 +74,33 @@ KERNEL(add, Both, THREADS) {
   } else {
     for (unsigned long long i = first; i < first + PACK && i < p.count; ++i)
       p.to[i] = from_float(to_float(p.to[i]) + to_float(p.from[i]));
+  }
+}
+
+struct Pulled {
+  element* dx;  // count, like all the others; read and written
+  const element* x;
+  const element* towards;   // t
+  const Control* control;   // its scale; null for 1
+  unsigned long long count;
+  float strength, share;    // c, s
+  unsigned vectorised;      // whether all are aligned to 16 bytes
+  unsigned padding;
+};
+static_assert(sizeof(Pulled) == 56, "as in src/ops/pointwise/gpu.rs");
+
+KERNEL(pull, Pulled, THREADS) {
+  const unsigned long long first = flat_thread() * PACK;
+  const float strength = p.control != nullptr ? p.control->scale * p.strength : p.strength;
+  if (p.vectorised && first + PACK <= p.count) {
+    Pack dx = load_pack(p.dx + first);
+    const Pack x = load_pack(p.x + first), towards = load_pack(p.towards + first);
+#pragma unroll
+    for (unsigned i = 0; i < PACK; ++i) dx.v[i] += strength * (x.v[i] - p.share * towards.v[i]);
+    store_pack(p.dx + first, dx);
+  } else {
+    for (unsigned long long i = first; i < first + PACK && i < p.count; ++i)
+      p.dx[i] = from_float(to_float(p.dx[i]) + strength * (to_float(p.x[i]) - p.share * to_float(p.towards[i])));
   }
 }
 

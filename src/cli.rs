@@ -91,7 +91,8 @@ pub enum Verb {
     ///   ensemble, greedy-soup
     ///                      of lp-ft of every source
     /// Recipes with a phase for the head alone also take probe-epochs=N, those that train
-    /// everything ema=DECAY and l2-sp=λ as in `train`. `usual` and `all` stand for lists.
+    /// everything ema=DECAY and l2-sp=λ as in `train`, single sources and learned merges also
+    /// distill=λ (teachers are the sources). `usual` and `all` stand for lists.
     ///
     /// Each run leaves a small file in OUT/runs. The same command continues after a stop, also
     /// with more recipes or seeds, and on another machine. OUT/table.md, table.csv and
@@ -318,6 +319,14 @@ pub struct Train {
         conflicts_with = "head_only"
     )]
     pub l2_sp: f64,
+    /// Keep the features, which the classifier reads, near those of --teachers, by λ; 0: not at all
+    ///
+    /// The loss is L + λ/2·‖f − t‖², the mean over the images of a batch, where t is the mean of the teachers' features
+    #[arg(long, default_value_t = 0.0, value_name = "λ", allow_negative_numbers = true, requires = "teachers")]
+    pub distill: f64,
+    /// With --distill: networks of the architecture of --from, such as the sources it was merged of
+    #[arg(long, num_args = 1.., value_name = "CKPT", requires = "from", conflicts_with_all = ["head_only", "weights"])]
+    pub teachers: Vec<PathBuf>,
     /// Measure and keep an exponential moving average over epochs, of which each leaves so much; 0: the network itself
     #[arg(long, default_value_t = 0.0, value_name = "DECAY", allow_negative_numbers = true)]
     pub ema: f64,

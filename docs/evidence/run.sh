@@ -52,7 +52,10 @@ variants="$kernel,align=activations,ema=0.8 $kernel,align=activations,learn-on=0
     $kernel,align=activations,probe-statistics=running medmerge:granularity=kernel,start=layer,align=activations
     $kernel,align=activations,merge-rate=0.05 $kernel,align=activations,probe-epochs=24 linear:align=activations,ema=0.8
     lp-ft:source=0,ema=0.8 fine-tune:source=0,ema=0.8 lp-ft:source=0,l2-sp=10 medmerge:start=0.5,align=activations
-    medmerge:granularity=layer,start=0.5,align=activations $kernel,align=activations,regularise=1"
+    medmerge:granularity=layer,start=0.5,align=activations $kernel,align=activations,regularise=1
+    medmerge:granularity=kernel,start=filter,align=activations medmerge:granularity=kernel,start=filter,align=activations,regularise=1
+    medmerge:granularity=kernel,start=0/0.5,align=activations lp-ft:source=0,distill=0.01 lp-ft:source=0,distill=0.1
+    $kernel,align=activations,distill=0.01 $kernel,align=activations,distill=0.1"
 
 cifar="$folder/weights/resnet20_cifar10_akamaster.th"
 brain="$folder/npz/brainmri4_28.npz"

@@ -67,9 +67,12 @@ pub struct Phase {
     pub batch_size: usize,
     pub weight_decay: f64,
     pub label_smoothing: f64,
-    /// How strongly the trunk was pulled to its start, and what an epoch left of an average, where there was either.
+    /// How strongly the trunk was pulled to its start, its features to those of others, and what an epoch left of an average, where
+    /// there was any of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub l2_sp: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distill: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ema: Option<f64>,
     /// Whether each class weighed as if all had as many images.
@@ -222,6 +225,7 @@ mod tests {
             weight_decay: 1e-4,
             label_smoothing: 0.1,
             l2_sp: None,
+            distill: None,
             ema: Some(0.8),
             balances_classes: true,
             flip: false,

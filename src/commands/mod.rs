@@ -117,6 +117,7 @@ fn train_options(schedule: &cli::Schedule, merge_learning_rate: f64, global: &Gl
         merge_learning_rate,
         regularise: 0.0,
         l2_sp: 0.0,
+        distill: 0.0,
         ema: 0.0,
         optimizer: match schedule.optimizer {
             cli::OptimizerName::Adamw => OptimizerKind::AdamW,

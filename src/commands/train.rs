@@ -17,7 +17,13 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
     let Train { stem, input_channels, hidden, new_head, .. } = *options;
     let reading = Reading { stem, input_channels, hidden };
     let start = match (&options.from, &options.weights) {
-        (Some(path), _) => Start::From { path: path.clone(), reading, new_head, head_only: options.head_only },
+        (Some(path), _) => Start::From {
+            path: path.clone(),
+            reading,
+            new_head,
+            head_only: options.head_only,
+            teachers: options.teachers.clone(),
+        },
         (None, Some(weights)) => {
             Start::Merged { weights: weights.clone(), models: options.models.clone(), reading, new_head }
         }
@@ -32,6 +38,7 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
         start,
         options: TrainOptions {
             l2_sp: options.l2_sp,
+            distill: options.distill,
             ema: options.ema,
             ..train_options(&options.schedule, merge_learning_rate, global)
         },

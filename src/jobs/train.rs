@@ -13,14 +13,14 @@ use super::{Compute, EpochLog, Images, networks};
 use crate::checkpoint::{self, Checkpoint, Described, Form, Metadata, Phase, Provenance, Reading, TensorFile, Writing};
 
 use crate::data::Dataset;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::file_kind::Wanted;
 use crate::merge::{Learned, SourceRecord, training_metadata};
 use crate::nn::{Architecture, Model, Network, Region, init};
 use crate::output::{Named, OutputPath};
 use crate::train::{
     Change, EpochRecord, FINE_TUNE, FINE_TUNE_MERGE, LINEAR_PROBE, Observer, Place, ResumeFile, Settings, Subject,
-    TRAIN, Target, TrainOptions, train_resumable,
+    TRAIN, Target, Teachers, TrainOptions, train_resumable,
 };
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -65,6 +65,9 @@ pub enum Start {
         new_head: bool,
         /// Whether the head alone is trained, on a trunk that stays as it is: a linear probe.
         head_only: bool,
+        /// Networks of the same architecture near whose features those of this one are kept, by `distill` of the options.
+        #[serde(default)]
+        teachers: Vec<PathBuf>,
     },
     /// The network folded from learned merge weights, which are learned on while all of it is fine-tuned.
     Merged {
@@ -93,6 +96,14 @@ impl Train {
     pub fn check(&self) -> Result<()> {
         self.options.check()?;
         self.compute.check()?;
+        let teachers = self.teachers();
+        if teachers.is_empty() != (self.options.distill == 0.0) {
+            let (message, hint) = match teachers.is_empty() {
+                true => ("--distill without --teachers", "name the networks whose features are kept"),
+                false => ("--teachers without --distill", "say how strongly their features are kept: --distill 1"),
+            };
+            return Err(Error::usage(message, hint));
+        }
         match &self.start {
             Start::New { input_channels, architecture } => {
                 self.writing.check(architecture, false)?;
@@ -115,7 +126,7 @@ impl Train {
         let log = EpochLog::new(&self.out, force)?;
         let card = CardFiles::check(&self.card, &self.out, force)?;
         let place = self.compute.open(observer)?;
-        let (from, mut subject) = self.subject(observer)?;
+        let (from, mut subject, teachers) = self.subject(observer)?;
         let form = self.form(from.as_ref())?;
         let data = Dataset::load(&self.images.data)?;
         let (architecture, network) = self.network(&data, from.as_ref());
@@ -136,7 +147,10 @@ impl Train {
         let mut state = match self.resume {
             true => {
                 let network = (architecture.clone(), &*model.network);
-                let settings = self.settings(&options, place, &network, from.as_ref(), &provenance)?;
+                let mut settings = self.settings(&options, place, &network, from.as_ref(), &provenance)?;
+                if !teachers.is_empty() {
+                    settings.insert("the content of --teachers".into(), json!(teachers.join(",")));
+                }
                 Some(ResumeFile::new(&state_path, settings)?)
             }
             false => None,
@@ -158,18 +172,38 @@ impl Train {
         Ok(Trained { architecture, model, history, log: EpochLog::beside(&self.out) })
     }
 
-    /// The network to start from, if there is one, and what of it learns.
-    fn subject(&self, observer: &mut dyn Observer) -> Result<(Option<Checkpoint>, Subject)> {
+    /// The network to start from, if there is one, what of it learns, and the content of its teachers.
+    fn subject(&self, observer: &mut dyn Observer) -> Result<(Option<Checkpoint>, Subject, Vec<String>)> {
         let (path, reading, head_only) = match &self.start {
-            Start::New { .. } => return Ok((None, Subject::Everything)),
+            Start::New { .. } => return Ok((None, Subject::Everything, Vec::new())),
             Start::From { path, reading, head_only, .. } => (path, reading, *head_only),
             Start::Merged { weights, models, reading, .. } => {
                 let (folded, change) = folded(weights, models, reading, observer)?;
-                return Ok((Some(folded), Subject::EverythingAndMerge(change)));
+                return Ok((Some(folded), Subject::EverythingAndMerge(change), Vec::new()));
             }
         };
         let from = networks::load(path, reading, observer)?;
-        Ok((Some(from), if head_only { Subject::Head } else { Subject::Everything }))
+        if self.teachers().is_empty() {
+            return Ok((Some(from), if head_only { Subject::Head } else { Subject::Everything }, Vec::new()));
+        }
+        let channels = Some(from.model.network.input_channels);
+        let reading = Reading { input_channels: channels, ..*reading };
+        let teachers = networks::load_any_sources(self.teachers(), &reading, observer)?;
+        if *teachers.architecture() != from.architecture {
+            let [ours, theirs] = [&from.architecture, teachers.architecture()];
+            let message = format!("{} is a {ours}, and a teacher a {theirs}", path.display());
+            return Err(Error::usage(message, "features are compared one by one: give teachers of its architecture"));
+        }
+        let content = teachers.iter().map(|teacher| teacher.checkpoint.sha256.clone()).collect();
+        let models = teachers.iter().map(|teacher| teacher.checkpoint.model.clone()).collect();
+        Ok((Some(from), Subject::Distilled(Teachers::new(models, self.options.distill)), content))
+    }
+
+    fn teachers(&self) -> &[PathBuf] {
+        match &self.start {
+            Start::From { teachers, .. } => teachers,
+            Start::New { .. } | Start::Merged { .. } => &[],
+        }
     }
 
     /// The header of `out`.
@@ -213,7 +247,8 @@ impl Train {
         };
         let from = self.from().into_iter().map(|path| (name, path));
         let models = models.iter().map(|path| ("--models", path.as_path()));
-        from.chain(models).chain([("--data", self.images.data.as_path())]).collect()
+        let teachers = self.teachers().iter().map(|path| ("--teachers", path.as_path()));
+        from.chain(models).chain(teachers).chain([("--data", self.images.data.as_path())]).collect()
     }
 
     fn state_path(&self) -> PathBuf {
@@ -294,6 +329,7 @@ impl Train {
             "--new-head": new_head,
             "--head-only": head_only,
             "--l2-sp": (self.options.l2_sp != 0.0).then_some(self.options.l2_sp),
+            "--distill": (self.options.distill != 0.0).then_some(self.options.distill),
             "--ema": (self.options.ema != 0.0).then_some(self.options.ema),
         });
         settings(network, options, (&self.compute, place), provenance, more)

@@ -22,6 +22,6 @@ pub use feeds::{Feed, Rows};
 pub use fuse::{Launches, Stage};
 pub use graph::{BatchNorm, Initial, Layer, Network, Node, Operation, Order, Parameter, Region, Role};
 pub use model::{Fault, Model};
-pub use network::{EPSILON, Mode, Output};
+pub use network::{EPSILON, Extras, Mode, Output};
 pub use stem::Stem;
 pub use units::{Axis, Holder, Permutation, Place as UnitPlace, Strand, UnitGroup, Units};

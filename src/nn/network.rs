@@ -8,6 +8,7 @@ use super::graph::{Network, Node, Operation, Parameter, Region};
 use crate::ops::batch_norm::{Handoff, Source, Then, Tiles, reciprocal_deviation};
 use crate::ops::conv2d::Neighbours;
 use crate::ops::dropout::{Dropout, Key};
+use crate::ops::pointwise::Pull;
 use crate::tape::{Tape, Var};
 use crate::tensor::{DType, Device, Shape, Tensor};
 
@@ -21,6 +22,15 @@ pub enum Mode {
     Training,
     /// The running ones.
     Inference,
+}
+
+/// What training may do besides.
+#[derive(Clone, Copy, Default)]
+pub struct Extras<'a> {
+    /// The key of the batch, by which dropout draws; without one nothing is dropped.
+    pub key: Option<&'a Key>,
+    /// What [`Network::features`] are pulled to.
+    pub pull: Option<Pull<'a>>,
 }
 
 pub struct Output {
@@ -68,25 +78,60 @@ impl Network {
         x: Tensor,
         mode: Mode,
     ) -> Output {
-        self.forward_with_dropout(tape, [trunk, head], statistics, x, mode, None)
+        self.forward_with(tape, [trunk, head], statistics, x, mode, Extras::default())
     }
 
-    /// [`Network::forward`] with the arenas of trunk and head, in training with dropout by the key of the batch.
-    pub fn forward_with_dropout(
+    /// [`Network::forward`] with the arenas of trunk and head, and with more.
+    pub fn forward_with(
         &self,
         tape: &mut Tape,
         [trunk, head]: [&Var; 2],
         statistics: &Tensor,
         x: Tensor,
         mode: Mode,
-        key: Option<&Key>,
+        extras: Extras,
     ) -> Output {
-        let mut run = self.run([trunk, head], statistics, x, mode, key);
+        let mut run = self.run([trunk, head], statistics, x, mode, extras.key);
+        let features = extras.pull.and_then(|_| self.features_node());
         for index in 0..self.stages.len() {
             run.stage(tape, index);
+            let output = self.stages[index].output;
+            if let Some(pull) = extras.pull.as_ref().filter(|_| features == Some(output)) {
+                let value = run.nodes[output.0].take().expect("made just now");
+                run.nodes[output.0] = Some(vec![tape.pull(single(value), pull)]);
+            }
         }
         let logits = single(run.nodes.pop().flatten().expect("the last layer's output"));
         Output { logits, statistics: run.of_batch }
+    }
+
+    /// What the classifier reads, before any dropout, in inference; `None` of a network that has no features, since it is a single layer.
+    pub fn features(
+        &self,
+        tape: &mut Tape,
+        [trunk, head]: [&Var; 2],
+        statistics: &Tensor,
+        x: Tensor,
+    ) -> Option<Tensor> {
+        let node = self.features_node()?;
+        let mut run = self.run([trunk, head], statistics, x, Mode::Inference, None);
+        for index in 0..self.stages.len() {
+            run.stage(tape, index);
+            if self.stages[index].output == node {
+                break;
+            }
+        }
+        run.nodes[node.0].take().map(|value| single(value).into_value())
+    }
+
+    /// The node of [`Network::features`].
+    fn features_node(&self) -> Option<Node> {
+        let made = |node: Node| self.stages.iter().find(|stage| stage.output == node);
+        let stage = made(*self.stages.last()?.inputs.first()?)?;
+        match self.operation(stage) {
+            Operation::Dropout { .. } => made(stage.inputs[0]).map(|stage| stage.output),
+            _ => Some(stage.output),
+        }
     }
 
     /// A run before its first stage.

@@ -12,6 +12,7 @@ use crate::ops::cases::{
 use crate::ops::conv2d::{Besides, Epilogue};
 use crate::ops::gram::Samples;
 use crate::ops::optimizer::AdamW;
+use crate::ops::pointwise::Pull;
 use crate::ops::{
     batch_norm, concat, conv2d, dropout, gram, linear, merge, optimizer, pointwise, pool, softmax_cross_entropy,
 };
@@ -452,10 +453,20 @@ fn pointwise() -> Vec<Pass> {
         let dense = Input::unit(Layout::dense(shape));
         [
             Pass::new("ReLU", [dense.clone()], [Output::Over(0)], |_, [y]| pointwise::relu_assign(y)),
-            Pass::new("ReLU's dx", [dense.clone(), dense], [Output::Over(0)], |[_, y], [dx]| {
+            Pass::new("ReLU's dx", [dense.clone(), dense.clone()], [Output::Over(0)], |[_, y], [dx]| {
                 pointwise::relu_backward_assign(dx, y);
             }),
             Pass::new("add", [sum, term], [Output::Over(0)], |[_, term], [sum]| pointwise::add_assign(sum, term)),
+            Pass::new(
+                "pull",
+                [dense.clone(), dense.clone(), dense.clone()],
+                [Output::Over(0)],
+                |[_, x, towards], [dx]| {
+                    // Powers of two: integers stay whole.
+                    let pull = Pull { towards, share: 2.0, strength: 4.0, control: None };
+                    pointwise::pull_assign(&pull, dx, x);
+                },
+            ),
         ]
         .map(|pass| pass.of(format!("{rows}×{row}, {padding} of padding")).within(FEW).exact())
     };

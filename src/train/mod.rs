@@ -6,10 +6,11 @@
 //! | [`Subject::Head`]: a linear probe | | yes | |
 //! | [`Subject::Merge`]: the probe of a merge | blended from frozen sources | yes | yes |
 //! | [`Subject::EverythingAndMerge`]: fine-tuning, merge weights [learned on](Change) | yes, and the change of the blend | yes | yes |
+//! | [`Subject::Distilled`]: fine-tuning, features kept near [those of others](Teachers) | yes | yes | |
 //!
 //! | | batch norms normalise by | running statistics |
 //! |---|---|---|
-//! | [`Subject::Everything`], [`Subject::EverythingAndMerge`] | the batch | follow the batches, as in PyTorch's training mode |
+//! | [`Subject::Everything`], [`Subject::EverythingAndMerge`], [`Subject::Distilled`] | the batch | follow the batches, as in PyTorch's training mode |
 //! | [`Subject::Head`] | the running statistics | stay: features that are frozen depend on the image alone |
 //! | [`Subject::Merge`] | the batch, since no statistics belong to a blend that moves | re-estimated before each validation |
 //!
@@ -20,6 +21,7 @@ mod average;
 mod batches;
 mod change;
 mod compare;
+mod distill;
 mod evaluate;
 mod fisher;
 mod fit;
@@ -41,6 +43,7 @@ pub use average::Average;
 pub use batches::{Batch, Batches, Loaded};
 pub use change::Change;
 pub use compare::{Kind, LearnOn, LearnRecipe, Outcome, Protocol, Recipe, Seeded, Stage, Tuning, check_sources};
+pub use distill::Teachers;
 pub use evaluate::{Evaluator, evaluate, reestimate_statistics, scores};
 pub use fit::TargetImages;
 pub use learn::{
@@ -156,6 +159,9 @@ pub struct TrainOptions {
     pub regularise: f64,
     /// λ of L2-SP: the loss has a term λ/2·‖T − T₀‖² of a trunk T that starts as T₀.
     pub l2_sp: f64,
+    /// λ of distillation, where there are [`Teachers`].
+    #[serde(skip_serializing_if = "is_zero")]
+    pub distill: f64,
     /// d: what is measured and kept after an epoch is not the network N but its [`Average`] A ← d·A + (1 − d)·N; 0 is N itself.
     pub ema: f64,
     pub optimizer: OptimizerKind,
@@ -180,6 +186,7 @@ impl Default for TrainOptions {
             merge_learning_rate: 1e-2,
             regularise: 0.0,
             l2_sp: 0.0,
+            distill: 0.0,
             ema: 0.0,
             optimizer: OptimizerKind::AdamW,
             schedule: Schedule::Cosine,
@@ -217,6 +224,9 @@ impl TrainOptions {
             if !rate.is_finite() || rate < 0.0 {
                 return refuse(format!("--{name} {rate}"), "give a positive number, such as 1e-3");
             }
+        }
+        if !self.distill.is_finite() || self.distill < 0.0 {
+            return refuse(format!("--distill {}", self.distill), "give 0 or a positive number, such as 1");
         }
         self.check_pulls()?;
         if !self.weight_decay.is_finite() || self.weight_decay < 0.0 {
@@ -285,6 +295,7 @@ impl TrainOptions {
             weight_decay: self.weight_decay,
             label_smoothing: self.label_smoothing,
             l2_sp: (self.l2_sp != 0.0).then_some(self.l2_sp),
+            distill: (self.distill != 0.0).then_some(self.distill),
             ema: (self.ema != 0.0).then_some(self.ema),
             balances_classes: self.balance_classes,
             flip: self.augmentation.is_some_and(|augmentation| augmentation.flip),
@@ -292,6 +303,10 @@ impl TrainOptions {
             seed: self.seed,
         }
     }
+}
+
+fn is_zero(number: &f64) -> bool {
+    *number == 0.0
 }
 
 /// The name under which a variant stands in JSON.

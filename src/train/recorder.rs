@@ -174,6 +174,10 @@ impl Learning<'_> {
             Subject::Everything | Subject::Head => tensors.push(&self.model.trunk),
             Subject::Merge(_) => {}
             Subject::EverythingAndMerge(change) => tensors.extend([&self.model.trunk, &change.minus_alpha]),
+            Subject::Distilled(teachers) => {
+                tensors.push(&self.model.trunk);
+                tensors.extend(teachers.tensors());
+            }
         }
         tensors.extend(self.subject.merge().iter().flat_map(|state| state.trunks.iter().chain([&state.merge_weights])));
         tensors.into_iter().chain(self.optimizers.tensors()).map(Tensor::address).collect()

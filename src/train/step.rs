@@ -1,11 +1,12 @@
 //! One step: the gradients of a batch, then the updates.
 
 use super::change::Change;
+use super::distill::Teachers;
 use super::optimizer::BETAS;
 use super::{Batch, Optimizer, Target, TrainOptions, reestimate_statistics};
 use crate::error::Result;
 use crate::merge::{Constraint, Plan, ProbeStatistics};
-use crate::nn::{Mode, Model};
+use crate::nn::{Extras, Mode, Model};
 use crate::ops::control::Control;
 use crate::ops::optimizer;
 use crate::ops::softmax_cross_entropy::CrossEntropy;
@@ -22,6 +23,8 @@ pub enum Subject {
     Merge(MergeState),
     /// Everything, and merge weights learned on.
     EverythingAndMerge(Change),
+    /// Everything, whose features are kept near those of others.
+    Distilled(Teachers),
 }
 
 /// Merge weights on their way.
@@ -98,7 +101,7 @@ impl Subject {
         let TrainOptions { optimizer, learning_rate, merge_learning_rate, regularise, weight_decay, .. } = *options;
         let rule = || Optimizer::new(optimizer, learning_rate, weight_decay);
         Optimizers {
-            trunk: matches!(self, Subject::Everything | Subject::EverythingAndMerge(_)).then(rule),
+            trunk: (!matches!(self, Subject::Head | Subject::Merge(_))).then(rule),
             head: rule(),
             merge: self.merge().map(|state| {
                 // Decay would pull merge weights towards the anchor.
@@ -109,14 +112,14 @@ impl Subject {
 
     pub(super) fn merge(&self) -> Option<&MergeState> {
         match self {
-            Subject::Everything | Subject::Head => None,
+            Subject::Everything | Subject::Head | Subject::Distilled(_) => None,
             Subject::Merge(state) | Subject::EverythingAndMerge(Change { merge: state, .. }) => Some(state),
         }
     }
 
     fn merge_mut(&mut self) -> Option<&mut MergeState> {
         match self {
-            Subject::Everything | Subject::Head => None,
+            Subject::Everything | Subject::Head | Subject::Distilled(_) => None,
             Subject::Merge(state) | Subject::EverythingAndMerge(Change { merge: state, .. }) => Some(state),
         }
     }
@@ -127,14 +130,18 @@ impl Subject {
         match self {
             Subject::Head => Mode::Inference,
             Subject::Merge(MergeState { probe_statistics: ProbeStatistics::Running, .. }) => Mode::Inference,
-            Subject::Everything | Subject::Merge(_) | Subject::EverythingAndMerge(_) => Mode::Training,
+            Subject::Everything | Subject::Merge(_) | Subject::EverythingAndMerge(_) | Subject::Distilled(_) => {
+                Mode::Training
+            }
         }
     }
 
     /// Moves what learns, and what it learns from, to a device; returns the frozen sources as they were.
     pub fn move_to(&mut self, device: Device) -> Vec<Tensor> {
-        if let Subject::EverythingAndMerge(change) = self {
-            change.move_to(device);
+        match self {
+            Subject::EverythingAndMerge(change) => change.move_to(device),
+            Subject::Distilled(teachers) => teachers.move_to(device),
+            _ => {}
         }
         let Some(state) = self.merge_mut() else { return Vec::new() };
         state.merge_weights = state.merge_weights.to_device(device);
@@ -159,7 +166,7 @@ impl Subject {
     /// on, with those that followed the batches. `None` where `model` is that already.
     pub(super) fn outcome(&self, model: &Model, target: Target, batch_size: usize) -> Result<Option<Model>> {
         let trunk = match self {
-            Subject::Everything | Subject::Head => return Ok(None),
+            Subject::Everything | Subject::Head | Subject::Distilled(_) => return Ok(None),
             Subject::Merge(state) => state.plan.blend(&state.trunks, &state.merge_weights),
             Subject::EverythingAndMerge(change) => change.fold(&model.trunk),
         };
@@ -207,7 +214,7 @@ pub fn gradients(
     let head = tape.leaf(model.head.clone());
     let merge_weights = subject.merge().map(|state| tape.leaf(state.merge_weights.clone()));
     let of_model = match subject {
-        Subject::Everything | Subject::EverythingAndMerge(_) => tape.leaf(model.trunk.clone()),
+        Subject::Everything | Subject::EverythingAndMerge(_) | Subject::Distilled(_) => tape.leaf(model.trunk.clone()),
         Subject::Head | Subject::Merge(_) => Var::constant(model.trunk.clone()),
     };
     let trunk = match (subject, &merge_weights) {
@@ -218,9 +225,13 @@ pub fn gradients(
         (Subject::EverythingAndMerge(change), Some(merge_weights)) => change.trunk(&mut tape, &of_model, merge_weights),
         _ => of_model.clone(),
     };
-    let (arenas, key) = ([&trunk, &head], batch.key());
-    let network = &model.network;
-    let output = network.forward_with_dropout(&mut tape, arenas, &model.statistics, images, subject.mode(), key);
+    let features = match subject {
+        Subject::Distilled(teachers) => teachers.features(&images),
+        _ => None,
+    };
+    let extras = Extras { key: batch.key(), pull: features.as_ref().map(|features| features.pull(control)) };
+    let (arenas, statistics) = ([&trunk, &head], &model.statistics);
+    let output = model.network.forward_with(&mut tape, arenas, statistics, images, subject.mode(), extras);
     drop(trunk);
     let loss = tape.softmax_cross_entropy(loss, &output.logits, batch.labels(), control);
     let value = loss.value().clone();

@@ -106,7 +106,9 @@ impl<'a> Training<'a> {
             (true, Subject::EverythingAndMerge(_)) => 4,
             (true, _) => 3,
         };
-        target.check_memory(&model.network, loader.largest_batch(), is_training, made * model.network.trunk_len)?;
+        let teachers = if let Subject::Distilled(teachers) = &*subject { teachers.parameters() } else { 0 };
+        let made = made * model.network.trunk_len + teachers;
+        target.check_memory(&model.network, loader.largest_batch(), is_training, made)?;
         if options.patience.is_some() && target.data.val.is_empty() {
             observer.note("--patience has no effect, because the validation split is empty");
         }

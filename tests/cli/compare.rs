@@ -69,7 +69,7 @@ fn recipes_are_run_and_compared_and_more_are_added() {
 fn recipes_with_options_are_what_the_same_options_of_other_verbs_make() {
     let folder = Folder::with_sources();
     let recipes = "lp-ft:source=1 medmerge:start=0,anchor=0 medmerge:start=0.5,anchor=0 medmerge:start=0/0.5,anchor=0 \
-                   medmerge:start=0.5,anchor=0,learn-on=0.02 lp-ft:source=1,l2-sp=20,ema=0.5 \
+                   medmerge:start=0.5,anchor=0,learn-on=0.02 lp-ft:source=1,l2-sp=20,ema=0.5 lp-ft:source=1,distill=2 medmerge:start=0.5,anchor=0,distill=2 \
                    medmerge:start=0.5,anchor=0,ema=0.5 rescale:source=1 rescale:source=1,granularity=filter";
     let compare =
         COMPARE.replace("--epochs 1 --probe-epochs 1", "--epochs 3 --probe-epochs 3").replace("--seeds 2", "");
@@ -109,6 +109,15 @@ fn recipes_with_options_are_what_the_same_options_of_other_verbs_make() {
     folder.done(&format!("{tune} --from probe --l2-sp 20 --ema 0.5 --out pulled"));
     let pulled = of("lp-ft_source-1_l2-sp-20_ema-0.5");
     assert_eq!(by_hand("pulled"), tested(&pulled, 1));
+    let teachers = "--distill 2 --teachers";
+    folder.done(&format!("{tune} --from probe {teachers} shape.safetensors --out distilled"));
+    assert_eq!(by_hand("distilled"), tested(&of("lp-ft_source-1_distill-2"), 1));
+    folder.done(&format!("{tune} --from w {teachers} texture.safetensors shape.safetensors --out of-both"));
+    assert_eq!(by_hand("of-both"), tested(&of("medmerge_start-0.5_anchor-0_distill-2"), 1));
+    assert_ne!(
+        of("lp-ft_source-1_distill-2")["stages"][1]["train_loss"],
+        of("lp-ft_source-1")["stages"][1]["train_loss"]
+    );
     // And each does something.
     assert!(tested(&half, 1) != tested(&averaged, 1) && tested(&half, 1) != tested(&on, 1));
     assert_ne!(pulled["stages"][1]["train_loss"], of("lp-ft_source-1")["stages"][1]["train_loss"]);

@@ -326,7 +326,11 @@ pub fn last_phase(folder: &Folder, file: &str) -> serde_json::Value {
 
 /// Runs to the end what is interrupted after the first epoch of its last phase.
 pub fn in_parts(folder: &Folder, command: &str) {
-    let phase = if command.starts_with("learn ") { "learning merge weights" } else { "training" };
+    let phase = match command {
+        _ if !command.starts_with("learn ") => "training",
+        _ if command.contains("--start 0/0.5") => "learning merge weights from 0.5, anchor texture.safetensors",
+        _ => "learning merge weights",
+    };
     let run = folder.start_until(&format!("{command} --resume -v"), &format!("{phase}: epoch 1,")).interrupt();
     assert!(run.code == Some(1) && run.stderr.contains("interrupted"), "{}", run.stderr);
     let run = folder.run(&format!("{command} --resume"));

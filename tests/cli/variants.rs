@@ -8,11 +8,13 @@ const LEARN: &str =
     "learn --models texture.safetensors shape.safetensors --anchor 0 --data data/target.npz --batch-size 8 --epochs 5";
 const TUNE: &str = "train --from shape.safetensors --data data/target.npz --batch-size 8 --seed 3";
 
-const WAYS: [&str; 5] = [
+const WAYS: [&str; 7] = [
     "--start 0.3 --batch-norm own",
     "--start 0.3 --batch-norm own --granularity layer --constraint simplex",
     "--start 0.3 --probe-statistics running",
     "--start layer --granularity kernel",
+    "--start filter --granularity kernel --regularise 2",
+    "--start 0/0.5",
     "--start layer --batch-norm own --probe-statistics running --keep-statistics --regularise 2",
 ];
 
@@ -44,6 +46,8 @@ fn what_is_learned_in_any_way_is_measured_folded_and_continued() {
     // Two of five epochs for layers, and both are told.
     let phases: Vec<Value> = serde_json::from_str(header(&folder, "parts3", "training").as_str().unwrap()).unwrap();
     assert_eq!(phases.iter().map(|phase| phase["epochs"].as_u64().unwrap()).collect::<Vec<_>>(), [2, 3]);
+    // The better of two starts is told.
+    assert!(["0", "0.5"].contains(&header(&folder, "parts5", "start").as_str().unwrap()));
     // γ and β went their own ways.
     let weights = floats(&folder, "parts0.weights.safetensors");
     let [of_filters, of_scales, of_shifts] =
@@ -59,7 +63,7 @@ fn what_is_learned_in_any_way_is_measured_folded_and_continued() {
             case(
                 "layers first",
                 format!("{LEARN} --start layer --granularity layer --out x"),
-                &["before filter or kernel"],
+                &["shares a merge weight among more"],
             ),
             case(
                 "one epoch",
@@ -151,6 +155,36 @@ fn a_trunk_is_pulled_to_where_fine_tuning_starts() {
 }
 
 #[test]
+fn features_are_kept_near_those_of_teachers() {
+    let folder = Folder::with_sources();
+    let tune = format!("{TUNE} --epochs 4 --optimizer sgd --learning-rate 3e-2");
+    let teachers = "--teachers shape.safetensors texture.safetensors";
+    folder.done(&format!("{tune} --out free"));
+    folder.done(&format!("{tune} --distill 0.3 --teachers shape.safetensors --out distilled"));
+    assert_eq!(last_phase(&folder, "distilled")["distill"], Value::from(0.3));
+    assert!(floats(&folder, "distilled") != floats(&folder, "free"));
+    folder.done(&format!("{tune} --distill 0.3 {teachers} --out both"));
+    assert_ne!(folder.bytes("both"), folder.bytes("distilled"));
+    in_parts(&folder, &format!("{tune} --distill 0.3 {teachers} --out parts"));
+    assert_eq!(folder.bytes("parts"), folder.bytes("both"));
+    folder.done("train --architecture resnet8 --width 8 --data data/target.npz --epochs 1 --out other");
+    assert_refused(
+        &folder,
+        &[
+            case("below 0", format!("{tune} --distill -1 {teachers} --out x"), &["--distill -1"]),
+            case("nobody", format!("{tune} --distill 1 --out x"), &["--teachers"]),
+            case("for nothing", format!("{tune} {teachers} --out x"), &["--teachers without --distill"]),
+            case("a head", format!("{tune} --distill 1 {teachers} --head-only --out x"), &["cannot be used with"]),
+            case(
+                "another",
+                format!("{tune} --distill 1 --teachers other --out x"),
+                &["features are compared one by one"],
+            ),
+        ],
+    );
+}
+
+#[test]
 fn the_average_of_epochs_is_what_is_measured_and_kept() {
     let folder = Folder::with_sources();
     let tune = format!("{TUNE} --epochs 5");
@@ -197,7 +231,10 @@ fn kernels_do_as_the_cpu_does_in_any_way() {
     // Without validation images the last epoch is kept.
     folder.data("blind", "--val 0");
     let tune = format!("{TUNE} {sgd}").replace("data/target.npz", "blind/target.npz");
-    commands.extend(["", "--ema 0.6", "--l2-sp 3"].map(|option| format!("{tune} {option}")));
+    commands.extend(
+        ["", "--ema 0.6", "--l2-sp 3", "--distill 0.5 --teachers texture.safetensors"]
+            .map(|option| format!("{tune} {option}")),
+    );
     let mut tuned = Vec::new();
     for command in commands {
         let [cpu, ours] = ["cpu", "emulator"].map(|device| {
@@ -215,8 +252,9 @@ fn kernels_do_as_the_cpu_does_in_any_way() {
             tuned.push(cpu["fc.weight"].clone().into_iter().chain(cpu["conv1.weight"].clone()).collect::<Vec<f32>>());
         }
     }
-    let [plain, averaged, pulled] = &tuned[..] else { panic!("three ways to tune") };
-    for other in [averaged, pulled] {
+    let [plain, others @ ..] = &tuned[..] else { panic!("ways to tune") };
+    assert_eq!(others.len(), 3);
+    for other in others {
         let farthest = plain.iter().zip(other).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(farthest > FAR, "{farthest}");
     }

@@ -13,8 +13,8 @@ use medmerge::ops::merge::{FilterProducts, Term, alpha_gradient_of_products};
 use medmerge::ops::softmax_cross_entropy::CrossEntropy;
 use medmerge::tensor::{DType, Device, Integers, Tensor};
 use medmerge::train::{
-    Batch, Batches, Change, Evaluator, MergeState, OptimizerKind, Place, Recorder, Subject, Target, TrainOptions,
-    apply, gradients, scores, step,
+    Batch, Batches, Change, Evaluator, MergeState, OptimizerKind, Place, Recorder, Subject, Target, Teachers,
+    TrainOptions, apply, gradients, scores, step,
 };
 
 use crate::common::{Numbers, f32s, normalized_error};
@@ -50,8 +50,8 @@ pub fn shaken(network: Arc<Network>, seed: u64) -> Model {
     model
 }
 
-/// What learns: everything, the head, a merge of so many sources, one that is pulled to its start by λ, or everything and the
-/// merge that it is a fold of.
+/// What learns: everything, the head, a merge of so many sources, one that is pulled to its start by λ, everything and the merge that
+/// it is a fold of, or everything with so many teachers.
 #[derive(Clone, Copy, Debug)]
 enum What {
     Everything(OptimizerKind),
@@ -61,9 +61,10 @@ enum What {
     Running,
     Pulled(OptimizerKind, f64),
     Change(usize, Granularity, Constraint, BatchNormPolicy),
+    Distilled(u64),
 }
 
-const ALL: [What; 13] = [
+const ALL: [What; 15] = [
     What::Everything(OptimizerKind::AdamW),
     What::Everything(OptimizerKind::Sgd),
     What::Head,
@@ -77,6 +78,8 @@ const ALL: [What; 13] = [
     What::Pulled(OptimizerKind::Sgd, 0.5),
     What::Change(3, Granularity::Filter, Constraint::Simplex, BatchNormPolicy::Merge),
     What::Change(2, Granularity::Kernel, Constraint::Clamp, BatchNormPolicy::Anchor),
+    What::Distilled(1),
+    What::Distilled(2),
 ];
 
 impl What {
@@ -85,6 +88,10 @@ impl What {
         let (sources, granularity, constraint, batch_norm) = match self {
             What::Everything(_) => return Subject::Everything,
             What::Head => return Subject::Head,
+            What::Distilled(teachers) => {
+                let teachers = (0..teachers).map(|seed| model(100 + seed)).collect();
+                return Subject::Distilled(Teachers::new(teachers, 0.5));
+            }
             What::Merge(sources, granularity, constraint) => (sources, granularity, constraint, merged),
             What::Pulled(..) => (2, Granularity::Filter, Constraint::Affine, merged),
             What::Running => (2, Granularity::Kernel, Constraint::Affine, BatchNormPolicy::Own),

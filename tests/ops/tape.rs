@@ -1,10 +1,11 @@
 //! What the tape promises: nothing is computed or kept for a gradient that nobody asked for, and contributions add up.
 
-use medmerge::nn::Mode;
+use medmerge::nn::{Architecture, Mode, Model};
 use medmerge::ops::conv2d::{self, Conv2d};
 use medmerge::ops::softmax_cross_entropy::CrossEntropy;
 use medmerge::tape::{Tape, Var};
 use medmerge::tensor::{DType, Device, Integers, Tensor};
+use medmerge::train::{Batch, Subject, Teachers, gradients};
 
 use crate::gradients::dot;
 use crate::graphs::{model, normalized, random};
@@ -254,4 +255,58 @@ fn the_padding_of_a_window_has_no_gradient() {
             }
         }
     }
+}
+
+/// The gradient of a step that distils is that of L + λ/2N·Σ‖f − t‖², by differences along a direction.
+#[test]
+fn features_are_pulled_to_the_mean_of_the_teachers() {
+    const STRENGTH: f64 = 3.0;
+    let [student, first, second] = [1, 2, 3].map(|seed| model(4, seed).cast(DType::F64));
+    let (x, labels) = (random([3, 6, 6, 1], 77), || Integers::from_vec(vec![0, 2, 1]));
+    let batch = Batch::of_activations(x.clone(), labels());
+    let said = |model: &Model| {
+        let [trunk, head] = [&model.trunk, &model.head].map(|arena| Var::constant(arena.clone()));
+        let features = model.network.features(&mut Tape::new(), [&trunk, &head], &model.statistics, x.clone());
+        features.unwrap().to_f64()
+    };
+    let wanted: Vec<f64> = said(&first).iter().zip(said(&second)).map(|(a, b)| 0.5 * (a + b)).collect();
+    let distilled = Subject::Distilled(Teachers::new(vec![first, second], STRENGTH));
+    let of = |subject: &Subject, model: &Model| gradients(model, subject, &CrossEntropy::default(), &batch, None);
+    // The same trunk below a head that passes features on.
+    let width = wanted.len() / 3;
+    let through = Architecture::named("resnet8", None, Some(4)).unwrap().build(1, width);
+    let value = |trunk: &Tensor| {
+        let model = Model { trunk: trunk.clone(), ..student.clone() };
+        let mut below = Model::blank(through.clone());
+        let [weight, bias] = through.classifier().unwrap();
+        let identity: Vec<f32> = (0..width * width).map(|i| f32::from(i % (width + 1) == 0)).collect();
+        below.set_parameter(weight, &identity);
+        below.set_parameter(bias, &vec![0f32; width]);
+        let head = Var::constant(below.head.cast(DType::F64));
+        let output = through.forward(
+            &mut Tape::new(),
+            &Var::constant(trunk.clone()),
+            &head,
+            &student.statistics,
+            x.clone(),
+            Mode::Training,
+        );
+        let features = output.logits.into_value().to_f64();
+        let squares: f64 = features.iter().zip(&wanted).map(|(f, t)| (f - t) * (f - t)).sum();
+        of(&Subject::Everything, &model).loss.to_f64()[0] + STRENGTH / 2.0 * squares / 3.0
+    };
+    let step = of(&distilled, &student);
+    let plain = of(&Subject::Everything, &student);
+    assert_eq!((step.loss.to_f64(), step.head.unwrap().to_f64()), (plain.loss.to_f64(), plain.head.unwrap().to_f64()));
+    let gradient = step.trunk.unwrap().to_f64();
+    let direction = random([gradient.len()], 5).to_f64();
+    let at = |distance: f64| {
+        let moved = student.trunk.to_f64().iter().zip(&direction).map(|(w, d)| w + distance * d).collect::<Vec<f64>>();
+        value(&Tensor::from_vec(moved, [gradient.len()]))
+    };
+    let slope = (at(1e-6) - at(-1e-6)) / 2e-6;
+    let along = |gradient: &[f64]| gradient.iter().zip(&direction).map(|(g, d)| g * d).sum::<f64>();
+    let (found, without) = (along(&gradient), along(&plain.trunk.unwrap().to_f64()));
+    assert!((found - slope).abs() < 1e-6 * slope.abs().max(1.0), "{found} is not {slope}");
+    assert!((found - without).abs() > 0.01 * slope.abs(), "the pull is seen: {found} and {without}");
 }

@@ -3,6 +3,8 @@
 use multiversion::multiversion;
 use rayon::prelude::*;
 
+use super::{Pull, reference};
+
 /// Elements per task: large enough to hide rayon's bookkeeping, small enough to balance a few cores.
 const BLOCK: usize = 1 << 15;
 
@@ -16,6 +18,16 @@ pub fn relu_assign(x: &mut [f32]) {
 
 pub fn relu_backward_assign(dy: &mut [f32], y: &[f32]) {
     dy.par_chunks_mut(BLOCK).zip(y.par_chunks(BLOCK)).for_each(|(dy, y)| relu_backward_block(dy, y));
+}
+
+pub fn pull_assign(pull: &Pull, dx: &mut [f32], x: &[f32], towards: &[f32]) {
+    let blocks = dx.par_chunks_mut(BLOCK).zip(x.par_chunks(BLOCK)).zip(towards.par_chunks(BLOCK));
+    blocks.for_each(|((dx, x), towards)| pull_block(pull, dx, x, towards));
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
+fn pull_block(pull: &Pull, dx: &mut [f32], x: &[f32], towards: &[f32]) {
+    reference::pull_assign(pull, dx, x, towards);
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]

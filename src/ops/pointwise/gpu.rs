@@ -1,5 +1,6 @@
 //! The pointwise ops on a GPU: `kernels/pointwise.cu`.
 
+use super::Pull;
 use crate::gpu::{Address, Cost, Gpu};
 use crate::parameters;
 use crate::tensor::{DType, Tensor, TensorMut};
@@ -14,6 +15,20 @@ parameters! {
 
 parameters! {
     struct AddRows: 32 bytes { sum: Address, term: Address, count: u32, row: u32, pitch: u32, padding: u32 }
+}
+
+parameters! {
+    struct Pulled: 56 bytes {
+        dx: Address,
+        x: Address,
+        towards: Address,
+        control: Address,
+        count: u64,
+        strength: f32,
+        share: f32,
+        vectorised: u32,
+        padding: u32,
+    }
 }
 
 const THREADS: usize = 256;
@@ -43,6 +58,31 @@ pub fn relu_assign(gpu: &Gpu, x: TensorMut) {
 
 pub fn relu_backward_assign(gpu: &Gpu, dy: TensorMut, y: &Tensor) {
     both(gpu, "relu_backward", dy, y);
+}
+
+pub fn pull_assign(gpu: &Gpu, pull: &Pull, dx: TensorMut, x: &Tensor) {
+    let (dtype, count, towards) = (dx.dtype(), dx.shape().len(), pull.towards);
+    assert!(
+        x.dtype() == dtype && towards.dtype() == dtype,
+        "{dtype} is pulled with {} and {}",
+        x.dtype(),
+        towards.dtype()
+    );
+    assert!(dx.is_contiguous() && x.is_contiguous() && towards.is_contiguous(), "a pull of padded rows");
+    gpu.account(|| Cost::moving(3 * dx.bytes(), dx.bytes()));
+    let [dx, x, towards] = [dx.address(), x.address(), towards.address()];
+    let parameters = Pulled {
+        dx,
+        x,
+        towards,
+        control: pull.control.unwrap_or(Address::NULL),
+        count: count as u64,
+        strength: pull.strength as f32,
+        share: pull.share as f32,
+        vectorised: vectorised(&[dx, x, towards]),
+        padding: 0,
+    };
+    launch(gpu, "pull", dtype, grid(count, 16 / dtype.size()), &parameters);
 }
 
 pub fn add_assign(gpu: &Gpu, sum: TensorMut, term: &Tensor) {

@@ -1,9 +1,10 @@
-//! Sums and rectification, element by element.
+//! Sums, rectification and pulls, element by element.
 //!
 //! | op | forward | backward |
 //! |---|---|---|
 //! | add | `y = a + b` | `da = dy`, `db = dy` |
 //! | ReLU | `y = max(x, 0)` | `dx = dy` where `y > 0`, else 0 |
+//! | pull | `y = x` | `dx = dy + c·(x − s·t)`: of a loss with the term `c/2·‖x − s·t‖²`, which its value leaves out |
 //!
 //! Both write over an input that nobody else reads, since they are bound by memory alone. ReLU keeps its output for
 //! backward, not its input: the next convolution keeps the same tensor anyway. NaN passes through both.
@@ -12,6 +13,7 @@ pub mod cpu;
 mod gpu;
 pub mod reference;
 
+use crate::gpu::Address;
 use crate::tape::{Tape, Var};
 use crate::tensor::{Implementation, Tensor, TensorMut};
 
@@ -59,7 +61,45 @@ pub fn relu_backward_assign(dy: TensorMut, y: &Tensor) {
     }
 }
 
+/// What a value is pulled to, and how strongly: c and s·t of the table.
+#[derive(Clone, Copy)]
+pub struct Pull<'a> {
+    pub towards: &'a Tensor,
+    /// s.
+    pub share: f64,
+    /// c.
+    pub strength: f64,
+    /// Where on a GPU the control block is, whose scale the loss has.
+    pub control: Option<Address>,
+}
+
+/// `dx += c·(x − s·t)`, times the scale of the loss.
+pub fn pull_assign(pull: &Pull, dx: TensorMut, x: &Tensor) {
+    assert!(dx.shape() == x.shape() && x.shape() == pull.towards.shape(), "pull");
+    match dx.implementation() {
+        Implementation::Cpu => cpu::pull_assign(pull, dx.data(), x.data(), pull.towards.data()),
+        Implementation::Reference => reference::pull_assign::<f64>(pull, dx.data(), x.data(), pull.towards.data()),
+        Implementation::Gpu(gpu) => gpu::pull_assign(gpu, pull, dx, x),
+    }
+}
+
 impl Tape {
+    /// The value itself, which the loss pulls.
+    pub fn pull(&mut self, x: Var, pull: &Pull) -> Var {
+        let id = x.id();
+        let x = x.into_value();
+        let (kept, towards) = (x.clone(), pull.towards.clone());
+        let Pull { share, strength, control, .. } = *pull;
+        self.record(x, &[id], || {
+            Box::new(move |mut dx, gradients| {
+                let pull = Pull { towards: &towards, share, strength, control };
+                dx.make_unique();
+                pull_assign(&pull, dx.view_mut(), &kept);
+                gradients.give(id.expect("recorded because its input wants a gradient"), dx);
+            })
+        })
+    }
+
     pub fn add(&mut self, a: Var, b: Var) -> Var {
         let ids = [a.id(), b.id()];
         let (mut sum, mut term) = (a.into_value(), b.into_value());

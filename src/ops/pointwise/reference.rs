@@ -1,5 +1,6 @@
 //! The definition of the pointwise ops.
 
+use super::Pull;
 use crate::tensor::Element;
 
 pub fn add_assign<T: Element>(sum: &mut [T], term: &[T], row: usize, pitch: usize) {
@@ -26,5 +27,13 @@ pub fn relu_backward_assign<T: Element>(dy: &mut [T], y: &[T]) {
         if y <= zero {
             *dy = zero;
         }
+    }
+}
+
+#[inline(always)]
+pub fn pull_assign<T: Element>(pull: &Pull, dx: &mut [T], x: &[T], towards: &[T]) {
+    let [strength, share] = [pull.strength, pull.share].map(T::from_f64);
+    for ((dx, &x), &t) in dx.iter_mut().zip(x).zip(towards) {
+        *dx += strength * (x - share * t);
     }
 }

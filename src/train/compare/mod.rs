@@ -18,8 +18,8 @@ pub use recipe::{Kind, LearnOn, LearnRecipe, Recipe, Tuning};
 use super::selection::best_epoch;
 use super::{
     Anchor, AnchorChoice, Change, EpochRecord, FINE_TUNE, FINE_TUNE_MERGE, LINEAR_PROBE, Learning, Observer, Subject,
-    TRAIN, Target, TargetImages, TrainOptions, align, learn_best, learn_for, probe, reestimate_statistics, scores,
-    train,
+    TRAIN, Target, TargetImages, Teachers, TrainOptions, align, learn_best, learn_for, probe, reestimate_statistics,
+    scores, train,
 };
 use crate::checkpoint::Phase;
 use crate::data::SplitName;
@@ -133,8 +133,8 @@ impl Protocol {
 
     /// The second.
     fn tuning(&self, recipe: &Recipe, learning_rate: f64, seed: u64) -> TrainOptions {
-        let Tuning { l2_sp, ema } = recipe.tuning;
-        let options = TrainOptions { l2_sp, ema, ..self.rated(learning_rate, seed) };
+        let Tuning { l2_sp, distill, ema } = recipe.tuning;
+        let options = TrainOptions { l2_sp, distill, ema, ..self.rated(learning_rate, seed) };
         match &recipe.kind {
             Kind::Medmerge(LearnRecipe { learn_on: LearnOn::At(rate), .. }) => {
                 TrainOptions { merge_learning_rate: *rate, ..options }
@@ -190,19 +190,26 @@ impl<'a> Seeded<'a> {
         let stages = match &recipe.kind {
             Kind::Scratch => self.each_rate(|own, rate| {
                 let model = Model::initialized(own.sources.network(own.target.data.classes), own.seed);
-                own.everything(model, TRAIN, &own.protocol.tuning(recipe, rate, own.seed), observer)
+                own.everything(
+                    model,
+                    TRAIN,
+                    &mut Subject::Everything,
+                    &own.protocol.tuning(recipe, rate, own.seed),
+                    observer,
+                )
             })?,
             Kind::FineTune { source } => self.each_rate(|own, rate| {
                 let mut model = own.sources.transfer(*source, &own.sources.network(own.target.data.classes));
                 init::initialize(&mut model, Region::Head, own.seed);
-                own.everything(model, FINE_TUNE, &own.protocol.tuning(recipe, rate, own.seed), observer)
+                let mut subject = own.subject(recipe, own.sources);
+                own.everything(model, FINE_TUNE, &mut subject, &own.protocol.tuning(recipe, rate, own.seed), observer)
             })?,
             Kind::ProbeThenFineTune { source } if *recipe == Recipe::new(recipe.kind.clone()) => {
                 self.member(*source, observer)?
             }
             Kind::ProbeThenFineTune { .. } | Kind::Rescale { .. } | Kind::Merge { .. } => {
                 let (frozen, _) = self.frozen(recipe, observer)?;
-                self.with_tuned(frozen, recipe, observer)?
+                self.with_tuned(frozen, recipe, self.sources, observer)?
             }
             Kind::Medmerge(options) => {
                 let (frozen, of_merge) = self.frozen(recipe, observer)?;
@@ -210,7 +217,10 @@ impl<'a> Seeded<'a> {
                     (LearnOn::Yes | LearnOn::At(_), Some(of_merge)) => {
                         self.with_learned_on(frozen, of_merge, recipe, observer)?
                     }
-                    _ => self.with_tuned(frozen, recipe, observer)?,
+                    (_, Some(of_merge)) => {
+                        self.with_tuned(frozen, recipe, &of_merge.aligned(self.sources), observer)?
+                    }
+                    (_, None) => unreachable!("learned with it"),
                 };
                 learned = of_merge;
                 stages
@@ -286,22 +296,40 @@ impl<'a> Seeded<'a> {
         &self,
         mut model: Model,
         kind: &str,
+        subject: &mut Subject,
         options: &TrainOptions,
         observer: &mut dyn Observer,
     ) -> Result<Trained> {
         let start = Instant::now();
-        let history = train(&mut model, &mut Subject::Everything, self.target, options, observer)?;
+        let history = train(&mut model, subject, self.target, options, observer)?;
         let phases = vec![options.phase(kind, &history)];
         Ok(Trained { model, history, phases, seconds: start.elapsed().as_secs_f64() })
     }
 
+    /// Everything, or with teachers where a recipe distils: the source that it starts from, or all of them, as they were merged.
+    fn subject(&self, recipe: &Recipe, sources: &Sources) -> Subject {
+        if recipe.tuning.distill == 0.0 {
+            return Subject::Everything;
+        }
+        let of_source = |index: usize| sources.get(index).checkpoint.model.clone();
+        let teachers = recipe.source().map_or_else(|| 0..sources.len(), |source| source..source + 1);
+        Subject::Distilled(Teachers::new(teachers.map(of_source).collect(), recipe.tuning.distill))
+    }
+
     /// The frozen stage, and those that are fine-tuned from it.
-    fn with_tuned(&self, frozen: Stage, recipe: &Recipe, observer: &mut dyn Observer) -> Result<Vec<Stage>> {
+    fn with_tuned(
+        &self,
+        frozen: Stage,
+        recipe: &Recipe,
+        sources: &Sources,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<Stage>> {
+        let mut subject = self.subject(recipe, sources);
         let tuned = self.each_rate(|own, rate| {
             let start = Instant::now();
             let mut model = frozen.models[0].copy();
             let options = own.protocol.tuning(recipe, rate, own.seed);
-            let history = train(&mut model, &mut Subject::Everything, own.target, &options, observer)?;
+            let history = train(&mut model, &mut subject, own.target, &options, observer)?;
             Ok(continued(&frozen, model, history, (FINE_TUNE, &options), start))
         })?;
         Ok([vec![frozen], tuned].concat())
@@ -350,7 +378,7 @@ impl<'a> Seeded<'a> {
         if !self.members.contains_key(&source) {
             let frozen = self.probe_of(source, observer)?.clone();
             let recipe = Recipe::new(Kind::ProbeThenFineTune { source });
-            self.members.insert(source, self.with_tuned(frozen, &recipe, observer)?);
+            self.members.insert(source, self.with_tuned(frozen, &recipe, self.sources, observer)?);
         }
         Ok(self.members[&source].clone())
     }

@@ -13,7 +13,7 @@
 //! | `ensemble` | the mean of the probabilities of `lp-ft` of every source | |
 //! | `greedy-soup` | the greedy soup of `lp-ft` of every source | |
 //!
-//! All but the last two also read how everything is trained at the end: `l2-sp`, `ema`; see [`Tuning`].
+//! All but the last two also read how everything is trained at the end: `l2-sp`, `distill`, `ema`; see [`Tuning`].
 
 use std::fmt;
 use std::str::FromStr;
@@ -39,6 +39,8 @@ pub struct Recipe {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Tuning {
     pub l2_sp: f64,
+    /// Towards the features of the source that is fine-tuned, or of all that were merged by learned weights.
+    pub distill: f64,
     pub ema: f64,
 }
 
@@ -197,7 +199,9 @@ impl Recipe {
         );
         all.push("medmerge:granularity=kernel,start=0.5,regularise=1".into());
         all.push("medmerge:granularity=kernel,start=0.5,learn-on=yes".into());
-        for option in ["batch-norm=anchor", "batch-norm=own", "probe-statistics=running", "l2-sp=10", "ema=0.8"] {
+        for option in
+            ["batch-norm=anchor", "batch-norm=own", "probe-statistics=running", "l2-sp=10", "distill=0.1", "ema=0.8"]
+        {
             all.push(format!("medmerge:granularity=kernel,start=0.5,{option}"));
         }
         for start in ["layer", "filter", "filter,regularise=1", "0/0.5"] {
@@ -231,6 +235,15 @@ impl Recipe {
     /// Whether everything is trained at its end, rather than put together of what was.
     pub fn is_tuned(&self) -> bool {
         !matches!(self.kind, Kind::Ensemble | Kind::GreedySoup)
+    }
+
+    /// Whether there are sources by whose features it may be fine-tuned: not those of a merge by a method, whose units may have changed
+    /// places on the way, nor where merge weights are learned on.
+    fn may_distil(&self) -> bool {
+        match &self.kind {
+            Kind::Medmerge(options) => options.learn_on == LearnOn::No,
+            _ => self.source().is_some(),
+        }
     }
 
     /// What it does until features are no longer frozen: recipes that agree in this share a first phase.
@@ -313,8 +326,9 @@ impl fmt::Display for Recipe {
             }
         };
         tell(self.probe_epochs.is_some(), "probe-epochs", &self.probe_epochs.unwrap_or_default());
-        let Tuning { l2_sp, ema } = self.tuning;
+        let Tuning { l2_sp, distill, ema } = self.tuning;
         tell(l2_sp != 0.0, "l2-sp", &l2_sp);
+        tell(distill != 0.0, "distill", &distill);
         tell(ema != 0.0, "ema", &ema);
         let told: Vec<String> = told.into_iter().map(|(key, value)| format!("{key}={value}")).collect();
         if told.is_empty() { f.write_str(name) } else { write!(f, "{name}:{}", told.join(",")) }
@@ -368,6 +382,9 @@ impl FromStr for Recipe {
         }
         if recipe.is_tuned() && recipe.kind != Kind::Scratch {
             recipe.tuning.l2_sp = given.take("l2-sp")?.unwrap_or(0.0);
+        }
+        if recipe.may_distil() {
+            recipe.tuning.distill = given.take("distill")?.unwrap_or(0.0);
         }
         given.finish()?;
         Ok(recipe)
@@ -488,7 +505,8 @@ mod tests {
             "medmerge:start=uniform",
             "medmerge:start=0/0.5/layer,anchor=0/auto,batch-norm=own,probe-statistics=running,learn-on=0.002,l2-sp=3,ema=0.8",
             "scratch:ema=0.5",
-            "fine-tune:source=0,l2-sp=0.1",
+            "fine-tune:source=0,l2-sp=0.1,distill=0.5",
+            "medmerge:start=filter,regularise=1,distill=2",
             "ensemble",
             "greedy-soup",
         ] {
@@ -518,6 +536,8 @@ mod tests {
             ("slerp:t=2", "--t 2"),
             ("scratch:l2-sp=1", "unknown part of a recipe 'l2-sp'"),
             ("ensemble:ema=0.5", "unknown part of a recipe 'ema'"),
+            ("linear:distill=1", "unknown part of a recipe 'distill'"),
+            ("medmerge:learn-on=yes,distill=1", "unknown part of a recipe 'distill'"),
             ("medmerge:start=0/x", "start cannot be '0/x'"),
             ("medmerge:anchor=", "anchor cannot be ''"),
             ("medmerge:learn-on=maybe", "learn-on cannot be 'maybe'"),
