@@ -435,7 +435,7 @@ pub struct Compare {
     #[command(flatten)]
     pub data: Data,
     /// What to compare; usual: single sources, averages, MedMerge by filter and by kernel, ensemble, soup; all: every merging method and
-    /// option beside them
+    /// option beside them; @FILE: those of a text file, one a line, after a # is none
     #[arg(long, num_args = 1.., value_name = "RECIPE", default_values_t = ["usual".to_string()])]
     pub recipes: Vec<String>,
     /// Seeds, counted up from --seed

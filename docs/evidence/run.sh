@@ -27,6 +27,11 @@ untrained() { # NAME ARCHITECTURE SEED
         --batch-size 64 --learning-rate 0 --weight-decay 0 --seed "$3" --out "$work/$1.safetensors" >&2
 }
 
+# HAM10000 in parts that share no lesion.
+parts() {
+    [ -e "$work/ham_T.npz" ] || "${PYTHON:-python3}" "$here/parts.py" "$folder" "$work" >&2
+}
+
 probe=12 tune=28
 
 compare() { # TARGET SOURCES… -- OPTIONS…
@@ -56,6 +61,9 @@ variants="$kernel,align=activations,ema=0.8 $kernel,align=activations,learn-on=0
     medmerge:granularity=kernel,start=filter,align=activations medmerge:granularity=kernel,start=filter,align=activations,regularise=1
     medmerge:granularity=kernel,start=0/0.5,align=activations lp-ft:source=0,distill=0.01 lp-ft:source=0,distill=0.1
     $kernel,align=activations,distill=0.01 $kernel,align=activations,distill=0.1"
+
+# What the first case left in question.
+short="$single rescale:source=0 rescale:source=1 linear:align=activations $kernel $kernel,align=activations ensemble greedy-soup"
 
 cifar="$folder/weights/resnet20_cifar10_akamaster.th"
 brain="$folder/npz/brainmri4_28.npz"
@@ -102,6 +110,20 @@ cifar-cifar-to-brain-200)
 cifar-ham-to-busi-200)
     source ham20 "$folder/npz/ham10000_28.npz" resnet20-option-a 8 13
     compare "$folder/npz/busi_28.npz" "$cifar" "$work/ham20.safetensors" -- $of_cifar --seeds "${SEEDS:-10}" --recipes $key "$@"
+    ;;
+ham-ham-to-ham-500 | cifar-ham-to-ham-500)
+    parts
+    source hamA "$work/ham_A.npz" resnet20-option-a 16 14
+    source hamB "$work/ham_B.npz" resnet20-option-a 16 15
+    first="$work/hamB.safetensors"
+    [ "$case" = ham-ham-to-ham-500 ] || first=$cifar
+    compare "$work/ham_T.npz" "$first" "$work/hamA.safetensors" -- --train-images 500 --mean 0.5 --std 0.5 --seeds "${SEEDS:-10}" \
+        --recipes $short "$@"
+    ;;
+cifar-ham-to-brain-50 | cifar-ham-to-brain-500)
+    source ham20 "$folder/npz/ham10000_28.npz" resnet20-option-a 8 13
+    compare "$brain" "$cifar" "$work/ham20.safetensors" -- --train-images "${case##*-}" --mean 0.5 --std 0.5 --seeds "${SEEDS:-10}" \
+        --recipes $short "$@"
     ;;
 *)
     echo "no case '$case'; they are in docs/method.md" >&2

@@ -1,8 +1,10 @@
 //! `compare`.
 
+use std::path::Path;
+
 use serde_json::json;
 
-use medmerge::error::Result;
+use medmerge::error::{Error, Result};
 use medmerge::jobs::{self, CompareObserver, Cost, Record};
 use medmerge::output::shown;
 use medmerge::report::Table;
@@ -46,7 +48,14 @@ pub fn run(options: &Compare, global: &Global) -> Result<()> {
 /// What is asked for, lists spelt out, each once.
 fn recipes(asked: &[String], sources: usize) -> Result<Vec<Recipe>> {
     let mut recipes: Vec<Recipe> = Vec::new();
+    let mut texts = Vec::new();
     for text in asked {
+        match text.strip_prefix('@') {
+            Some(path) => texts.extend(lines(Path::new(path))?),
+            None => texts.push(text.clone()),
+        }
+    }
+    for text in &texts {
         let more = match text.as_str() {
             "usual" => Recipe::usual(sources),
             "all" => Recipe::all(sources),
@@ -59,6 +68,19 @@ fn recipes(asked: &[String], sources: usize) -> Result<Vec<Recipe>> {
         });
     }
     Ok(recipes)
+}
+
+/// The recipes of a file.
+fn lines(path: &Path) -> Result<Vec<String>> {
+    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let of_line = |line: &str| line.split('#').next().unwrap_or_default().trim().to_string();
+    let lines: Vec<String> = text.lines().map(of_line).filter(|line| !line.is_empty()).collect();
+    match lines.is_empty() {
+        true => {
+            Err(Error::usage(format!("no recipe in {}", path.display()), "write one a line, such as lp-ft:source=0"))
+        }
+        false => Ok(lines),
+    }
 }
 
 fn tell(cost: &Cost, global: &Global) -> Result<()> {

@@ -21,6 +21,7 @@ pub use crate::dtype::DType;
 pub use dtype::Element;
 pub use integers::Integers;
 pub use pool::Buffer;
+pub(crate) use pool::release;
 pub use shape::Shape;
 
 /// Where a tensor's numbers live, and so which implementation of an op runs on them.

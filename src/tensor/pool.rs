@@ -49,6 +49,12 @@ macro_rules! pooled {
 pooled!(f32);
 pooled!(f64);
 
+/// Hands everything that waits back to the system.
+pub fn release() {
+    f32::with_shelf(|shelf| *shelf = Shelf::default());
+    f64::with_shelf(|shelf| *shelf = Shelf::default());
+}
+
 impl<T: Pooled> Buffer<T> {
     /// `len` numbers of unspecified value.
     pub fn recycled(len: usize) -> Buffer<T> {

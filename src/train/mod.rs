@@ -104,17 +104,31 @@ impl<'a> Target<'a> {
         Err(Error::usage(message, "use a larger --batch-size, or larger images"))
     }
 
+    /// Bytes of the machine's memory that a step of fine-tuning takes at least; see [`Target::check_memory`].
+    pub fn memory_of_step(&self, network: &Network, images: usize) -> u128 {
+        // The gradient, one moment at least, and the best epoch, beside the trunk itself.
+        self.memory(network, images, true, 4 * network.trunk_len).unwrap_or(0)
+    }
+
+    /// `None` where activations lie elsewhere.
+    fn memory(&self, network: &Network, images: usize, is_step: bool, parameters: usize) -> Option<u128> {
+        let stages = network.activations(self.data.height, self.data.width)?;
+        let held = if is_step { stages.iter().sum() } else { stages.iter().copied().max().unwrap_or(0) };
+        let needed = size_of::<f32>() as u128 * (held as u128 * images as u128 + parameters as u128);
+        (self.place.device == Device::Cpu).then_some(needed)
+    }
+
     /// Refuses a batch whose activations do not fit into the machine's memory, where they lie there: all of a step's are
     /// kept until its backward, elsewhere a stage needs its input and its output. `parameters` are numbers that are made
     /// besides. It is the least that is needed; a batch that passes may still be too large.
     fn check_memory(&self, network: &Network, images: usize, is_step: bool, parameters: usize) -> Result<()> {
-        let Some(stages) = network.activations(self.data.height, self.data.width) else { return Ok(()) };
-        if self.place.device != Device::Cpu {
-            return Ok(());
+        let Some(needed) = self.memory(network, images, is_step, parameters) else { return Ok(()) };
+        let mut free = crate::memory::available();
+        if needed > free.into() {
+            // What an earlier run used may wait to be used again, in other sizes.
+            crate::tensor::release();
+            free = crate::memory::available();
         }
-        let held = if is_step { stages.iter().sum() } else { stages.iter().copied().max().unwrap_or(0) };
-        let needed = size_of::<f32>() as u128 * (held as u128 * images as u128 + parameters as u128);
-        let free = crate::memory::available();
         if needed <= free.into() {
             return Ok(());
         }

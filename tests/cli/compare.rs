@@ -234,3 +234,46 @@ fn a_single_source_is_rescaled_by_the_kernels_as_on_the_cpu() {
     assert_eq!(cpu.len(), 2);
     assert!(cpu.iter().zip(&ours).all(|(cpu, ours)| (cpu - ours).abs() < 1e-3), "{cpu:?} {ours:?}");
 }
+
+#[test]
+fn recipes_may_stand_in_a_file() {
+    let folder = Folder::with_sources();
+    std::fs::write(folder.path("recipes.txt"), "# of one source\nlp-ft:source=0   # the first\n\nscratch\n").unwrap();
+    std::fs::write(folder.path("none.txt"), "# nothing\n").unwrap();
+    let recipes = |asked: &str| {
+        let plan = folder.json(&format!("{COMPARE} --out compared --dry-run --recipes {asked}"));
+        plan["passes"].as_array().unwrap().iter().map(|row| row[0].as_str().unwrap().to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(recipes("linear @recipes.txt scratch"), ["linear", "lp-ft:source=0", "scratch"]);
+    let of = |file: &str| format!("{COMPARE} --out x --recipes @{file}");
+    assert_refused(
+        &folder,
+        &[case("empty", of("none.txt"), &["no recipe in none.txt"]), case("nowhere", of("away.txt"), &["away.txt"])],
+    );
+}
+
+/// Fewer seeds side by side, the same figures.
+#[test]
+fn seeds_run_side_by_side_where_there_is_memory() {
+    let folder = Folder::with_sources();
+    folder.data("large", "--image-size 128");
+    let compare = COMPARE.replace("data/target.npz --batch-size 8", "large/target.npz --batch-size 32");
+    let compare = format!("{compare} --recipes fine-tune:source=0 --threads 1 --out compared");
+    let files = || {
+        [0, 1].map(|seed| {
+            let mut run = run_of(&folder, "fine-tune_source-0", seed);
+            run["seconds"] = Value::Null;
+            run
+        })
+    };
+    folder.done(&format!("{compare} --jobs 2"));
+    let expected = files();
+    // Where memory is enough for one, not for two; with less it ends in a line, with more there is nothing to say.
+    let told = (360..700).step_by(20).find(|megabytes| {
+        std::fs::remove_dir_all(folder.path("compared")).ok();
+        let run = folder.run_within(1000 * megabytes, &format!("{compare} --jobs 2"));
+        run.code == Some(0) && run.stderr.contains("1 of 2 seeds side by side")
+    });
+    assert!(told.is_some(), "no limit at which one of two runs");
+    assert_eq!(files(), expected);
+}

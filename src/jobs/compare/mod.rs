@@ -248,6 +248,25 @@ impl Compare {
         Ok(summary)
     }
 
+    /// As many seeds side by side as there is memory for.
+    fn affordable(&self, read: &Read, seeds: usize, observer: &mut dyn CompareObserver) -> usize {
+        let Read { sources, data, normalisation, place, .. } = read;
+        let target = Target { data, normalisation, place: *place };
+        let batch = self.protocol.fine_tuning.batch_size.min(data.train.len());
+        let asked = self.jobs.min(seeds).max(1);
+        // A step takes more than the least: gradients of activations, buffers that do not fit exactly.
+        let of_one = 2 * target.memory_of_step(&sources.network(data.classes), batch).max(1);
+        let free = crate::memory::available();
+        let jobs = usize::try_from(u128::from(free) / of_one).unwrap_or(usize::MAX).clamp(1, asked);
+        if jobs < asked {
+            let (of_one, free) = (of_one >> 20, free >> 20);
+            observer.remark(&format!(
+                "{jobs} of {asked} seeds side by side: a step takes about {of_one} MiB of memory, of which {free} MiB are free",
+            ));
+        }
+        jobs
+    }
+
     /// Seeds side by side.
     fn run_all(&self, read: &Read, todo: Todo, observer: &mut dyn CompareObserver) -> Result<()> {
         let passes = |recipe: &Recipe| self.protocol.passes(recipe, self.models.len()).max(0.5);
@@ -257,8 +276,8 @@ impl Compare {
         let work = |(seed, recipes): &(u64, Vec<Recipe>), worker: &mut Worker, tell: &mut dyn FnMut(Event)| {
             self.one_seed(read, *seed, recipes, worker, tell)
         };
-        let mut done = 0.0;
-        let result = side_by_side(&todo, self.jobs, work, &mut |event| {
+        let (mut done, jobs) = (0.0, self.affordable(read, todo.len(), observer));
+        let result = side_by_side(&todo, jobs, work, &mut |event| {
             match event {
                 Some(Event::Begins(seed, recipe)) => {
                     observer.phase(&format!("seed {seed}, {}", recipe.label(&names)));
