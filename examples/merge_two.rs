@@ -8,6 +8,7 @@
 use std::path::Path;
 
 use medmerge::checkpoint::{Reading, Writing};
+use medmerge::data::Collecting;
 use medmerge::data::SplitName;
 use medmerge::data::synthetic::{SyntheticOptions, Task, generate};
 use medmerge::error::{Error, Result};
@@ -23,7 +24,11 @@ pub fn main() -> Result<()> {
         let options = SyntheticOptions { size: 16, train: 160, val: 32, test: 64, ..SyntheticOptions::default() };
         generate(task, &options).save(&path(&format!("{name}.npz")))?;
     }
-    let images = |name: &str| Images { data: path(&format!("{name}.npz")), normalise: Normalise::default() };
+    let images = |name: &str| Images {
+        data: path(&format!("{name}.npz")),
+        normalise: Normalise::default(),
+        collecting: Collecting::default(),
+    };
     let options = TrainOptions { epochs: 2, batch_size: 16, learning_rate: 3e-3, ..TrainOptions::default() };
 
     // Two sources, each from an initialisation of its own.

@@ -155,11 +155,76 @@ pub struct Demo {
 /// The images, and how they become numbers.
 #[derive(Args)]
 pub struct Data {
-    /// A data set in MedMNIST's .npz format
-    #[arg(long, value_name = "FILE.npz")]
+    /// A data set: a file in MedMNIST's .npz format; or images in a folder, a tar or a zip archive, with a folder for each class or a
+    /// table beside them; or such a table, or a list of paths
+    #[arg(long, value_name = "PATH")]
     pub data: PathBuf,
     #[command(flatten)]
     pub normalise: Normalise,
+    #[command(flatten)]
+    pub collecting: Collecting,
+}
+
+/// How images in a folder or an archive become a data set.
+#[derive(Args)]
+#[command(next_help_heading = "Images in folders and archives")]
+pub struct Collecting {
+    /// Height and width that images are brought to [default: those of the network's training, else 224]
+    #[arg(long, value_name = "PIXELS")]
+    pub image_size: Option<usize>,
+    #[command(flatten)]
+    pub table: Table,
+}
+
+/// Where labels and splits of images come from.
+#[derive(Args)]
+#[command(next_help_heading = "Images in folders and archives")]
+pub struct Table {
+    /// The table with the labels, CSV or TSV [default: one among the images that names them]
+    #[arg(long, value_name = "FILE")]
+    pub labels: Option<PathBuf>,
+    /// Its column of labels [default: label, class, dx, diagnosis or the like; or a column of 0 and 1 for each class]
+    #[arg(long, value_name = "NAME")]
+    pub label_column: Option<String>,
+    /// The column of what may not be in two splits, such as a patient, or none [default: lesion_id, patient_id or the like]
+    #[arg(long, value_name = "NAME")]
+    pub group_column: Option<String>,
+    /// Shares of the images for validation and test, where these splits are not given [default: 0.1,0.2]
+    #[arg(long, value_name = "VAL,TEST", value_parser = shares)]
+    pub shares: Option<[f64; 2]>,
+    /// Seed by which splits are drawn
+    #[arg(long, default_value_t = 0, value_name = "SEED")]
+    pub split_seed: u64,
+    /// Leave out images that cannot be read, and rows whose images are not there
+    #[arg(long)]
+    pub skip_broken: bool,
+}
+
+impl Table {
+    pub fn given(&self, image_size: Option<usize>) -> medmerge::data::Collecting {
+        let Table { labels, label_column, group_column, shares, split_seed, skip_broken } = self;
+        medmerge::data::Collecting {
+            image_size,
+            labels: labels.clone(),
+            label_column: label_column.clone(),
+            group_column: group_column.clone(),
+            shares: *shares,
+            split_seed: *split_seed,
+            skip_broken: *skip_broken,
+        }
+    }
+}
+
+impl Collecting {
+    pub fn given(&self) -> medmerge::data::Collecting {
+        self.table.given(self.image_size)
+    }
+}
+
+/// Two numbers with a comma between them.
+fn shares(text: &str) -> Result<[f64; 2], String> {
+    let numbers: Vec<f64> = text.split(',').map_while(|number| number.trim().parse().ok()).collect();
+    numbers.try_into().map_err(|_| "give two numbers, such as 0.1,0.2".to_string())
 }
 
 /// The normalisation of bytes: (v / 255 − mean) / std.
@@ -528,10 +593,12 @@ pub struct Merge {
         value_name = "none|weights|activations")]
     pub align: medmerge::merge::Align,
     /// With --coefficients: re-estimate the running statistics on this data set's training split
-    #[arg(long, value_name = "FILE.npz", conflicts_with = "weights")]
+    #[arg(long, value_name = "PATH", conflicts_with = "weights")]
     pub data: Option<PathBuf>,
     #[command(flatten)]
     pub normalise: Normalise,
+    #[command(flatten)]
+    pub collecting: Collecting,
     #[command(flatten)]
     pub reading: Reading,
     /// The merged network
@@ -557,10 +624,12 @@ pub struct Align {
     #[arg(long, value_parser = parse::<medmerge::merge::Align>, default_value = "weights", value_name = "weights|activations")]
     pub by: medmerge::merge::Align,
     /// With --by activations: the data set on whose training split activations are compared
-    #[arg(long, value_name = "FILE.npz")]
+    #[arg(long, value_name = "PATH")]
     pub data: Option<PathBuf>,
     #[command(flatten)]
     pub normalise: Normalise,
+    #[command(flatten)]
+    pub collecting: Collecting,
     #[command(flatten)]
     pub reading: Reading,
     /// The aligned network
@@ -641,15 +710,18 @@ pub struct Export {
 
 #[derive(Args)]
 pub struct Inspect {
-    /// A network, merge weights or a data set; with --plan also an architecture
+    /// A network, merge weights or a data set, which may be a folder; with --plan also an architecture
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
     /// Another network: how the two differ, and whether they can be merged
     #[arg(value_name = "OTHER", conflicts_with = "plan")]
     pub other: Option<PathBuf>,
-    /// Height and width of the images whose FLOPs are counted [default: those of the training, else the usual ones]
+    /// Height and width of the images whose FLOPs are counted [default: those of the training, else the usual ones]; of images in a
+    /// folder or an archive, that which they are brought to
     #[arg(long, value_name = "PIXELS")]
     pub image_size: Option<usize>,
+    #[command(flatten)]
+    pub table: Table,
     /// Which channels of a network may change places: its groups of units, and what moves with each
     #[arg(long, conflicts_with_all = ["plan", "other"])]
     pub units: bool,

@@ -37,7 +37,9 @@ impl Wanted {
         match self {
             Wanted::Network => "a network is a .safetensors file or what torch.save wrote, with torchvision's names",
             Wanted::MergeWeights => "give the .safetensors file that `medmerge learn --weights` wrote",
-            Wanted::DataSet => "a data set is one .npz file in MedMNIST's format: train_images, train_labels and so on",
+            Wanted::DataSet => {
+                "a data set is one .npz file in MedMNIST's format, a folder or archive of images, or a table that names them"
+            }
             Wanted::Anything => {
                 "networks are .safetensors or PyTorch files, merge weights .safetensors files, data sets .npz files"
             }
@@ -122,7 +124,7 @@ const KERAS: FileKind = kind(
     &["keras"],
     [FROM_ANOTHER, ""],
 );
-const ZIP: FileKind =
+pub const ZIP: FileKind =
     kind("a zip archive", &[(0, b"PK\x03\x04"), (0, b"PK\x05\x06"), (0, b"PK\x07\x08")], &["zip"], UNPACK);
 const CUT_ZIP: FileKind = kind("a zip archive that is damaged or cut off", &[], &[], ["download or write it again"; 2]);
 const ONNX: FileKind = kind(
@@ -151,8 +153,9 @@ const WEB_PAGE: FileKind = kind(
     ["the download gave a page and not the file; open it in a browser to see why"; 2],
 );
 const JSON: FileKind = kind("a JSON file", &[], &["json"], NEITHER);
-const CSV: FileKind = kind("a table (CSV)", &[], &["csv", "tsv"], ["", COLLECT]);
-const TEXT: FileKind = kind("a text file", &[], &["txt", "md", "yaml", "yml"], NEITHER);
+pub const CSV: FileKind = kind("a table (CSV)", &[], &["csv", "tsv"], NEITHER);
+pub const TAR: FileKind = kind("a tar archive", &[(257, b"ustar")], &["tar"], UNPACK);
+pub const TEXT: FileKind = kind("a text file", &[], &["txt", "md", "yaml", "yml"], NEITHER);
 
 /// The kinds that their first bytes give away, and those that a name does. The first that fits counts.
 const TABLE: &[FileKind] = &[
@@ -189,7 +192,7 @@ const TABLE: &[FileKind] = &[
     kind("a Zstandard file", &[(0, b"\x28\xb5\x2f\xfd")], &["zst"], UNPACK),
     kind("a 7z archive", &[(0, b"7z\xbc\xaf\x27\x1c")], &["7z"], UNPACK),
     kind("a RAR archive", &[(0, b"Rar!\x1a\x07")], &["rar"], UNPACK),
-    kind("a tar archive", &[(257, b"ustar")], &["tar"], UNPACK),
+    TAR,
     kind("a PDF document", &[(0, b"%PDF-")], &["pdf"], NEITHER),
     LFS,
     WEB_PAGE,

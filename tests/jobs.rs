@@ -31,7 +31,7 @@ impl Folder {
     }
 
     fn images(&self) -> Images {
-        Images { data: self.path("data.npz"), normalise: Normalise::default() }
+        Images { data: self.path("data.npz"), normalise: Normalise::default(), collecting: Default::default() }
     }
 
     fn train(&self, name: &str, seed: u64) -> Train {

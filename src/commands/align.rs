@@ -7,20 +7,21 @@ use medmerge::jobs::{self, Images};
 use medmerge::output::shown;
 
 use super::progress::Progress;
-use super::{card, normalise, place, report};
+use super::{card, collecting, normalise, place, report};
 use crate::cli::{Align, Global};
 
 pub fn run(options: &Align, global: &Global) -> Result<()> {
     let normalise = normalise(&options.normalise);
     if options.data.is_none() && (normalise.mean.is_some() || normalise.std.is_some()) {
-        return Err(Error::usage("--mean and --std are of images, and there are none", "give --data FILE.npz"));
+        return Err(Error::usage("--mean and --std are of images, and there are none", "give --data"));
     }
+    let collecting = collecting(&options.collecting, options.data.is_some())?;
     let job = jobs::Align {
         model: options.model.clone(),
         to: options.to.clone(),
         by: options.by,
         reading: options.reading.given(),
-        images: options.data.clone().map(|data| Images { data, normalise }),
+        images: options.data.clone().map(|data| Images { data, normalise, collecting }),
         compute: place::compute(global),
         out: options.out.clone(),
         writing: options.writing.given(),

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use medmerge::bench::shapes;
 use medmerge::checkpoint::{Checkpoint, Phase, Reading, TensorFile};
-use medmerge::data::{SplitName, SplitSummary, Summary};
+use medmerge::data::{Collecting, SplitName, SplitSummary, Summary, is_collection};
 use medmerge::error::{Error, Result};
 use medmerge::file_kind::{self, Wanted};
 use medmerge::merge::{Difference, Learned, Source, check_alike};
@@ -29,8 +29,13 @@ pub fn run(options: &Inspect, global: &Global) -> Result<()> {
     if let Some(other) = &options.other {
         return difference(&options.file, other, &options.reading.given(), global);
     }
-    if file_kind::open(&options.file, "read", Wanted::Anything)?.kind == Some(file_kind::NPZ) {
+    let kind = || file_kind::open(&options.file, "read", Wanted::Anything).map(|opened| opened.kind);
+    if is_collection(&options.file) || kind()? == Some(file_kind::NPZ) {
         return data_set(options, global);
+    }
+    if options.table.given(None) != Collecting::default() {
+        let hint = "leave out --labels and what goes with it";
+        return Err(Error::usage(format!("{} is no folder or archive of images", options.file.display()), hint));
     }
     let file = TensorFile::read_as(&options.file, Wanted::Anything)?;
     if file.is_merge_weights() {
@@ -183,8 +188,8 @@ fn plan(options: &Inspect, global: &Global) -> Result<()> {
 }
 
 fn data_set(options: &Inspect, global: &Global) -> Result<()> {
-    let data = Summary::read(&options.file)?;
-    report(global, &json!({"kind": "data set", "summary": data}), |out| {
+    let (data, remarks) = Summary::open(&options.file, &options.table.given(options.image_size))?;
+    report(global, &json!({"kind": "data set", "summary": data, "remarks": remarks}), |out| {
         let Summary { height, width, channels, .. } = data;
         write!(out, "{}: data set, {height}×{width} pixels, {channels} channels", options.file.display())?;
         match data.classes {
@@ -201,6 +206,9 @@ fn data_set(options: &Inspect, global: &Global) -> Result<()> {
                 Some(counts) => writeln!(out, "per class {counts:?}")?,
                 None => writeln!(out, "no labels")?,
             }
+        }
+        for remark in &remarks {
+            writeln!(out, "  {remark}")?;
         }
         match &data.problem {
             Some(problem) => writeln!(out, "  not to be trained on: {problem}"),

@@ -8,7 +8,7 @@ use medmerge::merge::methods::{self, MergeMethod, Number, Numbers};
 use medmerge::output::shown;
 
 use super::progress::{Above, spinner};
-use super::{card, normalise, place, report};
+use super::{card, collecting, normalise, place, report};
 use crate::cli::{Global, Merge};
 
 pub fn run(options: &Merge, global: &Global) -> Result<()> {
@@ -19,6 +19,7 @@ pub fn run(options: &Merge, global: &Global) -> Result<()> {
         let hint = "give --models A B --out FILE; --method list needs neither";
         return Err(Error::usage("a merge without --models or without --out", hint));
     };
+    let collecting = collecting(&options.collecting, options.data.is_some())?;
     let by = match &options.weights {
         Some(_) if options.normalise.mean.is_some() || options.normalise.std.is_some() => {
             let hint = "leave --mean and --std out: the file of merge weights says with which they were learned";
@@ -38,6 +39,7 @@ pub fn run(options: &Merge, global: &Global) -> Result<()> {
             base: options.base.clone(),
             data: options.data.clone(),
             normalise: normalise(&options.normalise),
+            collecting,
         })),
     };
     let job = jobs::Merge {

@@ -22,7 +22,7 @@ use std::io::Write;
 
 use clap::ArgMatches;
 
-use medmerge::data::Augmentation;
+use medmerge::data::{Augmentation, Collecting};
 use medmerge::error::{Error, Result};
 use medmerge::jobs::{Images, Normalise};
 use medmerge::train::{EpochRecord, OptimizerKind, Schedule, TrainOptions, best_epoch};
@@ -86,7 +86,18 @@ fn note(global: &Global, text: std::fmt::Arguments) {
 }
 
 fn images(data: &cli::Data) -> Images {
-    Images { data: data.data.clone(), normalise: normalise(&data.normalise) }
+    Images { data: data.data.clone(), normalise: normalise(&data.normalise), collecting: data.collecting.given() }
+}
+
+/// How images are read, where there are some.
+fn collecting(asked: &cli::Collecting, has_data: bool) -> Result<Collecting> {
+    let collecting = asked.given();
+    match has_data || collecting == Collecting::default() {
+        true => Ok(collecting),
+        false => {
+            Err(Error::usage("--image-size, --labels and the like are of images, and there are none", "give --data"))
+        }
+    }
 }
 
 /// The command line, for the card that it asks for.

@@ -19,6 +19,7 @@ use crate::hex::hex;
 use source::InMemory;
 
 pub mod augment;
+mod collection;
 pub mod loader;
 mod medmnist;
 mod normalisation;
@@ -27,6 +28,7 @@ mod source;
 pub mod synthetic;
 
 pub use augment::Augmentation;
+pub use collection::{Collected, Collecting, is_collection};
 pub use normalisation::Normalisation;
 pub use source::{Depth, Image, Images, Samples};
 
@@ -35,7 +37,7 @@ pub use loader::{Batch, Key, Loader, LoaderOptions, RawBatch, check_channels};
 /// The largest height and width of an image.
 pub const MAX_SIZE: usize = 1024;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SplitName {
     Train,

@@ -4,6 +4,9 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use fast_image_resize::images::ImageRef;
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+
 use super::check_channels;
 use crate::error::{Error, Result};
 
@@ -50,6 +53,14 @@ pub enum Samples<'a> {
 }
 
 impl Samples<'_> {
+    /// The same samples, held by somebody else.
+    pub fn borrowed(&self) -> Samples<'_> {
+        match self {
+            Samples::Eight(samples) => Samples::Eight(Cow::Borrowed(samples)),
+            Samples::Sixteen(samples) => Samples::Sixteen(Cow::Borrowed(samples)),
+        }
+    }
+
     /// In the order of a little-endian file.
     pub fn to_bytes(&self) -> Cow<'_, [u8]> {
         match self {
@@ -80,75 +91,31 @@ impl<'a> Image<'a> {
         }
         let to = [height, width];
         let samples = match &self.samples {
-            Samples::Eight(samples) => Samples::Eight(resized(samples, [h, w], to, channels).into()),
-            Samples::Sixteen(samples) => Samples::Sixteen(resized(samples, [h, w], to, channels).into()),
+            Samples::Eight(samples) => {
+                let kind = if channels == 1 { PixelType::U8 } else { PixelType::U8x3 };
+                Samples::Eight(resized(samples, [h, w], to, kind).into())
+            }
+            Samples::Sixteen(samples) => {
+                let kind = if channels == 1 { PixelType::U16 } else { PixelType::U16x3 };
+                Samples::Sixteen(resized(samples, [h, w], to, kind).into())
+            }
         };
         Ok(Image { shape: [height, width, channels], samples })
     }
 }
 
-/// A sample of eight or sixteen bits.
-trait Sample: Copy {
-    fn to_f32(self) -> f32;
-    /// The nearest one.
-    fn from_f32(value: f32) -> Self;
-}
-
-impl Sample for u8 {
-    fn to_f32(self) -> f32 {
-        self.into()
-    }
-
-    fn from_f32(value: f32) -> u8 {
-        value.round() as u8
-    }
-}
-
-impl Sample for u16 {
-    fn to_f32(self) -> f32 {
-        self.into()
-    }
-
-    fn from_f32(value: f32) -> u16 {
-        value.round() as u16
-    }
-}
-
-/// H×W×C samples in another size: first each row, then each column.
-fn resized<T: Sample>(samples: &[T], [h, w]: [usize; 2], [height, width]: [usize; 2], channels: usize) -> Vec<T> {
-    let numbers: Vec<f32> = samples.iter().map(|sample| sample.to_f32()).collect();
-    let (rows, columns) = (weights(h, height), weights(w, width));
-    let mut wide = vec![0f32; h * width * channels];
-    for (row, out) in numbers.chunks_exact(w * channels).zip(wide.chunks_exact_mut(width * channels)) {
-        for ((first, weights), out) in columns.iter().zip(out.chunks_exact_mut(channels)) {
-            for (pixel, weight) in row[first * channels..].chunks_exact(channels).zip(weights) {
-                out.iter_mut().zip(pixel).for_each(|(out, sample)| *out += weight * sample);
-            }
-        }
-    }
-    let mut all = vec![0f32; height * width * channels];
-    for ((first, weights), out) in rows.iter().zip(all.chunks_exact_mut(width * channels)) {
-        for (row, weight) in wide[first * width * channels..].chunks_exact(width * channels).zip(weights) {
-            out.iter_mut().zip(row).for_each(|(out, sample)| *out += weight * sample);
-        }
-    }
-    all.into_iter().map(T::from_f32).collect()
-}
-
-/// For each of `to` places, the first of `from` that it is made of, and their weights, which sum to 1: a triangle as wide on
-/// either side as two places are apart, in the coarser of the two.
-fn weights(from: usize, to: usize) -> Vec<(usize, Vec<f32>)> {
-    let scale = from as f64 / to as f64;
-    let reach = scale.max(1.0);
-    let of_place = |place: usize| {
-        let center = (place as f64 + 0.5) * scale;
-        let first = (center - reach).floor().max(0.0) as usize;
-        let end = ((center + reach).ceil() as usize).min(from);
-        let weight = |at: usize| (1.0 - ((at as f64 + 0.5 - center) / reach).abs()).max(0.0);
-        let sum: f64 = (first..end).map(weight).sum();
-        (first, (first..end).map(|at| (weight(at) / sum) as f32).collect())
-    };
-    (0..to).map(of_place).collect()
+/// H×W×C samples in another size, by the triangle filter and in the fixed point of Pillow, whatever the processor: horizontally, then
+/// vertically, each rounded to whole samples.
+fn resized<T: bytemuck::Pod>(samples: &[T], from: [usize; 2], to: [usize; 2], kind: PixelType) -> Vec<T> {
+    let size = |side: usize| u32::try_from(side).expect("images have fewer than 2³² pixels a side");
+    let [[h, w], [height, width]] = [from, to].map(|sides| sides.map(size));
+    let source = ImageRef::new(w, h, bytemuck::cast_slice(samples), kind).expect("as many samples as the shape says");
+    let mut resized = vec![T::zeroed(); samples.len() / (from[0] * from[1]) * to[0] * to[1]];
+    let bytes = bytemuck::cast_slice_mut(&mut resized);
+    let mut target = fast_image_resize::images::Image::from_slice_u8(width, height, bytes, kind).expect("of that size");
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
+    Resizer::new().resize(&source, &mut target, &options).expect("images of one kind");
+    resized
 }
 
 /// Images of one size and eight bits in memory, one after the other.
@@ -213,15 +180,18 @@ mod tests {
 
     /// By hand: 4 to 2 takes triangles two wide, cut off at the edge; 2 to 4 quarters and three quarters.
     #[test]
-    fn weights_are_those_of_triangles() {
-        let [halved, doubled] = [weights(4, 2), weights(2, 4)];
-        assert_eq!(halved[0].0, 0);
-        for (weight, expected) in halved[0].1.iter().zip([3.0 / 7.0, 3.0 / 7.0, 1.0 / 7.0]) {
-            assert!((weight - expected).abs() < 1e-6, "{halved:?}");
-        }
-        assert_eq!(doubled[1], (0, vec![0.75, 0.25]));
-        assert!(weights(5, 3).iter().all(|(_, weights)| (weights.iter().sum::<f32>() - 1.0).abs() < 1e-6));
-        assert_eq!(weights(3, 3)[1].1.iter().filter(|weight| **weight > 0.0).count(), 1);
+    fn samples_are_weighed_by_triangles() {
+        let of = |samples: Vec<u8>, shape: [usize; 3], to: [usize; 3]| {
+            let image = Image { shape, samples: Samples::Eight(samples.into()) };
+            let Samples::Eight(samples) = image.resized(to).unwrap().samples else { panic!("of eight bits") };
+            samples.into_owned()
+        };
+        assert_eq!(of(vec![70, 0, 140, 0], [1, 4, 1], [1, 2, 1]), [50, 60]);
+        assert_eq!(of(vec![0, 100], [1, 2, 1], [1, 4, 1]), [0, 25, 75, 100]);
+        assert_eq!(
+            of(vec![0, 10, 20, 100, 110, 120], [2, 1, 3], [4, 1, 3]),
+            [0, 10, 20, 25, 35, 45, 75, 85, 95, 100, 110, 120]
+        );
     }
 
     #[test]

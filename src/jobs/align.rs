@@ -140,7 +140,7 @@ pub(super) fn load_images(
 ) -> Result<(Dataset, Normalisation)> {
     let files: Vec<_> = sources.iter().map(|s| (s.path.as_path(), &s.checkpoint.provenance)).collect();
     let normalisation = networks::normalisation(&images.normalise, &files, sources.input_channels(), observer)?;
-    let data = Dataset::load(&images.data)?;
+    let data = images.load(&files, observer)?;
     networks::check_fit(&data, &sources.get(0).checkpoint.model.network)?;
     networks::tell_image_size(&files, &data, observer);
     Ok((data, normalisation))

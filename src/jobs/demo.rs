@@ -294,7 +294,11 @@ impl Demo {
         Compare {
             models: (0..SOURCES.len()).map(|index| self.source(index)).collect(),
             reading: Reading::default(),
-            images: Images { data: target.to_path_buf(), normalise: Normalise::default() },
+            images: Images {
+                data: target.to_path_buf(),
+                normalise: Normalise::default(),
+                collecting: Default::default(),
+            },
             protocol: size.protocol(),
             recipes: recipes(),
             seeds: (0..size.seeds).map(|index| self.seed.wrapping_add(index)).collect(),
@@ -310,7 +314,11 @@ impl Demo {
         Learn {
             models: (0..SOURCES.len()).map(|index| self.source(index)).collect(),
             reading: Reading::default(),
-            images: Images { data: target.to_path_buf(), normalise: Normalise::default() },
+            images: Images {
+                data: target.to_path_buf(),
+                normalise: Normalise::default(),
+                collecting: Default::default(),
+            },
             anchor: "auto".into(),
             granularity: Granularity::Kernel,
             constraint: Constraint::Affine,

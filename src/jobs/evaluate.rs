@@ -150,7 +150,7 @@ impl Evaluate {
         let channels = network.input_channels;
         let normalisation = networks::normalisation(&self.images.normalise, &files, channels, observer)?;
         let classes = if let [one] = &heads[..] { one.classes() } else { Classes::Any };
-        let data = Dataset::load_split(&self.images.data, self.split, labels, &classes)?;
+        let data = self.images.load_split(self.split, labels, &classes, &files, observer)?;
         networks::check_fit(&data, network)?;
         if heads.len() > 1 && needs == Needs::OneOfData {
             heads = vec![heads::of_data(path, &checkpoint, &data)?];

@@ -10,7 +10,6 @@ use super::saving::Recording;
 use super::settings::settings;
 use super::{Compute, EpochLog, Images, networks};
 use crate::checkpoint::{self, Described, Provenance, Reading, Writing};
-use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::merge::{Align, BatchNormPolicy, Constraint, Granularity, Learned, ProbeStatistics, Sources, Start};
 use crate::nn::Network;
@@ -132,7 +131,7 @@ impl Learn {
         let files: Vec<_> = sources.iter().map(|s| (s.path.as_path(), &s.checkpoint.provenance)).collect();
         let channels = sources.input_channels();
         let normalisation = networks::normalisation(&self.images.normalise, &files, channels, observer)?;
-        let data = Dataset::load(&self.images.data)?;
+        let data = self.images.load(&files, observer)?;
         let network = sources.network(data.classes);
         networks::check_fit(&data, &network)?;
         networks::tell_image_size(&files, &data, observer);

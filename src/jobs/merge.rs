@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::card::{self, CardFiles, Told};
-use super::{Compute, Normalise, networks};
+use super::{Compute, Images, Normalise, networks};
 use crate::checkpoint::{self, Described, Metadata, Provenance, Reading, Writing};
-use crate::data::{Dataset, Normalisation};
+use crate::data::{Collecting, Dataset, Normalisation};
 use crate::error::{Error, Result};
 use crate::merge::methods::{self, Filtered, Inputs, MergeMethod, Numbers, Task};
 use crate::merge::{
@@ -86,6 +86,9 @@ pub struct ByMethod {
     /// A data set on whose training split running statistics are estimated again.
     pub data: Option<PathBuf>,
     pub normalise: Normalise,
+    /// How images in a folder or an archive become a data set.
+    #[serde(default)]
+    pub collecting: Collecting,
 }
 
 /// The result of a run of [`Merge`].
@@ -352,9 +355,12 @@ impl Merge {
         anchor: usize,
         observer: &mut dyn Observer,
     ) -> Result<(Dataset, Normalisation)> {
-        let (data, normalisation) = (Dataset::load(path)?, self.normalisation(sources, observer)?);
-        networks::check_fit(&data, &sources.get(anchor).checkpoint.model.network)?;
         let files: Vec<_> = sources.iter().map(|s| (s.path.as_path(), &s.checkpoint.provenance)).collect();
+        let By::Coefficients(by) = &self.by else { unreachable!("asked before") };
+        let (normalise, collecting) = (by.normalise.clone(), by.collecting.clone());
+        let images = Images { data: path.to_path_buf(), normalise, collecting };
+        let (data, normalisation) = (images.load(&files, observer)?, self.normalisation(sources, observer)?);
+        networks::check_fit(&data, &sources.get(anchor).checkpoint.model.network)?;
         networks::tell_image_size(&files, &data, observer);
         Ok((data, normalisation))
     }

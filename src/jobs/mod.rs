@@ -35,9 +35,14 @@ mod settings;
 mod side_by_side;
 mod train;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::Provenance;
+use crate::data::{Classes, Collected, Collecting, Dataset, Labels, SplitName, is_collection};
+use crate::error::Result;
+use crate::train::Observer;
 
 pub use align::{Align, Aligned, AlignedGroup};
 pub use compare::{
@@ -61,6 +66,46 @@ pub struct Images {
     pub data: PathBuf,
     #[serde(default)]
     pub normalise: Normalise,
+    /// How images in a folder or an archive become a data set.
+    #[serde(default)]
+    pub collecting: Collecting,
+}
+
+impl Images {
+    /// What training needs, for networks of these files; what was taken for it that nobody said is told.
+    fn load(&self, files: &[(&Path, &Provenance)], observer: &mut dyn Observer) -> Result<Dataset> {
+        let collected = Dataset::open(&self.data, &self.collecting_for(files))?;
+        Ok(self.tell(collected, observer))
+    }
+
+    /// One split of it.
+    fn load_split(
+        &self,
+        split: SplitName,
+        labels: Labels,
+        classes: &Classes,
+        files: &[(&Path, &Provenance)],
+        observer: &mut dyn Observer,
+    ) -> Result<Dataset> {
+        let collected = Dataset::open_split(&self.data, &self.collecting_for(files), split, labels, classes)?;
+        Ok(self.tell(collected, observer))
+    }
+
+    fn tell(&self, Collected { data, remarks }: Collected, observer: &mut dyn Observer) -> Dataset {
+        remarks.iter().for_each(|remark| observer.remark(&format!("{}: {remark}", self.data.display())));
+        data
+    }
+
+    /// Images of any size are brought to that of the images that the networks were trained on, unless another is asked for.
+    fn collecting_for(&self, files: &[(&Path, &Provenance)]) -> Collecting {
+        let mut collecting = self.collecting.clone();
+        if collecting.image_size.is_none() && is_collection(&self.data) {
+            let mut sizes = files.iter().filter_map(|(_, provenance)| provenance.image_size);
+            let first = sizes.next().filter(|[height, width]| height == width);
+            collecting.image_size = first.filter(|size| sizes.all(|other| other == *size)).map(|[side, _]| side);
+        }
+        collecting
+    }
 }
 
 /// (v / 255 − mean) / std, per channel or one for all. What is left out is as the networks were trained, else as MedMNIST has

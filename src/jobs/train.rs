@@ -128,10 +128,10 @@ impl Train {
         let place = self.compute.open(observer)?;
         let (from, mut subject, teachers) = self.subject(observer)?;
         let form = self.form(from.as_ref())?;
-        let data = Dataset::load(&self.images.data)?;
+        let files: Vec<_> = self.from().into_iter().zip(&from).map(|(path, from)| (path, &from.provenance)).collect();
+        let data = self.images.load(&files, observer)?;
         let (architecture, network) = self.network(&data, from.as_ref());
         networks::check_fit(&data, &network)?;
-        let files: Vec<_> = self.from().into_iter().zip(&from).map(|(path, from)| (path, &from.provenance)).collect();
         let channels = network.input_channels;
         let normalisation = networks::normalisation(&self.images.normalise, &files, channels, observer)?;
         networks::tell_image_size(&files, &data, observer);

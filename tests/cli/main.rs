@@ -12,6 +12,7 @@ mod failures;
 mod figures;
 mod headers;
 mod heads;
+mod images;
 mod jobs;
 mod learned_on;
 mod memory;

@@ -118,7 +118,7 @@ impl Compare {
         let files: Vec<_> = sources.iter().map(|s| (s.path.as_path(), &s.checkpoint.provenance)).collect();
         let channels = sources.input_channels();
         let normalisation = networks::normalisation(&self.images.normalise, &files, channels, observer)?;
-        let data = Dataset::load(&self.images.data)?;
+        let data = self.images.load(&files, observer)?;
         networks::check_fit(&data, &sources.network(data.classes))?;
         networks::tell_image_size(&files, &data, observer);
         if [&data.val, &data.test].iter().any(|split| split.is_empty()) {

@@ -1,0 +1,139 @@
+//! Images in the formats that cameras, scanners and challenges write.
+//!
+//! What comes out is what Pillow makes of a file: upright by its EXIF orientation, colours of a palette looked up, transparency
+//! dropped, sixteen bits kept where they are grey and made eight by their upper half where they are not; grey of a colour image is
+//! ITU-R 601's, (299 R + 587 G + 114 B) / 1000.
+
+use std::io::Cursor;
+
+use image::{ColorType, DynamicImage, ImageDecoder, ImageReader, Limits};
+
+use crate::data::{Depth, Image, Samples};
+
+/// The most pixels of an image, before it is decoded: 30,000 a side would take gigabytes.
+pub(super) const MOST_PIXELS: u64 = 128 << 20;
+
+/// In lower case.
+const EXTENSIONS: [&str; 7] = ["jpg", "jpeg", "png", "tif", "tiff", "bmp", "webp"];
+
+/// Whether a file is an image by its name.
+pub(super) fn is_image(name: &str) -> bool {
+    let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension).to_ascii_lowercase();
+    EXTENSIONS.contains(&extension.as_str())
+}
+
+/// What an image's header says.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Header {
+    pub height: usize,
+    pub width: usize,
+    pub is_colour: bool,
+    pub depth: Depth,
+}
+
+fn decoder(bytes: &[u8]) -> Result<impl ImageDecoder + '_, String> {
+    if bytes.is_empty() {
+        return Err("an empty file".into());
+    }
+    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|error| error.to_string())?;
+    if reader.format().is_none() {
+        return Err("no JPEG, PNG, TIFF, BMP or WebP image".into());
+    }
+    let mut limits = Limits::no_limits();
+    limits.max_alloc = Some(16 * MOST_PIXELS);
+    reader.limits(limits);
+    let decoder = reader.into_decoder().map_err(|error| reason(&error))?;
+    let (width, height) = decoder.dimensions();
+    if u64::from(width) * u64::from(height) > MOST_PIXELS {
+        return Err(format!("{width}×{height} pixels, more than {} million", MOST_PIXELS / 1_000_000));
+    }
+    if width == 0 || height == 0 {
+        return Err("an image without pixels".into());
+    }
+    Ok(decoder)
+}
+
+fn reason(error: &image::ImageError) -> String {
+    let text = error.to_string();
+    format!("a damaged or unusual image ({})", text.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+/// Reads the header alone.
+pub(super) fn header(bytes: &[u8]) -> Result<Header, String> {
+    let decoder = decoder(bytes)?;
+    let (width, height) = decoder.dimensions();
+    let (is_colour, depth) = match decoder.color_type() {
+        ColorType::L8 | ColorType::La8 => (false, Depth::Eight),
+        ColorType::L16 | ColorType::La16 => (false, Depth::Sixteen),
+        _ => (true, Depth::Eight),
+    };
+    Ok(Header { height: height as usize, width: width as usize, is_colour, depth })
+}
+
+/// An image of so many channels, 1 or 3, and of that depth.
+pub(super) fn decode(bytes: &[u8], channels: usize, depth: Depth) -> Result<Image<'static>, String> {
+    let mut decoder = decoder(bytes)?;
+    let orientation = decoder.orientation().unwrap_or(image::metadata::Orientation::NoTransforms);
+    let mut image = DynamicImage::from_decoder(decoder).map_err(|error| reason(&error))?;
+    image.apply_orientation(orientation);
+    let [height, width] = [image.height(), image.width()].map(|side| side as usize);
+    let samples = match (depth, channels) {
+        (Depth::Eight, 1) => Samples::Eight(grey(image).into()),
+        (Depth::Eight, _) => Samples::Eight(colour(image).into()),
+        (_, 1) => Samples::Sixteen(deep_grey(image).into()),
+        (_, _) => Samples::Sixteen(colour(image).into_iter().map(deep).collect::<Vec<u16>>().into()),
+    };
+    Ok(Image { shape: [height, width, channels], samples })
+}
+
+fn is_grey(image: &DynamicImage) -> bool {
+    !image.color().has_color()
+}
+
+/// Sixteen bits to their upper eight.
+fn upper(sample: u16) -> u8 {
+    (sample >> 8) as u8
+}
+
+/// The whole range to the whole range.
+fn deep(sample: u8) -> u16 {
+    257 * u16::from(sample)
+}
+
+fn grey(image: DynamicImage) -> Vec<u8> {
+    match image {
+        DynamicImage::ImageLuma8(image) => image.into_raw(),
+        DynamicImage::ImageLumaA8(image) => image.pixels().map(|pixel| pixel.0[0]).collect(),
+        image if is_grey(&image) => deep_grey(image).into_iter().map(upper).collect(),
+        image => colour(image).chunks_exact(3).map(|p| luma([p[0], p[1], p[2]])).collect(),
+    }
+}
+
+/// ITU-R 601 in sixteen bits of a fraction, rounded, as Pillow has it.
+fn luma([r, g, b]: [u8; 3]) -> u8 {
+    ((19595 * u32::from(r) + 38470 * u32::from(g) + 7471 * u32::from(b) + 0x8000) >> 16) as u8
+}
+
+fn deep_grey(image: DynamicImage) -> Vec<u16> {
+    match image {
+        DynamicImage::ImageLuma16(image) => image.into_raw(),
+        DynamicImage::ImageLumaA16(image) => image.pixels().map(|pixel| pixel.0[0]).collect(),
+        image => grey(image).into_iter().map(deep).collect(),
+    }
+}
+
+fn colour(image: DynamicImage) -> Vec<u8> {
+    let repeated = |samples: Vec<u8>| samples.into_iter().flat_map(|sample| [sample; 3]).collect();
+    match image {
+        DynamicImage::ImageRgb8(image) => image.into_raw(),
+        DynamicImage::ImageRgba8(image) => {
+            image.pixels().flat_map(|pixel| [pixel.0[0], pixel.0[1], pixel.0[2]]).collect()
+        }
+        DynamicImage::ImageRgb16(image) => image.into_raw().into_iter().map(upper).collect(),
+        DynamicImage::ImageRgba16(image) => {
+            image.pixels().flat_map(|pixel| [pixel.0[0], pixel.0[1], pixel.0[2]].map(upper)).collect()
+        }
+        image if is_grey(&image) => repeated(grey(image)),
+        image => image.into_rgb8().into_raw(),
+    }
+}

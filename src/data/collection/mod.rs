@@ -1,0 +1,651 @@
+//! Data sets as they are published: images in a folder or in a tar or zip archive, with their classes as folders or in a table.
+//!
+//! | what is there | where labels come from |
+//! |---|---|
+//! | a folder for each class, below `train`, `val`, `test` or not | the folders' names |
+//! | images and a table (CSV, TSV) | its column `label`, `class`, `dx`, `diagnosis` …, or one that is asked for; or a column of 0 and 1 for each class |
+//! | a list of paths, or of paths and labels | the list |
+//!
+//! A table names images by a path, a name or a name without extension, in whichever column does so most. Splits are those of folders,
+//! or of a column `split`; what is missing is drawn, of each class its share, so that no group (a column `lesion_id`, `patient_id` …;
+//! the two eyes of EyePACS) is in two. Images are sorted by name, so that nothing depends on the order of a folder.
+
+mod decode;
+mod encoded;
+mod files;
+mod splits;
+mod table;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::{Classes, Dataset, Depth, Labels, Split, SplitName, SplitSummary, Summary, count};
+use crate::error::{Error, Result};
+use crate::file_kind::{self, Wanted, listing};
+use crate::memory;
+use encoded::Encoded;
+use files::Files;
+use table::{Found, Names, Table, base, split_named, stem};
+
+/// The side that images are brought to unless another is asked for.
+const SIDE: usize = 224;
+
+/// How images in a folder or an archive become a data set. One in MedMNIST's format has all of it already.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Collecting {
+    /// Images are brought to so many pixels a side; 224 if left out.
+    pub image_size: Option<usize>,
+    /// The table with the labels; found if left out.
+    pub labels: Option<PathBuf>,
+    pub label_column: Option<String>,
+    /// The column of what may not be in two splits; `none` for no such. Found if left out.
+    pub group_column: Option<String>,
+    /// Shares of the images that are drawn for validation and test, where there are no such splits; 0.1 and 0.2 if left out.
+    pub shares: Option<[f64; 2]>,
+    /// Draws the splits.
+    pub split_seed: u64,
+    /// Leaves out images that cannot be read, and rows of a table whose images are not there.
+    pub skip_broken: bool,
+}
+
+impl Collecting {
+    /// Refuses what cannot work before anything is read.
+    pub fn check(&self) -> Result<()> {
+        if let Some(side) = self.image_size.filter(|side| !(1..=super::MAX_SIZE).contains(side)) {
+            let hint = format!("give 1 to {} pixels a side", super::MAX_SIZE);
+            return Err(Error::usage(format!("--image-size {side}"), hint));
+        }
+        if let Some([val, test]) = self.shares
+            && !([val, test].iter().all(|share| (0.0..1.0).contains(share)) && val + test < 1.0)
+        {
+            return Err(Error::usage(
+                format!("--shares {val},{test}"),
+                "give shares of all images that leave some for training",
+            ));
+        }
+        Ok(())
+    }
+
+    fn is_default(&self) -> bool {
+        *self == Collecting::default()
+    }
+}
+
+/// A data set, and what was taken for it that nobody said.
+pub struct Collected {
+    pub data: Dataset,
+    pub remarks: Vec<String>,
+}
+
+impl Dataset {
+    /// Opens what training needs, in whichever form it is: [`Dataset::load`] of a file in MedMNIST's format, else a folder, an archive, a
+    /// table or a list.
+    pub fn open(path: &Path, collecting: &Collecting) -> Result<Collected> {
+        let Some(collection) = Collection::open(path, collecting)? else {
+            return Ok(Collected { data: Dataset::load(path)?, remarks: Vec::new() });
+        };
+        let classes = collection.labelled()?.1;
+        let data = collection.dataset(classes, None)?;
+        data.check_classes()?;
+        Ok(Collected { data, remarks: collection.remarks })
+    }
+
+    /// Opens one split, as [`Dataset::load_split`]. Images without any labels are the split that is asked for.
+    pub fn open_split(
+        path: &Path,
+        collecting: &Collecting,
+        split: SplitName,
+        labels: Labels,
+        classes: &Classes,
+    ) -> Result<Collected> {
+        let Some(collection) = Collection::open(path, collecting)? else {
+            return Ok(Collected { data: Dataset::load_split(path, split, labels, classes)?, remarks: Vec::new() });
+        };
+        if labels == Labels::Required {
+            collection.labelled()?;
+        }
+        let there = collection.classes;
+        let classes = match classes {
+            Classes::Any => there,
+            Classes::Known { count, by } if there > *count || (there < *count && collection.class_names.is_some()) => {
+                let message = format!("{there} classes, and {by} tells {count} apart");
+                let names = collection.class_names.clone().unwrap_or_default();
+                let hint = match names.is_empty() {
+                    true => "give images of the network's classes".to_string(),
+                    false => format!("its classes are {}", listing(names)),
+                };
+                return Err(Error::data(path, message, hint));
+            }
+            Classes::Known { count, .. } => *count,
+        };
+        let data = collection.dataset(classes, Some(split))?;
+        Ok(Collected { data, remarks: collection.remarks })
+    }
+}
+
+impl Summary {
+    /// Tells of a data set in whichever form it is.
+    pub fn open(path: &Path, collecting: &Collecting) -> Result<(Summary, Vec<String>)> {
+        let Some(collection) = Collection::open(path, collecting)? else {
+            return Ok((Summary::read(path)?, Vec::new()));
+        };
+        let remarks = collection.remarks.clone();
+        Ok((collection.summary()?, remarks))
+    }
+}
+
+/// Whether a path is such a collection rather than a single file with everything.
+pub fn is_collection(path: &Path) -> bool {
+    source(path).is_ok_and(|source| source.is_some())
+}
+
+enum Source {
+    Files(Files),
+    /// A table or a list that names images below its folder.
+    Table(Table, Files),
+}
+
+fn source(path: &Path) -> Result<Option<Source>> {
+    if path.is_dir() {
+        return Files::of_folder(path).map(Source::Files).map(Some);
+    }
+    let kind = file_kind::open(path, "read", Wanted::DataSet)?.kind;
+    let images_of = |files: &Files| -> Vec<usize> {
+        (0..files.names().len()).filter(|&index| decode::is_image(&files.names()[index])).collect()
+    };
+    let with_images = |files: Files| (!images_of(&files).is_empty()).then_some(files);
+    let is_list = kind == Some(file_kind::TEXT) && path.extension().is_some_and(|extension| extension == "txt");
+    if is_list || kind == Some(file_kind::CSV) {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let files = Files::of_folder(folder)?;
+        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+        let table = if is_list { Table::of_list(path, &bytes) } else { Table::parse(path, &bytes)? };
+        // A text that names no image is none of them.
+        let names_images = table.images(&Names::new(&files, &images_of(&files))).is_some();
+        return Ok(names_images.then_some(Source::Table(table, files)));
+    }
+    Ok(Files::of_archive(path)?.and_then(with_images).map(Source::Files))
+}
+
+/// One image, and all that is known of it.
+#[derive(Clone, Debug)]
+struct Item {
+    file: usize,
+    label: Option<u32>,
+    split: Option<SplitName>,
+    group: Option<String>,
+}
+
+/// Images, their labels and their splits, before any is decoded.
+struct Collection {
+    path: PathBuf,
+    files: Arc<Files>,
+    items: Vec<Item>,
+    /// 0 where there are no labels.
+    classes: usize,
+    class_names: Option<Vec<String>>,
+    shape: [usize; 3],
+    depth: Depth,
+    remarks: Vec<String>,
+}
+
+impl Collection {
+    fn open(path: &Path, collecting: &Collecting) -> Result<Option<Collection>> {
+        collecting.check()?;
+        let (files, table) = match source(path)? {
+            None if collecting.is_default() => return Ok(None),
+            None => {
+                let message = "options for folders of images, and this is none";
+                return Err(Error::data(path, message, "leave out --image-size, --labels and what goes with them"));
+            }
+            Some(Source::Files(files)) => (files, None),
+            Some(Source::Table(table, files)) => (files, Some(table)),
+        };
+        let mut reading = Reading { path, collecting, files: &files, remarks: Vec::new() };
+        let images = reading.images()?;
+        let (items, classes, class_names) = reading.items(&images, table)?;
+        let (items, remarks) = reading.readable(items)?;
+        let mut collection = Collection {
+            path: path.to_path_buf(),
+            items,
+            classes,
+            class_names,
+            shape: [collecting.image_size.unwrap_or(SIDE); 3],
+            depth: Depth::Eight,
+            remarks,
+            files: Arc::new(files),
+        };
+        collection.look_at_some()?;
+        collection.draw_splits(collecting)?;
+        collection.items.retain(|item| item.label.is_some() || collection.classes == 0);
+        Ok(Some(collection))
+    }
+
+    /// Colour, if one of a few images, spread over all, is; sixteen bits, if all of those have them.
+    fn look_at_some(&mut self) -> Result<()> {
+        const LOOKED_AT: usize = 32;
+        let every = self.items.len().div_ceil(LOOKED_AT).max(1);
+        let mut headers = Vec::new();
+        for item in self.items.iter().step_by(every) {
+            let bytes = self.files.read(item.file)?;
+            let broken = |message| {
+                let hint = "mend or remove it, or leave broken images out: --skip-broken";
+                Error::data(self.files.path(item.file), message, hint)
+            };
+            headers.push(decode::header(&bytes).map_err(broken)?);
+        }
+        self.shape[2] = if headers.iter().any(|header| header.is_colour) { 3 } else { 1 };
+        if headers.iter().all(|header| header.depth == Depth::Sixteen) {
+            self.depth = Depth::Sixteen;
+        }
+        Ok(())
+    }
+
+    /// Gives every image with a label a split.
+    fn draw_splits(&mut self, collecting: &Collecting) -> Result<()> {
+        let [val, test] = collecting.shares.unwrap_or([0.1, 0.2]);
+        let given: BTreeSet<SplitName> = self.items.iter().filter_map(|item| item.split).collect();
+        let has = |split| given.contains(&split);
+        // What a publisher calls a split is one: what is missing comes out of the training images.
+        let shares = match (has(SplitName::Val), has(SplitName::Test)) {
+            (false, false) => [val, test],
+            (false, true) => [val / (1.0 - test), 0.0],
+            (true, _) => [0.0, 0.0],
+        };
+        let drawn: Vec<usize> = (0..self.items.len())
+            .filter(|&index| {
+                let item = &self.items[index];
+                item.label.is_some() && item.split.is_none_or(|split| split == SplitName::Train)
+            })
+            .collect();
+        if self.classes > 0 && shares != [0.0, 0.0] && !drawn.is_empty() {
+            let labels: Vec<u32> = drawn.iter().map(|&index| self.items[index].label.expect("filtered")).collect();
+            let mut numbers: BTreeMap<&str, usize> = BTreeMap::new();
+            let mut groups = Vec::new();
+            for &index in &drawn {
+                let next = numbers.len();
+                // One without a group is one of its own.
+                groups.push(match self.items[index].group.as_deref().filter(|group| !group.is_empty()) {
+                    Some(group) => *numbers.entry(group).or_insert(next),
+                    None => usize::MAX - index,
+                });
+            }
+            let splits = splits::draw(&labels, &groups, shares, collecting.split_seed);
+            let by = if numbers.is_empty() { "" } else { ", no group in two" };
+            let seed = collecting.split_seed;
+            let named = match shares {
+                [val, 0.0] => format!("{:.0} % of the training images for validation are", 100.0 * val),
+                [val, test] => {
+                    format!("splits ({:.0} % for validation, {:.0} % for test) are", 100.0 * val, 100.0 * test)
+                }
+            };
+            self.remarks.push(format!("{named} drawn by seed {seed}, of each class its share{by}"));
+            drawn.iter().zip(splits).for_each(|(&index, split)| self.items[index].split = Some(split));
+        }
+        self.items.iter_mut().for_each(|item| item.split = item.split.or(Some(SplitName::Train)));
+        let mut of_group: BTreeMap<&str, BTreeSet<SplitName>> = BTreeMap::new();
+        for item in &self.items {
+            if let (Some(group), Some(split)) = (item.group.as_deref().filter(|group| !group.is_empty()), item.split) {
+                of_group.entry(group).or_default().insert(split);
+            }
+        }
+        let torn = of_group.values().filter(|splits| splits.len() > 1).count();
+        if torn > 0 {
+            self.remarks.push(format!("{torn} groups are in two splits as they were given: figures may flatter"));
+        }
+        Ok(())
+    }
+
+    /// Refuses images without labels.
+    fn labelled(&self) -> Result<(&Collection, usize)> {
+        if self.classes > 0 {
+            return Ok((self, self.classes));
+        }
+        let hint = "put images into a folder for each class, or give a table: --labels FILE.csv";
+        Err(Error::data(&self.path, "images without labels", hint))
+    }
+
+    fn split(&self, name: SplitName, is_kept: bool) -> Split {
+        let is_labelled = self.classes > 0;
+        let of_split = |item: &&Item| item.split == Some(name) || !is_labelled;
+        let items: Vec<&Item> = self.items.iter().filter(of_split).collect();
+        let labels = items.iter().filter_map(|item| item.label).collect();
+        let chosen: Vec<usize> = items.iter().map(|item| item.file).collect();
+        let kept = is_kept.then(|| chosen.iter().map(|_| OnceLock::new()).collect());
+        let images = Encoded { files: self.files.clone(), chosen, shape: self.shape, depth: self.depth, kept };
+        if is_labelled { Split::new(Arc::new(images), labels) } else { Split::unlabelled(Arc::new(images)) }
+    }
+
+    /// All splits, or one.
+    fn dataset(&self, classes: usize, only: Option<SplitName>) -> Result<Dataset> {
+        let [height, width, channels] = self.shape;
+        // What was decoded is kept where all of it takes half of what there is.
+        let bytes = Encoded::bytes(self.items.len(), self.shape, self.depth);
+        let is_kept = bytes <= memory::available() / 2;
+        let [train, val, test] = SplitName::ALL.map(|name| match only {
+            Some(only) if only != name => Split::empty(),
+            _ => self.split(name, is_kept),
+        });
+        let class_names = self.class_names.clone().filter(|names| names.len() == classes);
+        Ok(Dataset { path: self.path.clone(), train, val, test, height, width, channels, classes, class_names })
+    }
+
+    fn summary(self) -> Result<Summary> {
+        let data = self.dataset(self.classes, None)?;
+        let problem = match self.classes {
+            0 => Some("images without labels".to_string()),
+            _ => data.check_classes().err().map(|error| match error {
+                Error::Data { message, .. } => message,
+                other => other.to_string(),
+            }),
+        };
+        let of_split = |name: SplitName| {
+            let split = data.split(name);
+            // Images without labels are no split.
+            let is_there = !split.is_empty() && (self.classes > 0 || name == SplitName::Test);
+            let class_counts = split.is_labelled().then(|| count(&split.labels, self.classes));
+            is_there.then(|| SplitSummary { images: split.len(), class_counts })
+        };
+        let [train, val, test] = SplitName::ALL.map(of_split);
+        let [height, width, channels] = self.shape;
+        let classes = (self.classes > 0).then_some(self.classes);
+        Ok(Summary { height, width, channels, classes, class_names: self.class_names, train, val, test, problem })
+    }
+}
+
+/// Images, how many classes their labels tell apart, and the names of these.
+type Items = (Vec<Item>, usize, Option<Vec<String>>);
+
+/// What is found in the files.
+struct Reading<'a> {
+    path: &'a Path,
+    collecting: &'a Collecting,
+    files: &'a Files,
+    remarks: Vec<String>,
+}
+
+impl Reading<'_> {
+    /// Files that are images. Masks beside their images, as BUSI has them, are none.
+    fn images(&mut self) -> Result<Vec<usize>> {
+        let names = self.files.names();
+        let all: Vec<usize> = (0..names.len()).filter(|&index| decode::is_image(&names[index])).collect();
+        let stems: BTreeSet<&str> = all.iter().map(|&index| stem(&names[index])).collect();
+        let is_mask = |index: usize| {
+            let stem = stem(&names[index]);
+            stem.rsplit_once("_mask").is_some_and(|(of, rest)| {
+                (rest.is_empty() || rest.starts_with('_') && rest[1..].parse::<u32>().is_ok()) && stems.contains(of)
+            })
+        };
+        let images: Vec<usize> = all.iter().copied().filter(|&index| !is_mask(index)).collect();
+        if images.len() < all.len() {
+            self.remarks.push(format!("{} masks are left out", all.len() - images.len()));
+        }
+        match images.is_empty() {
+            true => Err(Error::data(
+                self.path,
+                "no image in it",
+                "images are JPEG, PNG, TIFF, BMP or WebP files, by their names",
+            )),
+            false => Ok(images),
+        }
+    }
+
+    fn items(&mut self, images: &[usize], table: Option<Table>) -> Result<Items> {
+        let names = Names::new(self.files, images);
+        let tables = match (table, &self.collecting.labels) {
+            (Some(table), _) => vec![table],
+            (None, Some(path)) => {
+                let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+                vec![Table::parse(path, &bytes)?]
+            }
+            (None, None) => self.tables()?,
+        };
+        let is_asked = self.collecting.labels.is_some();
+        let mut found: Vec<(Table, usize)> = Vec::new();
+        for table in tables {
+            match table.images(&names) {
+                Some(column) => found.push((table, column)),
+                None if is_asked => {
+                    let message = "no column names an image";
+                    return Err(Error::data(
+                        &table.path,
+                        message,
+                        "its images are named by a path, a name or a number",
+                    ));
+                }
+                None => {}
+            }
+        }
+        // The table with labels of the most images; others may add groups and splits.
+        let mut labels = Vec::new();
+        for (index, (table, column)) in found.iter().enumerate() {
+            let others: Vec<usize> = [Some(*column), table.split(), table.group()].into_iter().flatten().collect();
+            match table.labels(self.collecting.label_column.as_deref(), &others) {
+                Ok(Some(of_table)) => labels.push((index, of_table)),
+                Ok(None) => {}
+                // Of several tables the others may have it.
+                Err(_) if found.len() > 1 && self.collecting.label_column.is_some() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if labels.is_empty() && self.collecting.label_column.is_some() && found.len() > 1 {
+            let name = self.collecting.label_column.clone().unwrap_or_default();
+            let message = format!("no table has a column '{name}'");
+            return Err(Error::data(self.path, message, "name the table too: --labels FILE.csv"));
+        }
+        let Some((chosen, of_table)) = labels.into_iter().rev().max_by_key(|(index, _)| found[*index].0.rows.len())
+        else {
+            if is_asked {
+                let message = "no column of labels";
+                return Err(Error::data(&found[0].0.path, message, "name it: --label-column NAME"));
+            }
+            let mut items = self.of_folders(images)?;
+            self.add_groups(&mut items.0, &found, None, &names)?;
+            return Ok(items);
+        };
+        let (table, column) = &found[chosen];
+        self.remarks.push(format!("labels are column '{}' of {}", of_table.column, table.path.display()));
+        let split = table.split();
+        let mut items: BTreeMap<usize, Item> = BTreeMap::new();
+        let (mut missing, mut twice) = (Vec::new(), Vec::new());
+        for row in 0..table.rows.len() {
+            let text = table.value(row, *column);
+            match names.find(text) {
+                Found::One(file) => {
+                    let split = split.and_then(|column| split_named(table.value(row, column)));
+                    let item = Item { file, label: of_table.labels[row], split, group: None };
+                    if let Some(before) = items.insert(file, item)
+                        && before.label != of_table.labels[row]
+                    {
+                        twice.push(text.to_string());
+                    }
+                }
+                Found::Several => {
+                    let message = format!("row {}: several images are called '{text}'", row + 2);
+                    return Err(Error::data(&table.path, message, "name them by their paths"));
+                }
+                Found::None => missing.push(text.to_string()),
+            }
+        }
+        if !twice.is_empty() {
+            let message = format!("images with two labels: {}", listing(twice));
+            return Err(Error::data(&table.path, message, "give each image one label"));
+        }
+        if !missing.is_empty() && !self.collecting.skip_broken {
+            let (count, all) = (missing.len(), table.rows.len());
+            let message = format!("{count} of {all} rows name images that are not there: {}", listing(missing));
+            return Err(Error::data(&table.path, message, "add the images, or leave such rows out: --skip-broken"));
+        }
+        if !missing.is_empty() {
+            self.remarks.push(format!("{} rows whose images are not there are left out", missing.len()));
+        }
+        if items.len() < images.len() {
+            self.remarks.push(format!("{} images without a row are left out", images.len() - items.len()));
+        }
+        let mut items: Vec<Item> = items.into_values().collect();
+        let without = items.iter().filter(|item| item.label.is_none()).count();
+        if without > 0 {
+            self.remarks.push(format!("{without} images without a label are left out"));
+        }
+        if items.iter().all(|item| item.split.is_none()) {
+            let names = self.files.names();
+            items.iter_mut().for_each(|item| item.split = split_of_folders(&names[item.file]));
+        }
+        self.add_groups(&mut items, &found, Some(chosen), &names)?;
+        if let Some(names) =
+            of_table.names.as_ref().filter(|names| names.iter().all(|name| name.parse::<i64>().is_ok()))
+        {
+            self.remarks.push(format!("labels {} are classes 0 to {}", listing(names.clone()), names.len() - 1));
+        }
+        Ok((items, of_table.classes, of_table.names))
+    }
+
+    /// Tables among the files.
+    fn tables(&self) -> Result<Vec<Table>> {
+        let names = self.files.names();
+        let mut tables = Vec::new();
+        for index in (0..names.len()).filter(|&index| table::is_table(&names[index])) {
+            // One that is none has nothing to say.
+            if let Ok(table) = Table::parse(&self.files.path(index), &self.files.read(index)?) {
+                tables.push(table);
+            }
+        }
+        Ok(tables)
+    }
+
+    /// Classes are folders; without any, images have no labels.
+    fn of_folders(&self, images: &[usize]) -> Result<Items> {
+        let names = self.files.names();
+        let folders = |index: usize| -> Vec<&str> {
+            let mut parts: Vec<&str> = names[index].split('/').collect();
+            parts.pop();
+            parts
+        };
+        // Folders that hold everything are no class.
+        let all: Vec<Vec<&str>> = images.iter().map(|&index| folders(index)).collect();
+        let shared = (0..).take_while(|&depth| {
+            let first = all[0].get(depth);
+            first.is_some_and(|name| split_named(name).is_none()) && all.iter().all(|parts| parts.get(depth) == first)
+        });
+        let shared = shared.count();
+        let class_of = |parts: &[&str]| {
+            let below: Vec<&str> = parts[shared..].iter().copied().filter(|name| split_named(name).is_none()).collect();
+            below.first().map(|name| name.to_string())
+        };
+        let classes: Vec<Option<String>> = all.iter().map(|parts| class_of(parts)).collect();
+        let known: BTreeSet<&String> = classes.iter().flatten().collect();
+        let item = |(&file, label): (&usize, Option<u32>)| Item {
+            file,
+            label,
+            split: split_of_folders(&names[file]),
+            group: None,
+        };
+        if known.len() < 2 {
+            // A single folder tells nothing apart.
+            return Ok((images.iter().map(|file| item((file, None))).collect(), 0, None));
+        }
+        if let Some(at) = classes.iter().position(Option::is_none) {
+            let message = format!("{} is in no folder of a class", names[images[at]]);
+            return Err(Error::data(
+                self.path,
+                message,
+                "put each image into the folder of its class, or give a table: --labels FILE",
+            ));
+        }
+        let label =
+            |name: &Option<String>| name.as_ref().and_then(|name| known.iter().position(|known| *known == name));
+        let items = images.iter().zip(&classes).map(|(file, name)| item((file, label(name).map(|label| label as u32))));
+        Ok((items.collect(), known.len(), Some(known.iter().map(ToString::to_string).collect())))
+    }
+
+    /// Groups, by the column that was asked for or by any table's usual one; the two eyes of a patient in EyePACS.
+    fn add_groups(
+        &mut self,
+        items: &mut [Item],
+        tables: &[(Table, usize)],
+        first: Option<usize>,
+        names: &Names,
+    ) -> Result<()> {
+        let asked = self.collecting.group_column.as_deref();
+        if asked == Some("none") {
+            return Ok(());
+        }
+        let mut order: Vec<usize> = (0..tables.len()).collect();
+        order.sort_by_key(|&index| Some(index) != first);
+        let column_of = |table: &Table| match asked {
+            Some(name) => table.column(name),
+            None => table.group(),
+        };
+        let found = order.iter().find_map(|&index| column_of(&tables[index].0).map(|column| (index, column)));
+        if let Some((index, column)) = found {
+            let (table, of_images) = &tables[index];
+            let mut groups: BTreeMap<usize, &str> = BTreeMap::new();
+            for row in 0..table.rows.len() {
+                if let Found::One(file) = names.find(table.value(row, *of_images)) {
+                    groups.insert(file, table.value(row, column));
+                }
+            }
+            let distinct: BTreeSet<&&str> = groups.values().collect();
+            // Where each image is its own there are no groups.
+            if distinct.len() < groups.len() {
+                let name = &table.columns[column];
+                self.remarks.push(format!("{} groups are column '{name}' of {}", distinct.len(), table.path.display()));
+                items.iter_mut().for_each(|item| item.group = groups.get(&item.file).map(ToString::to_string));
+            }
+            return Ok(());
+        }
+        if let Some(name) = asked {
+            let message = format!("no table has a column '{name}'");
+            return Err(Error::data(self.path, message, "name one that is there, or none: --group-column none"));
+        }
+        let eye = |item: &Item| {
+            let stem = stem(base(&self.files.names()[item.file]));
+            let (patient, side) = stem.rsplit_once('_')?;
+            (["left", "right"].contains(&side) && patient.parse::<u64>().is_ok()).then(|| patient.to_string())
+        };
+        let patients: Option<Vec<String>> = items.iter().map(eye).collect();
+        if let Some(patients) = patients.filter(|patients| !patients.is_empty()) {
+            self.remarks.push("groups are patients, by the names of both eyes' images".into());
+            items.iter_mut().zip(patients).for_each(|(item, patient)| item.group = Some(patient));
+        }
+        Ok(())
+    }
+
+    /// Images that can be decoded, where broken ones are to be left out; all of them otherwise.
+    fn readable(mut self, items: Vec<Item>) -> Result<(Vec<Item>, Vec<String>)> {
+        if !self.collecting.skip_broken {
+            return Ok((items, self.remarks));
+        }
+        let is_broken = |item: &Item| {
+            let decoded = self.files.read(item.file).map(|bytes| decode::decode(&bytes, 3, Depth::Eight));
+            !matches!(decoded, Ok(Ok(_)))
+        };
+        let broken: Vec<bool> = items.par_iter().map(is_broken).collect();
+        let names: Vec<String> = items
+            .iter()
+            .zip(&broken)
+            .filter(|(_, broken)| **broken)
+            .map(|(item, _)| self.files.names()[item.file].clone())
+            .collect();
+        if !names.is_empty() {
+            self.remarks.push(format!("{} broken images are left out: {}", names.len(), listing(names)));
+        }
+        let kept: Vec<Item> =
+            items.into_iter().zip(broken).filter(|(_, broken)| !broken).map(|(item, _)| item).collect();
+        match kept.is_empty() {
+            true => Err(Error::data(self.path, "no image can be read", "give images that other programs can open")),
+            false => Ok((kept, self.remarks)),
+        }
+    }
+}
+
+/// The split whose folder an image is in.
+fn split_of_folders(name: &str) -> Option<SplitName> {
+    let (folders, _) = name.rsplit_once('/')?;
+    folders.split('/').find_map(split_named)
+}

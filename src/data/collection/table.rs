@@ -1,0 +1,400 @@
+//! Tables beside images: which column is what.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use super::files::Files;
+use crate::data::SplitName;
+use crate::error::{Error, Result};
+use crate::file_kind::listing;
+
+/// Rows of texts below named columns.
+#[derive(Debug)]
+pub(super) struct Table {
+    pub path: PathBuf,
+    pub columns: Vec<String>,
+    pub rows: Vec<Vec<String>>,
+}
+
+/// In lower case, the first that is there counts.
+const LABELS: [&str; 12] = [
+    "label",
+    "labels",
+    "class",
+    "dx",
+    "diagnosis",
+    "target",
+    "level",
+    "category",
+    "class_name",
+    "grade",
+    "benign_malignant",
+    "finding",
+];
+const SPLITS: [&str; 5] = ["split", "set", "partition", "subset", "phase"];
+const GROUPS: [&str; 10] = [
+    "lesion_id",
+    "patient_id",
+    "patientid",
+    "patient",
+    "subject_id",
+    "subject",
+    "group",
+    "case_id",
+    "study_id",
+    "participant_id",
+];
+
+/// Whether a file is a table by its name.
+pub(super) fn is_table(name: &str) -> bool {
+    let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension);
+    extension.eq_ignore_ascii_case("csv") || extension.eq_ignore_ascii_case("tsv")
+}
+
+impl Table {
+    /// Commas, semicolons or tabs between columns; a mark of the byte order, any line ends, quotes.
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Table> {
+        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+        let first = bytes.split(|&byte| byte == b'\n').next().unwrap_or_default();
+        let count = |of: u8| first.iter().filter(|&&byte| byte == of).count();
+        let delimiter = *[b',', b';', b'\t'].iter().rev().max_by_key(|&&delimiter| count(delimiter)).expect("three");
+        let broken = |error: csv::Error| {
+            Error::data(path, format!("not a table: {error}"), "give each row as many columns as the first line names")
+        };
+        let mut reader = csv::ReaderBuilder::new().delimiter(delimiter).trim(csv::Trim::All).from_reader(bytes);
+        let texts = |record: &csv::ByteRecord| record.iter().map(text).collect::<Vec<String>>();
+        let columns = texts(reader.byte_headers().map_err(broken)?);
+        let rows = reader.byte_records().map(|record| record.map(|record| texts(&record)).map_err(broken));
+        Ok(Table { path: path.to_path_buf(), columns, rows: rows.collect::<Result<_>>()? })
+    }
+
+    /// Lines of a path, or of a path and a label.
+    pub fn of_list(path: &Path, bytes: &[u8]) -> Table {
+        let text = String::from_utf8_lossy(bytes);
+        let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        let parts = |line: &&str| {
+            let (path, label) = line.rsplit_once([' ', '\t', ','])?;
+            Some(vec![path.trim_end_matches([' ', '\t', ',']).to_string(), label.to_string()])
+        };
+        // A path with a space is no path and label.
+        let labelled: Option<Vec<Vec<String>>> = lines.iter().map(parts).collect();
+        let (columns, rows) = match labelled.filter(|rows| !rows.iter().any(|row| row[1].contains(['.', '/']))) {
+            Some(rows) => (vec!["path", "label"], rows),
+            None => (vec!["path"], lines.iter().map(|line| vec![line.to_string()]).collect()),
+        };
+        Table { path: path.to_path_buf(), columns: columns.into_iter().map(String::from).collect(), rows }
+    }
+
+    /// By its name, in upper or lower case.
+    pub fn column(&self, name: &str) -> Option<usize> {
+        self.columns.iter().position(|column| column.eq_ignore_ascii_case(name))
+    }
+
+    fn any_column(&self, names: &[&str]) -> Option<usize> {
+        names.iter().find_map(|name| self.column(name))
+    }
+
+    pub fn value(&self, row: usize, column: usize) -> &str {
+        &self.rows[row][column]
+    }
+
+    fn values(&self, column: usize) -> impl Iterator<Item = &str> {
+        self.rows.iter().map(move |row| row[column].as_str())
+    }
+
+    /// The column that names images, by what it says: that with the most rows that do.
+    pub fn images(&self, names: &Names) -> Option<usize> {
+        const LOOKED_AT: usize = 100;
+        let every = self.rows.len().div_ceil(LOOKED_AT).max(1);
+        let found = |column: usize| {
+            let rows = self.rows.iter().step_by(every);
+            rows.filter(|row| matches!(names.find(&row[column]), Found::One(_))).count()
+        };
+        let counts: Vec<usize> = (0..self.columns.len()).map(found).collect();
+        let most = counts.iter().copied().max().filter(|&most| most > 0)?;
+        counts.iter().position(|&count| count == most)
+    }
+
+    pub fn split(&self) -> Option<usize> {
+        let column = self.any_column(&SPLITS)?;
+        self.values(column).all(|value| split_named(value).is_some()).then_some(column)
+    }
+
+    pub fn group(&self) -> Option<usize> {
+        self.any_column(&GROUPS)
+    }
+
+    /// The label of each row, and the names of all, in order.
+    ///
+    /// # Errors
+    /// If several columns say that a row has a class; if the column that was asked for is not there.
+    pub fn labels(&self, asked: Option<&str>, others: &[usize]) -> Result<Option<TableLabels>> {
+        let column = match asked {
+            None => self.any_column(&LABELS),
+            Some(name) => match self.column(name) {
+                Some(column) => Some(column),
+                None => {
+                    let columns = self.columns.iter().map(String::as_str);
+                    let error = Error::unknown("column", name, columns);
+                    return Err(error);
+                }
+            },
+        };
+        match column {
+            Some(column) => self.of_column(column).map(Some),
+            None => self.of_classes(others),
+        }
+    }
+
+    /// Integers in their order, texts in the order of their letters.
+    fn of_column(&self, column: usize) -> Result<TableLabels> {
+        let known: BTreeSet<&str> = self.values(column).filter(|value| !value.is_empty()).collect();
+        let number =
+            |text: &str| text.parse::<f64>().ok().filter(|n| n.fract() == 0.0 && n.abs() < 1e9).map(|n| n as i64);
+        let numbers: Option<BTreeMap<i64, Vec<&str>>> = known.iter().try_fold(BTreeMap::new(), |mut all, text| {
+            all.entry(number(text)?).or_insert_with(Vec::new).push(*text);
+            Some(all)
+        });
+        let (index, names): (BTreeMap<&str, u32>, Option<Vec<String>>) = match &numbers {
+            None => {
+                let index = known.iter().zip(0..).map(|(text, label)| (*text, label)).collect();
+                (index, Some(known.iter().map(ToString::to_string).collect()))
+            }
+            Some(numbers) => {
+                let mut index = BTreeMap::new();
+                for (texts, label) in numbers.values().zip(0..) {
+                    index.extend(texts.iter().map(|text| (*text, label)));
+                }
+                let counts_from_0 = numbers.keys().copied().eq(0..numbers.len() as i64);
+                let texts = || numbers.keys().map(ToString::to_string).collect();
+                (index, self.names_of(column, numbers.len()).or_else(|| (!counts_from_0).then(texts)))
+            }
+        };
+        let labels = self.values(column).map(|value| index.get(value).copied()).collect();
+        Ok(TableLabels { column: self.columns[column].clone(), labels, classes: index_len(&index), names })
+    }
+
+    /// The texts of another column, where they say the same as the numbers of this one.
+    fn names_of(&self, column: usize, classes: usize) -> Option<Vec<String>> {
+        let others = LABELS.iter().filter_map(|name| self.column(name)).filter(|&other| other != column);
+        others.into_iter().find_map(|other| {
+            let mut names: BTreeMap<i64, &str> = BTreeMap::new();
+            for row in &self.rows {
+                let label = row[column].parse::<f64>().ok()? as i64;
+                if names.insert(label, &row[other]).is_some_and(|before| before != row[other]) {
+                    return None;
+                }
+            }
+            let distinct: BTreeSet<&&str> = names.values().collect();
+            let are_names = names.values().all(|name| !name.is_empty() && name.parse::<f64>().is_err());
+            (distinct.len() == classes && names.len() == classes && are_names)
+                .then(|| names.into_values().map(String::from).collect())
+        })
+    }
+
+    /// A column for each class, one of which has a 1.
+    fn of_classes(&self, others: &[usize]) -> Result<Option<TableLabels>> {
+        let flag = |text: &str| match text.parse::<f64>() {
+            Ok(0.0) => Some(false),
+            Ok(1.0) => Some(true),
+            _ => None,
+        };
+        let is_class =
+            |&column: &usize| !others.contains(&column) && self.values(column).all(|value| flag(value).is_some());
+        let classes: Vec<usize> = (0..self.columns.len()).filter(is_class).collect();
+        if classes.len() < 2 || self.rows.is_empty() {
+            return Ok(None);
+        }
+        let of_row = |row: &Vec<String>| -> Vec<u32> {
+            (0..)
+                .zip(&classes)
+                .filter(|(_, column)| flag(&row[**column]) == Some(true))
+                .map(|(label, _)| label)
+                .collect()
+        };
+        let all: Vec<Vec<u32>> = self.rows.iter().map(of_row).collect();
+        if let Some(row) = all.iter().position(|labels| labels.len() > 1) {
+            let names = all[row].iter().map(|&label| self.columns[classes[label as usize]].clone()).collect();
+            let message = format!("row {} has several labels at once ({})", row + 2, listing(names));
+            return Err(Error::data(&self.path, message, "name a column with one label: --label-column NAME"));
+        }
+        // Classes of which there is no image, as ISIC-2019's UNK, are none.
+        let there: BTreeSet<u32> = all.iter().flatten().copied().collect();
+        let new: BTreeMap<u32, u32> = there.iter().copied().zip(0..).collect();
+        let names = there.iter().map(|&label| self.columns[classes[label as usize]].clone()).collect();
+        let labels = all.iter().map(|labels| labels.first().map(|label| new[label])).collect();
+        Ok(Some(TableLabels { column: "one for each class".into(), labels, classes: there.len(), names: Some(names) }))
+    }
+}
+
+fn index_len(index: &BTreeMap<&str, u32>) -> usize {
+    index.values().max().map_or(0, |&largest| largest as usize + 1)
+}
+
+/// UTF-8, or what else is one byte for a letter.
+fn text(bytes: &[u8]) -> String {
+    match str::from_utf8(bytes) {
+        Ok(text) => text.to_string(),
+        Err(_) => bytes.iter().map(|&byte| char::from(byte)).collect(),
+    }
+}
+
+/// What a column of labels says.
+#[derive(Debug)]
+pub(super) struct TableLabels {
+    pub column: String,
+    /// `None` where a row has none.
+    pub labels: Vec<Option<u32>>,
+    pub classes: usize,
+    /// `None` where labels count from 0, and nothing names them.
+    pub names: Option<Vec<String>>,
+}
+
+/// A split by any of its usual names.
+pub(super) fn split_named(name: &str) -> Option<SplitName> {
+    match name.to_ascii_lowercase().as_str() {
+        "train" | "training" => Some(SplitName::Train),
+        "val" | "valid" | "validation" | "dev" => Some(SplitName::Val),
+        "test" | "testing" | "holdout" => Some(SplitName::Test),
+        _ => None,
+    }
+}
+
+/// Images by what a table may call them.
+pub(super) struct Names<'a> {
+    files: &'a Files,
+    /// Files of a name without folders, and of one without extension.
+    by_name: BTreeMap<&'a str, Vec<usize>>,
+    by_stem: BTreeMap<&'a str, Vec<usize>>,
+}
+
+/// Which image a text names.
+#[derive(Debug, PartialEq)]
+pub(super) enum Found {
+    None,
+    One(usize),
+    Several,
+}
+
+impl<'a> Names<'a> {
+    /// Of some of the files.
+    pub fn new(files: &'a Files, images: &[usize]) -> Names<'a> {
+        let (mut by_name, mut by_stem) = (BTreeMap::<&str, Vec<usize>>::new(), BTreeMap::<&str, Vec<usize>>::new());
+        for &index in images {
+            let name = base(&files.names()[index]);
+            by_name.entry(name).or_default().push(index);
+            by_stem.entry(stem(name)).or_default().push(index);
+        }
+        Names { files, by_name, by_stem }
+    }
+
+    /// By a path, whole or the end of one, with or without an extension.
+    pub fn find(&self, text: &str) -> Found {
+        let text = text.replace('\\', "/");
+        let text = text.trim_start_matches("./");
+        let name = base(text);
+        if name.is_empty() {
+            return Found::None;
+        }
+        let candidates = self.by_name.get(name).or_else(|| self.by_stem.get(name));
+        let fits = |&&index: &&usize| {
+            let file = &self.files.names()[index];
+            let (file, text) = if base(file) == name { (file.as_str(), text) } else { (stem(file), text) };
+            let ends = |whole: &str, end: &str| {
+                whole.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('/'))
+            };
+            ends(file, text) || ends(text, file)
+        };
+        let mut fitting = candidates.into_iter().flatten().filter(fits);
+        match (fitting.next(), fitting.next()) {
+            (Some(&index), None) => Found::One(index),
+            (None, _) => Found::None,
+            (Some(_), Some(_)) => Found::Several,
+        }
+    }
+}
+
+pub(super) fn base(path: &str) -> &str {
+    path.rsplit_once('/').map_or(path, |(_, name)| name)
+}
+
+/// Without the extension of its last part.
+pub(super) fn stem(path: &str) -> &str {
+    match path.rsplit_once('.') {
+        Some((stem, extension)) if !extension.contains('/') && !stem.is_empty() => stem,
+        _ => path,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(text: &str) -> Table {
+        Table::parse(Path::new("labels.csv"), text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn tables_come_in_many_forms() {
+        let expected = [["a", "1"], ["b, c", "2"]];
+        for text in [
+            "name,label\na,1\n\"b, c\",2\n",
+            "\u{feff}name,label\r\na, 1\r\n\"b, c\",2\r\n",
+            "name\tlabel\na\t1\nb, c\t2",
+            "name;label\na;1\nb, c;2\n",
+        ] {
+            let table = table(text);
+            assert_eq!(
+                (table.columns.as_slice(), table.rows.as_slice()),
+                (
+                    &["name".to_string(), "label".to_string()][..],
+                    &expected.map(|row| row.map(String::from).to_vec())[..]
+                ),
+                "{text:?}"
+            );
+        }
+        assert_eq!(Table::parse(Path::new("x"), b"name\nM\xfcller\n").unwrap().rows[0][0], "Müller");
+        assert!(Table::parse(Path::new("x"), b"a,b\n1\n").is_err());
+    }
+
+    #[test]
+    fn labels_are_numbers_names_or_flags() {
+        let of = |text: &str| table(text).labels(None, &[0]).unwrap().unwrap();
+        let names = of("image,dx\na,nv\nb,mel\nc,nv\n");
+        assert_eq!(
+            (names.labels, names.names.unwrap()),
+            (vec![Some(1), Some(0), Some(1)], vec!["mel".into(), "nv".to_string()])
+        );
+        let numbers = of("image,level\na,10\nb,2\nc,\n");
+        assert_eq!(
+            (numbers.labels, numbers.names.unwrap()),
+            (vec![Some(1), Some(0), None], vec!["2".into(), "10".to_string()])
+        );
+        assert_eq!(of("image,level\na,0\nb,1\n").names, None);
+        let both = of("image,class,label\na,nv,5\nb,mel,4\nc,nv,5\n");
+        assert_eq!(
+            (both.labels, both.names.unwrap()),
+            (vec![Some(1), Some(0), Some(1)], vec!["mel".into(), "nv".to_string()])
+        );
+        let flags = of("image,MEL,NV,UNK\na,0.0,1.0,0.0\nb,1.0,0.0,0.0\nc,0,1,0\n");
+        assert_eq!(
+            (flags.labels, flags.names.unwrap()),
+            (vec![Some(1), Some(0), Some(1)], vec!["MEL".into(), "NV".to_string()])
+        );
+        let error = table("image,a,b\nx,1,1\n").labels(None, &[0]).unwrap_err().to_string();
+        assert!(error.contains("row 2 has several labels at once (a, b)"), "{error}");
+        assert!(table("image,age\nx,40\n").labels(None, &[0]).unwrap().is_none());
+        let error = table("image,dx\nx,nv\n").labels(Some("dxx"), &[0]).unwrap_err();
+        assert_eq!(error.hint().unwrap(), "did you mean 'dx'?");
+    }
+
+    #[test]
+    fn lists_have_paths_and_may_have_labels() {
+        let of = |text: &str| Table::of_list(Path::new("list.txt"), text.as_bytes());
+        assert_eq!(
+            of("a/b c.png 1\nd.png 0\n").rows,
+            [["a/b c.png", "1"], ["d.png", "0"]].map(|row| row.map(String::from).to_vec())
+        );
+        assert_eq!(of("a/b c.png\nd.png\n").rows, [["a/b c.png"], ["d.png"]].map(|row| row.map(String::from).to_vec()));
+    }
+}

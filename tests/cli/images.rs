@@ -1,0 +1,325 @@
+//! Images as they are published: folders, tables, archives, and what may be wrong with them.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+use image::{DynamicImage, GrayImage, ImageFormat, RgbImage};
+use medmerge::data::{Collecting, Dataset, Image, Samples, SplitName};
+
+use crate::support::{Folder, assert_refused, case, floats};
+
+const TRAIN: &str = "train --architecture resnet8 --width 4 --epochs 1 --batch-size 8 --seed 3";
+
+/// The images of `data/target.npz` as PNG files below `name`, and a table of them.
+fn published(folder: &Folder, name: &str) -> Dataset {
+    let data = Dataset::load(&folder.path("data/target.npz")).unwrap();
+    let mut table = "\u{feff}image,diagnosis,set\r\n".to_string();
+    fs::create_dir_all(folder.path(&format!("{name}/images"))).unwrap();
+    let mut number = 0;
+    for split in SplitName::ALL {
+        let bytes = data.split(split).bytes().unwrap();
+        let stride = data.height * data.width;
+        for (pixels, label) in bytes.chunks(stride).zip(&data.split(split).labels) {
+            let image = GrayImage::from_raw(data.width as u32, data.height as u32, pixels.to_vec()).unwrap();
+            image.save(folder.path(&format!("{name}/images/{number:04}.png"))).unwrap();
+            table += &format!("{number:04},{label},{split}\r\n");
+            number += 1;
+        }
+    }
+    folder.write(&format!("{name}/labels.csv"), table.as_bytes());
+    data
+}
+
+fn tar_of(folder: &Folder, name: &str, out: &str) {
+    let mut archive = tar::Builder::new(fs::File::create(folder.path(out)).unwrap());
+    archive.append_dir_all("some/where", folder.path(name)).unwrap();
+    archive.finish().unwrap();
+}
+
+fn zip_of(folder: &Folder, name: &str, out: &str) {
+    let mut archive = zip::ZipWriter::new(fs::File::create(folder.path(out)).unwrap());
+    let stored = zip::write::SimpleFileOptions::default();
+    archive.start_file("labels.csv", stored).unwrap();
+    archive.write_all(&folder.bytes(&format!("{name}/labels.csv"))).unwrap();
+    for entry in fs::read_dir(folder.path(&format!("{name}/images"))).unwrap() {
+        let entry = entry.unwrap();
+        archive.start_file(format!("images/{}", entry.file_name().to_str().unwrap()), stored).unwrap();
+        archive.write_all(&fs::read(entry.path()).unwrap()).unwrap();
+    }
+    archive.finish().unwrap();
+}
+
+/// However the same images are published, they are the same data set, and train the same network.
+#[test]
+fn a_folder_an_archive_and_an_npz_of_the_same_images_are_the_same() {
+    let folder = Folder::with_sources();
+    let expected = published(&folder, "png").sha256().unwrap();
+    tar_of(&folder, "png", "png.tar");
+    zip_of(&folder, "png", "png.zip");
+    let text = folder.text("png/labels.csv").replace("image,", "path,").replace("\r\n", "\n");
+    let listed: String =
+        text.lines().skip(1).map(|line| format!("images/{}.png {}\n", &line[..4], &line[5..6])).collect();
+    folder.write("png/list.txt", listed.as_bytes());
+    let of = |path: &str, collecting: &Collecting| Dataset::open(&folder.path(path), collecting).unwrap().data;
+    let collecting = Collecting { image_size: Some(16), ..Collecting::default() };
+    for path in ["png", "png.tar", "png.zip", "png/labels.csv"] {
+        assert_eq!(of(path, &collecting).sha256().unwrap(), expected, "{path}");
+    }
+    let list = of("png/list.txt", &collecting);
+    assert_eq!(list.train.len() + list.val.len() + list.test.len(), 32 + 16 + 24);
+    folder.done(&format!("{TRAIN} --data data/target.npz --out npz"));
+    for (path, threads) in [("png", 1), ("png", 2), ("png.tar", 2), ("png.zip", 1)] {
+        folder.done(&format!("{TRAIN} --data {path} --image-size 16 --threads {threads} --out ours --force"));
+        assert!(floats(&folder, "ours") == floats(&folder, "npz"), "{path}, {threads} threads");
+    }
+    // The size of the images is that of the network's.
+    let [npz, tar] = ["data/target.npz", "png.tar"].map(|path| folder.json(&format!("eval --model npz --data {path}")));
+    assert_eq!(npz["metrics"], tar["metrics"]);
+    let predicted = folder.done("predict --model npz --data png --out scores.csv");
+    assert!(predicted.contains("scores.csv"), "{predicted}");
+    let learn = "learn --models texture.safetensors shape.safetensors --anchor 0 --epochs 1 --batch-size 8";
+    folder.done(&format!("{learn} --data png.zip --out merged"));
+    folder.done(&format!("{learn} --data data/target.npz --out of-npz"));
+    assert!(floats(&folder, "merged") == floats(&folder, "of-npz"));
+}
+
+/// A grey image of one colour in a folder of its class.
+fn flat(folder: &Folder, name: &str, value: u8) {
+    let path = folder.path(name);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    GrayImage::from_pixel(6, 5, image::Luma([value])).save(path).unwrap();
+}
+
+fn opened(folder: &Folder, path: &str, collecting: Collecting) -> (Dataset, Vec<String>) {
+    let collected = Dataset::open(&folder.path(path), &Collecting { image_size: Some(8), ..collecting }).unwrap();
+    (collected.data, collected.remarks)
+}
+
+#[test]
+fn classes_and_splits_are_those_of_folders() {
+    let folder = Folder::new();
+    for (split, count) in [("training", 8), ("valid", 2), ("Test", 3)] {
+        for class in ["nevus", "melanoma"] {
+            (0..count).for_each(|i| flat(&folder, &format!("set/inner/{split}/{class}/{i}.png"), 10 * i as u8));
+        }
+    }
+    flat(&folder, "set/inner/training/nevus/3_mask.png", 255);
+    folder.write("set/inner/notes.csv", b"who,when\na,b\n");
+    fs::create_dir_all(folder.path("set/.hidden/nevus")).unwrap();
+    flat(&folder, "set/.hidden/nevus/1.png", 1);
+    let (data, remarks) = opened(&folder, "set", Collecting::default());
+    assert_eq!([data.train.len(), data.val.len(), data.test.len()], [16, 4, 6]);
+    assert_eq!((data.classes, data.class_names.as_deref()), (2, Some(&["melanoma".to_string(), "nevus".into()][..])));
+    assert_eq!((data.height, data.width, data.channels), (8, 8, 1));
+    assert_eq!(remarks, ["1 masks are left out"]);
+    // Without folders of splits they are drawn, and the same again.
+    let (drawn, remarks) =
+        opened(&folder, "set/inner/training", Collecting { shares: Some([0.25, 0.25]), ..Collecting::default() });
+    assert_eq!([drawn.train.len(), drawn.val.len(), drawn.test.len()], [8, 4, 4]);
+    assert!(remarks.iter().any(|remark| remark.contains("drawn by seed 0")), "{remarks:?}");
+    let summary = folder.json("inspect set --image-size 8");
+    assert_eq!(summary["summary"]["train"]["class_counts"], serde_json::json!([8, 8]));
+}
+
+#[test]
+fn tables_of_challenges_are_read() {
+    let folder = Folder::new();
+    let mut one_hot = "image,MEL,NV,UNK\n".to_string();
+    let mut more = "image,age,lesion_id\n".to_string();
+    for index in 0..40 {
+        flat(&folder, &format!("isic/ISIC_2019_Training_Input/ISIC_{index:07}.jpg"), index);
+        let is_nevus = index % 4 != 0;
+        one_hot += &format!("ISIC_{index:07},{}.0,{}.0,0.0\n", u8::from(!is_nevus), u8::from(is_nevus));
+        // Four images of each lesion; of the last nobody knows.
+        more +=
+            &format!("ISIC_{index:07},40,{}\n", if index == 39 { String::new() } else { format!("L{}", index / 4) });
+    }
+    folder.write("isic/ISIC_2019_Training_GroundTruth.csv", one_hot.as_bytes());
+    folder.write("isic/ISIC_2019_Training_Metadata.csv", more.as_bytes());
+    let (data, remarks) = opened(&folder, "isic", Collecting::default());
+    assert_eq!(data.class_names.as_deref(), Some(&["MEL".to_string(), "NV".into()][..]));
+    assert!(remarks.iter().any(|remark| remark.contains("'lesion_id'")), "{remarks:?}");
+    let lesions = |split: SplitName| -> Vec<u8> {
+        let split = data.split(split);
+        // A JPEG keeps a flat colour.
+        let mut lesions: Vec<u8> = split.bytes().unwrap().chunks(64).map(|image| image[0] / 4).collect();
+        lesions.dedup();
+        lesions
+    };
+    let [train, val, test] = SplitName::ALL.map(lesions);
+    assert!(!val.is_empty() && !test.is_empty());
+    assert!(
+        train.iter().all(|lesion| *lesion == 9 || !val.contains(lesion) && !test.contains(lesion)),
+        "{train:?} {val:?} {test:?}"
+    );
+    assert!(val.iter().all(|lesion| *lesion == 9 || !test.contains(lesion)));
+    let (free, _) = opened(&folder, "isic", Collecting { group_column: Some("none".into()), ..Collecting::default() });
+    assert_eq!([free.val.len(), free.test.len()], [4, 8]);
+
+    // Both eyes of a patient are in one split; grades count from 0.
+    let mut levels = "image,level\n".to_string();
+    for patient in 0..30 {
+        for (side, level) in [("left", patient % 3), ("right", (patient + 1) % 3)] {
+            flat(&folder, &format!("eyes/train/{patient}_{side}.jpeg"), patient);
+            levels += &format!("{patient}_{side},{level}\n");
+        }
+    }
+    folder.write("eyes/trainLabels.csv", levels.as_bytes());
+    let (eyes, remarks) = opened(&folder, "eyes", Collecting::default());
+    assert!(remarks.iter().any(|remark| remark.contains("both eyes")), "{remarks:?}");
+    assert_eq!((eyes.classes, eyes.class_names.clone()), (3, None));
+    for split in SplitName::ALL {
+        let pixels: Vec<u8> = eyes.split(split).bytes().unwrap().chunks(64).map(|image| image[0]).collect();
+        assert!(pixels.chunks(2).all(|pair| pair[0] == pair[1]), "{split}: {pixels:?}");
+    }
+    // Grades with a gap are classes, which is said.
+    folder.write("eyes/trainLabels.csv", levels.replace(",2\n", ",4\n").as_bytes());
+    let (gap, remarks) = opened(&folder, "eyes", Collecting::default());
+    assert_eq!(gap.class_names.as_deref(), Some(&["0".to_string(), "1".into(), "4".into()][..]));
+    assert!(remarks.iter().any(|remark| remark.contains("labels 0, 1, 4 are classes 0 to 2")), "{remarks:?}");
+}
+
+#[test]
+fn images_without_labels_are_predicted() {
+    let folder = Folder::with_sources();
+    (0..3).for_each(|i| flat(&folder, &format!("new/{i}.png"), i));
+    let scores = folder.done("predict --model shape.safetensors --data new --out scores.csv");
+    assert!(scores.contains("3"), "{scores}");
+    assert_eq!(folder.text("scores.csv").lines().count(), 4);
+    assert_refused(
+        &folder,
+        &[
+            case("to learn from", format!("{TRAIN} --data new --out x"), &["images without labels", "--labels"]),
+            case("to measure", "eval --model shape.safetensors --data new", &["images without labels"]),
+        ],
+    );
+}
+
+fn encoded(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    image.write_to(&mut bytes, format).unwrap();
+    bytes.into_inner()
+}
+
+#[test]
+fn what_is_wrong_is_named_in_one_line() {
+    let folder = Folder::new();
+    let set = |name: &str, odd: &[u8]| {
+        for (class, value) in [("a", 10), ("b", 200)] {
+            for split in ["train", "val", "test"] {
+                (0..2).for_each(|i| flat(&folder, &format!("{name}/{split}/{class}/{i}.png"), value + i));
+            }
+        }
+        folder.write(&format!("{name}/train/a/odd.png"), odd);
+    };
+    let whole = encoded(&DynamicImage::ImageRgb8(RgbImage::new(40, 30)), ImageFormat::Png);
+    set("truncated", &whole[..whole.len() / 2]);
+    set("empty", b"");
+    set("text", b"not an image at all");
+    // 30,000 × 30,000 pixels, as the header says.
+    let mut bomb = whole.clone();
+    bomb[16..20].copy_from_slice(&30_000u32.to_be_bytes());
+    bomb[20..24].copy_from_slice(&30_000u32.to_be_bytes());
+    let check = crc(&bomb[12..29]);
+    bomb[29..33].copy_from_slice(&check.to_be_bytes());
+    set("bomb", &bomb);
+    // What a file is says its content.
+    set("renamed", &encoded(&DynamicImage::ImageRgb8(RgbImage::new(40, 30)), ImageFormat::Jpeg));
+    folder.done(&format!("{TRAIN} --data renamed --image-size 8 --out fine"));
+    let train = |name: &str| format!("{TRAIN} --data {name} --image-size 8 --out x");
+    let table = |name: &str, text: &str| {
+        (0..4).for_each(|i| flat(&folder, &format!("{name}/{i}.png"), i));
+        folder.write(&format!("{name}/table.csv"), text.as_bytes());
+    };
+    table("missing", "image,label\n0,a\n1,b\n2,a\n7,b\n");
+    table("twice", "image,label\n0,a\n1,b\n0,b\n");
+    table("several", "image,oedema,effusion\n0,1,1\n1,0,1\n");
+    fs::create_dir_all(folder.path("nothing")).unwrap();
+    (0..2).for_each(|i| flat(&folder, &format!("loose/{i}/x.png"), i));
+    flat(&folder, "loose/y.png", 1);
+    assert_refused(
+        &folder,
+        &[
+            case(
+                "truncated",
+                train("truncated"),
+                &["truncated/train/a/odd.png: a damaged or unusual image", "--skip-broken"],
+            ),
+            case("empty", train("empty"), &["empty/train/a/odd.png: an empty file"]),
+            case("text", train("text"), &["text/train/a/odd.png: no JPEG, PNG, TIFF, BMP or WebP image"]),
+            case("bomb", train("bomb"), &["bomb/train/a/odd.png: 30000×30000 pixels"]),
+            case("no image", train("nothing"), &["no image in it"]),
+            case(
+                "a row without image",
+                train("missing"),
+                &["1 of 4 rows name images that are not there: 7", "--skip-broken"],
+            ),
+            case("two labels", train("twice"), &["images with two labels: 0"]),
+            case("labels at once", train("several"), &["row 2 has several labels at once (oedema, effusion)"]),
+            case("no folder", train("loose"), &["y.png is in no folder of a class"]),
+            case("column", format!("{} --label-column dx", train("missing")), &["unknown column 'dx'"]),
+            case(
+                "group",
+                format!("{} --group-column who --skip-broken", train("missing")),
+                &["no table has a column 'who'"],
+            ),
+            case("shares", format!("{} --shares 0.5,0.6", train("empty")), &["--shares 0.5,0.6"]),
+            case("size", format!("{TRAIN} --data empty --image-size 5000 --out x"), &["--image-size 5000"]),
+            case(
+                "for an npz",
+                format!("{TRAIN} --data fine --image-size 8 --out x"),
+                &["options for folders of images"],
+            ),
+        ],
+    );
+    // Broken ones are left out if that is asked for, and said.
+    for (name, says) in [
+        ("truncated", "1 broken images are left out: train/a/odd.png"),
+        ("missing", "1 rows whose images are not there"),
+    ] {
+        let run = folder.run(&format!("{} --skip-broken --force", train(name)));
+        let is_small = name == "missing";
+        assert!(run.stderr.contains(says), "{}", run.stderr);
+        assert!(is_small || run.code == Some(0), "{}", run.stderr);
+    }
+}
+
+/// CRC-32, as PNG has it.
+fn crc(bytes: &[u8]) -> u32 {
+    let of_byte = |crc: u32, byte: &u8| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { 0xedb8_8320 ^ (crc >> 1) } else { crc >> 1 })
+    };
+    !bytes.iter().fold(!0, of_byte)
+}
+
+/// The same bytes on every processor.
+#[test]
+fn images_are_resized_alike_by_any_instructions() {
+    use fast_image_resize::{CpuExtensions, FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer, images};
+    let pixels: Vec<u8> = (0..61 * 47 * 3).map(|i| (i * 97 % 251) as u8).collect();
+    for (height, width) in [(16, 16), (47, 30), (120, 200)] {
+        let image = Image { shape: [47, 61, 3], samples: Samples::Eight(pixels.as_slice().into()) };
+        let Samples::Eight(ours) = image.resized([height, width, 3]).unwrap().samples else { panic!("of eight bits") };
+        let mut plain = Resizer::new();
+        // SAFETY: every processor has none.
+        unsafe { plain.set_cpu_extensions(CpuExtensions::None) };
+        let source = images::ImageRef::new(61, 47, &pixels, PixelType::U8x3).unwrap();
+        let mut target = images::Image::new(width as u32, height as u32, PixelType::U8x3);
+        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
+        plain.resize(&source, &mut target, &options).unwrap();
+        assert!(target.into_vec() == *ours, "{height}×{width}");
+    }
+}
+
+/// What the examples write is what was read.
+#[test]
+fn a_collection_is_saved_as_an_npz() {
+    let folder = Folder::with_sources();
+    let data = published(&folder, "png");
+    let (read, _) = opened(&folder, "png", Collecting::default());
+    read.save(&folder.path("saved.npz")).unwrap();
+    let saved = Dataset::load(Path::new(&folder.path("saved.npz"))).unwrap();
+    assert_eq!(saved.sha256().unwrap(), read.sha256().unwrap());
+    assert_eq!(saved.test.labels, data.test.labels);
+}
