@@ -192,9 +192,9 @@ pub struct Table {
     /// Shares of the images for validation and test, where these splits are not given [default: 0.1,0.2]
     #[arg(long, value_name = "VAL,TEST", value_parser = shares)]
     pub shares: Option<[f64; 2]>,
-    /// Seed by which splits are drawn
-    #[arg(long, default_value_t = 0, value_name = "SEED")]
-    pub split_seed: u64,
+    /// Seed by which splits are drawn [default: that of the network's training on these images, else 0]
+    #[arg(long, value_name = "SEED")]
+    pub split_seed: Option<u64>,
     /// Leave out images that cannot be read, and rows whose images are not there
     #[arg(long)]
     pub skip_broken: bool,

@@ -63,7 +63,8 @@ variants="$kernel,align=activations,ema=0.8 $kernel,align=activations,learn-on=0
     $kernel,align=activations,distill=0.01 $kernel,align=activations,distill=0.1"
 
 # What the first case left in question.
-short="$single rescale:source=0 rescale:source=1 linear:align=activations $kernel $kernel,align=activations ensemble greedy-soup"
+short="fine-tune:source=0 fine-tune:source=1 lp-ft:source=0 lp-ft:source=1 rescale:source=0 $kernel $kernel,align=activations
+    ensemble greedy-soup"
 
 cifar="$folder/weights/resnet20_cifar10_akamaster.th"
 brain="$folder/npz/brainmri4_28.npz"

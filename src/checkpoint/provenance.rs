@@ -6,7 +6,7 @@
 //! | `image_size` | `[height, width]` of the images that it last saw in training |
 //! | `class_names` | one name per class |
 //! | `heads` | one [`HeadRecord`] per head, in the order of their columns; missing where there is one head |
-//! | `data` | `{"name": "derma.npz", "sha256": …}`: of the arrays, not of the file |
+//! | `data` | `{"name": "derma.npz", "sha256": …}`: of the arrays, not of the file; `drawn`: how splits were |
 //! | `training` | one [`Phase`] per run, oldest first |
 //!
 //! Every key may be missing: files of other programs have none, older ones fewer. One that is there and makes no sense is
@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{HeadRecord, Metadata, heads};
-use crate::data::{Dataset, Normalisation};
+use crate::data::{Dataset, Drawn, Normalisation};
 use crate::error::{Error, Result};
 use crate::nn::Network;
 
@@ -36,12 +36,15 @@ pub struct Provenance {
 }
 
 /// The identity of a data set.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DataRecord {
     /// The file's name without its folder.
     pub name: String,
     /// SHA-256 of the images and labels, in hexadecimal.
     pub sha256: String,
+    /// How its splits were drawn, where it came without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drawn: Option<Drawn>,
 }
 
 /// One run of training: how long, and how fast.
@@ -114,7 +117,7 @@ impl Provenance {
             image_size: Some([data.height, data.width]),
             class_names: data.class_names.clone(),
             heads: None,
-            data: Some(DataRecord { name, sha256: data.sha256()? }),
+            data: Some(DataRecord { name, sha256: data.sha256()?, drawn: data.drawn.clone() }),
             training: Vec::new(),
         })
     }
@@ -241,7 +244,11 @@ mod tests {
             image_size: Some([28, 32]),
             class_names: Some(vec!["naevus".into(), "mélanome".into()]),
             heads: None,
-            data: Some(DataRecord { name: "derma.npz".into(), sha256: "00ff".into() }),
+            data: Some(DataRecord {
+                name: "derma.npz".into(),
+                sha256: "00ff".into(),
+                drawn: Some(Drawn { seed: 3, shares: [0.1, 0.2], group_column: None }),
+            }),
             training: vec![phase()],
         }
     }

@@ -109,9 +109,9 @@ impl Dataset {
 
     /// A data set without images.
     fn of_shape(path: &Path, [height, width, channels]: [usize; 3]) -> Dataset {
-        let (path, class_names) = (path.to_path_buf(), None);
+        let (path, class_names, drawn) = (path.to_path_buf(), None, None);
         let [train, val, test] = SplitName::ALL.map(|_| Split::empty());
-        Dataset { path, train, val, test, height, width, channels, classes: 0, class_names }
+        Dataset { path, train, val, test, height, width, channels, classes: 0, class_names, drawn }
     }
 
     /// Writes the three splits as MedMNIST would, whole or not at all; the same data set gives the same bytes.
@@ -831,7 +831,8 @@ mod tests {
             let (height, width, val, test) = (2, 3, split.clone(), Split::empty());
             let class_names = None;
             let path = path.clone();
-            let saved = Dataset { path, train: split, val, test, height, width, channels, classes, class_names };
+            let saved =
+                Dataset { path, train: split, val, test, height, width, channels, classes, class_names, drawn: None };
             saved.save(&saved.path).unwrap();
             let loaded = Dataset::load(&saved.path).unwrap();
             assert_eq!((loaded.classes, &loaded.class_names), (saved.classes, &saved.class_names));

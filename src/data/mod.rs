@@ -178,6 +178,19 @@ pub struct Dataset {
     pub classes: usize,
     /// One for each class, where the file has them.
     pub class_names: Option<Vec<String>>,
+    /// How its splits were drawn, where it came without.
+    pub drawn: Option<Drawn>,
+}
+
+/// What says which image is in which split.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Drawn {
+    pub seed: u64,
+    /// Of the images, for validation and test.
+    pub shares: [f64; 2],
+    /// The column that was asked for, of what is not in two splits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_column: Option<String>,
 }
 
 impl Dataset {
@@ -357,6 +370,7 @@ mod tests {
             channels: 1,
             classes: 4,
             class_names: None,
+            drawn: None,
             train: Split::in_memory((0..100).collect(), [1, 1, 1], labels.clone()),
             val: Split::empty(),
             test: Split::empty(),

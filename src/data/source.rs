@@ -3,9 +3,9 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::AddAssign;
 
-use fast_image_resize::images::ImageRef;
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use multiversion::multiversion;
 
 use super::check_channels;
 use crate::error::{Error, Result};
@@ -91,31 +91,111 @@ impl<'a> Image<'a> {
         }
         let to = [height, width];
         let samples = match &self.samples {
-            Samples::Eight(samples) => {
-                let kind = if channels == 1 { PixelType::U8 } else { PixelType::U8x3 };
-                Samples::Eight(resized(samples, [h, w], to, kind).into())
-            }
-            Samples::Sixteen(samples) => {
-                let kind = if channels == 1 { PixelType::U16 } else { PixelType::U16x3 };
-                Samples::Sixteen(resized(samples, [h, w], to, kind).into())
-            }
+            Samples::Eight(samples) => Samples::Eight(resized_eight(samples, [h, w], to, channels).into()),
+            Samples::Sixteen(samples) => Samples::Sixteen(resized(samples, [h, w], to, channels).into()),
         };
         Ok(Image { shape: [height, width, channels], samples })
     }
 }
 
-/// H×W×C samples in another size, by the triangle filter and in the fixed point of Pillow, whatever the processor: horizontally, then
-/// vertically, each rounded to whole samples.
-fn resized<T: bytemuck::Pod>(samples: &[T], from: [usize; 2], to: [usize; 2], kind: PixelType) -> Vec<T> {
-    let size = |side: usize| u32::try_from(side).expect("images have fewer than 2³² pixels a side");
-    let [[h, w], [height, width]] = [from, to].map(|sides| sides.map(size));
-    let source = ImageRef::new(w, h, bytemuck::cast_slice(samples), kind).expect("as many samples as the shape says");
-    let mut resized = vec![T::zeroed(); samples.len() / (from[0] * from[1]) * to[0] * to[1]];
-    let bytes = bytemuck::cast_slice_mut(&mut resized);
-    let mut target = fast_image_resize::images::Image::from_slice_u8(width, height, bytes, kind).expect("of that size");
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
-    Resizer::new().resize(&source, &mut target, &options).expect("images of one kind");
-    resized
+/// A sample of eight or sixteen bits, and what its weighted sums are held in.
+trait Sample: Copy + Default {
+    type Sum: Copy + AddAssign;
+    /// Half of the weights' unit, from which a sum begins so that it is rounded.
+    const HALF: Self::Sum;
+    fn times(self, weight: i32) -> Self::Sum;
+    /// The sum in units of the weights, within what a sample can be.
+    fn of(sum: Self::Sum) -> Self;
+}
+
+/// Weights are whole multiples of 2⁻²², as Pillow has them: with samples of eight bits sums stay below 2³¹.
+const BITS: u32 = 22;
+
+impl Sample for u8 {
+    type Sum = i32;
+    const HALF: i32 = 1 << (BITS - 1);
+
+    #[inline(always)]
+    fn times(self, weight: i32) -> i32 {
+        i32::from(self) * weight
+    }
+
+    #[inline(always)]
+    fn of(sum: i32) -> u8 {
+        (sum >> BITS).clamp(0, 255) as u8
+    }
+}
+
+impl Sample for u16 {
+    type Sum = i64;
+    const HALF: i64 = 1 << (BITS - 1);
+
+    #[inline(always)]
+    fn times(self, weight: i32) -> i64 {
+        i64::from(self) * i64::from(weight)
+    }
+
+    #[inline(always)]
+    fn of(sum: i64) -> u16 {
+        (sum >> BITS).clamp(0, 65_535) as u16
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw", "x86_64+avx2"))]
+fn resized_eight(samples: &[u8], from: [usize; 2], to: [usize; 2], channels: usize) -> Vec<u8> {
+    resized(samples, from, to, channels)
+}
+
+/// H×W×C samples in another size, in whole numbers as Pillow computes it: first each row, then each column, each rounded.
+#[inline(always)]
+fn resized<T: Sample>(samples: &[T], [h, w]: [usize; 2], [height, width]: [usize; 2], channels: usize) -> Vec<T> {
+    let mut wide = Cow::Borrowed(samples);
+    if w != width {
+        let columns = weights(w, width);
+        let mut out = vec![T::default(); h * width * channels];
+        for (row, out) in samples.chunks_exact(w * channels).zip(out.chunks_exact_mut(width * channels)) {
+            for ((first, weights), out) in columns.iter().zip(out.chunks_exact_mut(channels)) {
+                let pixels = row[first * channels..].chunks_exact(channels);
+                // Grey or colour: other numbers of channels are refused.
+                let mut sums = [T::HALF; 4];
+                for (pixel, &weight) in pixels.zip(weights) {
+                    sums.iter_mut().zip(pixel).for_each(|(sum, sample)| *sum += sample.times(weight));
+                }
+                out.iter_mut().zip(sums).for_each(|(out, sum)| *out = T::of(sum));
+            }
+        }
+        wide = Cow::Owned(out);
+    }
+    if h == height {
+        return wide.into_owned();
+    }
+    let mut out = vec![T::default(); height * width * channels];
+    let mut sums = vec![T::HALF; width * channels];
+    for ((first, weights), out) in weights(h, height).iter().zip(out.chunks_exact_mut(width * channels)) {
+        sums.fill(T::HALF);
+        for (row, &weight) in wide[first * width * channels..].chunks_exact(width * channels).zip(weights) {
+            sums.iter_mut().zip(row).for_each(|(sum, sample)| *sum += sample.times(weight));
+        }
+        out.iter_mut().zip(&sums).for_each(|(out, &sum)| *out = T::of(sum));
+    }
+    out
+}
+
+/// For each of `to` places, the first of `from` that it is made of, and their weights, which sum to 2²² but for rounding: a triangle
+/// as wide on either side as two places are apart, in the coarser of the two.
+fn weights(from: usize, to: usize) -> Vec<(usize, Vec<i32>)> {
+    let scale = from as f64 / to as f64;
+    let reach = scale.max(1.0);
+    let of_place = |place: usize| {
+        let center = (place as f64 + 0.5) * scale;
+        let first = (center - reach + 0.5).max(0.0) as usize;
+        let end = ((center + reach + 0.5) as usize).min(from);
+        let weight = |at: usize| (1.0 - ((at as f64 + 0.5 - center) / reach).abs()).max(0.0);
+        let sum: f64 = (first..end).map(weight).sum();
+        let unit = f64::from(1 << BITS);
+        (first, (first..end).map(|at| (weight(at) / sum * unit + 0.5) as i32).collect())
+    };
+    (0..to).map(of_place).collect()
 }
 
 /// Images of one size and eight bits in memory, one after the other.
@@ -176,6 +256,20 @@ mod tests {
         let Samples::Sixteen(samples) = &larger.samples else { panic!("{larger:?}") };
         assert_eq!((samples.len(), samples[0], samples[7]), (32, 0, 60_000));
         assert!(samples[3] > 0 && samples[3] < samples[4] && samples[4] < 60_000, "{samples:?}");
+    }
+
+    /// Pillow 12's, by `Image.resize` with BILINEAR.
+    #[test]
+    fn samples_are_those_of_pillow() {
+        let samples = vec![0, 50, 255, 7, 90, 13, 200, 128, 255, 255, 0, 33];
+        let image = Image { shape: [3, 4, 1], samples: Samples::Eight(samples.into()) };
+        let of = |to: [usize; 3]| match image.clone().resized(to).unwrap().samples {
+            Samples::Eight(samples) => samples.into_owned(),
+            Samples::Sixteen(_) => panic!("of eight bits"),
+        };
+        assert_eq!(of([2, 3, 1]), [35, 136, 107, 185, 120, 71]);
+        let larger = [[0, 35, 153, 181, 7], [56, 36, 124, 179, 83], [152, 118, 115, 115, 92], [255, 255, 128, 10, 33]];
+        assert_eq!(of([4, 5, 1]), larger.concat());
     }
 
     /// By hand: 4 to 2 takes triangles two wide, cut off at the edge; 2 to 4 quarters and three quarters.

@@ -162,6 +162,7 @@ pub fn generate(task: Task, options: &SyntheticOptions) -> Dataset {
         channels: options.channels,
         classes: options.classes(task),
         class_names: None,
+        drawn: None,
     }
 }
 

@@ -13,7 +13,7 @@
 //! | `Demo` | nothing: it draws its data (feature `cli`, for its charts) | sources, a comparison, a merged network, pictures |
 //!
 //! A job (de)serialises, so that it can be kept, compared and run elsewhere. `check` refuses what is wrong in itself, before
-//! anything is read; `run` does the work and tells an [`Observer`](crate::train::Observer), who can also stop it between two
+//! anything is read; `run` does the work and tells an [`Observer`], who can also stop it between two
 //! steps. Paths are as the process finds them.
 
 mod align;
@@ -99,7 +99,18 @@ impl Images {
     /// Images of any size are brought to that of the images that the networks were trained on, unless another is asked for.
     fn collecting_for(&self, files: &[(&Path, &Provenance)]) -> Collecting {
         let mut collecting = self.collecting.clone();
-        if collecting.image_size.is_none() && is_collection(&self.data) {
+        if !is_collection(&self.data) {
+            return collecting;
+        }
+        // Whoever was trained on a part of these images is measured on the others.
+        let name = self.data.file_name().unwrap_or_default().to_string_lossy();
+        let records = files.iter().filter_map(|(_, provenance)| provenance.data.as_ref());
+        if let Some(drawn) = records.filter(|record| record.name == name).find_map(|record| record.drawn.as_ref()) {
+            collecting.split_seed = collecting.split_seed.or(Some(drawn.seed));
+            collecting.shares = collecting.shares.or(Some(drawn.shares));
+            collecting.group_column = collecting.group_column.or(drawn.group_column.clone());
+        }
+        if collecting.image_size.is_none() {
             let mut sizes = files.iter().filter_map(|(_, provenance)| provenance.image_size);
             let first = sizes.next().filter(|[height, width]| height == width);
             collecting.image_size = first.filter(|size| sizes.all(|other| other == *size)).map(|[side, _]| side);

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 
 use image::{DynamicImage, GrayImage, ImageFormat, RgbImage};
-use medmerge::data::{Collecting, Dataset, Image, Samples, SplitName};
+use medmerge::data::{Collecting, Dataset, SplitName};
 
 use crate::support::{Folder, assert_refused, case, floats};
 
@@ -166,6 +166,9 @@ fn tables_of_challenges_are_read() {
         }
     }
     folder.write("eyes/trainLabels.csv", levels.as_bytes());
+    // A form to be filled in says nothing, however many rows it has.
+    let form: String = (0..30).flat_map(|p| [0, 1, 2].map(|_| format!("{p}_left,0\n"))).collect();
+    folder.write("eyes/sampleSubmission.csv", format!("image,level\n{form}").as_bytes());
     let (eyes, remarks) = opened(&folder, "eyes", Collecting::default());
     assert!(remarks.iter().any(|remark| remark.contains("both eyes")), "{remarks:?}");
     assert_eq!((eyes.classes, eyes.class_names.clone()), (3, None));
@@ -293,23 +296,27 @@ fn crc(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, of_byte)
 }
 
-/// The same bytes on every processor.
+/// A network is measured on images that it was not trained on, whoever asks.
 #[test]
-fn images_are_resized_alike_by_any_instructions() {
-    use fast_image_resize::{CpuExtensions, FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer, images};
-    let pixels: Vec<u8> = (0..61 * 47 * 3).map(|i| (i * 97 % 251) as u8).collect();
-    for (height, width) in [(16, 16), (47, 30), (120, 200)] {
-        let image = Image { shape: [47, 61, 3], samples: Samples::Eight(pixels.as_slice().into()) };
-        let Samples::Eight(ours) = image.resized([height, width, 3]).unwrap().samples else { panic!("of eight bits") };
-        let mut plain = Resizer::new();
-        // SAFETY: every processor has none.
-        unsafe { plain.set_cpu_extensions(CpuExtensions::None) };
-        let source = images::ImageRef::new(61, 47, &pixels, PixelType::U8x3).unwrap();
-        let mut target = images::Image::new(width as u32, height as u32, PixelType::U8x3);
-        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
-        plain.resize(&source, &mut target, &options).unwrap();
-        assert!(target.into_vec() == *ours, "{height}×{width}");
+fn splits_that_were_drawn_are_those_of_the_training() {
+    let folder = Folder::new();
+    for class in ["a", "b"] {
+        (0..40).for_each(|i| flat(&folder, &format!("set/{class}/{i}.png"), 3 * i + u8::from(class == "b")));
     }
+    folder.done(&format!("{TRAIN} --data set --image-size 16 --split-seed 5 --shares 0.2,0.3 --out net"));
+    let scores = |more: &str| {
+        folder.done(&format!("predict --model net --data set {more} --logits --out scores.csv --force"));
+        folder.text("scores.csv")
+    };
+    let remembered = scores("");
+    assert_eq!(remembered.lines().count(), 1 + 24);
+    assert_eq!(remembered, scores("--split-seed 5 --shares 0.2,0.3"));
+    assert_ne!(remembered, scores("--split-seed 6"));
+    assert_eq!(scores("--shares 0.1,0.2").lines().count(), 1 + 16);
+    // Of other images it knows nothing.
+    fs::rename(folder.path("set"), folder.path("other")).unwrap();
+    folder.done("predict --model net --data other --logits --out scores.csv --force");
+    assert_eq!(folder.text("scores.csv").lines().count(), 1 + 16);
 }
 
 /// What the examples write is what was read.

@@ -122,6 +122,7 @@ fn scans(broken: Option<usize>) -> Dataset {
         channels: 1,
         classes: 2,
         class_names: None,
+        drawn: None,
     }
 }
 

@@ -588,6 +588,7 @@ pub fn dataset() -> Dataset {
         channels: 1,
         classes: CLASSES,
         class_names: None,
+        drawn: None,
         train: split(22, 5),
         val: split(9, 6),
         test: split(9, 7),

@@ -137,3 +137,46 @@ fn colour(image: DynamicImage) -> Vec<u8> {
         image => image.into_rgb8().into_raw(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use image::{GrayAlphaImage, ImageBuffer, ImageFormat, Luma, Rgb, RgbaImage};
+
+    use super::*;
+
+    fn png(image: impl Into<DynamicImage>) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        image.into().write_to(&mut bytes, ImageFormat::Png).unwrap();
+        bytes.into_inner()
+    }
+
+    fn eight(bytes: &[u8], channels: usize) -> Vec<u8> {
+        match decode(bytes, channels, Depth::Eight).unwrap().samples {
+            Samples::Eight(samples) => samples.into_owned(),
+            Samples::Sixteen(_) => panic!("of eight bits"),
+        }
+    }
+
+    #[test]
+    fn sixteen_bits_are_kept_where_they_are_grey() {
+        let deep = png(ImageBuffer::<Luma<u16>, _>::from_raw(2, 1, vec![0x1234, 0xffff]).unwrap());
+        let header = header(&deep).unwrap();
+        assert_eq!((header.depth, header.is_colour, header.height, header.width), (Depth::Sixteen, false, 1, 2));
+        let image = decode(&deep, 1, Depth::Sixteen).unwrap();
+        assert_eq!(image.samples, Samples::Sixteen(vec![0x1234, 0xffff].into()));
+        assert_eq!(eight(&deep, 1), [0x12, 0xff]);
+        assert_eq!(eight(&deep, 3), [0x12, 0x12, 0x12, 0xff, 0xff, 0xff]);
+        let colour =
+            png(DynamicImage::from(ImageBuffer::<Rgb<u16>, _>::from_raw(1, 1, vec![0x1234, 0x5678, 0x9abc]).unwrap()));
+        assert_eq!(eight(&colour, 3), [0x12, 0x56, 0x9a]);
+    }
+
+    #[test]
+    fn transparency_is_dropped_and_grey_is_weighed() {
+        let rgba = png(RgbaImage::from_raw(2, 1, vec![255, 0, 0, 7, 10, 200, 30, 0]).unwrap());
+        assert_eq!(eight(&rgba, 3), [255, 0, 0, 10, 200, 30]);
+        // (299·255) / 1000 and (299·10 + 587·200 + 114·30) / 1000.
+        assert_eq!(eight(&rgba, 1), [76, 124]);
+        assert_eq!(eight(&png(GrayAlphaImage::from_raw(1, 1, vec![9, 1]).unwrap()), 1), [9]);
+    }
+}

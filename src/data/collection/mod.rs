@@ -23,7 +23,7 @@ use std::sync::{Arc, OnceLock};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::{Classes, Dataset, Depth, Labels, Split, SplitName, SplitSummary, Summary, count};
+use super::{Classes, Dataset, Depth, Drawn, Labels, Split, SplitName, SplitSummary, Summary, count};
 use crate::error::{Error, Result};
 use crate::file_kind::{self, Wanted, listing};
 use crate::memory;
@@ -47,8 +47,8 @@ pub struct Collecting {
     pub group_column: Option<String>,
     /// Shares of the images that are drawn for validation and test, where there are no such splits; 0.1 and 0.2 if left out.
     pub shares: Option<[f64; 2]>,
-    /// Draws the splits.
-    pub split_seed: u64,
+    /// Draws the splits; 0 if left out.
+    pub split_seed: Option<u64>,
     /// Leaves out images that cannot be read, and rows of a table whose images are not there.
     pub skip_broken: bool,
 }
@@ -192,6 +192,7 @@ struct Collection {
     shape: [usize; 3],
     depth: Depth,
     remarks: Vec<String>,
+    drawn: Option<Drawn>,
 }
 
 impl Collection {
@@ -218,6 +219,7 @@ impl Collection {
             shape: [collecting.image_size.unwrap_or(SIDE); 3],
             depth: Depth::Eight,
             remarks,
+            drawn: None,
             files: Arc::new(files),
         };
         collection.look_at_some()?;
@@ -275,9 +277,9 @@ impl Collection {
                     None => usize::MAX - index,
                 });
             }
-            let splits = splits::draw(&labels, &groups, shares, collecting.split_seed);
+            let splits = splits::draw(&labels, &groups, shares, collecting.split_seed.unwrap_or(0));
             let by = if numbers.is_empty() { "" } else { ", no group in two" };
-            let seed = collecting.split_seed;
+            let seed = collecting.split_seed.unwrap_or(0);
             let named = match shares {
                 [val, 0.0] => format!("{:.0} % of the training images for validation are", 100.0 * val),
                 [val, test] => {
@@ -285,6 +287,8 @@ impl Collection {
                 }
             };
             self.remarks.push(format!("{named} drawn by seed {seed}, of each class its share{by}"));
+            let group_column = collecting.group_column.clone();
+            self.drawn = Some(Drawn { seed, shares: [val, test], group_column });
             drawn.iter().zip(splits).for_each(|(&index, split)| self.items[index].split = Some(split));
         }
         self.items.iter_mut().for_each(|item| item.split = item.split.or(Some(SplitName::Train)));
@@ -332,7 +336,18 @@ impl Collection {
             _ => self.split(name, is_kept),
         });
         let class_names = self.class_names.clone().filter(|names| names.len() == classes);
-        Ok(Dataset { path: self.path.clone(), train, val, test, height, width, channels, classes, class_names })
+        Ok(Dataset {
+            path: self.path.clone(),
+            train,
+            val,
+            test,
+            height,
+            width,
+            channels,
+            classes,
+            class_names,
+            drawn: self.drawn.clone(),
+        })
     }
 
     fn summary(self) -> Result<Summary> {
@@ -505,13 +520,18 @@ impl Reading<'_> {
         Ok((items, of_table.classes, of_table.names))
     }
 
-    /// Tables among the files.
+    /// Tables among the files, but for forms to hand predictions in, whose labels are none, and tables of pixels.
     fn tables(&self) -> Result<Vec<Table>> {
+        const LARGEST: usize = 32 << 20;
         let names = self.files.names();
+        let is_form = |name: &str| base(name).to_ascii_lowercase().contains("submission");
         let mut tables = Vec::new();
-        for index in (0..names.len()).filter(|&index| table::is_table(&names[index])) {
+        for index in (0..names.len()).filter(|&index| table::is_table(&names[index]) && !is_form(&names[index])) {
+            let bytes = self.files.read(index)?;
             // One that is none has nothing to say.
-            if let Ok(table) = Table::parse(&self.files.path(index), &self.files.read(index)?) {
+            if bytes.len() <= LARGEST
+                && let Ok(table) = Table::parse(&self.files.path(index), &bytes)
+            {
                 tables.push(table);
             }
         }
