@@ -108,7 +108,7 @@ pub enum Verb {
     ///
     /// Of the data set only that split is read, images and labels: it may be all that the file holds. Its labels count the
     /// network's classes; classes without an image have no AUC, and means say of how many classes they are.
-    Eval(Eval),
+    Eval(Measure),
     /// The class of each image and its scores, as CSV; labels are not needed
     ///
     /// Of the data set only the images of the split are read, and its labels where there are any.
@@ -664,6 +664,15 @@ pub struct Eval {
 }
 
 #[derive(Args)]
+pub struct Measure {
+    #[command(flatten)]
+    pub eval: Eval,
+    /// Draw images again so often, by --seed, for 95 % intervals; 0: none
+    #[arg(long, default_value_t = 1000, value_name = "TIMES")]
+    pub bootstrap: usize,
+}
+
+#[derive(Args)]
 pub struct Predict {
     #[command(flatten)]
     pub eval: Eval,
@@ -722,6 +731,12 @@ pub struct Inspect {
     pub image_size: Option<usize>,
     #[command(flatten)]
     pub table: Table,
+    /// Write which image is in which split, with its label and group: a table that --labels takes
+    #[arg(long, value_name = "FILE.csv")]
+    pub write_splits: Option<PathBuf>,
+    /// Overwrite what exists
+    #[arg(long, requires = "write_splits")]
+    pub force: bool,
     /// Which channels of a network may change places: its groups of units, and what moves with each
     #[arg(long, conflicts_with_all = ["plan", "other"])]
     pub units: bool,

@@ -1,9 +1,16 @@
-//! How well a classifier's scores fit the labels: accuracy, macro F1, area under the ROC curve, and the same per class.
+//! How well a classifier's scores fit the labels: of all images, per class, and how much of it may be chance.
 //!
-//! Accuracy and F1 look at the class of the largest score; the AUC looks at the order of the scores and is
-//! the probability that a random image of the class scores higher than a random other one, ties counting half.
-//! Definitions: scikit-learn for F1, MedMNIST's evaluator for the AUC.
+//! | figure | definition |
+//! |---|---|
+//! | accuracy, F1, recall, specificity, balanced accuracy | of the class of the largest score; as scikit-learn has them |
+//! | AUC | the probability that a random image of the class scores higher than a random other one, ties counting half; means as MedMNIST's evaluator takes them |
+//! | average precision | Σ (R_n − R_{n−1})·P_n over the thresholds of a class against the rest, as scikit-learn has it |
+//! | quadratic kappa | Cohen's, disagreement weighed by the squared distance of the classes' numbers: for grades |
+//! | calibration error | Σ of 15 equal bins of confidence: share of images · \|accuracy − mean confidence\| (Guo et al. 2017) |
+//! | intervals | from the 2.5th to the 97.5th percentile over images drawn again, with replacement |
 
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -21,9 +28,45 @@ pub struct Metrics {
     pub auc: f64,
     /// How many classes have one.
     pub auc_classes: usize,
+    /// The mean recall of the classes that have images.
+    pub balanced_accuracy: f64,
+    /// F1 of each class by its share of the images.
+    pub weighted_f1: f64,
+    /// The mean over the classes that have images; with two classes, that of the second.
+    pub average_precision: f64,
+    /// Cohen's kappa with quadratic weights, by the numbers of the classes; not defined where all is one class.
+    pub quadratic_kappa: f64,
+    /// The expected calibration error of the largest probability.
+    pub calibration_error: f64,
+    /// Confidence and accuracy, bin by bin; bins without images are left out.
+    pub reliability: Vec<Bin>,
     pub per_class: Vec<ClassMetrics>,
     /// Images by label (row) and prediction (column).
     pub confusion: Vec<Vec<u64>>,
+}
+
+/// Images whose largest probability lies in one of fifteen equal stretches.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Bin {
+    /// The mean of those.
+    pub confidence: f64,
+    pub accuracy: f64,
+    pub images: u64,
+}
+
+/// What may be chance: each from the 2.5th to the 97.5th percentile of images drawn again. NaN where none is defined.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Intervals {
+    /// How often images were drawn.
+    pub resamples: usize,
+    pub accuracy: [f64; 2],
+    pub macro_f1: [f64; 2],
+    pub auc: [f64; 2],
+    pub balanced_accuracy: [f64; 2],
+    pub weighted_f1: [f64; 2],
+    pub average_precision: [f64; 2],
+    pub quadratic_kappa: [f64; 2],
+    pub calibration_error: [f64; 2],
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -38,6 +81,10 @@ pub struct ClassMetrics {
     pub support: u64,
     /// Not defined for a class that has no image, or all of them.
     pub auc: f64,
+    /// Of the images of other classes, the share that is not predicted as this one. Not defined where there are none.
+    pub specificity: f64,
+    /// Not defined where the class has no image.
+    pub average_precision: f64,
 }
 
 impl Metrics {
@@ -60,52 +107,129 @@ impl Metrics {
             return Metrics::undefined(support, confusion);
         }
 
-        let evidence = evidence(scores, classes);
+        let (evidence, probabilities) = (evidence(scores, classes), probabilities(scores, classes));
         let per_class: Vec<ClassMetrics> = (0..classes)
             .into_par_iter()
             .map(|class| {
                 let column = evidence.iter().skip(class).step_by(classes).copied();
-                let auc = auc(column.zip(labels).map(|(score, &label)| (score, label as usize == class)).collect());
-                class_metrics(&confusion, class, auc)
+                let mut scored: Vec<(f64, bool)> =
+                    column.zip(labels).map(|(score, &label)| (score, label as usize == class)).collect();
+                scored.sort_unstable_by(|(a, _), (b, _)| a.total_cmp(b));
+                class_metrics(&confusion, class, &scored)
             })
             .collect();
         let correct: u64 = (0..classes).map(|class| confusion[class][class]).sum();
+        let images = labels.len() as f64;
         let (macro_f1, macro_f1_classes) = mean_of_defined(per_class.iter().map(|class| class.f1));
         let (mean_auc, auc_classes) = mean_of_defined(per_class.iter().map(|class| class.auc));
+        let (mean_precision, _) = mean_of_defined(per_class.iter().map(|class| class.average_precision));
+        let of_second =
+            |second: fn(&ClassMetrics) -> f64, mean| if let [_, b] = &per_class[..] { second(b) } else { mean };
+        let (calibration_error, reliability) = calibration(&probabilities, labels, classes);
         Metrics {
-            accuracy: correct as f64 / labels.len() as f64,
+            accuracy: correct as f64 / images,
             macro_f1,
             macro_f1_classes,
-            auc: match &per_class[..] {
-                [_, second] => second.auc,
-                _ => mean_auc,
-            },
+            auc: of_second(|class| class.auc, mean_auc),
             auc_classes,
+            balanced_accuracy: mean_of_defined(per_class.iter().map(|class| class.recall)).0,
+            weighted_f1: per_class.iter().filter(|c| c.support > 0).map(|c| c.f1 * c.support as f64).sum::<f64>()
+                / images,
+            average_precision: of_second(|class| class.average_precision, mean_precision),
+            quadratic_kappa: quadratic_kappa(&confusion),
+            calibration_error,
+            reliability,
             per_class,
             confusion,
         }
     }
 
+    /// What may be chance in figures of these scores: images are drawn again so often, with replacement, by a seed.
+    ///
+    /// # Panics
+    /// As [`Metrics::compute`] does.
+    pub fn intervals(scores: &[f32], labels: &[u32], classes: usize, resamples: usize, seed: u64) -> Intervals {
+        let drawn = |resample: u64| {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            rng.set_stream(resample);
+            let images: Vec<usize> = labels.iter().map(|_| rng.random_range(0..labels.len())).collect();
+            let again: Vec<f32> =
+                images.iter().flat_map(|&image| &scores[image * classes..][..classes]).copied().collect();
+            let labels: Vec<u32> = images.iter().map(|&image| labels[image]).collect();
+            Metrics::compute(&again, &labels, classes)
+        };
+        let all: Vec<Metrics> = (0..resamples as u64).into_par_iter().map(drawn).collect();
+        let of = |figure: fn(&Metrics) -> f64| {
+            let mut values: Vec<f64> = all.iter().map(figure).filter(|value| !value.is_nan()).collect();
+            values.sort_unstable_by(f64::total_cmp);
+            [0.025, 0.975].map(|share| percentile(&values, share))
+        };
+        Intervals {
+            resamples,
+            accuracy: of(|metrics| metrics.accuracy),
+            macro_f1: of(|metrics| metrics.macro_f1),
+            auc: of(|metrics| metrics.auc),
+            balanced_accuracy: of(|metrics| metrics.balanced_accuracy),
+            weighted_f1: of(|metrics| metrics.weighted_f1),
+            average_precision: of(|metrics| metrics.average_precision),
+            quadratic_kappa: of(|metrics| metrics.quadratic_kappa),
+            calibration_error: of(|metrics| metrics.calibration_error),
+        }
+    }
+
     fn undefined(support: Vec<u64>, confusion: Vec<Vec<u64>>) -> Metrics {
         let nan = f64::NAN;
-        let class = |support| ClassMetrics { precision: nan, recall: nan, f1: nan, support, auc: nan };
-        let per_class = support.into_iter().map(class).collect();
-        let (macro_f1_classes, auc_classes) = (0, 0);
-        Metrics { accuracy: nan, macro_f1: nan, macro_f1_classes, auc: nan, auc_classes, per_class, confusion }
+        let class = |support| ClassMetrics {
+            precision: nan,
+            recall: nan,
+            f1: nan,
+            support,
+            auc: nan,
+            specificity: nan,
+            average_precision: nan,
+        };
+        Metrics {
+            accuracy: nan,
+            macro_f1: nan,
+            macro_f1_classes: 0,
+            auc: nan,
+            auc_classes: 0,
+            balanced_accuracy: nan,
+            weighted_f1: nan,
+            average_precision: nan,
+            quadratic_kappa: nan,
+            calibration_error: nan,
+            reliability: Vec::new(),
+            per_class: support.into_iter().map(class).collect(),
+            confusion,
+        }
     }
 }
 
-fn class_metrics(confusion: &[Vec<u64>], class: usize, auc: f64) -> ClassMetrics {
+/// Between the two nearest of values in order, as numpy has it.
+fn percentile(values: &[f64], share: f64) -> f64 {
+    let Some(last) = values.len().checked_sub(1) else { return f64::NAN };
+    let at = share * last as f64;
+    let (below, rest) = (at.floor() as usize, at.fract());
+    values[below] + rest * (values[(below + 1).min(last)] - values[below])
+}
+
+/// `scored` are each image's score for the class, in order, and whether it is of the class.
+fn class_metrics(confusion: &[Vec<u64>], class: usize, scored: &[(f64, bool)]) -> ClassMetrics {
     let support: u64 = confusion[class].iter().sum();
     let predicted: u64 = confusion.iter().map(|row| row[class]).sum();
+    let all: u64 = confusion.iter().flatten().sum();
     let correct = confusion[class][class] as f64;
+    let others = (all - support) as f64;
     ClassMetrics {
         // scikit-learn's 0 for a class that was to be found and was not; 0 / 0, and so NaN, for one that was not.
         precision: if predicted == 0 && support > 0 { 0.0 } else { correct / predicted as f64 },
         recall: correct / support as f64,
         f1: 2.0 * correct / (support + predicted) as f64,
         support,
-        auc,
+        auc: auc(scored),
+        specificity: (others - (predicted as f64 - correct)) / others,
+        average_precision: average_precision(scored),
     }
 }
 
@@ -119,14 +243,10 @@ pub fn argmax(row: &[f32]) -> usize {
 /// From logits it is the log-odds, log p / (1 − p) = z_c − log Σ_{k≠c} exp z_k: a confident network's probabilities
 /// round to exactly 1 and tie, their log-odds do not.
 fn evidence(scores: &[f32], classes: usize) -> Vec<f64> {
-    let rows = || scores.par_chunks_exact(classes);
-    let probabilities = rows().all(|row| {
-        let total: f64 = row.iter().map(|&score| f64::from(score)).sum();
-        row.iter().all(|&score| score >= 0.0) && (total - 1.0).abs() < 1e-4
-    });
-    if probabilities {
+    if are_probabilities(scores, classes) {
         return scores.iter().map(|&score| f64::from(score)).collect();
     }
+    let rows = || scores.par_chunks_exact(classes);
     rows()
         .flat_map_iter(|row| {
             (0..classes).map(move |class| {
@@ -139,14 +259,35 @@ fn evidence(scores: &[f32], classes: usize) -> Vec<f64> {
         .collect()
 }
 
+/// Whether every row is a distribution.
+fn are_probabilities(scores: &[f32], classes: usize) -> bool {
+    scores.par_chunks_exact(classes).all(|row| {
+        let total: f64 = row.iter().map(|&score| f64::from(score)).sum();
+        row.iter().all(|&score| score >= 0.0) && (total - 1.0).abs() < 1e-4
+    })
+}
+
+/// The scores, or their softmax.
+fn probabilities(scores: &[f32], classes: usize) -> Vec<f64> {
+    if are_probabilities(scores, classes) {
+        return scores.iter().map(|&score| f64::from(score)).collect();
+    }
+    let of_row = |row: &[f32]| {
+        let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let powers: Vec<f64> = row.iter().map(|&score| (f64::from(score) - f64::from(largest)).exp()).collect();
+        let sum: f64 = powers.iter().sum();
+        powers.into_iter().map(move |power| power / sum)
+    };
+    scores.par_chunks_exact(classes).flat_map_iter(of_row).collect()
+}
+
 /// From the ranks: (sum of the positives' ranks − P (P + 1) / 2) / (P N), tied scores sharing their mean rank.
-fn auc(mut scored: Vec<(f64, bool)>) -> f64 {
+fn auc(scored: &[(f64, bool)]) -> f64 {
     let positives = scored.iter().filter(|(_, positive)| *positive).count() as f64;
     let negatives = scored.len() as f64 - positives;
     if positives == 0.0 || negatives == 0.0 {
         return f64::NAN;
     }
-    scored.sort_unstable_by(|(a, _), (b, _)| a.total_cmp(b));
     let mut before = 0;
     let mut rank_sum = 0.0;
     for tied in scored.chunk_by(|(a, _), (b, _)| a == b) {
@@ -155,6 +296,62 @@ fn auc(mut scored: Vec<(f64, bool)>) -> f64 {
         before += tied.len();
     }
     (rank_sum - positives * (positives + 1.0) / 2.0) / (positives * negatives)
+}
+
+/// From the largest score down: each threshold's precision by the recall that it adds.
+fn average_precision(scored: &[(f64, bool)]) -> f64 {
+    let positives = scored.iter().filter(|(_, positive)| *positive).count() as f64;
+    let (mut found, mut seen, mut sum) = (0.0, 0.0, 0.0);
+    let tied: Vec<&[(f64, bool)]> = scored.chunk_by(|(a, _), (b, _)| a == b).collect();
+    for tied in tied.into_iter().rev() {
+        let new = tied.iter().filter(|(_, positive)| *positive).count() as f64;
+        (found, seen) = (found + new, seen + tied.len() as f64);
+        sum += new / positives * (found / seen);
+    }
+    // 0 / 0 where there is none.
+    if positives == 0.0 { f64::NAN } else { sum }
+}
+
+/// 1 − Σ w·O / Σ w·E, with w the squared distance between two classes, O the confusion, and E that of independent answers.
+fn quadratic_kappa(confusion: &[Vec<u64>]) -> f64 {
+    let all: u64 = confusion.iter().flatten().sum();
+    let predicted: Vec<u64> = (0..confusion.len()).map(|class| confusion.iter().map(|row| row[class]).sum()).collect();
+    let (mut seen, mut expected) = (0.0, 0.0);
+    for (label, row) in confusion.iter().enumerate() {
+        let support: u64 = row.iter().sum();
+        for (class, &count) in row.iter().enumerate() {
+            let weight = label.abs_diff(class).pow(2) as f64;
+            seen += weight * count as f64;
+            expected += weight * support as f64 * predicted[class] as f64 / all as f64;
+        }
+    }
+    1.0 - seen / expected
+}
+
+/// The expected calibration error, and its bins.
+fn calibration(probabilities: &[f64], labels: &[u32], classes: usize) -> (f64, Vec<Bin>) {
+    const BINS: usize = 15;
+    let mut sums = [(0.0, 0u64, 0u64); BINS];
+    for (row, &label) in probabilities.chunks_exact(classes).zip(labels) {
+        let best = (1..classes).fold(0, |best, class| if row[class] > row[best] { class } else { best });
+        // The upper end belongs to a bin.
+        let bin = ((row[best] * BINS as f64).ceil() as usize).clamp(1, BINS) - 1;
+        let (confidence, correct, images) = &mut sums[bin];
+        *confidence += row[best];
+        *correct += u64::from(best == label as usize);
+        *images += 1;
+    }
+    let bins: Vec<Bin> = sums
+        .into_iter()
+        .filter(|(_, _, images)| *images > 0)
+        .map(|(confidence, correct, images)| Bin {
+            confidence: confidence / images as f64,
+            accuracy: correct as f64 / images as f64,
+            images,
+        })
+        .collect();
+    let all = labels.len() as f64;
+    (bins.iter().map(|bin| bin.images as f64 / all * (bin.accuracy - bin.confidence).abs()).sum(), bins)
 }
 
 /// The mean of the values that are numbers, and how many these are.
@@ -230,6 +427,23 @@ mod tests {
             assert_near(class.support as f64, support);
             assert_near(class.auc, auc);
         }
+        // balanced_accuracy_score, f1_score(average="weighted"), cohen_kappa_score(weights="quadratic", labels=range(4)),
+        // average_precision_score and recall_score of each class against the rest; the calibration error by its formula in numpy.
+        assert_near(metrics.balanced_accuracy, 0.2896825396825397);
+        assert_near(metrics.weighted_f1, 0.3666666666666667);
+        assert_near(metrics.quadratic_kappa, 0.04950495049504955);
+        assert_near(metrics.calibration_error, 0.31386538962177374);
+        let of_classes = [0.445578231292517, 0.5066448580941334, 0.5686286027568922];
+        for (class, (precision, specificity)) in
+            metrics.per_class.iter().zip(of_classes.into_iter().zip([0.7058823529411765, 0.8, 1.0]))
+        {
+            assert_near(class.average_precision, precision);
+            assert_near(class.specificity, specificity);
+        }
+        assert_near(metrics.average_precision, of_classes.iter().sum::<f64>() / 3.0);
+        assert_near(metrics.per_class[3].specificity, 0.625);
+        assert!(metrics.per_class[3].average_precision.is_nan());
+        assert_eq!(metrics.reliability.iter().map(|bin| bin.images).sum::<u64>(), 24);
         assert_eq!((metrics.per_class[3].f1, metrics.per_class[3].support), (0.0, 0));
         assert!(metrics.per_class[3].auc.is_nan());
         assert_eq!((metrics.macro_f1_classes, metrics.auc_classes), (4, 3));
@@ -281,6 +495,30 @@ mod tests {
         let metrics = Metrics::compute(&scores, &labels, 2);
         assert_near(metrics.auc, 0.78);
         assert_near(metrics.per_class[0].auc, 0.78);
+        // average_precision_score.
+        assert_near(metrics.average_precision, 0.7333333333333334);
+    }
+
+    /// Of 400 images 300 are right: the standard error of the accuracy is √(0.75·0.25/400) = .0217.
+    #[test]
+    fn intervals_are_those_of_the_binomial() {
+        let scores: Vec<f32> = (0..400).flat_map(|i| if i % 4 == 0 { [0.0, 1.0] } else { [1.0, 0.0] }).collect();
+        let labels = vec![0; 400];
+        let of = |seed| Metrics::intervals(&scores, &labels, 2, 2000, seed);
+        let intervals = of(1);
+        let [low, high] = intervals.accuracy;
+        assert!(
+            (low - (0.75 - 1.96 * 0.0217)).abs() < 0.006 && (high - (0.75 + 1.96 * 0.0217)).abs() < 0.006,
+            "{low}, {high}"
+        );
+        assert!(intervals.auc.iter().all(|end| end.is_nan()), "a single class has no AUC");
+        assert_eq!((of(1).accuracy, of(1).macro_f1), (intervals.accuracy, intervals.macro_f1));
+        assert_ne!(of(2).macro_f1, intervals.macro_f1);
+        let (scores, labels) = example();
+        let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        let alone = one_thread.install(|| Metrics::intervals(&scores, &labels, 4, 50, 3));
+        assert_eq!(alone, Metrics::intervals(&scores, &labels, 4, 50, 3));
+        assert_eq!(percentile(&[1.0, 2.0, 4.0], 0.75), 3.0);
     }
 
     #[test]

@@ -4,11 +4,13 @@ use serde_json::json;
 
 use medmerge::error::{Error, Result};
 use medmerge::jobs::{self, PredictionFormat};
+use medmerge::metrics::Intervals;
 use medmerge::output::shown;
+use medmerge::report::Table;
 
 use super::progress::Progress;
 use super::{images, place, report};
-use crate::cli::{Eval, FormatName, Global, Predict};
+use crate::cli::{Eval, FormatName, Global, Measure, Predict};
 use crate::terminal;
 
 fn job(options: &Eval, global: &Global) -> jobs::Evaluate {
@@ -24,16 +26,18 @@ fn job(options: &Eval, global: &Global) -> jobs::Evaluate {
     }
 }
 
-pub fn eval(options: &Eval, global: &Global) -> Result<()> {
+pub fn eval(Measure { eval: options, bootstrap }: &Measure, global: &Global) -> Result<()> {
     let job = job(options, global);
     let mut progress = Progress::counting("image", format!("{} split", job.split), global);
     let found = job.run(&mut progress)?;
     progress.finish();
     let metrics = &found.metrics;
+    let is_whole = metrics.accuracy.is_finite();
+    let intervals = (*bootstrap > 0 && is_whole).then(|| found.intervals(*bootstrap, global.seed));
     let others: Vec<String> = job.others.iter().map(|path| shown(path)).collect();
     let result = json!({
         "model": shown(&job.model), "others": others, "data": shown(&job.images.data), "split": job.split, "head": found.head,
-        "images": found.images, "metrics": metrics,
+        "images": found.images, "metrics": metrics, "intervals": intervals,
     });
     report(global, &result, |out| {
         let models: Vec<String> =
@@ -49,11 +53,35 @@ pub fn eval(options: &Eval, global: &Global) -> Result<()> {
             mean(metrics.macro_f1, metrics.macro_f1_classes, classes),
             mean(metrics.auc, metrics.auc_classes, classes)
         )?;
-        writeln!(out, "class   images   precision   recall       F1      AUC")?;
+        let between = |of: fn(&Intervals) -> [f64; 2]| match &intervals {
+            Some(intervals) if of(intervals)[0].is_finite() => of(intervals).map(figure).join(" to "),
+            _ => String::new(),
+        };
+        let mut table = Table::new(["", "figure", "95 % interval"]);
+        let rows: [(&str, f64, fn(&Intervals) -> [f64; 2]); 8] = [
+            ("accuracy", metrics.accuracy, |i| i.accuracy),
+            ("balanced accuracy", metrics.balanced_accuracy, |i| i.balanced_accuracy),
+            ("macro F1", metrics.macro_f1, |i| i.macro_f1),
+            ("weighted F1", metrics.weighted_f1, |i| i.weighted_f1),
+            ("AUC", metrics.auc, |i| i.auc),
+            ("average precision", metrics.average_precision, |i| i.average_precision),
+            ("quadratic kappa", metrics.quadratic_kappa, |i| i.quadratic_kappa),
+            ("calibration error", metrics.calibration_error, |i| i.calibration_error),
+        ];
+        for (name, value, of) in rows {
+            table.row([name.to_string(), figure(value), between(of)]);
+        }
+        writeln!(out, "{}", table.to_text())?;
+        writeln!(out, "class   images   precision   recall   specif.       F1      AUC       AP")?;
         for (class, m) in metrics.per_class.iter().enumerate() {
             let name = found.class_names.as_ref().map_or(String::new(), |names| format!("   {}", names[class]));
-            let [precision, recall, f1, auc] = [m.precision, m.recall, m.f1, m.auc].map(figure);
-            writeln!(out, "{class:>5} {:>8} {precision:>11} {recall:>8} {f1:>8} {auc:>8}{name}", m.support)?;
+            let [precision, recall, specificity, f1, auc, ap] =
+                [m.precision, m.recall, m.specificity, m.f1, m.auc, m.average_precision].map(figure);
+            writeln!(
+                out,
+                "{class:>5} {:>8} {precision:>11} {recall:>8} {specificity:>9} {f1:>8} {auc:>8} {ap:>8}{name}",
+                m.support
+            )?;
         }
         Ok(())
     })

@@ -9,12 +9,12 @@ use serde_json::json;
 
 use medmerge::bench::shapes;
 use medmerge::checkpoint::{Checkpoint, Phase, Reading, TensorFile};
-use medmerge::data::{Collecting, SplitName, SplitSummary, Summary, is_collection};
+use medmerge::data::{Collecting, SplitName, SplitSummary, Summary, is_collection, split_table};
 use medmerge::error::{Error, Result};
 use medmerge::file_kind::{self, Wanted};
 use medmerge::merge::{Difference, Learned, Source, check_alike};
 use medmerge::nn::{Architecture, Launches, Network, Stem, Units};
-use medmerge::output::shown;
+use medmerge::output::{OutputPath, shown};
 
 use super::report;
 use crate::cli::{Global, Inspect};
@@ -33,8 +33,8 @@ pub fn run(options: &Inspect, global: &Global) -> Result<()> {
     if is_collection(&options.file) || kind()? == Some(file_kind::NPZ) {
         return data_set(options, global);
     }
-    if options.table.given(None) != Collecting::default() {
-        let hint = "leave out --labels and what goes with it";
+    if options.table.given(None) != Collecting::default() || options.write_splits.is_some() {
+        let hint = "leave out --labels, --write-splits and what goes with them";
         return Err(Error::usage(format!("{} is no folder or archive of images", options.file.display()), hint));
     }
     let file = TensorFile::read_as(&options.file, Wanted::Anything)?;
@@ -188,6 +188,11 @@ fn plan(options: &Inspect, global: &Global) -> Result<()> {
 }
 
 fn data_set(options: &Inspect, global: &Global) -> Result<()> {
+    if let Some(out) = &options.write_splits {
+        let mut output = OutputPath::check(out, options.force, 0)?;
+        let table = split_table(&options.file, &options.table.given(options.image_size))?;
+        output.write(|file| file.write_all(table.as_bytes()))?;
+    }
     let (data, remarks) = Summary::open(&options.file, &options.table.given(options.image_size))?;
     report(global, &json!({"kind": "data set", "summary": data, "remarks": remarks}), |out| {
         let Summary { height, width, channels, .. } = data;

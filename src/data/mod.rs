@@ -28,7 +28,7 @@ mod source;
 pub mod synthetic;
 
 pub use augment::Augmentation;
-pub use collection::{Collected, Collecting, is_collection};
+pub use collection::{Collected, Collecting, is_collection, split_table};
 pub use normalisation::Normalisation;
 pub use source::{Depth, Image, Images, Samples};
 

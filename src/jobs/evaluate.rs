@@ -9,7 +9,7 @@ use super::{Compute, Images, networks};
 use crate::checkpoint::Reading;
 use crate::data::{Classes, Dataset, Labels, Normalisation, Split, SplitName};
 use crate::error::{Error, Result};
-use crate::metrics::{Metrics, mean_of_softmax};
+use crate::metrics::{Intervals, Metrics, mean_of_softmax};
 use crate::nn::Model;
 use crate::train::{Observer, Place, Silent, Target, scores};
 
@@ -41,6 +41,16 @@ pub struct Evaluation {
     pub head: Option<String>,
     /// As the data set names the classes, or the network.
     pub class_names: Option<Vec<String>>,
+    /// Images × classes.
+    pub logits: Vec<f32>,
+    pub labels: Vec<u32>,
+}
+
+impl Evaluation {
+    /// What may be chance, by images drawn again so often.
+    pub fn intervals(&self, resamples: usize, seed: u64) -> Intervals {
+        Metrics::intervals(&self.logits, &self.labels, self.metrics.per_class.len(), resamples, seed)
+    }
 }
 
 impl Evaluate {
@@ -58,7 +68,7 @@ impl Evaluate {
         let Scored { mut heads, split } = self.scores(Labels::Required, Needs::OneOfData, observer)?;
         let HeadScores { name, logits, classes, class_names } = heads.remove(0);
         let metrics = Metrics::compute(&logits, &split.labels, classes);
-        Ok(Evaluation { metrics, images: split.len(), head: name, class_names })
+        Ok(Evaluation { metrics, images: split.len(), head: name, class_names, logits, labels: split.labels })
     }
 
     pub(super) fn scores(&self, labels: Labels, needs: Needs, observer: &mut dyn Observer) -> Result<Scored> {

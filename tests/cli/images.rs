@@ -319,6 +319,32 @@ fn splits_that_were_drawn_are_those_of_the_training() {
     assert_eq!(folder.text("scores.csv").lines().count(), 1 + 16);
 }
 
+/// Splits that were drawn once are a table from then on.
+#[test]
+fn splits_are_written_and_read_again() {
+    let folder = Folder::new();
+    for class in ["a", "b"] {
+        (0..20).for_each(|i| flat(&folder, &format!("set/{class}/{i}.png"), 5 * i + u8::from(class == "b")));
+    }
+    folder.done("inspect set --image-size 8 --split-seed 9 --write-splits splits.csv");
+    let (drawn, _) = opened(&folder, "set", Collecting { split_seed: Some(9), ..Collecting::default() });
+    let again = Collecting { labels: Some(folder.path("splits.csv")), ..Collecting::default() };
+    let (read, remarks) = opened(&folder, "set", again);
+    assert!(!remarks.iter().any(|remark| remark.contains("drawn")), "{remarks:?}");
+    assert_eq!(read.sha256().unwrap(), drawn.sha256().unwrap());
+    assert_eq!(read.class_names, drawn.class_names);
+    let (other, _) = opened(&folder, "set", Collecting::default());
+    assert_ne!(other.sha256().unwrap(), drawn.sha256().unwrap());
+    read.save(&folder.path("x.npz")).unwrap();
+    assert_refused(
+        &folder,
+        &[
+            case("there", "inspect set --write-splits splits.csv", &["splits.csv already exists"]),
+            case("has them", "inspect x.npz --write-splits y.csv", &["it has its splits already"]),
+        ],
+    );
+}
+
 /// What the examples write is what was read.
 #[test]
 fn a_collection_is_saved_as_an_npz() {

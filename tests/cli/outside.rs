@@ -166,7 +166,7 @@ fn a_class_without_images_has_no_auc_and_the_mean_says_so() {
     let auc = format!("AUC {:.4} (of 3 of 4 classes)", metrics["auc"].as_f64().unwrap());
     assert!(text.contains(&auc) && !text.to_lowercase().contains("nan"), "{text}");
     let row = words(&text, "2 ");
-    assert_eq!((row[1].as_str(), row[3].as_str(), row[5].as_str()), ("0", "-", "-"), "{text}");
+    assert_eq!([1, 3, 6, 7].map(|at| row[at].as_str()), ["0", "-", "-", "-"], "{text}");
     assert!(!folder.done(&format!("{EVAL} data/texture.npz")).contains("classes)"));
 }
 

@@ -139,6 +139,17 @@ impl Summary {
     }
 }
 
+/// The images of a collection with their labels, splits and groups, as a table (CSV) that [`Collecting::labels`] takes.
+///
+/// # Errors
+/// If it is no collection: a file in MedMNIST's format has its splits.
+pub fn split_table(path: &Path, collecting: &Collecting) -> Result<String> {
+    match Collection::open(path, collecting)? {
+        Some(collection) => collection.table(),
+        None => Err(Error::data(path, "it has its splits already", "give a folder or an archive of images")),
+    }
+}
+
 /// Whether a path is such a collection rather than a single file with everything.
 pub fn is_collection(path: &Path) -> bool {
     source(path).is_ok_and(|source| source.is_some())
@@ -348,6 +359,23 @@ impl Collection {
             class_names,
             drawn: self.drawn.clone(),
         })
+    }
+
+    /// A table of every image that is used, which gives the same splits again wherever it is given for labels.
+    fn table(&self) -> Result<String> {
+        let name_of = |label: u32| match &self.class_names {
+            Some(names) => names[label as usize].clone(),
+            None => label.to_string(),
+        };
+        let mut writer = csv::Writer::from_writer(Vec::new());
+        let mut write = |row: [&str; 4]| writer.write_record(row).expect("memory takes everything");
+        write(["image", "label", "split", "group"]);
+        for item in &self.items {
+            let (label, group) = (item.label.map_or(String::new(), name_of), item.group.as_deref().unwrap_or_default());
+            let split = item.split.map_or("", SplitName::name);
+            write([&self.files.names()[item.file], &label, split, group]);
+        }
+        Ok(String::from_utf8(writer.into_inner().expect("memory takes everything")).expect("names are UTF-8"))
     }
 
     fn summary(self) -> Result<Summary> {
