@@ -737,6 +737,9 @@ pub struct Inspect {
     /// Overwrite what exists
     #[arg(long, requires = "write_splits")]
     pub force: bool,
+    /// Of a data set: look for images that are in two splits, exactly or nearly
+    #[arg(long)]
+    pub duplicates: bool,
     /// Which channels of a network may change places: its groups of units, and what moves with each
     #[arg(long, conflicts_with_all = ["plan", "other"])]
     pub units: bool,

@@ -26,6 +26,9 @@ fn job(options: &Eval, global: &Global) -> jobs::Evaluate {
     }
 }
 
+/// The ends of one of the intervals.
+type Ends = fn(&Intervals) -> [f64; 2];
+
 pub fn eval(Measure { eval: options, bootstrap }: &Measure, global: &Global) -> Result<()> {
     let job = job(options, global);
     let mut progress = Progress::counting("image", format!("{} split", job.split), global);
@@ -53,12 +56,12 @@ pub fn eval(Measure { eval: options, bootstrap }: &Measure, global: &Global) -> 
             mean(metrics.macro_f1, metrics.macro_f1_classes, classes),
             mean(metrics.auc, metrics.auc_classes, classes)
         )?;
-        let between = |of: fn(&Intervals) -> [f64; 2]| match &intervals {
+        let between = |of: Ends| match &intervals {
             Some(intervals) if of(intervals)[0].is_finite() => of(intervals).map(figure).join(" to "),
             _ => String::new(),
         };
         let mut table = Table::new(["", "figure", "95 % interval"]);
-        let rows: [(&str, f64, fn(&Intervals) -> [f64; 2]); 8] = [
+        let rows: [(&str, f64, Ends); 8] = [
             ("accuracy", metrics.accuracy, |i| i.accuracy),
             ("balanced accuracy", metrics.balanced_accuracy, |i| i.balanced_accuracy),
             ("macro F1", metrics.macro_f1, |i| i.macro_f1),

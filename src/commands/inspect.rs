@@ -9,7 +9,9 @@ use serde_json::json;
 
 use medmerge::bench::shapes;
 use medmerge::checkpoint::{Checkpoint, Phase, Reading, TensorFile};
-use medmerge::data::{Collecting, SplitName, SplitSummary, Summary, is_collection, split_table};
+use medmerge::data::{
+    Collecting, Dataset, Pair, SplitName, SplitSummary, Summary, duplicates, is_collection, split_table,
+};
 use medmerge::error::{Error, Result};
 use medmerge::file_kind::{self, Wanted};
 use medmerge::merge::{Difference, Learned, Source, check_alike};
@@ -33,9 +35,9 @@ pub fn run(options: &Inspect, global: &Global) -> Result<()> {
     if is_collection(&options.file) || kind()? == Some(file_kind::NPZ) {
         return data_set(options, global);
     }
-    if options.table.given(None) != Collecting::default() || options.write_splits.is_some() {
-        let hint = "leave out --labels, --write-splits and what goes with them";
-        return Err(Error::usage(format!("{} is no folder or archive of images", options.file.display()), hint));
+    if options.table.given(None) != Collecting::default() || options.write_splits.is_some() || options.duplicates {
+        let hint = "leave out --labels, --write-splits, --duplicates and what goes with them";
+        return Err(Error::usage(format!("{} is no data set", options.file.display()), hint));
     }
     let file = TensorFile::read_as(&options.file, Wanted::Anything)?;
     if file.is_merge_weights() {
@@ -194,7 +196,14 @@ fn data_set(options: &Inspect, global: &Global) -> Result<()> {
         output.write(|file| file.write_all(table.as_bytes()))?;
     }
     let (data, remarks) = Summary::open(&options.file, &options.table.given(options.image_size))?;
-    report(global, &json!({"kind": "data set", "summary": data, "remarks": remarks}), |out| {
+    let pairs = match options.duplicates {
+        true => {
+            let collected = Dataset::open(&options.file, &options.table.given(options.image_size))?;
+            Some(duplicates(&collected.data)?)
+        }
+        false => None,
+    };
+    report(global, &json!({"kind": "data set", "summary": data, "remarks": remarks, "duplicates": pairs}), |out| {
         let Summary { height, width, channels, .. } = data;
         write!(out, "{}: data set, {height}×{width} pixels, {channels} channels", options.file.display())?;
         match data.classes {
@@ -214,6 +223,18 @@ fn data_set(options: &Inspect, global: &Global) -> Result<()> {
         }
         for remark in &remarks {
             writeln!(out, "  {remark}")?;
+        }
+        if let Some(pairs) = &pairs {
+            let exact = pairs.iter().filter(|pair| pair.is_exact).count();
+            writeln!(
+                out,
+                "  {exact} pairs of images in two splits are the same, {} more nearly so",
+                pairs.len() - exact
+            )?;
+            for Pair { first, second, is_exact } in pairs.iter().take(LISTED) {
+                let how = if *is_exact { "same" } else { "near" };
+                writeln!(out, "    {how}: {} {} and {} {}", first.0, first.1, second.0, second.1)?;
+            }
         }
         match &data.problem {
             Some(problem) => writeln!(out, "  not to be trained on: {problem}"),

@@ -20,6 +20,7 @@ use source::InMemory;
 
 pub mod augment;
 mod collection;
+mod duplicates;
 pub mod loader;
 mod medmnist;
 mod normalisation;
@@ -29,6 +30,7 @@ pub mod synthetic;
 
 pub use augment::Augmentation;
 pub use collection::{Collected, Collecting, is_collection, split_table};
+pub use duplicates::{Pair, duplicates};
 pub use normalisation::Normalisation;
 pub use source::{Depth, Image, Images, Samples};
 

@@ -104,7 +104,7 @@ impl<'a> Target<'a> {
         Err(Error::usage(message, "use a larger --batch-size, or larger images"))
     }
 
-    /// Bytes of the machine's memory that a step of fine-tuning takes at least; see [`Target::check_memory`].
+    /// Bytes of the machine's memory that a step of fine-tuning takes at least.
     pub fn memory_of_step(&self, network: &Network, images: usize) -> u128 {
         // The gradient, one moment at least, and the best epoch, beside the trunk itself.
         self.memory(network, images, true, 4 * network.trunk_len).unwrap_or(0)
