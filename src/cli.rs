@@ -165,12 +165,14 @@ pub struct Data {
     pub collecting: Collecting,
 }
 
+/// Where these options stand in the help.
+const FOLDERS: &str = "Images in folders and archives";
+
 /// How images in a folder or an archive become a data set.
 #[derive(Args)]
-#[command(next_help_heading = "Images in folders and archives")]
 pub struct Collecting {
     /// Height and width that images are brought to [default: those of the network's training, else 224]
-    #[arg(long, value_name = "PIXELS")]
+    #[arg(long, help_heading = FOLDERS, value_name = "PIXELS")]
     pub image_size: Option<usize>,
     #[command(flatten)]
     pub table: Table,
@@ -178,25 +180,24 @@ pub struct Collecting {
 
 /// Where labels and splits of images come from.
 #[derive(Args)]
-#[command(next_help_heading = "Images in folders and archives")]
 pub struct Table {
     /// The table with the labels, CSV or TSV [default: one among the images that names them]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = FOLDERS, value_name = "FILE")]
     pub labels: Option<PathBuf>,
     /// Its column of labels [default: label, class, dx, diagnosis or the like; or a column of 0 and 1 for each class]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, help_heading = FOLDERS, value_name = "NAME")]
     pub label_column: Option<String>,
     /// The column of what may not be in two splits, such as a patient, or none [default: lesion_id, patient_id or the like]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, help_heading = FOLDERS, value_name = "NAME")]
     pub group_column: Option<String>,
     /// Shares of the images for validation and test, where these splits are not given [default: 0.1,0.2]
-    #[arg(long, value_name = "VAL,TEST", value_parser = shares)]
+    #[arg(long, help_heading = FOLDERS, value_name = "VAL,TEST", value_parser = shares)]
     pub shares: Option<[f64; 2]>,
     /// Seed by which splits are drawn [default: that of the network's training on these images, else 0]
-    #[arg(long, value_name = "SEED")]
+    #[arg(long, help_heading = FOLDERS, value_name = "SEED")]
     pub split_seed: Option<u64>,
     /// Leave out images that cannot be read, and rows whose images are not there
-    #[arg(long)]
+    #[arg(long, help_heading = FOLDERS)]
     pub skip_broken: bool,
 }
 
@@ -303,6 +304,9 @@ pub struct Schedule {
     /// How the learning rate falls
     #[arg(long, value_enum, default_value_t = ScheduleName::Cosine)]
     pub schedule: ScheduleName,
+    /// Epochs in which the learning rate rises to its value, before that
+    #[arg(long, default_value_t = 0, value_name = "EPOCHS")]
+    pub warmup: usize,
     /// Update rule
     #[arg(long, value_enum, default_value_t = OptimizerName::Adamw)]
     pub optimizer: OptimizerName,
@@ -875,8 +879,11 @@ pub struct Kernels {
 
 #[derive(Clone, Copy, ValueEnum)]
 pub enum ScheduleName {
+    /// Half a cosine, to 0
     Cosine,
     Constant,
+    /// A tenth from half of the steps on, a hundredth from three quarters on
+    Step,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

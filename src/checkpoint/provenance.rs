@@ -66,6 +66,9 @@ pub struct Phase {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merge_learning_rate: Option<f64>,
     pub schedule: String,
+    /// Epochs in which it rose first, where there were such.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warmup: Option<usize>,
     pub optimizer: String,
     pub batch_size: usize,
     pub weight_decay: f64,
@@ -223,6 +226,7 @@ mod tests {
             learning_rate: 1e-3,
             merge_learning_rate: None,
             schedule: "cosine".into(),
+            warmup: Some(1),
             optimizer: "adamw".into(),
             batch_size: 128,
             weight_decay: 1e-4,

@@ -137,7 +137,9 @@ fn train_options(schedule: &cli::Schedule, merge_learning_rate: f64, global: &Gl
         schedule: match schedule.schedule {
             cli::ScheduleName::Cosine => Schedule::Cosine,
             cli::ScheduleName::Constant => Schedule::Constant,
+            cli::ScheduleName::Step => Schedule::Step,
         },
+        warmup: schedule.warmup,
         weight_decay: schedule.weight_decay,
         label_smoothing: schedule.label_smoothing,
         balance_classes: schedule.class_weights == cli::ClassWeights::Balanced,

@@ -89,7 +89,7 @@ impl Dataset {
         let of_images = found.read_labels(path, &mut archive)?;
         let labels = of_images.as_deref().unwrap_or_default();
         let (classes, told) = match classes {
-            Classes::Known { count, by } => (*count, format!("{by} tells {count} classes apart")),
+            Classes::Known { count, by, .. } => (*count, format!("{by} tells {count} classes apart")),
             Classes::Any => {
                 let classes = self::classes(labels.iter(), class_names.as_ref());
                 (classes, format!("there are {classes} classes"))
@@ -635,7 +635,7 @@ mod tests {
     }
 
     fn known(count: usize) -> Classes {
-        Classes::Known { count, by: "the network".into() }
+        Classes::Known { count, by: "the network".into(), names: None }
     }
 
     fn test_split(path: &Path, labels: Labels, classes: usize) -> Result<Dataset> {

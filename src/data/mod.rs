@@ -87,8 +87,9 @@ pub enum Labels {
 /// The classes that the labels of a split may count.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Classes {
-    /// The first `count`, which something tells apart: `the network`.
-    Known { count: usize, by: String },
+    /// The first `count`, which something tells apart: `the network`. Images in folders and tables name their classes, and may have
+    /// some of those of the names alone, in any order.
+    Known { count: usize, by: String, names: Option<Vec<String>> },
     /// As many as labels, or names, say.
     Any,
 }

@@ -91,7 +91,7 @@ impl Columns {
     /// The classes that labels may count.
     pub fn classes(&self) -> Classes {
         let by = self.name.as_ref().map_or("the network".to_string(), |name| format!("head {name}"));
-        Classes::Known { count: self.classes, by }
+        Classes::Known { count: self.classes, by, names: self.class_names.clone() }
     }
 
     /// The head's own scores, of rows of `width` columns.

@@ -30,6 +30,7 @@ pub(super) fn settings(
         "--batch-size": options.batch_size,
         "--learning-rate": options.learning_rate,
         "--schedule": options.schedule,
+        "--warmup": (options.warmup > 0).then_some(options.warmup),
         "--optimizer": options.optimizer,
         "--weight-decay": options.weight_decay,
         "--label-smoothing": options.label_smoothing,

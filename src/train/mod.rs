@@ -180,6 +180,9 @@ pub struct TrainOptions {
     pub ema: f64,
     pub optimizer: OptimizerKind,
     pub schedule: Schedule,
+    /// Epochs in which the learning rates rise to their values, before the schedule begins; fewer than all.
+    #[serde(skip_serializing_if = "is_none")]
+    pub warmup: usize,
     pub weight_decay: f64,
     pub label_smoothing: f64,
     /// Weighs each class by N / (classes · its images).
@@ -204,6 +207,7 @@ impl Default for TrainOptions {
             ema: 0.0,
             optimizer: OptimizerKind::AdamW,
             schedule: Schedule::Cosine,
+            warmup: 0,
             weight_decay: 1e-4,
             label_smoothing: 0.0,
             balance_classes: false,
@@ -221,6 +225,10 @@ impl TrainOptions {
         if self.epochs == 0 || self.steps == Some(0) {
             let what = if self.steps == Some(0) { "steps" } else { "epochs" };
             return refuse(format!("0 {what}"), "give at least 1");
+        }
+        if self.warmup > 0 && self.steps.is_none() && self.warmup >= self.epochs {
+            let message = format!("--warmup {} of {} epochs", self.warmup, self.epochs);
+            return refuse(message, "leave an epoch behind it");
         }
         if !(0.0..1.0).contains(&self.ema) {
             return refuse(
@@ -304,6 +312,7 @@ impl TrainOptions {
             learning_rate: self.learning_rate,
             merge_learning_rate: [MERGE_WEIGHTS, FINE_TUNE_MERGE].contains(&kind).then_some(self.merge_learning_rate),
             schedule: serde_name(&self.schedule),
+            warmup: (self.warmup > 0).then_some(self.warmup),
             optimizer: serde_name(&self.optimizer),
             batch_size: self.batch_size,
             weight_decay: self.weight_decay,
@@ -317,6 +326,10 @@ impl TrainOptions {
             seed: self.seed,
         }
     }
+}
+
+fn is_none(count: &usize) -> bool {
+    *count == 0
 }
 
 fn is_zero(number: &f64) -> bool {

@@ -38,8 +38,8 @@ pub fn train_resumable(
     observer: &mut dyn Observer,
     mut state: Option<&mut ResumeFile>,
 ) -> Result<Vec<EpochRecord>> {
-    options.check()?;
     let options = &options.for_images(target.data.train.len());
+    options.check()?;
     let _listener = Listener::new();
     let (mut training, trunks) = Training::new(model, subject, target, options, observer, state.as_deref())?;
     while let Some(epoch) = training.next_epoch() {
@@ -219,7 +219,8 @@ impl<'a> Training<'a> {
                 if interrupted() || observer.stops() {
                     return Err(Error::Interrupted { last_checkpoint: observer.last_checkpoint() });
                 }
-                let factor = options.schedule.factor(*done + recorder.pending(), *steps);
+                let warmup = options.warmup * *steps / options.epochs;
+                let factor = options.schedule.factor(*done + recorder.pending(), *steps, warmup);
                 let is_over = !recorder.step(model, subject, batches, batches_of_epoch, factor)?;
                 if recorder.pending() < recorder.longest_wait() && !is_over {
                     continue;

@@ -319,6 +319,40 @@ fn splits_that_were_drawn_are_those_of_the_training() {
     assert_eq!(folder.text("scores.csv").lines().count(), 1 + 16);
 }
 
+/// Who measures may have some of the network's classes, in any order: their names tell.
+#[test]
+fn classes_are_known_by_their_names() {
+    let folder = Folder::new();
+    for (class, value) in [("a", 10), ("b", 120), ("c", 230)] {
+        (0..20).for_each(|i| flat(&folder, &format!("set/{class}/{i}.png"), value + i));
+        (0..6).for_each(|i| flat(&folder, &format!("outside/test/{class}/{i}.png"), value + 2 * i));
+    }
+    folder.done(&format!("{TRAIN} --data set --image-size 16 --out net"));
+    let counts = |data: &str| {
+        let metrics = folder.json(&format!("eval --model net --data {data} --bootstrap 0"))["metrics"].clone();
+        let classes = metrics["per_class"].as_array().unwrap().clone();
+        (classes.iter().map(|class| class["support"].as_u64().unwrap()).collect::<Vec<_>>(), metrics)
+    };
+    let (all, whole) = counts("outside");
+    assert_eq!(all, [6, 6, 6]);
+    fs::remove_dir_all(folder.path("outside/test/a")).unwrap();
+    let (some, part) = counts("outside");
+    assert_eq!(some, [0, 6, 6]);
+    assert_eq!(part["confusion"][2], whole["confusion"][2]);
+    // Numbers of a table, whose order is another.
+    let rows = |class: &str, number: u32| {
+        (0..6).map(|i| format!("test/{class}/{i}.png,{class},{number}\n")).collect::<String>()
+    };
+    folder.write("outside/table.csv", format!("path,class,label\n{}{}", rows("b", 1), rows("c", 0)).as_bytes());
+    assert_eq!(counts("outside").1, part);
+    fs::rename(folder.path("outside/test/c"), folder.path("outside/test/d")).unwrap();
+    fs::remove_file(folder.path("outside/table.csv")).unwrap();
+    assert_refused(
+        &folder,
+        &[case("another", "eval --model net --data outside", &["2 classes, and the network tells 3 apart", "b, d"])],
+    );
+}
+
 /// Splits that were drawn once are a table from then on.
 #[test]
 fn splits_are_written_and_read_again() {

@@ -185,6 +185,25 @@ fn features_are_kept_near_those_of_teachers() {
 }
 
 #[test]
+fn rates_rise_before_they_fall() {
+    let folder = Folder::with_sources();
+    let tune = format!("{TUNE} --epochs 4");
+    let mut written = Vec::new();
+    for way in ["", "--warmup 1", "--schedule step", "--schedule step --warmup 2"] {
+        folder.done(&format!("{tune} {way} --out net --force"));
+        written.push(floats(&folder, "net"));
+    }
+    assert!(written.iter().enumerate().all(|(at, one)| !written[..at].contains(one)), "each is a way of its own");
+    assert_eq!(
+        (&last_phase(&folder, "net")["warmup"], &last_phase(&folder, "net")["schedule"]),
+        (&Value::from(2), &"step".into())
+    );
+    in_parts(&folder, &format!("{tune} --schedule step --warmup 2 --out parts"));
+    assert_eq!(folder.bytes("parts"), folder.bytes("net"));
+    assert_refused(&folder, &[case("all of it", format!("{tune} --warmup 4 --out x"), &["--warmup 4 of 4 epochs"])]);
+}
+
+#[test]
 fn the_average_of_epochs_is_what_is_measured_and_kept() {
     let folder = Folder::with_sources();
     let tune = format!("{TUNE} --epochs 5");

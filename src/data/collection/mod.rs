@@ -103,16 +103,21 @@ impl Dataset {
         labels: Labels,
         classes: &Classes,
     ) -> Result<Collected> {
-        let Some(collection) = Collection::open(path, collecting)? else {
+        let Some(mut collection) = Collection::open(path, collecting)? else {
             return Ok(Collected { data: Dataset::load_split(path, split, labels, classes)?, remarks: Vec::new() });
         };
         if labels == Labels::Required {
             collection.labelled()?;
         }
+        if let Classes::Known { names: Some(names), .. } = classes {
+            collection.number_by(names);
+        }
         let there = collection.classes;
         let classes = match classes {
             Classes::Any => there,
-            Classes::Known { count, by } if there > *count || (there < *count && collection.class_names.is_some()) => {
+            Classes::Known { count, by, .. }
+                if there > *count || (there < *count && collection.class_names.is_some()) =>
+            {
                 let message = format!("{there} classes, and {by} tells {count} apart");
                 let names = collection.class_names.clone().unwrap_or_default();
                 let hint = match names.is_empty() {
@@ -237,6 +242,15 @@ impl Collection {
         collection.draw_splits(collecting)?;
         collection.items.retain(|item| item.label.is_some() || collection.classes == 0);
         Ok(Some(collection))
+    }
+
+    /// Numbers the classes as these names have them, if it has no others.
+    fn number_by(&mut self, names: &[String]) {
+        let Some(ours) = &self.class_names else { return };
+        let place = |name: &String| names.iter().position(|other| other == name).map(|at| at as u32);
+        let Some(places) = ours.iter().map(place).collect::<Option<Vec<u32>>>() else { return };
+        self.items.iter_mut().for_each(|item| item.label = item.label.map(|label| places[label as usize]));
+        (self.classes, self.class_names) = (names.len(), Some(names.to_vec()));
     }
 
     /// Colour, if one of a few images, spread over all, is; sixteen bits, if all of those have them.
