@@ -309,6 +309,10 @@ impl Images for Chosen {
         self.of.depth()
     }
 
+    fn name(&self, index: usize) -> Option<&str> {
+        self.of.name(self.indices[index])
+    }
+
     fn read(&self, indices: &[usize]) -> Result<Vec<Image<'_>>> {
         self.of.read(&indices.iter().map(|&index| self.indices[index]).collect::<Vec<_>>())
     }

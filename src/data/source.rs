@@ -22,6 +22,11 @@ pub trait Images: fmt::Debug + Send + Sync {
     /// The depth of every sample.
     fn depth(&self) -> Depth;
 
+    /// What an image is called, where it is a file of its own.
+    fn name(&self, _index: usize) -> Option<&str> {
+        None
+    }
+
     /// Those of these numbers, in this order, each of its own size.
     ///
     /// # Errors

@@ -54,6 +54,8 @@ pub struct Predictions {
     pub heads: Vec<HeadPredictions>,
     /// The true class per image, where the file has labels; where there are several heads, nothing says of which.
     pub labels: Option<Vec<u32>>,
+    /// What each image is called, where they are files.
+    pub names: Option<Vec<String>>,
 }
 
 /// Classes and scores that one head gives.
@@ -88,7 +90,8 @@ impl Evaluate {
         let Scored { heads, split } = self.scores(Labels::Optional, needs, observer)?;
         let heads = heads.into_iter().map(|head| HeadPredictions::of(head, logits)).collect();
         let images = split.len();
-        Ok(Predictions { images, heads, labels: split.is_labelled().then_some(split.labels) })
+        let names = (0..images).map(|index| split.images().name(index).map(String::from)).collect();
+        Ok(Predictions { images, heads, names, labels: split.is_labelled().then_some(split.labels) })
     }
 }
 
@@ -143,6 +146,9 @@ impl Predictions {
         }
         for index in 0..self.images {
             write!(to, "{index}")?;
+            if let (PredictionFormat::Table, Some(names)) = (format, &self.names) {
+                write!(to, ",{}", quoted(&names[index]))?;
+            }
             match (format, &self.heads[..]) {
                 (PredictionFormat::Table, [head]) => {
                     self.write_classes(head, index, to)?;
@@ -159,11 +165,11 @@ impl Predictions {
     }
 
     fn columns(&self) -> Vec<String> {
+        let first = ["index".to_string()].into_iter().chain(self.names.as_ref().map(|_| "image".to_string()));
         let [head] = &self.heads[..] else {
-            let first = ["index", "label"].map(String::from);
-            return first.into_iter().chain(self.heads.iter().flat_map(columns_of_several)).collect();
+            return first.chain(["label".to_string()]).chain(self.heads.iter().flat_map(columns_of_several)).collect();
         };
-        let mut columns = ["index", "label", "predicted"].map(String::from).to_vec();
+        let mut columns: Vec<String> = first.chain(["label", "predicted"].map(String::from)).collect();
         if head.class_names.is_some() {
             columns.extend(self.labels.is_some().then(|| "label_name".into()));
             columns.push("predicted_name".into());
@@ -235,7 +241,8 @@ mod tests {
             class_names: None,
         };
         let with_names = HeadPredictions { class_names: Some(vec!["a, or \"A\"".into(), "b".into()]), ..head.clone() };
-        let of = |head: &HeadPredictions, labels| Predictions { images: 2, heads: vec![head.clone()], labels };
+        let of =
+            |head: &HeadPredictions, labels| Predictions { images: 2, heads: vec![head.clone()], labels, names: None };
         let (plain, named) = (of(&head, None), of(&with_names, None));
         let (labelled, both) = (of(&head, Some(vec![1, 1])), of(&with_names, Some(vec![1, 1])));
         for (predictions, expected) in [
@@ -269,7 +276,7 @@ mod tests {
             });
         let first = HeadPredictions { class_names: Some(vec!["a".into(), "b,c".into()]), ..first };
         // Labels that no head knows.
-        let predictions = Predictions { images: 2, heads: vec![first, second], labels: Some(vec![7, 8]) };
+        let predictions = Predictions { images: 2, heads: vec![first, second], labels: Some(vec![7, 8]), names: None };
         let header = "index,label,predicted_x,predicted_name_x,score_x_0,score_x_1,\"predicted_y,z\",\"score_y,z_0\"\n";
         let expected = format!("{header}0,7,1,\"b,c\",0.25,0.75,0,0.25\n1,8,0,a,1,0.5,0,0.75\n");
         assert_eq!(written(&predictions, PredictionFormat::Table), expected);

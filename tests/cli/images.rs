@@ -189,7 +189,10 @@ fn images_without_labels_are_predicted() {
     (0..3).for_each(|i| flat(&folder, &format!("new/{i}.png"), i));
     let scores = folder.done("predict --model shape.safetensors --data new --out scores.csv");
     assert!(scores.contains("3"), "{scores}");
-    assert_eq!(folder.text("scores.csv").lines().count(), 4);
+    let text = folder.text("scores.csv");
+    let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split(',').collect()).collect();
+    assert_eq!(rows.iter().map(|row| row[1]).collect::<Vec<_>>(), ["image", "0.png", "1.png", "2.png"]);
+    assert_eq!(rows[0][..4], ["index", "image", "label", "predicted"]);
     assert_refused(
         &folder,
         &[

@@ -67,6 +67,10 @@ impl Images for Encoded {
         self.depth
     }
 
+    fn name(&self, index: usize) -> Option<&str> {
+        Some(&self.files.names()[self.chosen[index]])
+    }
+
     fn read(&self, indices: &[usize]) -> Result<Vec<Image<'_>>> {
         let is_kept = |&index: &usize| self.kept.as_ref().is_some_and(|kept| kept[index].get().is_some());
         match indices.iter().all(is_kept) {
