@@ -89,8 +89,7 @@ impl Dataset {
         let Some(collection) = Collection::open(path, collecting)? else {
             return Ok(Collected { data: Dataset::load(path)?, remarks: Vec::new() });
         };
-        let classes = collection.labelled()?.1;
-        let data = collection.dataset(classes, None)?;
+        let data = collection.dataset(collection.labelled()?, None);
         data.check_classes()?;
         Ok(Collected { data, remarks: collection.remarks })
     }
@@ -128,7 +127,7 @@ impl Dataset {
             }
             Classes::Known { count, .. } => *count,
         };
-        let data = collection.dataset(classes, Some(split))?;
+        let data = collection.dataset(classes, Some(split));
         Ok(Collected { data, remarks: collection.remarks })
     }
 }
@@ -140,7 +139,7 @@ impl Summary {
             return Ok((Summary::read(path)?, Vec::new()));
         };
         let remarks = collection.remarks.clone();
-        Ok((collection.summary()?, remarks))
+        Ok((collection.summary(), remarks))
     }
 }
 
@@ -150,7 +149,7 @@ impl Summary {
 /// If it is no collection: a file in MedMNIST's format has its splits.
 pub fn split_table(path: &Path, collecting: &Collecting) -> Result<String> {
     match Collection::open(path, collecting)? {
-        Some(collection) => collection.table(),
+        Some(collection) => Ok(collection.table()),
         None => Err(Error::data(path, "it has its splits already", "give a folder or an archive of images")),
     }
 }
@@ -330,10 +329,10 @@ impl Collection {
         Ok(())
     }
 
-    /// Refuses images without labels.
-    fn labelled(&self) -> Result<(&Collection, usize)> {
+    /// How many classes there are; images without labels are refused.
+    fn labelled(&self) -> Result<usize> {
         if self.classes > 0 {
-            return Ok((self, self.classes));
+            return Ok(self.classes);
         }
         let hint = "put images into a folder for each class, or give a table: --labels FILE.csv";
         Err(Error::data(&self.path, "images without labels", hint))
@@ -351,7 +350,7 @@ impl Collection {
     }
 
     /// All splits, or one.
-    fn dataset(&self, classes: usize, only: Option<SplitName>) -> Result<Dataset> {
+    fn dataset(&self, classes: usize, only: Option<SplitName>) -> Dataset {
         let [height, width, channels] = self.shape;
         // What was decoded is kept where all of it takes half of what there is.
         let bytes = Encoded::bytes(self.items.len(), self.shape, self.depth);
@@ -361,7 +360,7 @@ impl Collection {
             _ => self.split(name, is_kept),
         });
         let class_names = self.class_names.clone().filter(|names| names.len() == classes);
-        Ok(Dataset {
+        Dataset {
             path: self.path.clone(),
             train,
             val,
@@ -372,11 +371,11 @@ impl Collection {
             classes,
             class_names,
             drawn: self.drawn.clone(),
-        })
+        }
     }
 
     /// A table of every image that is used, which gives the same splits again wherever it is given for labels.
-    fn table(&self) -> Result<String> {
+    fn table(&self) -> String {
         let name_of = |label: u32| match &self.class_names {
             Some(names) => names[label as usize].clone(),
             None => label.to_string(),
@@ -389,11 +388,11 @@ impl Collection {
             let split = item.split.map_or("", SplitName::name);
             write([&self.files.names()[item.file], &label, split, group]);
         }
-        Ok(String::from_utf8(writer.into_inner().expect("memory takes everything")).expect("names are UTF-8"))
+        String::from_utf8(writer.into_inner().expect("memory takes everything")).expect("names are UTF-8")
     }
 
-    fn summary(self) -> Result<Summary> {
-        let data = self.dataset(self.classes, None)?;
+    fn summary(self) -> Summary {
+        let data = self.dataset(self.classes, None);
         let problem = match self.classes {
             0 => Some("images without labels".to_string()),
             _ => data.check_classes().err().map(|error| match error {
@@ -411,7 +410,7 @@ impl Collection {
         let [train, val, test] = SplitName::ALL.map(of_split);
         let [height, width, channels] = self.shape;
         let classes = (self.classes > 0).then_some(self.classes);
-        Ok(Summary { height, width, channels, classes, class_names: self.class_names, train, val, test, problem })
+        Summary { height, width, channels, classes, class_names: self.class_names, train, val, test, problem }
     }
 }
 
