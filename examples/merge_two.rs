@@ -107,6 +107,7 @@ fn macro_f1(model: &Path, images: Images) -> Result<f64> {
         images,
         split: SplitName::Test,
         batch_size: 64,
+        test_flips: Default::default(),
         compute: Compute::default(),
     };
     Ok(evaluate.run(&mut Silent)?.metrics.macro_f1)

@@ -319,15 +319,57 @@ pub struct Schedule {
     /// Weight of each class in the loss
     #[arg(long, value_enum, default_value_t = ClassWeights::None)]
     pub class_weights: ClassWeights,
-    /// Flip training images left to right half of the time
-    #[arg(long)]
-    pub flip: bool,
-    /// Shift training images by up to so many pixels
-    #[arg(long, default_value_t = 0, value_name = "PIXELS")]
-    pub shift: usize,
+    #[command(flatten)]
+    pub augmentation: Augment,
     /// Stop after so many epochs without a better macro F1 on the validation split
     #[arg(long, value_name = "EPOCHS")]
     pub patience: Option<usize>,
+}
+
+/// What happens to training images.
+#[derive(Args, Clone)]
+pub struct Augment {
+    /// Flip training images left to right half of the time
+    #[arg(long, help_heading = AUGMENTATION)]
+    pub flip: bool,
+    /// Shift training images by up to so many pixels
+    #[arg(long, default_value_t = 0, value_name = "PIXELS", help_heading = AUGMENTATION)]
+    pub shift: usize,
+    /// Turn training images upside down half of the time
+    #[arg(long, help_heading = AUGMENTATION)]
+    pub flip_vertical: bool,
+    /// Turn training images by 0, 90, 180 or 270 degrees
+    #[arg(long, help_heading = AUGMENTATION)]
+    pub quarter_turns: bool,
+    /// Turn training images by up to so many degrees, either way
+    #[arg(long, value_name = "DEGREES", help_heading = AUGMENTATION, allow_negative_numbers = true)]
+    pub rotate: Option<f64>,
+    /// Show a window of training images, of at least so much of the area, in full size
+    #[arg(long, value_name = "SHARE", help_heading = AUGMENTATION, allow_negative_numbers = true)]
+    pub crop: Option<f64>,
+    /// Change brightness, contrast, saturation and hue by up to so much: 0.2,0.2,0.2,0.05
+    #[arg(long, value_name = "B,C,S,H", value_parser = jitter, help_heading = AUGMENTATION, allow_negative_numbers = true)]
+    pub jitter: Option<[f64; 4]>,
+    /// Blur training images half of the time, with a standard deviation of up to so many pixels
+    #[arg(long, value_name = "PIXELS", help_heading = AUGMENTATION, allow_negative_numbers = true)]
+    pub blur: Option<f64>,
+    /// Erase a window of training images, this often (0 to 1)
+    #[arg(long, value_name = "PROBABILITY", help_heading = AUGMENTATION, allow_negative_numbers = true)]
+    pub erase: Option<f64>,
+    /// Mix images of a batch, and their labels, in shares of a Beta distribution: 0.2
+    #[arg(long, value_name = "ALPHA", help_heading = AUGMENTATION, allow_negative_numbers = true)]
+    pub mixup: Option<f64>,
+    /// Put a window of one image of a batch into another: 1
+    #[arg(long, value_name = "ALPHA", help_heading = AUGMENTATION, allow_negative_numbers = true)]
+    pub cutmix: Option<f64>,
+}
+
+const AUGMENTATION: &str = "What happens to training images";
+
+fn jitter(text: &str) -> Result<[f64; 4], String> {
+    let numbers: Option<Vec<f64>> = text.split(',').map(|number| number.trim().parse().ok()).collect();
+    let numbers = numbers.and_then(|numbers| numbers.try_into().ok());
+    numbers.ok_or_else(|| "give four numbers: brightness, contrast, saturation, hue".into())
 }
 
 #[derive(Args)]
@@ -665,6 +707,9 @@ pub struct Eval {
     /// Images per pass; it changes results by rounding alone
     #[arg(long, default_value_t = 128)]
     pub batch_size: usize,
+    /// Look at images in mirrors too, and take the mean of the probabilities
+    #[arg(long, value_enum, default_value_t = FlipsName::None, value_name = "MIRRORS")]
+    pub test_flips: FlipsName,
 }
 
 #[derive(Args)]
@@ -890,6 +935,15 @@ pub enum ScheduleName {
 pub enum OptimizerName {
     Adamw,
     Sgd,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FlipsName {
+    None,
+    /// Left to right
+    Horizontal,
+    /// Left to right, upside down, and both
+    Both,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

@@ -7,12 +7,15 @@
 //! | average precision | Σ (R_n − R_{n−1})·P_n over the thresholds of a class against the rest, as scikit-learn has it |
 //! | quadratic kappa | Cohen's, disagreement weighed by the squared distance of the classes' numbers: for grades |
 //! | calibration error | Σ of 15 equal bins of confidence: share of images · \|accuracy − mean confidence\| (Guo et al. 2017) |
+//! | of several labels at once | means over the labels, each decided where its sigmoid is above one half: accuracy and AUC as MedMNIST's evaluator takes them; no kappa |
 //! | intervals | from the 2.5th to the 97.5th percentile over images drawn again, with replacement |
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use serde::Serialize;
+
+use crate::data::Task;
 
 /// A figure is NaN where it is not defined (JSON: null), and all of them are if any score is not finite: a broken
 /// network has no accuracy.
@@ -41,7 +44,8 @@ pub struct Metrics {
     /// Confidence and accuracy, bin by bin; bins without images are left out.
     pub reliability: Vec<Bin>,
     pub per_class: Vec<ClassMetrics>,
-    /// Images by label (row) and prediction (column).
+    /// Images by label (row) and prediction (column). Of several labels at once, for each label (row) those that have it not and are
+    /// not said to, that are said to, that have it and are not said to, that are.
     pub confusion: Vec<Vec<u64>>,
 }
 
@@ -91,7 +95,70 @@ impl Metrics {
     /// From N×classes `scores`, row after row: logits, or probabilities if every row is a distribution.
     ///
     /// # Panics
-    /// If the lengths do not agree, or a label is not below `classes`.
+    /// If the lengths do not agree, or a label is none of `classes`.
+    pub fn of(task: Task, scores: &[f32], labels: &[u32], classes: usize) -> Metrics {
+        match task {
+            Task::MultiClass => Metrics::compute(scores, labels, classes),
+            Task::MultiLabel => Metrics::multi_label(scores, labels, classes),
+        }
+    }
+
+    /// Of labels that an image may have at once, from N×classes logits.
+    fn multi_label(scores: &[f32], labels: &[u32], classes: usize) -> Metrics {
+        assert_eq!(scores.len(), labels.len() * classes, "scores of {} images × {classes} labels", labels.len());
+        let has = |image: usize, class: usize| Task::MultiLabel.has(labels[image], class);
+        let counts = |class: usize| {
+            let mut counts = vec![0u64; 4];
+            for image in 0..labels.len() {
+                let said = usize::from(scores[image * classes + class] > 0.0);
+                counts[2 * usize::from(has(image, class)) + said] += 1;
+            }
+            counts
+        };
+        let confusion: Vec<Vec<u64>> = (0..classes).map(counts).collect();
+        if scores.iter().any(|score| !score.is_finite()) || labels.is_empty() {
+            let support = confusion.iter().map(|counts| counts[2] + counts[3]).collect();
+            return Metrics::undefined(support, vec![vec![0; 4]; classes]);
+        }
+        let of_label = |class: usize| {
+            let of_image = |image: usize| (f64::from(scores[image * classes + class]), has(image, class));
+            let mut scored: Vec<(f64, bool)> = (0..labels.len()).map(of_image).collect();
+            scored.sort_unstable_by(|(a, _), (b, _)| a.total_cmp(b));
+            let two = [confusion[class][..2].to_vec(), confusion[class][2..].to_vec()];
+            class_metrics(&two, 1, &scored)
+        };
+        let per_class: Vec<ClassMetrics> = (0..classes).into_par_iter().map(of_label).collect();
+        let images = labels.len() as f64;
+        let right = |counts: &Vec<u64>| (counts[0] + counts[3]) as f64 / images;
+        let balanced = |class: &ClassMetrics| 0.5 * (class.recall + class.specificity);
+        let support: f64 = per_class.iter().map(|class| class.support as f64).sum();
+        let weighted = per_class.iter().filter(|c| c.support > 0).map(|c| c.f1 * c.support as f64).sum::<f64>();
+        let (macro_f1, macro_f1_classes) = mean_of_defined(per_class.iter().map(|class| class.f1));
+        let (auc, auc_classes) = mean_of_defined(per_class.iter().map(|class| class.auc));
+        let decisions = (0..labels.len()).flat_map(|image| (0..classes).map(move |class| (image, class)));
+        let (calibration_error, reliability) =
+            binned(decisions.map(|(image, class)| (sigmoid(scores[image * classes + class]), has(image, class))));
+        Metrics {
+            accuracy: mean_of_defined(confusion.iter().map(right)).0,
+            macro_f1,
+            macro_f1_classes,
+            auc,
+            auc_classes,
+            balanced_accuracy: mean_of_defined(per_class.iter().map(balanced)).0,
+            weighted_f1: weighted / support,
+            average_precision: mean_of_defined(per_class.iter().map(|class| class.average_precision)).0,
+            quadratic_kappa: f64::NAN,
+            calibration_error,
+            reliability,
+            per_class,
+            confusion,
+        }
+    }
+
+    /// [`Metrics::of`] one class for each image.
+    ///
+    /// # Panics
+    /// As that does.
     pub fn compute(scores: &[f32], labels: &[u32], classes: usize) -> Metrics {
         assert_eq!(scores.len(), labels.len() * classes, "scores of {} images × {classes} classes", labels.len());
         let finite = scores.iter().all(|score| score.is_finite());
@@ -148,7 +215,14 @@ impl Metrics {
     ///
     /// # Panics
     /// As [`Metrics::compute`] does.
-    pub fn intervals(scores: &[f32], labels: &[u32], classes: usize, resamples: usize, seed: u64) -> Intervals {
+    pub fn intervals(
+        task: Task,
+        scores: &[f32],
+        labels: &[u32],
+        classes: usize,
+        resamples: usize,
+        seed: u64,
+    ) -> Intervals {
         let drawn = |resample: u64| {
             let mut rng = ChaCha8Rng::seed_from_u64(seed);
             rng.set_stream(resample);
@@ -156,7 +230,7 @@ impl Metrics {
             let again: Vec<f32> =
                 images.iter().flat_map(|&image| &scores[image * classes..][..classes]).copied().collect();
             let labels: Vec<u32> = images.iter().map(|&image| labels[image]).collect();
-            Metrics::compute(&again, &labels, classes)
+            Metrics::of(task, &again, &labels, classes)
         };
         let all: Vec<Metrics> = (0..resamples as u64).into_par_iter().map(drawn).collect();
         let of = |figure: fn(&Metrics) -> f64| {
@@ -328,18 +402,25 @@ fn quadratic_kappa(confusion: &[Vec<u64>]) -> f64 {
     1.0 - seen / expected
 }
 
-/// The expected calibration error, and its bins.
+/// The expected calibration error of the largest probabilities, and its bins.
 fn calibration(probabilities: &[f64], labels: &[u32], classes: usize) -> (f64, Vec<Bin>) {
+    binned(probabilities.chunks_exact(classes).zip(labels).map(|(row, &label)| {
+        let best = (1..classes).fold(0, |best, class| if row[class] > row[best] { class } else { best });
+        (row[best], best == label as usize)
+    }))
+}
+
+/// The expected calibration error, and its bins, of probabilities and what came true.
+fn binned(decisions: impl Iterator<Item = (f64, bool)>) -> (f64, Vec<Bin>) {
     const BINS: usize = 15;
     let mut sums = [(0.0, 0u64, 0u64); BINS];
-    for (row, &label) in probabilities.chunks_exact(classes).zip(labels) {
-        let best = (1..classes).fold(0, |best, class| if row[class] > row[best] { class } else { best });
+    for (probability, is_true) in decisions {
         // The upper end belongs to a bin.
-        let bin = ((row[best] * BINS as f64).ceil() as usize).clamp(1, BINS) - 1;
-        let (confidence, correct, images) = &mut sums[bin];
-        *confidence += row[best];
-        *correct += u64::from(best == label as usize);
-        *images += 1;
+        let bin = ((probability * BINS as f64).ceil() as usize).clamp(1, BINS) - 1;
+        let (confidence, correct, count) = &mut sums[bin];
+        *confidence += probability;
+        *correct += u64::from(is_true);
+        *count += 1;
     }
     let bins: Vec<Bin> = sums
         .into_iter()
@@ -350,8 +431,37 @@ fn calibration(probabilities: &[f64], labels: &[u32], classes: usize) -> (f64, V
             images,
         })
         .collect();
-    let all = labels.len() as f64;
+    let all = bins.iter().map(|bin| bin.images).sum::<u64>() as f64;
     (bins.iter().map(|bin| bin.images as f64 / all * (bin.accuracy - bin.confidence).abs()).sum(), bins)
+}
+
+/// 1 / (1 + exp(−z)).
+pub fn sigmoid(logit: f32) -> f64 {
+    1.0 / (1.0 + (-f64::from(logit)).exp())
+}
+
+/// Logits whose sigmoid is the mean of the members' probabilities.
+///
+/// # Panics
+/// If the members are of different lengths.
+fn mean_of_sigmoid<M: AsRef<[f32]>>(members: &[M]) -> Vec<f32> {
+    assert!(members.iter().all(|member| member.as_ref().len() == members[0].as_ref().len()), "members of an ensemble");
+    // Of a probability and of its rest by themselves: neither rounds to 1.
+    let mean = |at: usize, sign: f32| -> f64 {
+        members.iter().map(|member| sigmoid(sign * member.as_ref()[at])).sum::<f64>().max(f64::MIN_POSITIVE)
+    };
+    (0..members[0].as_ref().len()).map(|at| (mean(at, 1.0) / mean(at, -1.0)).ln() as f32).collect()
+}
+
+/// Logits of an ensemble: of the mean of its members' probabilities.
+///
+/// # Panics
+/// If the members, N × classes each, are of different lengths.
+pub fn mean_of_members<M: AsRef<[f32]>>(task: Task, members: &[M], classes: usize) -> Vec<f32> {
+    match task {
+        Task::MultiClass => mean_of_softmax(members, classes),
+        Task::MultiLabel => mean_of_sigmoid(members),
+    }
 }
 
 /// The mean of the values that are numbers, and how many these are.
@@ -373,7 +483,7 @@ pub fn softmax(row: &mut [f32]) {
 ///
 /// # Panics
 /// If the members, N × classes each, are of different lengths.
-pub fn mean_of_softmax<M: AsRef<[f32]>>(members: &[M], classes: usize) -> Vec<f32> {
+fn mean_of_softmax<M: AsRef<[f32]>>(members: &[M], classes: usize) -> Vec<f32> {
     let mut sums = vec![0f64; members[0].as_ref().len()];
     let mut row = Vec::with_capacity(classes);
     for member in members {
@@ -504,7 +614,7 @@ mod tests {
     fn intervals_are_those_of_the_binomial() {
         let scores: Vec<f32> = (0..400).flat_map(|i| if i % 4 == 0 { [0.0, 1.0] } else { [1.0, 0.0] }).collect();
         let labels = vec![0; 400];
-        let of = |seed| Metrics::intervals(&scores, &labels, 2, 2000, seed);
+        let of = |seed| Metrics::intervals(Task::MultiClass, &scores, &labels, 2, 2000, seed);
         let intervals = of(1);
         let [low, high] = intervals.accuracy;
         assert!(
@@ -516,9 +626,52 @@ mod tests {
         assert_ne!(of(2).macro_f1, intervals.macro_f1);
         let (scores, labels) = example();
         let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-        let alone = one_thread.install(|| Metrics::intervals(&scores, &labels, 4, 50, 3));
-        assert_eq!(alone, Metrics::intervals(&scores, &labels, 4, 50, 3));
+        let alone = one_thread.install(|| Metrics::intervals(Task::MultiClass, &scores, &labels, 4, 50, 3));
+        assert_eq!(alone, Metrics::intervals(Task::MultiClass, &scores, &labels, 4, 50, 3));
         assert_eq!(percentile(&[1.0, 2.0, 4.0], 0.75), 3.0);
+    }
+
+    /// scikit-learn 1.9.1: means over the labels of accuracy_score, roc_auc_score, average_precision_score and
+    /// balanced_accuracy_score, f1_score(average="macro" and "weighted"), multilabel_confusion_matrix; the calibration error by
+    /// numpy, of all decisions in 15 bins.
+    #[test]
+    fn figures_of_several_labels_are_those_of_scikit_learn() {
+        let logit = |i: i32, c: i32| ((7 * i * i + 3 * i * c + 5 * c + 11) % 23 - 11) as f32 / 4.0;
+        let has = |i: i32, c: i32| u32::from((i * 5 + c * 3) % 7 < 3 - c);
+        let scores: Vec<f32> = (0..12).flat_map(|i| (0..3).map(move |c| logit(i, c))).collect();
+        let labels: Vec<u32> = (0..12).map(|i| (0..3).map(|c| has(i, c) << c).sum()).collect();
+        let metrics = Metrics::of(Task::MultiLabel, &scores, &labels, 3);
+        assert_near(metrics.accuracy, 0.3888888888888889);
+        assert_near(metrics.macro_f1, 0.2148148148148148);
+        assert_near(metrics.weighted_f1, 0.21777777777777776);
+        assert_near(metrics.auc, 0.5074514991181658);
+        assert_near(metrics.per_class[1].auc, 0.42592592592592593);
+        assert_near(metrics.average_precision, 0.46975629308962646);
+        assert_near(metrics.balanced_accuracy, 0.39153439153439146);
+        assert_near(metrics.calibration_error, 0.4390557779216441);
+        assert_eq!(metrics.confusion, [[4, 3, 4, 1], [4, 5, 2, 1], [3, 7, 1, 1]]);
+        assert_near(metrics.per_class[2].precision, 0.125);
+        assert_near(metrics.per_class[0].recall, 0.2);
+        assert!(metrics.quadratic_kappa.is_nan());
+        let one = f32::NAN;
+        let broken = Metrics::of(Task::MultiLabel, &[&scores[1..], &[one]].concat(), &labels, 3);
+        assert!(broken.accuracy.is_nan() && broken.per_class[0].support == metrics.per_class[0].support);
+        let intervals = Metrics::intervals(Task::MultiLabel, &scores, &labels, 3, 20, 1);
+        assert!(intervals.accuracy[0] < metrics.accuracy && metrics.accuracy < intervals.accuracy[1]);
+    }
+
+    #[test]
+    fn members_of_several_labels_are_averaged_label_by_label() {
+        let members = [vec![0.0, 30.0, -2.0], vec![2.0, 40.0, -1.0]];
+        let means = mean_of_members(Task::MultiLabel, &members, 3);
+        let near = |index: usize| {
+            let mean = 0.5 * (sigmoid(members[0][index]) + sigmoid(members[1][index]));
+            assert!((sigmoid(means[index]) - mean).abs() < 1e-7, "{means:?}");
+        };
+        (0..3).for_each(near);
+        // Not infinite, though both probabilities are 1 in float32.
+        assert!(means[1] > 30.0 && means[1] < 31.0, "{means:?}");
+        assert_eq!(mean_of_members(Task::MultiLabel, &members[..1], 3)[0], 0.0);
     }
 
     #[test]

@@ -333,7 +333,8 @@ fn adamw_steps_f32() {
 
 fn class_weights_and_label_smoothing(form: Form) {
     let file = golden("resnet20");
-    let loss = CrossEntropy { class_weights: vec![0.5, 1.0, 2.0, 1.5, 0.25], label_smoothing: 0.1 };
+    let loss =
+        CrossEntropy { class_weights: vec![0.5, 1.0, 2.0, 1.5, 0.25], label_smoothing: 0.1, ..Default::default() };
     let mut model = form.model(&model(&file, "state/", 5));
     let (labels, tolerance) = (form.labels(&file), form.tolerance());
     let pass = training_pass(&mut model, form.input(&file), &labels, &loss);

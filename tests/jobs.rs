@@ -86,7 +86,7 @@ impl Folder {
 }
 
 fn options() -> TrainOptions {
-    let augmentation = Some(Augmentation { flip: true, shift: 1 });
+    let augmentation = Some(Augmentation { flip: true, shift: 1, ..Default::default() });
     TrainOptions { epochs: 2, batch_size: 8, augmentation, ..TrainOptions::default() }
 }
 
@@ -135,6 +135,7 @@ fn a_job_that_was_written_and_read_comes_to_the_same_bytes() {
         images: folder.images(),
         split: SplitName::Test,
         batch_size: 3,
+        test_flips: Default::default(),
         compute: compute(),
     };
     assert_eq!(through_json(&evaluate).run(&mut Silent).unwrap().images, 8);

@@ -5,6 +5,7 @@
 //! | `normalisation` | `{"mean": [0.5], "std": [0.5]}`, after dividing bytes by 255 |
 //! | `image_size` | `[height, width]` of the images that it last saw in training |
 //! | `class_names` | one name per class |
+//! | `task` | `"multi-label"` where an image may be of several classes at once |
 //! | `heads` | one [`HeadRecord`] per head, in the order of their columns; missing where there is one head |
 //! | `data` | `{"name": "derma.npz", "sha256": …}`: of the arrays, not of the file; `drawn`: how splits were |
 //! | `training` | one [`Phase`] per run, oldest first |
@@ -18,7 +19,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{HeadRecord, Metadata, heads};
-use crate::data::{Dataset, Drawn, Normalisation};
+use crate::data::{Augmentation, Dataset, Drawn, Normalisation, Task};
 use crate::error::{Error, Result};
 use crate::nn::Network;
 
@@ -28,6 +29,8 @@ pub struct Provenance {
     /// Height and width in pixels.
     pub image_size: Option<[usize; 2]>,
     pub class_names: Option<Vec<String>>,
+    /// What its scores mean, where the header says so; see [`Provenance::task`].
+    pub task: Option<Task>,
     /// Two or more, in the order of their columns; `None` where all classes are one head's.
     pub heads: Option<Vec<HeadRecord>>,
     pub data: Option<DataRecord>,
@@ -86,6 +89,9 @@ pub struct Phase {
     /// Training images were mirrored, and moved by up to so many pixels.
     pub flip: bool,
     pub shift: usize,
+    /// All that happened to them, where it was more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub augmentation: Option<Augmentation>,
     pub seed: u64,
 }
 
@@ -99,6 +105,7 @@ impl Phase {
 const NORMALISATION: &str = "medmerge.normalisation";
 const IMAGE_SIZE: &str = "medmerge.image_size";
 const CLASS_NAMES: &str = "medmerge.class_names";
+const TASK: &str = "medmerge.task";
 const HEADS: &str = "medmerge.heads";
 const DATA: &str = "medmerge.data";
 const TRAINING: &str = "medmerge.training";
@@ -119,6 +126,7 @@ impl Provenance {
             normalisation: Some(normalisation.clone()),
             image_size: Some([data.height, data.width]),
             class_names: data.class_names.clone(),
+            task: Some(data.task).filter(|task| !task.is_multi_class()),
             heads: None,
             data: Some(DataRecord { name, sha256: data.sha256()?, drawn: data.drawn.clone() }),
             training: Vec::new(),
@@ -131,6 +139,7 @@ impl Provenance {
             normalisation: field(path, metadata, NORMALISATION)?,
             image_size: field(path, metadata, IMAGE_SIZE)?,
             class_names: field(path, metadata, CLASS_NAMES)?,
+            task: field(path, metadata, TASK)?,
             heads: field(path, metadata, HEADS)?,
             data: field(path, metadata, DATA)?,
             training: field(path, metadata, TRAINING)?.unwrap_or_default(),
@@ -166,9 +175,16 @@ impl Provenance {
         put(NORMALISATION, self.normalisation.as_ref().map(serde_json::to_string));
         put(IMAGE_SIZE, self.image_size.as_ref().map(serde_json::to_string));
         put(CLASS_NAMES, self.class_names.as_ref().map(serde_json::to_string));
+        put(TASK, self.task.as_ref().map(serde_json::to_string));
         put(HEADS, self.heads.as_ref().map(serde_json::to_string));
         put(DATA, self.data.as_ref().map(serde_json::to_string));
         put(TRAINING, (!self.training.is_empty()).then(|| serde_json::to_string(&self.training)));
+    }
+
+    /// What its scores mean; `None` in files of other programs, which say nothing.
+    pub fn task(&self) -> Option<Task> {
+        let is_ours = self.data.is_some() || !self.training.is_empty();
+        self.task.or(is_ours.then_some(Task::MultiClass))
     }
 
     /// The run that made the numbers of the file.
@@ -237,6 +253,7 @@ mod tests {
             balances_classes: true,
             flip: false,
             shift: 2,
+            augmentation: Some(Augmentation { shift: 2, crop: 0.3, ..Augmentation::default() }),
             seed: 7,
         }
     }
@@ -247,11 +264,19 @@ mod tests {
             normalisation: Some(Normalisation { mean: vec![0.1, 0.2, 1.0 / 3.0], std: vec![0.25] }),
             image_size: Some([28, 32]),
             class_names: Some(vec!["naevus".into(), "mélanome".into()]),
+            task: Some(Task::MultiLabel),
             heads: None,
             data: Some(DataRecord {
                 name: "derma.npz".into(),
                 sha256: "00ff".into(),
-                drawn: Some(Drawn { seed: 3, shares: [0.1, 0.2], group_column: None }),
+                drawn: Some(Drawn {
+                    seed: 3,
+                    shares: [0.1, 0.2],
+                    group_column: None,
+                    label_column: Some("dx".into()),
+                    labels: Some("labels.csv".into()),
+                    sha256: Some("ab".into()),
+                }),
             }),
             training: vec![phase()],
         }
@@ -295,6 +320,7 @@ mod tests {
             (IMAGE_SIZE, "[28]"),
             (IMAGE_SIZE, "[28, 0]"),
             (CLASS_NAMES, r#"["one"]"#),
+            (TASK, "\"regression\""),
             (DATA, "{}"),
             (TRAINING, r#"[{"kind": "train"}]"#),
         ] {

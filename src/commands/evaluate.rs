@@ -3,14 +3,14 @@
 use serde_json::json;
 
 use medmerge::error::{Error, Result};
-use medmerge::jobs::{self, PredictionFormat};
+use medmerge::jobs::{self, PredictionFormat, TestFlips};
 use medmerge::metrics::Intervals;
 use medmerge::output::shown;
 use medmerge::report::Table;
 
 use super::progress::Progress;
 use super::{images, place, report};
-use crate::cli::{Eval, FormatName, Global, Measure, Predict};
+use crate::cli::{Eval, FlipsName, FormatName, Global, Measure, Predict};
 use crate::terminal;
 
 fn job(options: &Eval, global: &Global) -> jobs::Evaluate {
@@ -22,6 +22,11 @@ fn job(options: &Eval, global: &Global) -> jobs::Evaluate {
         images: images(&options.data),
         split: options.split,
         batch_size: options.batch_size,
+        test_flips: match options.test_flips {
+            FlipsName::None => TestFlips::None,
+            FlipsName::Horizontal => TestFlips::Horizontal,
+            FlipsName::Both => TestFlips::Both,
+        },
         compute: place::compute(global),
     }
 }

@@ -118,8 +118,17 @@ fn best(history: &[EpochRecord]) -> String {
     }
 }
 
+fn augmentation(asked: &cli::Augment) -> Augmentation {
+    let cli::Augment { flip, shift, flip_vertical, quarter_turns, rotate, crop, jitter, blur, erase, mixup, cutmix } =
+        asked.clone();
+    let jitter = jitter.unwrap_or_default();
+    let (crop, rotate) = (crop.unwrap_or(0.0), rotate.unwrap_or(0.0));
+    let [blur, erase, mixup, cutmix] = [blur, erase, mixup, cutmix].map(|number| number.unwrap_or(0.0));
+    Augmentation { flip, shift, flip_vertical, quarter_turns, rotate, crop, jitter, blur, erase, mixup, cutmix }
+}
+
 fn train_options(schedule: &cli::Schedule, merge_learning_rate: f64, global: &Global) -> TrainOptions {
-    let augmentation = Augmentation { flip: schedule.flip, shift: schedule.shift };
+    let augmentation = augmentation(&schedule.augmentation);
     TrainOptions {
         epochs: schedule.epochs,
         steps: schedule.steps,
@@ -143,7 +152,7 @@ fn train_options(schedule: &cli::Schedule, merge_learning_rate: f64, global: &Gl
         weight_decay: schedule.weight_decay,
         label_smoothing: schedule.label_smoothing,
         balance_classes: schedule.class_weights == cli::ClassWeights::Balanced,
-        augmentation: (schedule.flip || schedule.shift > 0).then_some(augmentation),
+        augmentation: (!augmentation.is_none()).then_some(augmentation),
         patience: schedule.patience,
         seed: global.seed,
     }

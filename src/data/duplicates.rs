@@ -133,6 +133,7 @@ mod tests {
             channels: 1,
             classes: 1,
             class_names: None,
+            task: Default::default(),
             drawn: None,
         };
         let pair = |train, test, is_exact| Pair {

@@ -7,9 +7,9 @@ use rand::{Rng, SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-use super::augment::Placement;
-use super::source::{Depth, Image, Samples};
-use super::{Augmentation, Normalisation, Split};
+use super::augment::{Mix, Placement, View};
+use super::source::{Depth, Image, Sample, Samples};
+use super::{Augmentation, Normalisation, Split, Task};
 use crate::error::{Error, Result};
 
 #[derive(Debug, Clone)]
@@ -22,6 +22,8 @@ pub struct LoaderOptions {
     pub shuffle: bool,
     pub augmentation: Option<Augmentation>,
     pub seed: u64,
+    /// Labels as shares of so many classes too, which mixed images need.
+    pub shares: Option<(Task, usize)>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -30,6 +32,8 @@ pub struct Batch {
     pub images: Vec<f32>,
     pub shape: [usize; 4],
     pub labels: Vec<u32>,
+    /// N×K: how much of each class every image is, where that is asked for.
+    pub shares: Option<Vec<f32>>,
     /// Where the images stand in the split.
     pub indices: Vec<usize>,
     pub key: Key,
@@ -48,6 +52,7 @@ pub struct RawBatch {
     /// For each image: flip (0 or 1), rows down, columns to the right; `None` without augmentation.
     pub placements: Option<Vec<i32>>,
     pub labels: Vec<u32>,
+    pub shares: Option<Vec<f32>>,
     pub key: Key,
 }
 
@@ -74,8 +79,9 @@ pub struct Loader<'a> {
 
 /// The stream that orders an epoch; the ones below it in the same epoch belong to its images.
 const ORDER: u64 = u32::MAX as u64;
-/// The streams of batches, beyond those of images in any epoch.
+/// The streams of batches, beyond those of images in any epoch: for dropout, and for how images are mixed.
 const KEYS: u64 = 1 << 63;
+const MIXES: u64 = 1 << 62;
 
 /// A thread gets at least this many bytes at a time: fewer would take less time than waking it.
 const BYTES_PER_JOB: usize = 32 << 10;
@@ -89,6 +95,8 @@ impl<'a> Loader<'a> {
         options.normalisation.check(options.network_channels).expect("a normalisation for the network's channels");
         assert!(options.batch_size > 0, "a batch needs an image");
         assert!(split.is_labelled() || !options.shuffle, "nothing can be learned from images without labels");
+        let mixes = options.augmentation.is_some_and(|augmentation| augmentation.mixes());
+        assert!(!mixes || options.shares.is_some(), "labels of mixed images are shares");
         assert!((split.len() as u64) < ORDER, "too many images to give each a stream of its own");
         let table = |channel| {
             let (mean, std) = options.normalisation.of_channel(channel);
@@ -133,15 +141,20 @@ impl<'a> Loader<'a> {
         self.split.images().depth()
     }
 
+    /// Whether batches can be had as bytes: samples of eight bits, none of which are mixed.
+    pub fn has_bytes(&self) -> bool {
+        self.depth() == Depth::Eight && !self.options.augmentation.is_some_and(|augmentation| augmentation.mixes())
+    }
+
     /// The batches of an epoch, each made when it is asked for.
     pub fn epoch(&self, epoch: usize) -> impl Iterator<Item = Result<Batch>> {
         self.indices(epoch).map(move |indices| self.batch(epoch, indices))
     }
 
-    /// The same batches as stored, with how each image is to be shown.
+    /// The same batches as bytes, with how each image is still to be shown: what computes with samples has been done to them.
     ///
     /// # Panics
-    /// If samples have more than eight bits.
+    /// Unless [`Loader::has_bytes`].
     pub fn raw_epoch(&self, epoch: usize) -> impl Iterator<Item = Result<RawBatch>> {
         self.indices(epoch).map(move |indices| self.raw(epoch, &indices))
     }
@@ -183,27 +196,68 @@ impl<'a> Loader<'a> {
         }
     }
 
+    fn shares(&self, labels: &[u32]) -> Option<Vec<f32>> {
+        let (task, classes) = self.options.shares?;
+        let mut shares = vec![0.0; labels.len() * classes];
+        for (row, &label) in shares.chunks_exact_mut(classes).zip(labels) {
+            task.classes_of(label).for_each(|class| row[class] = 1.0);
+        }
+        Some(shares)
+    }
+
+    /// How an image is shown.
+    fn view(&self, augmentation: &Augmentation, epoch: usize, index: usize) -> View {
+        augmentation.draw(&mut self.stream(epoch, index as u64), [self.shape[0], self.shape[1]])
+    }
+
+    /// What is erased becomes the mean, for one channel or for each.
+    fn means<T: Sample>(&self) -> Vec<T> {
+        let of_channel = |channel| T::rounded(self.options.normalisation.of_channel(channel).0 * T::MAX);
+        (0..self.shape[2]).map(of_channel).collect()
+    }
+
+    /// All of them augmented, as far as that is not left to who takes the bytes.
+    fn bytes(&self, epoch: usize, indices: &[usize]) -> Result<Vec<u8>> {
+        let stride = self.shape.iter().product();
+        let images = self.read(indices)?;
+        let eight = |image: &'_ Image<'_>| match &image.samples {
+            Samples::Eight(image) => image.to_vec(),
+            Samples::Sixteen(_) => panic!("samples of sixteen bits as bytes"),
+        };
+        let computes = self.options.augmentation.filter(|augmentation| !augmentation.is_placement());
+        let Some(augmentation) = computes else {
+            let mut bytes = Vec::with_capacity(indices.len() * stride);
+            for image in &images {
+                let Samples::Eight(image) = &image.samples else { panic!("samples of sixteen bits as bytes") };
+                bytes.extend_from_slice(image);
+            }
+            return Ok(bytes);
+        };
+        let (mut bytes, means) = (vec![0; indices.len() * stride], self.means());
+        let all = bytes.par_chunks_exact_mut(stride).zip(images.par_iter().zip(indices));
+        all.with_min_len(BYTES_PER_JOB.div_ceil(stride)).for_each(|(out, (image, &index))| {
+            self.view(&augmentation, epoch, index).apply(&eight(image), self.shape, &means, out);
+        });
+        Ok(bytes)
+    }
+
     fn raw(&self, epoch: usize, indices: &[usize]) -> Result<RawBatch> {
         let [height, width, channels] = self.shape;
+        assert!(self.has_bytes(), "batches as bytes");
+        let left = self.options.augmentation.filter(|augmentation| augmentation.is_placement());
         let placement = |augmentation: &Augmentation, index: usize| {
-            let Placement { flip, down, right } = augmentation.draw(&mut self.stream(epoch, index as u64));
+            let Placement { flip, down, right } = self.view(augmentation, epoch, index).placement();
             // Further than the image reaches there is only its edge.
             let within = |offset: isize, size: usize| offset.clamp(-(size as isize), size as isize) as i32;
             [flip.into(), within(down, height), within(right, width)]
         };
-        let mut bytes = Vec::with_capacity(indices.len() * height * width * channels);
-        for image in self.read(indices)? {
-            let Samples::Eight(image) = &image.samples else { panic!("samples of sixteen bits as bytes") };
-            bytes.extend_from_slice(image);
-        }
         Ok(RawBatch {
-            bytes,
+            bytes: self.bytes(epoch, indices)?,
             shape: [indices.len(), height, width, channels],
-            placements: self
-                .options
-                .augmentation
+            placements: left
                 .as_ref()
                 .map(|augmentation| indices.iter().flat_map(|&index| placement(augmentation, index)).collect()),
+            shares: self.shares(&self.labels(indices)),
             labels: self.labels(indices),
             key: self.key(epoch, indices),
         })
@@ -220,6 +274,7 @@ impl<'a> Loader<'a> {
         let shape = [indices.len(), height, width, self.options.network_channels];
         let samples = height * width * channels;
         let mut images = vec![0.0; shape.iter().product()];
+        let (means, deep_means) = (self.means(), self.means());
         images
             .par_chunks_exact_mut(height * width * self.options.network_channels)
             .zip(self.read(&indices)?.into_par_iter().zip(&indices))
@@ -227,22 +282,29 @@ impl<'a> Loader<'a> {
             .for_each_init(
                 || (Vec::new(), Vec::new()),
                 |(eight, sixteen), (out, (image, &index))| {
-                    let placement = self.options.augmentation.as_ref();
-                    let placement =
-                        placement.map(|augmentation| augmentation.draw(&mut self.stream(epoch, index as u64)));
+                    let view = self.options.augmentation.as_ref();
+                    let view = view.map(|augmentation| self.view(augmentation, epoch, index));
                     match &image.samples {
                         Samples::Eight(image) => {
-                            self.normalise(placed(placement, image, self.shape, eight), out);
+                            self.normalise(shown(view, image, self.shape, &means, eight), out);
                         }
                         Samples::Sixteen(image) => {
-                            self.normalise_sixteen(placed(placement, image, self.shape, sixteen), out);
+                            self.normalise_sixteen(shown(view, image, self.shape, &deep_means, sixteen), out);
                         }
                     }
                 },
             );
         let labels = self.labels(&indices);
         let key = self.key(epoch, &indices);
-        Ok(Batch { images, shape, labels, indices, key })
+        let mut shares = self.shares(&labels);
+        let mixes = self.options.augmentation.filter(|augmentation| augmentation.mixes());
+        let mut stream = self.stream(epoch, MIXES | indices[0] as u64);
+        let mix = mixes.and_then(|augmentation| Mix::draw(&augmentation, &mut stream, [height, width]));
+        if let (Some(mix), Some(shares), Some((_, classes))) = (mix, &mut shares, self.options.shares) {
+            mix.images(&mut images, shape);
+            mix.shares(shares, classes);
+        }
+        Ok(Batch { images, shape, labels, shares, indices, key })
     }
 
     /// (v / 65535 − mean) / std.
@@ -284,15 +346,16 @@ impl<'a> Loader<'a> {
 }
 
 /// An image as it is shown: itself, or augmented in `scratch`.
-fn placed<'a, T: Copy + Default>(
-    placement: Option<Placement>,
+fn shown<'a, T: Sample>(
+    view: Option<View>,
     image: &'a [T],
     shape: [usize; 3],
+    means: &[T],
     scratch: &'a mut Vec<T>,
 ) -> &'a [T] {
-    let Some(placement) = placement else { return image };
+    let Some(view) = view else { return image };
     scratch.resize(image.len(), T::default());
-    placement.apply(image, shape, scratch);
+    view.apply(image, shape, means, scratch);
     scratch
 }
 
@@ -306,8 +369,58 @@ mod tests {
             normalisation: Normalisation::default(),
             batch_size: 4,
             shuffle: true,
-            augmentation: Some(Augmentation { flip: true, shift: 2 }),
+            augmentation: Some(Augmentation { flip: true, shift: 2, ..Augmentation::default() }),
             seed: 7,
+            shares: None,
+        }
+    }
+
+    /// Bytes are those of the numbers, whoever computes them, whatever is done to images.
+    #[test]
+    fn augmented_bytes_are_those_of_the_numbers() {
+        let split = split(13);
+        let augmentation = Augmentation {
+            flip: true,
+            shift: 1,
+            crop: 0.3,
+            rotate: 15.0,
+            jitter: [0.3, 0.3, 0.0, 0.0],
+            erase: 0.5,
+            ..Augmentation::default()
+        };
+        let of = |augmentation| LoaderOptions { augmentation: Some(augmentation), ..options() };
+        let loader = Loader::new(&split, 5, 6, 1, of(augmentation));
+        let plain = Loader::new(&split, 5, 6, 1, LoaderOptions { augmentation: None, ..options() });
+        for (batch, raw) in loader.epoch(2).zip(loader.raw_epoch(2)) {
+            let (batch, raw) = (batch.unwrap(), raw.unwrap());
+            assert_eq!(raw.placements, None);
+            let numbers: Vec<f32> = raw.bytes.iter().map(|&byte| loader.tables()[0][byte as usize]).collect();
+            assert_eq!(numbers, batch.images);
+        }
+        let images = |loader: &Loader, epoch| -> Vec<f32> {
+            loader.epoch(epoch).flat_map(|batch| batch.unwrap().images).collect()
+        };
+        assert_ne!(images(&loader, 2), images(&plain, 2));
+        let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        assert_eq!(one_thread.install(|| images(&loader, 3)), images(&loader, 3));
+    }
+
+    #[test]
+    fn mixed_batches_have_mixed_labels() {
+        let split = split(12);
+        let augmentation = Augmentation { mixup: 1.0, cutmix: 1.0, ..Augmentation::default() };
+        let mixed =
+            LoaderOptions { augmentation: Some(augmentation), shares: Some((Task::MultiClass, 12)), ..options() };
+        let loader = Loader::new(&split, 5, 6, 1, mixed);
+        assert!(!loader.has_bytes());
+        for batch in loader.epoch(1).map(Result::unwrap) {
+            let shares = batch.shares.unwrap();
+            for (row, (image, &label)) in shares.chunks(12).zip(batch.labels.iter().enumerate()) {
+                assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-6);
+                let before = batch.labels[(image + 3) % 4];
+                let others = (0..12).filter(|&class| class != label as usize && class != before as usize);
+                assert!(others.into_iter().all(|class| row[class] == 0.0), "{row:?}");
+            }
         }
     }
 

@@ -1,7 +1,8 @@
 //! Data sets in the format of MedMNIST.
 //!
 //! A file is a `.npz` with `{train,val,test}_{images,labels}`: images of N×H×W or N×H×W×C bytes (C = 1 or 3), labels of
-//! N or N×1 integers; beside them there may be `class_names`, a text for each class. Training asks for all three splits; who
+//! N or N×1 integers, or N×K of 0 and 1, one column for each class, or for each of up to 32 findings that an image may have at once
+//! (ChestMNIST): classes where every image has exactly one. Beside them there may be `class_names`, a text for each class. Training asks for all three splits; who
 //! measures asks for one, which may be all that there is; a summary tells of those that there are, and reads no pixels.
 //! Whatever is wrong with what is asked for, damaged pixels excepted, is found before its pixels are decompressed, so that a
 //! command fails in its first second.
@@ -12,7 +13,9 @@ use std::sync::Arc;
 
 use super::npz::Element as _;
 use super::source::InMemory;
-use super::{Classes, Dataset, Depth, Labels, MAX_SIZE, Split, SplitName, SplitSummary, Summary, count, npz};
+use super::{
+    Classes, Dataset, Depth, Labels, MAX_SIZE, MOST_LABELS, Split, SplitName, SplitSummary, Summary, Task, npz,
+};
 use crate::error::{Error, Result};
 use crate::file_kind::listing;
 use crate::memory;
@@ -59,11 +62,13 @@ impl Dataset {
         check_memory(path, pixels(&found) + texts(&found, class_names.as_ref()), memory)?;
 
         let mut dataset = Dataset::of_shape(path, shape);
-        for (split, found) in SplitName::ALL.into_iter().zip(&found) {
-            dataset.split_mut(split).labels = found.read_labels(path, archive)?.unwrap_or_default();
+        let stored: Vec<Stored> = found.iter().map(|found| found.read_labels(path, archive)).collect::<Result<_>>()?;
+        check_columns(path, &found, &stored)?;
+        dataset.task = task(&stored);
+        dataset.classes = stored.iter().map(Stored::classes).max().unwrap_or(0);
+        for (split, stored) in SplitName::ALL.into_iter().zip(stored) {
+            dataset.split_mut(split).labels = stored.labels(dataset.task);
         }
-        let largest = SplitName::ALL.into_iter().filter_map(|split| dataset.split(split).labels.iter().max()).max();
-        dataset.classes = largest.map_or(0, |&label| label as usize + 1);
         dataset.check_classes()?;
         let told = format!("there are {} classes", dataset.classes);
         dataset.class_names =
@@ -86,17 +91,24 @@ impl Dataset {
         let all = std::slice::from_ref(&found);
         check_memory(path, pixels(all) + texts(all, class_names.as_ref()), memory)?;
 
-        let of_images = found.read_labels(path, &mut archive)?;
-        let labels = of_images.as_deref().unwrap_or_default();
-        let (classes, told) = match classes {
-            Classes::Known { count, by, .. } => (*count, format!("{by} tells {count} classes apart")),
+        let stored = found.labels.is_some().then(|| found.read_labels(path, &mut archive)).transpose()?;
+        let looks = task(stored.as_slice());
+        let (classes, told, task) = match classes {
+            Classes::Known { count, by, task, .. } => {
+                let told = format!("{by} tells {count} classes apart");
+                if let Some(stored) = &stored {
+                    check_task(path, &found, stored, *task)?;
+                    check_known(path, &found, stored, *count, &told)?;
+                }
+                (*count, told, task.unwrap_or(looks))
+            }
             Classes::Any => {
-                let classes = self::classes(labels.iter(), class_names.as_ref());
-                (classes, format!("there are {classes} classes"))
+                let classes = self::classes(stored.as_slice(), class_names.as_ref());
+                (classes, format!("there are {classes} classes"), looks)
             }
         };
-        check_known(path, &found, labels, classes, &told)?;
-        let mut dataset = Dataset { classes, ..Dataset::of_shape(path, shape) };
+        let of_images = stored.map(|stored| stored.labels(task));
+        let mut dataset = Dataset { classes, task, ..Dataset::of_shape(path, shape) };
         dataset.class_names =
             class_names.map(|entry| read_class_names(path, &mut archive, &entry, classes, &told)).transpose()?;
         let images = found.read_images(&mut archive, shape)?;
@@ -111,7 +123,8 @@ impl Dataset {
     fn of_shape(path: &Path, [height, width, channels]: [usize; 3]) -> Dataset {
         let (path, class_names, drawn) = (path.to_path_buf(), None, None);
         let [train, val, test] = SplitName::ALL.map(|_| Split::empty());
-        Dataset { path, train, val, test, height, width, channels, classes: 0, class_names, drawn }
+        let task = Task::MultiClass;
+        Dataset { path, train, val, test, height, width, channels, classes: 0, task, class_names, drawn }
     }
 
     /// Writes the three splits as MedMNIST would, whole or not at all; the same data set gives the same bytes.
@@ -124,15 +137,24 @@ impl Dataset {
             if self.channels != 1 {
                 shape.push(self.channels);
             }
-            let labels: Vec<u8> =
-                split.labels.iter().flat_map(|label| label.to_le_bytes().into_iter().take(label_bytes)).collect();
+            let classes = self.classes;
+            let labels: Vec<u8> = match self.task {
+                Task::MultiClass => {
+                    split.labels.iter().flat_map(|label| label.to_le_bytes().into_iter().take(label_bytes)).collect()
+                }
+                Task::MultiLabel => {
+                    let has =
+                        |&label: &u32| (0..classes).map(move |class| u8::from(Task::MultiLabel.has(label, class)));
+                    split.labels.iter().flat_map(has).collect()
+                }
+            };
             let (images_name, labels_name) = (images_of(name), labels_of(name));
             let descr_of_images = if split.images.depth() == Depth::Eight { "|u1" } else { "<u2" };
             let elements = split.bytes()?.into();
             let images = npz::Array { name: images_name, descr: descr_of_images, shape, elements };
             arrays.push(images);
             if split.is_labelled() {
-                let shape = vec![split.len(), 1];
+                let shape = vec![split.len(), if self.task == Task::MultiLabel { classes } else { 1 }];
                 arrays.push(npz::Array { name: labels_name, descr, shape, elements: labels.into() });
             }
         }
@@ -174,26 +196,29 @@ impl Summary {
         let named = archive.entry(CLASS_NAMES)?;
         check_memory(path, texts(&found, named.as_ref()), memory)?;
 
+        let read = |found: &Found| found.labels.is_some().then(|| found.read_labels(path, &mut archive)).transpose();
+        let stored: Vec<Option<Stored>> = found.iter().map(read).collect::<Result<_>>()?;
+        let there: Vec<&Stored> = stored.iter().flatten().collect();
+        let (task, classes) = (task(there.iter().copied()), classes(there.iter().copied(), named.as_ref()));
         let labels: Vec<Option<Vec<u32>>> =
-            found.iter().map(|found| found.read_labels(path, &mut archive)).collect::<Result<_>>()?;
-        let classes = classes(labels.iter().flatten().flatten(), named.as_ref());
+            stored.into_iter().map(|stored| stored.map(|stored| stored.labels(task))).collect();
         let told = format!("there are {classes} classes");
         let class_names =
             named.map(|entry| read_class_names(path, &mut archive, &entry, classes, &told)).transpose()?;
         let of_split = |name: SplitName| {
             let index = names.iter().position(|&known| known == name)?;
-            let class_counts = labels[index].as_ref().map(|labels| count(labels, classes));
+            let class_counts = labels[index].as_ref().map(|labels| task.count(labels, classes));
             Some(SplitSummary { images: found[index].images.shape[0], class_counts })
         };
         let [train, val, test] = SplitName::ALL.map(of_split);
         let classes = (classes > 0).then_some(classes);
-        Ok(Summary { height, width, channels, classes, class_names, train, val, test, problem })
+        Ok(Summary { height, width, channels, classes, class_names, task, train, val, test, problem })
     }
 }
 
 /// As many classes as labels or names tell apart; none where there are neither.
-fn classes<'a>(labels: impl Iterator<Item = &'a u32>, names: Option<&npz::Entry<npz::Text>>) -> usize {
-    let labelled = labels.max().map_or(0, |&largest| largest as usize + 1);
+fn classes<'a>(labels: impl IntoIterator<Item = &'a Stored>, names: Option<&npz::Entry<npz::Text>>) -> usize {
+    let labelled = labels.into_iter().map(Stored::classes).max().unwrap_or(0);
     // A file may claim any number of names; those beyond what labels can say are refused when they are read.
     let named = names.and_then(|names| names.shape.first()).copied().unwrap_or(0);
     labelled.max(named.min(MAX_LABEL as usize + 1))
@@ -242,8 +267,14 @@ impl Found {
         self.labels.as_ref().map_or(Ok(()), |labels| check_labels(path, &self.images, labels))
     }
 
-    fn read_labels(&self, path: &Path, archive: &mut npz::Archive) -> Result<Option<Vec<u32>>> {
-        self.labels.as_ref().map(|labels| read_labels(path, archive, labels)).transpose()
+    /// # Panics
+    /// If it has none.
+    fn read_labels(&self, path: &Path, archive: &mut npz::Archive) -> Result<Stored> {
+        read_labels(path, archive, self.labels.as_ref().expect("there are labels"))
+    }
+
+    fn name_of_labels(&self) -> &str {
+        self.labels.as_ref().map_or("", |labels| &labels.name)
     }
 
     fn read_images(&self, archive: &mut npz::Archive, shape: [usize; 3]) -> Result<Arc<InMemory>> {
@@ -319,16 +350,10 @@ fn image_shape(path: &Path, images: &npz::Entry) -> Result<[usize; 3]> {
 fn check_labels(path: &Path, images: &npz::Entry, labels: &npz::Entry) -> Result<()> {
     match labels.shape[..] {
         [_] | [_, 1] => {}
-        [_, several] if several > 1 => {
-            return Err(Error::data(
-                path,
-                format!("{} has {several} labels per image; multi-label sets are not supported", labels.name),
-                "choose one column, or a data set with one label per image",
-            ));
-        }
+        [_, several] if (2..=MAX_LABEL as usize).contains(&several) => {}
         _ => {
             let message = format!("{} has the shape {:?}", labels.name, labels.shape);
-            return Err(Error::data(path, message, "labels are N or N×1 integers"));
+            return Err(Error::data(path, message, "labels are N or N×1 integers, or N×K of 0 and 1"));
         }
     }
     if images.shape[0] != labels.shape[0] {
@@ -341,26 +366,101 @@ fn check_labels(path: &Path, images: &npz::Entry, labels: &npz::Entry) -> Result
     Ok(())
 }
 
-fn read_labels(path: &Path, archive: &mut npz::Archive, entry: &npz::Entry) -> Result<Vec<u32>> {
+/// The labels of a split as they are stored: a column of classes, or a column of 0 and 1 for each class.
+struct Stored {
+    columns: usize,
+    values: Vec<u32>,
+}
+
+impl Stored {
+    /// Whether each image is of exactly one class.
+    fn is_one_hot(&self) -> bool {
+        self.values.chunks(self.columns).all(|row| row.iter().sum::<u32>() == 1)
+    }
+
+    /// How many classes there are at least.
+    fn classes(&self) -> usize {
+        let largest = || self.values.iter().max().map_or(0, |&largest| largest as usize + 1);
+        if self.columns > 1 { self.columns } else { largest() }
+    }
+
+    fn labels(self, task: Task) -> Vec<u32> {
+        let rows = self.values.chunks(self.columns);
+        match task {
+            Task::MultiClass if self.columns == 1 => self.values,
+            Task::MultiClass => rows.map(|row| row.iter().position(|&is| is == 1).unwrap_or(0) as u32).collect(),
+            Task::MultiLabel => rows.map(|row| row.iter().rev().fold(0, |set, &is| set << 1 | is)).collect(),
+        }
+    }
+}
+
+/// What labels look like.
+fn task<'a>(stored: impl IntoIterator<Item = &'a Stored>) -> Task {
+    let mut stored = stored.into_iter();
+    if stored.all(|stored| stored.columns == 1 || stored.is_one_hot()) { Task::MultiClass } else { Task::MultiLabel }
+}
+
+fn read_labels(path: &Path, archive: &mut npz::Archive, entry: &npz::Entry) -> Result<Stored> {
+    let columns = entry.shape.get(1).copied().unwrap_or(1);
     let bytes = archive.read(entry)?;
+    let largest = if columns == 1 { MAX_LABEL } else { 1 };
     let label = |(index, value): (usize, i128)| match u32::try_from(value) {
-        Ok(label) if label <= MAX_LABEL => Ok(label),
+        Ok(label) if label <= largest => Ok(label),
+        _ if columns > 1 => {
+            let message = format!("{} has {value} in row {}, and {columns} columns", entry.name, index / columns);
+            Err(Error::data(path, message, "several columns say 1 of what an image is, and 0 of what it is not"))
+        }
         _ => {
             let message = format!("{} has the label {value} at index {index}", entry.name);
             Err(Error::data(path, message, format!("labels are classes from 0 to {MAX_LABEL}")))
         }
     };
-    entry.element.values(&bytes).enumerate().map(label).collect()
+    let values = entry.element.values(&bytes).enumerate().map(label).collect::<Result<_>>()?;
+    let stored = Stored { columns, values };
+    if columns > MOST_LABELS && !stored.is_one_hot() {
+        let message = format!("{} has {columns} labels that an image may have at once", entry.name);
+        return Err(Error::data(path, message, format!("there may be up to {MOST_LABELS}: leave the rarest out")));
+    }
+    Ok(stored)
+}
+
+/// Refuses splits of which one has a column for each class, and another has not.
+fn check_columns(path: &Path, found: &[Found], stored: &[Stored]) -> Result<()> {
+    let Some(index) = stored.iter().position(|other| other.columns != stored[0].columns) else { return Ok(()) };
+    let [(first, columns), (other, others)] =
+        [0, index].map(|index| (found[index].name_of_labels(), stored[index].columns));
+    let message = format!("{other} has {others} labels per image, and {first} has {columns}");
+    Err(Error::data(path, message, "all splits need labels of one form"))
 }
 
 /// Refuses labels of other classes than the first `classes`, of which `told` says whose they are.
-fn check_known(path: &Path, found: &Found, labels: &[u32], classes: usize, told: &str) -> Result<()> {
-    let Some(index) = labels.iter().position(|&label| label as usize >= classes) else { return Ok(()) };
-    let name = found.labels.as_ref().map_or("", |labels| &labels.name);
-    let message = format!("{name} has the label {} at index {index}, and {told}", labels[index]);
+fn check_known(path: &Path, found: &Found, stored: &Stored, classes: usize, told: &str) -> Result<()> {
+    let name = found.name_of_labels();
     let hint = "labels count the network's classes from 0; for others train a new head (medmerge train --from), to predict \
                 leave labels out";
+    if stored.columns > 1 {
+        let message = format!("{name} has {} labels per image, and {told}", stored.columns);
+        return if stored.columns == classes { Ok(()) } else { Err(Error::data(path, message, hint)) };
+    }
+    let Some(index) = stored.values.iter().position(|&label| label as usize >= classes) else { return Ok(()) };
+    let message = format!("{name} has the label {} at index {index}, and {told}", stored.values[index]);
     Err(Error::data(path, message, hint))
+}
+
+/// Refuses labels of which a network would make something else.
+fn check_task(path: &Path, found: &Found, stored: &Stored, task: Option<Task>) -> Result<()> {
+    let name = found.name_of_labels();
+    match task {
+        Some(Task::MultiLabel) if stored.columns == 1 && stored.classes() > 0 => {
+            let message = format!("{name} has one label per image, and the network was trained with several at once");
+            Err(Error::data(path, message, "give N×K labels of 0 and 1"))
+        }
+        Some(Task::MultiClass) if stored.columns > 1 && !stored.is_one_hot() => {
+            let message = format!("{name} has images of several classes or of none, and the network knows of one");
+            Err(Error::data(path, message, "train a network with such labels: medmerge train"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Bytes that pixels take.
@@ -373,7 +473,7 @@ fn pixels(splits: &[Found]) -> u128 {
 /// Bytes that labels and names take: both exist twice for a moment, labels as the file's integers and as ours.
 fn texts(splits: &[Found], class_names: Option<&npz::Entry<npz::Text>>) -> u128 {
     let labels = splits.iter().filter_map(|found| found.labels.as_ref());
-    let of_labels = labels.map(|labels| labels.bytes + 4 * labels.shape[0] as u64);
+    let of_labels = labels.map(|labels| labels.bytes + 4 * labels.shape.iter().product::<usize>() as u64);
     of_labels.chain(class_names.map(|names| 2 * names.bytes)).map(u128::from).sum()
 }
 
@@ -512,7 +612,8 @@ mod tests {
         assert!(refusal("train_images", floats).contains("type '<f4'"));
         assert!(refusal("train_images", |array| array.descr = "|i1").contains("not unsigned bytes"));
         let many_labels = |array: &mut Array| (array.shape, array.elements) = (vec![3, 14], vec![0; 84].into());
-        assert!(refusal("train_labels", many_labels).contains("14 labels per image; multi-label"));
+        let said = refusal("train_labels", many_labels);
+        assert!(said.contains("val_labels has 1 labels per image, and train_labels has 14"), "{said}");
         let negative = |array: &mut Array| (array.descr, array.elements) = ("|i1", vec![0, 0xfe, 1].into());
         assert!(refusal("val_labels", negative).contains("label -2 at index 1"));
         let large = |array: &mut Array| {
@@ -635,11 +736,59 @@ mod tests {
     }
 
     fn known(count: usize) -> Classes {
-        Classes::Known { count, by: "the network".into(), names: None }
+        Classes::Known { count, by: "the network".into(), names: None, task: Some(Task::MultiClass) }
     }
 
     fn test_split(path: &Path, labels: Labels, classes: usize) -> Result<Dataset> {
         Dataset::load_split(path, SplitName::Test, labels, &known(classes))
+    }
+
+    /// A valid file whose labels have two columns.
+    fn with_columns(train: [u8; 6], rest: [u8; 6]) -> Vec<Array<'static>> {
+        let mut arrays = arrays();
+        for array in arrays.iter_mut().filter(|array| array.name.ends_with("labels")) {
+            let values = if array.name == "train_labels" { train } else { rest };
+            (array.descr, array.shape, array.elements) = ("|u1", vec![3, 2], values.to_vec().into());
+        }
+        arrays
+    }
+
+    #[test]
+    fn columns_are_classes_or_findings() {
+        let one_hot = Dataset::load(&write(&with_columns([1, 0, 0, 1, 0, 1], [0, 1, 1, 0, 1, 0]))).unwrap();
+        assert_eq!((one_hot.task, one_hot.classes, one_hot.train.labels), (Task::MultiClass, 2, vec![0, 1, 1]));
+        let path = write(&with_columns([1, 0, 0, 1, 1, 1], [0, 0, 1, 0, 0, 1]));
+        let several = Dataset::load(&path).unwrap();
+        assert_eq!((several.task, several.classes), (Task::MultiLabel, 2));
+        assert_eq!((&several.train.labels, &several.val.labels), (&vec![1, 2, 3], &vec![0, 1, 2]));
+        assert_eq!(several.class_counts(SplitName::Train), [2, 2]);
+        // What is written is read again, and is not the same content as classes of these numbers.
+        let copy = tempfile::NamedTempFile::new().unwrap().into_temp_path();
+        several.save(&copy).unwrap();
+        let again = Dataset::load(&copy).unwrap();
+        assert_eq!(again.train.labels, several.train.labels);
+        assert_eq!(again.sha256().unwrap(), several.sha256().unwrap());
+        assert_ne!(Dataset { task: Task::MultiClass, ..again }.sha256().unwrap(), several.sha256().unwrap());
+        assert_eq!(Summary::read(&path).unwrap().test.unwrap().class_counts.unwrap(), [1, 1]);
+
+        let split = |task| {
+            let classes = Classes::Known { count: 2, by: "the network".into(), names: None, task };
+            Dataset::load_split(&path, SplitName::Test, Labels::Required, &classes)
+        };
+        assert_eq!(split(None).unwrap().task, Task::MultiLabel);
+        assert_eq!(split(Some(Task::MultiLabel)).unwrap().test.labels, [0, 1, 2]);
+        let refused = split(Some(Task::MultiClass)).unwrap_err().to_string();
+        assert!(refused.contains("several classes or of none"), "{refused}");
+        let said = refusal("val_labels", |array| {
+            (array.descr, array.shape, array.elements) = ("|u1", vec![3, 2], vec![0, 1, 1, 2, 0, 1].into());
+        });
+        assert!(said.contains("val_labels has 2 in row 1, and 2 columns"), "{said}");
+        let mut many = arrays();
+        for array in many.iter_mut().filter(|array| array.name.ends_with("labels")) {
+            (array.descr, array.shape, array.elements) = ("|u1", vec![3, 33], vec![1; 99].into());
+        }
+        let said = Dataset::load(&write(&many)).unwrap_err().to_string();
+        assert!(said.contains("33 labels that an image may have at once"), "{said}");
     }
 
     #[test]
@@ -737,7 +886,7 @@ mod tests {
         for (name, shape, part) in [
             ("test_images", &[3, 2, 2, 4][..], "one or three channels"),
             ("test_images", &[4, 2, 2], "4 images and test_labels has 3 labels"),
-            ("test_labels", &[3, 14], "14 labels per image; multi-label"),
+            ("test_labels", &[3, 14], "test_labels has images of several classes or of none"),
         ] {
             let mut arrays = arrays();
             let array = arrays.iter_mut().find(|array| array.name == name).unwrap();
@@ -831,8 +980,19 @@ mod tests {
             let (height, width, val, test) = (2, 3, split.clone(), Split::empty());
             let class_names = None;
             let path = path.clone();
-            let saved =
-                Dataset { path, train: split, val, test, height, width, channels, classes, class_names, drawn: None };
+            let saved = Dataset {
+                path,
+                train: split,
+                val,
+                test,
+                height,
+                width,
+                channels,
+                classes,
+                task: Task::MultiClass,
+                class_names,
+                drawn: None,
+            };
             saved.save(&saved.path).unwrap();
             let loaded = Dataset::load(&saved.path).unwrap();
             assert_eq!((loaded.classes, &loaded.class_names), (saved.classes, &saved.class_names));

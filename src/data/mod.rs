@@ -27,12 +27,14 @@ mod normalisation;
 pub mod npz;
 mod source;
 pub mod synthetic;
+mod task;
 
-pub use augment::Augmentation;
+pub use augment::{Augmentation, Flips};
 pub use collection::{Collected, Collecting, is_collection, split_table};
 pub use duplicates::{Pair, duplicates};
 pub use normalisation::Normalisation;
 pub use source::{Depth, Image, Images, Samples};
+pub use task::{MOST_LABELS, Task};
 
 pub use loader::{Batch, Key, Loader, LoaderOptions, RawBatch, check_channels};
 
@@ -89,7 +91,13 @@ pub enum Labels {
 pub enum Classes {
     /// The first `count`, which something tells apart: `the network`. Images in folders and tables name their classes, and may have
     /// some of those of the names alone, in any order.
-    Known { count: usize, by: String, names: Option<Vec<String>> },
+    Known {
+        count: usize,
+        by: String,
+        names: Option<Vec<String>>,
+        /// What labels say; what they look like, where it is not known.
+        task: Option<Task>,
+    },
     /// As many as labels, or names, say.
     Any,
 }
@@ -98,7 +106,8 @@ pub enum Classes {
 #[derive(Debug, Clone)]
 pub struct Split {
     images: Arc<dyn Images>,
-    /// One for each image, and none where they are not known; images behind the last label do not count.
+    /// One for each image, as the data set's [`Task`] has it, and none where they are not known; images behind the last label do
+    /// not count.
     pub labels: Vec<u32>,
     is_labelled: bool,
 }
@@ -125,6 +134,11 @@ impl Split {
     fn chosen(&self, indices: Vec<usize>) -> Split {
         let labels = indices.iter().map(|&index| self.labels[index]).collect();
         Split::new(Arc::new(Chosen { of: self.images.clone(), indices }), labels)
+    }
+
+    /// The same images in a mirror.
+    pub fn mirrored(&self, flips: Flips) -> Split {
+        Split { images: Arc::new(Mirrored { of: self.images.clone(), flips }), ..self.clone() }
     }
 
     pub fn empty() -> Split {
@@ -179,6 +193,7 @@ pub struct Dataset {
     pub channels: usize,
     /// One more than the largest label of the three splits, or as many as something else tells apart.
     pub classes: usize,
+    pub task: Task,
     /// One for each class, where the file has them.
     pub class_names: Option<Vec<String>>,
     /// How its splits were drawn, where it came without.
@@ -194,6 +209,15 @@ pub struct Drawn {
     /// The column that was asked for, of what is not in two splits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group_column: Option<String>,
+    /// The column of labels that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label_column: Option<String>,
+    /// The name of the table of labels that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<String>,
+    /// SHA-256 of the images' names, labels and splits: who comes to another has other images in training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
 }
 
 impl Dataset {
@@ -215,6 +239,10 @@ impl Dataset {
                 hash.update(label.to_le_bytes());
             }
         }
+        // The same numbers say something else.
+        if self.task != Task::MultiClass {
+            hash.update(self.task.name());
+        }
         Ok(hex(hash.finalize()))
     }
 
@@ -224,6 +252,13 @@ impl Dataset {
             SplitName::Val => &self.val,
             SplitName::Test => &self.test,
         }
+    }
+
+    /// The same with one split in a mirror.
+    pub fn mirrored(&self, name: SplitName, flips: Flips) -> Dataset {
+        let mut data = self.clone();
+        *data.split_mut(name) = self.split(name).mirrored(flips);
+        data
     }
 
     fn split_mut(&mut self, name: SplitName) -> &mut Split {
@@ -236,7 +271,7 @@ impl Dataset {
 
     /// How many images of each class a split has.
     pub fn class_counts(&self, name: SplitName) -> Vec<usize> {
-        count(&self.split(name).labels, self.classes)
+        self.task.count(&self.split(name).labels, self.classes)
     }
 
     /// Refuses classes that nobody could learn: ones without a training image, or a single one.
@@ -249,7 +284,7 @@ impl Dataset {
             let message = format!("no training image of {noun} {}", listing(unseen));
             return Err(Error::data(&self.path, message, "labels count from 0 without gaps; give each class an image"));
         }
-        if counts.len() < 2 {
+        if counts.len() < 2 && self.task == Task::MultiClass {
             return Err(Error::data(
                 &self.path,
                 "every image has the label 0",
@@ -261,11 +296,12 @@ impl Dataset {
 
     /// Keeps `count` training images that `seed` draws, in their order: of each class its share, and one at least.
     pub fn draw_train(&mut self, count: usize, seed: u64) {
-        let of_class = |class: u32| -> Vec<usize> {
-            (0..self.train.labels.len()).filter(|&image| self.train.labels[image] == class).collect()
-        };
+        let strata = self.task.strata(&self.train.labels, self.classes);
+        let of_class =
+            |class: u32| -> Vec<usize> { (0..strata.len()).filter(|&image| strata[image] == class).collect() };
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let mut classes: Vec<Vec<usize>> = (0..self.classes as u32).map(of_class).collect();
+        // Those without any label are a class of their own.
+        let mut classes: Vec<Vec<usize>> = (0..=self.classes as u32).map(of_class).collect();
         classes.iter_mut().for_each(|images| images.shuffle(&mut rng));
         let all = self.train.labels.len().max(1);
         let shares: Vec<usize> = classes.iter().map(|images| images.len() * count).collect();
@@ -276,7 +312,7 @@ impl Dataset {
         order.sort_by_key(|&class| std::cmp::Reverse(shares[class] % all));
         let missing = count.saturating_sub(kept.iter().sum());
         order.iter().filter(|&&class| shares[class] >= all).take(missing).for_each(|&class| kept[class] += 1);
-        while kept.iter().sum::<usize>() > count.max(kept.len()) {
+        while kept.iter().sum::<usize>() > count.max(self.classes) {
             let largest = (0..kept.len()).rev().max_by_key(|&class| kept[class]).expect("there is one");
             kept[largest] -= 1;
         }
@@ -290,6 +326,38 @@ impl Dataset {
     /// [`Dataset::check_classes`] tells.
     pub fn truncate_train(&mut self, count: usize) {
         self.train.labels.truncate(count);
+    }
+}
+
+/// Images in a mirror.
+#[derive(Debug)]
+struct Mirrored {
+    of: Arc<dyn Images>,
+    flips: Flips,
+}
+
+impl Images for Mirrored {
+    fn len(&self) -> usize {
+        self.of.len()
+    }
+
+    fn depth(&self) -> Depth {
+        self.of.depth()
+    }
+
+    fn name(&self, index: usize) -> Option<&str> {
+        self.of.name(index)
+    }
+
+    fn read(&self, indices: &[usize]) -> Result<Vec<Image<'_>>> {
+        let mirrored = |image: Image| {
+            let samples = match &image.samples {
+                Samples::Eight(samples) => Samples::Eight(self.flips.of(samples, image.shape).into()),
+                Samples::Sixteen(samples) => Samples::Sixteen(self.flips.of(samples, image.shape).into()),
+            };
+            Image { shape: image.shape, samples }
+        };
+        Ok(self.of.read(indices)?.into_iter().map(mirrored).collect())
     }
 }
 
@@ -318,15 +386,6 @@ impl Images for Chosen {
     }
 }
 
-/// How many labels there are of each of `classes`.
-fn count(labels: &[u32], classes: usize) -> Vec<usize> {
-    let mut counts = vec![0; classes];
-    for &label in labels {
-        counts[label as usize] += 1;
-    }
-    counts
-}
-
 /// What a file says of its images: the summary of a data set that `inspect` shows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Summary {
@@ -337,6 +396,8 @@ pub struct Summary {
     pub classes: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub class_names: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Task::is_multi_class")]
+    pub task: Task,
     /// `None` where the file has no such images.
     pub train: Option<SplitSummary>,
     pub val: Option<SplitSummary>,
@@ -376,6 +437,7 @@ mod tests {
             width: 1,
             channels: 1,
             classes: 4,
+            task: Task::MultiClass,
             class_names: None,
             drawn: None,
             train: Split::in_memory((0..100).collect(), [1, 1, 1], labels.clone()),

@@ -96,27 +96,39 @@ impl<'a> Image<'a> {
         }
         let to = [height, width];
         let samples = match &self.samples {
-            Samples::Eight(samples) => Samples::Eight(resized_eight(samples, [h, w], to, channels).into()),
-            Samples::Sixteen(samples) => Samples::Sixteen(resized(samples, [h, w], to, channels).into()),
+            Samples::Eight(samples) => Samples::Eight(u8::resize(samples, [h, w], to, channels).into()),
+            Samples::Sixteen(samples) => Samples::Sixteen(u16::resize(samples, [h, w], to, channels).into()),
         };
         Ok(Image { shape: [height, width, channels], samples })
     }
 }
 
 /// A sample of eight or sixteen bits, and what its weighted sums are held in.
-trait Sample: Copy + Default {
+pub(super) trait Sample: Copy + Default + Send + Sync + Sized {
+    /// The largest.
+    const MAX: f32;
     type Sum: Copy + AddAssign;
     /// Half of the weights' unit, from which a sum begins so that it is rounded.
     const HALF: Self::Sum;
     fn times(self, weight: i32) -> Self::Sum;
     /// The sum in units of the weights, within what a sample can be.
     fn of(sum: Self::Sum) -> Self;
+    fn to_f32(self) -> f32;
+    /// The next below, within what a sample can be.
+    fn truncated(value: f32) -> Self;
+    /// The nearest, of two the even one.
+    fn rounded(value: f32) -> Self {
+        Self::truncated(value.round_ties_even())
+    }
+    /// An H×W×C image in another size.
+    fn resize(samples: &[Self], from: [usize; 2], to: [usize; 2], channels: usize) -> Vec<Self>;
 }
 
 /// Weights are whole multiples of 2⁻²², as Pillow has them: with samples of eight bits sums stay below 2³¹.
 const BITS: u32 = 22;
 
 impl Sample for u8 {
+    const MAX: f32 = 255.0;
     type Sum = i32;
     const HALF: i32 = 1 << (BITS - 1);
 
@@ -129,9 +141,25 @@ impl Sample for u8 {
     fn of(sum: i32) -> u8 {
         (sum >> BITS).clamp(0, 255) as u8
     }
+
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f32::from(self)
+    }
+
+    #[inline(always)]
+    fn truncated(value: f32) -> u8 {
+        // What is beyond becomes the nearest that is not.
+        value as u8
+    }
+
+    fn resize(samples: &[u8], from: [usize; 2], to: [usize; 2], channels: usize) -> Vec<u8> {
+        resized_eight(samples, from, to, channels)
+    }
 }
 
 impl Sample for u16 {
+    const MAX: f32 = 65_535.0;
     type Sum = i64;
     const HALF: i64 = 1 << (BITS - 1);
 
@@ -143,6 +171,20 @@ impl Sample for u16 {
     #[inline(always)]
     fn of(sum: i64) -> u16 {
         (sum >> BITS).clamp(0, 65_535) as u16
+    }
+
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f32::from(self)
+    }
+
+    #[inline(always)]
+    fn truncated(value: f32) -> u16 {
+        value as u16
+    }
+
+    fn resize(samples: &[u16], from: [usize; 2], to: [usize; 2], channels: usize) -> Vec<u16> {
+        resized(samples, from, to, channels)
     }
 }
 

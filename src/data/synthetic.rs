@@ -153,6 +153,7 @@ pub fn generate(task: Task, options: &SyntheticOptions) -> Dataset {
         panic!("{error}");
     }
     Dataset {
+        task: Default::default(),
         path: PathBuf::from(format!("synthetic-{task}.npz")),
         train: split(task, SplitName::Train, options.train, options),
         val: split(task, SplitName::Val, options.val, options),

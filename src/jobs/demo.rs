@@ -279,7 +279,7 @@ impl Demo {
             epochs: size.source_epochs,
             batch_size: size.batch_size,
             learning_rate: 4e-3,
-            augmentation: Some(Augmentation { flip: true, shift: 2 }),
+            augmentation: Some(Augmentation { flip: true, shift: 2, ..Default::default() }),
             seed,
             ..TrainOptions::default()
         };

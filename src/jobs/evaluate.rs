@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 use super::heads::{self, Columns, Needs};
 use super::{Compute, Images, networks};
 use crate::checkpoint::Reading;
-use crate::data::{Classes, Dataset, Labels, Normalisation, Split, SplitName};
+use crate::data::{Classes, Dataset, Flips, Labels, Normalisation, Split, SplitName, Task};
 use crate::error::{Error, Result};
-use crate::metrics::{Intervals, Metrics, mean_of_softmax};
+use crate::metrics::{Intervals, Metrics, mean_of_members};
 use crate::nn::Model;
 use crate::train::{Observer, Place, Silent, Target, scores};
 
@@ -29,7 +29,32 @@ pub struct Evaluate {
     pub split: SplitName,
     /// Images per pass; it changes results by rounding alone.
     pub batch_size: usize,
+    #[serde(default)]
+    pub test_flips: TestFlips,
     pub compute: Compute,
+}
+
+/// In which mirrors images are looked at too; what counts is the mean of the probabilities.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TestFlips {
+    #[default]
+    None,
+    /// Left to right.
+    Horizontal,
+    /// Left to right, upside down, and both.
+    Both,
+}
+
+impl TestFlips {
+    fn all(self) -> impl Iterator<Item = Flips> {
+        let count = match self {
+            TestFlips::None => 1,
+            TestFlips::Horizontal => 2,
+            TestFlips::Both => 4,
+        };
+        (0..count).map(|index| Flips { across: index & 1 == 1, down: index & 2 == 2 })
+    }
 }
 
 /// The result of a run of [`Evaluate`].
@@ -43,13 +68,15 @@ pub struct Evaluation {
     pub class_names: Option<Vec<String>>,
     /// Images × classes.
     pub logits: Vec<f32>,
+    /// As `task` has them.
     pub labels: Vec<u32>,
+    pub task: Task,
 }
 
 impl Evaluation {
     /// What may be chance, by images drawn again so often.
     pub fn intervals(&self, resamples: usize, seed: u64) -> Intervals {
-        Metrics::intervals(&self.logits, &self.labels, self.metrics.per_class.len(), resamples, seed)
+        Metrics::intervals(self.task, &self.logits, &self.labels, self.metrics.per_class.len(), resamples, seed)
     }
 }
 
@@ -65,10 +92,10 @@ impl Evaluate {
     }
 
     pub fn run(&self, observer: &mut dyn Observer) -> Result<Evaluation> {
-        let Scored { mut heads, split } = self.scores(Labels::Required, Needs::OneOfData, observer)?;
+        let Scored { mut heads, split, task } = self.scores(Labels::Required, Needs::OneOfData, observer)?;
         let HeadScores { name, logits, classes, class_names } = heads.remove(0);
-        let metrics = Metrics::compute(&logits, &split.labels, classes);
-        Ok(Evaluation { metrics, images: split.len(), head: name, class_names, logits, labels: split.labels })
+        let metrics = Metrics::of(task, &logits, &split.labels, classes);
+        Ok(Evaluation { metrics, images: split.len(), head: name, class_names, logits, labels: split.labels, task })
     }
 
     pub(super) fn scores(&self, labels: Labels, needs: Needs, observer: &mut dyn Observer) -> Result<Scored> {
@@ -84,7 +111,7 @@ impl Evaluate {
             all.push(self.scores_of(path, place, labels, needs, observer)?.heads.remove(0));
         }
         let members: Vec<&[f32]> = all.iter().map(|member| member.logits.as_slice()).collect();
-        let logits = mean_of_softmax(&members, all[0].classes);
+        let logits = mean_of_members(scored.task, &members, all[0].classes);
         scored.heads = vec![HeadScores { logits, ..all.swap_remove(0) }];
         Ok(scored)
     }
@@ -134,20 +161,31 @@ impl Evaluate {
         observer: &mut dyn Observer,
     ) -> Result<Scored> {
         let Loaded { model, data, normalisation, heads } = self.load(path, labels, needs, observer)?;
-        let target = Target { data: &data, normalisation: &normalisation, place };
         observer.phase(&format!("{} split", self.split));
         let images = data.split(self.split).len();
-        let watch = |done| observer.images(done, images);
-        let logits = scores(&model, target, self.split, self.batch_size, watch)?;
+        let (views, mut all) = (self.test_flips.all().count(), Vec::new());
+        for flips in self.test_flips.all() {
+            let mirrored = data.mirrored(self.split, flips);
+            // Those that are no mirror are the images themselves.
+            let data = if flips == (Flips { across: false, down: false }) { &data } else { &mirrored };
+            let before = all.len() * images;
+            let watch = |done| observer.images(before + done, views * images);
+            let target = Target { data, normalisation: &normalisation, place };
+            all.push(scores(&model, target, self.split, self.batch_size, watch)?);
+        }
         let split = data.split(self.split).clone();
         // The data set's labels, and their names, are those of one head.
         let names_of_data = data.class_names.filter(|_| heads.len() == 1);
         let of_head = |head: Columns| {
-            let logits = head.of(&logits, model.network.classes);
+            let of_views: Vec<_> = all.iter().map(|logits| head.of(logits, model.network.classes)).collect();
+            let logits = match &of_views[..] {
+                [one] => one.clone(),
+                several => mean_of_members(data.task, several, head.classes),
+            };
             let Columns { name, classes, class_names, .. } = head;
             HeadScores { name, logits, classes, class_names: names_of_data.clone().or(class_names) }
         };
-        Ok(Scored { heads: heads.into_iter().map(of_head).collect(), split })
+        Ok(Scored { heads: heads.into_iter().map(of_head).collect(), split, task: data.task })
     }
 
     /// A network and a split that fit each other. What the classes are, the network says, or its head.
@@ -159,7 +197,8 @@ impl Evaluate {
         let files = [(path, &checkpoint.provenance)];
         let channels = network.input_channels;
         let normalisation = networks::normalisation(&self.images.normalise, &files, channels, observer)?;
-        let classes = if let [one] = &heads[..] { one.classes() } else { Classes::Any };
+        let task = checkpoint.provenance.task();
+        let classes = if let [one] = &heads[..] { one.classes(task) } else { Classes::Any };
         let data = self.images.load_split(self.split, labels, &classes, &files, observer)?;
         networks::check_fit(&data, network)?;
         if heads.len() > 1 && needs == Needs::OneOfData {
@@ -190,6 +229,7 @@ pub(super) struct Scored {
     /// One, or all of a network that has several.
     pub heads: Vec<HeadScores>,
     pub split: Split,
+    pub task: Task,
 }
 
 pub(super) struct HeadScores {

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use crate::checkpoint::{Checkpoint, HeadRecord};
-use crate::data::{Classes, Dataset};
+use crate::data::{Classes, Dataset, Task};
 use crate::error::{Error, Result};
 
 /// How many heads a job can use.
@@ -88,10 +88,10 @@ fn ambiguous(path: &Path, heads: &[HeadRecord], why: &str) -> Error {
 }
 
 impl Columns {
-    /// The classes that labels may count.
-    pub fn classes(&self) -> Classes {
+    /// The classes that labels may count, of a network of which that much is known.
+    pub fn classes(&self, task: Option<Task>) -> Classes {
         let by = self.name.as_ref().map_or("the network".to_string(), |name| format!("head {name}"));
-        Classes::Known { count: self.classes, by, names: self.class_names.clone() }
+        Classes::Known { count: self.classes, by, names: self.class_names.clone(), task }
     }
 
     /// The head's own scores, of rows of `width` columns.

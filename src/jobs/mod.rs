@@ -40,8 +40,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::Provenance;
-use crate::data::{Classes, Collected, Collecting, Dataset, Labels, SplitName, is_collection};
-use crate::error::Result;
+use crate::data::{Classes, Collected, Collecting, Dataset, Drawn, Labels, SplitName, is_collection};
+use crate::error::{Error, Result};
 use crate::train::Observer;
 
 pub use align::{Align, Aligned, AlignedGroup};
@@ -51,7 +51,7 @@ pub use compare::{
 pub use compute::Compute;
 #[cfg(feature = "cli")]
 pub use demo::{Demo, DemoObserver, Demonstration};
-pub use evaluate::{Evaluate, Evaluation};
+pub use evaluate::{Evaluate, Evaluation, TestFlips};
 pub use export::{Export, Exported, ImageSize};
 pub use learn::{Learn, LearnedFiles};
 pub use log::EpochLog;
@@ -88,12 +88,38 @@ impl Images {
         observer: &mut dyn Observer,
     ) -> Result<Dataset> {
         let collected = Dataset::open_split(&self.data, &self.collecting_for(files), split, labels, classes)?;
+        self.check_drawn(&collected.data, files)?;
         Ok(self.tell(collected, observer))
     }
 
     fn tell(&self, Collected { data, remarks }: Collected, observer: &mut dyn Observer) -> Dataset {
         remarks.iter().for_each(|remark| observer.remark(&format!("{}: {remark}", self.data.display())));
         data
+    }
+
+    /// How the splits of this collection were drawn where a network was trained on a part of it.
+    fn drawn<'a>(&self, files: &[(&Path, &'a Provenance)]) -> Option<&'a Drawn> {
+        let name = self.data.file_name().unwrap_or_default().to_string_lossy();
+        let records = files.iter().filter_map(|(_, provenance)| provenance.data.as_ref());
+        records.filter(|record| record.name == name).find_map(|record| record.drawn.as_ref())
+    }
+
+    /// Refuses splits that were drawn again and came to others: what is measured now may have been learned from.
+    fn check_drawn(&self, data: &Dataset, files: &[(&Path, &Provenance)]) -> Result<()> {
+        let (Some(before), Some(now)) = (self.drawn(files), &data.drawn) else { return Ok(()) };
+        let Collecting { split_seed, shares, group_column, .. } = &self.collecting;
+        let others_are_asked_for = split_seed.is_some() || shares.is_some() || group_column.is_some();
+        if others_are_asked_for || before.sha256.is_none() || before.sha256 == now.sha256 {
+            return Ok(());
+        }
+        let message = "the splits that are drawn are not those of training: images or labels have changed";
+        let hint = match &before.labels {
+            Some(labels) => format!("it was trained with --labels …/{labels}; to draw others: --split-seed 0"),
+            None => "give the table of training's splits (inspect --write-splits): --labels FILE; to draw others: \
+                     --split-seed 0"
+                .to_string(),
+        };
+        Err(Error::data(&self.data, message, hint))
     }
 
     /// Images of any size are brought to that of the images that the networks were trained on, unless another is asked for.
@@ -103,12 +129,11 @@ impl Images {
             return collecting;
         }
         // Whoever was trained on a part of these images is measured on the others.
-        let name = self.data.file_name().unwrap_or_default().to_string_lossy();
-        let records = files.iter().filter_map(|(_, provenance)| provenance.data.as_ref());
-        if let Some(drawn) = records.filter(|record| record.name == name).find_map(|record| record.drawn.as_ref()) {
+        if let Some(drawn) = self.drawn(files) {
             collecting.split_seed = collecting.split_seed.or(Some(drawn.seed));
             collecting.shares = collecting.shares.or(Some(drawn.shares));
             collecting.group_column = collecting.group_column.or(drawn.group_column.clone());
+            collecting.label_column = collecting.label_column.or(drawn.label_column.clone());
         }
         if collecting.image_size.is_none() {
             let mut sizes = files.iter().filter_map(|(_, provenance)| provenance.image_size);

@@ -1,5 +1,5 @@
 //! Predictions: the class and the scores that a network gives each image, as a table; of a network with several heads,
-//! those of each.
+//! those of each. Of labels that an image may have at once, those whose probability is above one half, joined by `|`.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 use super::Evaluate;
 use super::evaluate::{HeadScores, Scored};
 use super::heads::Needs;
-use crate::data::Labels;
+use crate::data::{Labels, Task};
 use crate::error::Result;
-use crate::metrics::{argmax, softmax};
+use crate::metrics::{argmax, sigmoid, softmax};
 use crate::output::{OutputPath, check_apart};
 use crate::train::Observer;
 
@@ -54,6 +54,8 @@ pub struct Predictions {
     pub heads: Vec<HeadPredictions>,
     /// The true class per image, where the file has labels; where there are several heads, nothing says of which.
     pub labels: Option<Vec<u32>>,
+    /// What labels and predictions say.
+    pub task: Task,
     /// What each image is called, where they are files.
     pub names: Option<Vec<String>>,
 }
@@ -66,7 +68,7 @@ pub struct HeadPredictions {
     /// Images × classes: logits, or probabilities.
     pub scores: Vec<f32>,
     pub classes: usize,
-    /// The class that scores highest, per image.
+    /// The class that scores highest, per image, or the set of those that are more likely than not.
     pub predicted: Vec<u32>,
     /// As the data set names the classes, or the network.
     pub class_names: Option<Vec<String>>,
@@ -87,27 +89,35 @@ impl Evaluate {
             PredictionFormat::Table => Needs::All,
             PredictionFormat::Medmnist => Needs::One("MedMNIST's format has the scores of one"),
         };
-        let Scored { heads, split } = self.scores(Labels::Optional, needs, observer)?;
-        let heads = heads.into_iter().map(|head| HeadPredictions::of(head, logits)).collect();
+        let Scored { heads, split, task } = self.scores(Labels::Optional, needs, observer)?;
+        let heads = heads.into_iter().map(|head| HeadPredictions::of(head, task, logits)).collect();
         let images = split.len();
         let names = (0..images).map(|index| split.images().name(index).map(String::from)).collect();
-        Ok(Predictions { images, heads, names, labels: split.is_labelled().then_some(split.labels) })
+        let labels = split.is_labelled().then_some(split.labels);
+        Ok(Predictions { images, heads, names, labels, task })
     }
 }
 
 impl HeadPredictions {
-    fn of(head: HeadScores, logits: bool) -> HeadPredictions {
+    fn of(head: HeadScores, task: Task, logits: bool) -> HeadPredictions {
         let HeadScores { name, logits: mut scores, classes, class_names } = head;
         // Before probabilities round: the same classes that figures count.
-        let predicted = scores.chunks(classes).map(|row| argmax(row) as u32).collect();
-        if !logits {
-            scores.chunks_mut(classes).for_each(softmax);
+        let of_row = |row: &[f32]| match task {
+            Task::MultiClass => argmax(row) as u32,
+            Task::MultiLabel => row.iter().rev().fold(0, |set, &logit| set << 1 | u32::from(logit > 0.0)),
+        };
+        let predicted = scores.chunks(classes).map(of_row).collect();
+        match task {
+            _ if logits => {}
+            Task::MultiClass => scores.chunks_mut(classes).for_each(softmax),
+            Task::MultiLabel => scores.iter_mut().for_each(|score| *score = sigmoid(*score) as f32),
         }
         HeadPredictions { name, scores, classes, predicted, class_names }
     }
 
-    fn name_of(&self, class: u32) -> Option<&str> {
-        Some(&self.class_names.as_ref()?[class as usize])
+    fn names_of(&self, task: Task, label: u32) -> Option<String> {
+        let names = self.class_names.as_ref()?;
+        Some(task.classes_of(label).map(|class| names[class].as_str()).collect::<Vec<_>>().join("|"))
     }
 
     fn write_scores(&self, index: usize, to: &mut dyn Write) -> io::Result<()> {
@@ -182,26 +192,31 @@ impl Predictions {
     fn write_classes(&self, head: &HeadPredictions, index: usize, to: &mut dyn Write) -> io::Result<()> {
         let (label, predicted) = (self.labels.as_ref().map(|labels| labels[index]), head.predicted[index]);
         match label {
-            Some(label) => write!(to, ",{label},{predicted}")?,
-            None => write!(to, ",,{predicted}")?,
+            Some(label) => write!(to, ",{},{}", self.numbers(label), self.numbers(predicted))?,
+            None => write!(to, ",,{}", self.numbers(predicted))?,
         }
-        let names = label.into_iter().chain([predicted]).filter_map(|class| head.name_of(class));
-        names.into_iter().try_for_each(|name| write!(to, ",{}", quoted(name)))
+        let names = label.into_iter().chain([predicted]).filter_map(|label| head.names_of(self.task, label));
+        names.into_iter().try_for_each(|name| write!(to, ",{}", quoted(&name)))
     }
 
     /// The label of an image, and what each of several heads says.
     fn write_heads(&self, heads: &[HeadPredictions], index: usize, to: &mut dyn Write) -> io::Result<()> {
         match &self.labels {
-            Some(labels) => write!(to, ",{}", labels[index])?,
+            Some(labels) => write!(to, ",{}", self.numbers(labels[index]))?,
             None => write!(to, ",")?,
         }
         for head in heads {
             let predicted = head.predicted[index];
-            write!(to, ",{predicted}")?;
-            head.name_of(predicted).map_or(Ok(()), |name| write!(to, ",{}", quoted(name)))?;
+            write!(to, ",{}", self.numbers(predicted))?;
+            head.names_of(self.task, predicted).map_or(Ok(()), |name| write!(to, ",{}", quoted(&name)))?;
             head.write_scores(index, to)?;
         }
         Ok(())
+    }
+
+    /// The numbers of the classes that a label says.
+    fn numbers(&self, label: u32) -> String {
+        self.task.classes_of(label).map(|class| class.to_string()).collect::<Vec<_>>().join("|")
     }
 }
 
@@ -241,8 +256,10 @@ mod tests {
             class_names: None,
         };
         let with_names = HeadPredictions { class_names: Some(vec!["a, or \"A\"".into(), "b".into()]), ..head.clone() };
-        let of =
-            |head: &HeadPredictions, labels| Predictions { images: 2, heads: vec![head.clone()], labels, names: None };
+        let of = |head: &HeadPredictions, labels| {
+            let task = Task::MultiClass;
+            Predictions { images: 2, heads: vec![head.clone()], labels, task, names: None }
+        };
         let (plain, named) = (of(&head, None), of(&with_names, None));
         let (labelled, both) = (of(&head, Some(vec![1, 1])), of(&with_names, Some(vec![1, 1])));
         for (predictions, expected) in [
@@ -265,6 +282,24 @@ mod tests {
     }
 
     #[test]
+    fn several_labels_are_joined() {
+        let head = HeadScores {
+            name: None,
+            logits: vec![0.0, 3.0, 1.5, -1.0, -2.0, 0.0],
+            classes: 3,
+            class_names: Some(["x", "y", "z"].map(String::from).to_vec()),
+        };
+        let head = HeadPredictions::of(head, Task::MultiLabel, false);
+        assert_eq!((head.scores[0], head.predicted.clone()), (0.5, vec![0b110, 0]));
+        let head = HeadPredictions { scores: vec![0.5; 6], ..head };
+        let (labels, task) = (Some(vec![0b101, 0b010]), Task::MultiLabel);
+        let predictions = Predictions { images: 2, heads: vec![head], labels, task, names: None };
+        let expected = "index,label,predicted,label_name,predicted_name,score0,score1,score2\n\
+                        0,0|2,1|2,x|z,y|z,0.5,0.5,0.5\n1,1,,y,,0.5,0.5,0.5\n";
+        assert_eq!(written(&predictions, PredictionFormat::Table), expected);
+    }
+
+    #[test]
     fn several_heads_lie_side_by_side() {
         let [first, second] =
             [("x", 2, [1, 0]), ("y,z", 1, [0, 0])].map(|(name, classes, predicted)| HeadPredictions {
@@ -276,7 +311,8 @@ mod tests {
             });
         let first = HeadPredictions { class_names: Some(vec!["a".into(), "b,c".into()]), ..first };
         // Labels that no head knows.
-        let predictions = Predictions { images: 2, heads: vec![first, second], labels: Some(vec![7, 8]), names: None };
+        let (heads, labels, task) = (vec![first, second], Some(vec![7, 8]), Task::MultiClass);
+        let predictions = Predictions { images: 2, heads, labels, task, names: None };
         let header = "index,label,predicted_x,predicted_name_x,score_x_0,score_x_1,\"predicted_y,z\",\"score_y,z_0\"\n";
         let expected = format!("{header}0,7,1,\"b,c\",0.25,0.75,0,0.25\n1,8,0,a,1,0.5,0,0.75\n");
         assert_eq!(written(&predictions, PredictionFormat::Table), expected);

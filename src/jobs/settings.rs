@@ -37,6 +37,7 @@ pub(super) fn settings(
         "--class-weights balanced": options.balance_classes,
         "--flip": options.augmentation.is_some_and(|augmentation| augmentation.flip),
         "--shift": options.augmentation.map_or(0, |augmentation| augmentation.shift),
+        "augmentation": options.augmentation.filter(|augmentation| !augmentation.is_placement()),
         "--patience": options.patience,
         "--seed": options.seed,
         "--precision": compute.precision,

@@ -288,7 +288,9 @@ impl Train {
             !matches!(self.start, Start::From { new_head: true, .. } | Start::Merged { new_head: true, .. });
         let path = self.from().expect("there is one");
         let has_several = !from.heads().is_empty();
-        if from.has_head && from.model.network.classes == data.classes && keeps_head && !has_several {
+        // Of a network that says nothing the data's is taken.
+        let fits = from.provenance.task().is_none_or(|task| task == data.task);
+        if fits && from.has_head && from.model.network.classes == data.classes && keeps_head && !has_several {
             networks::check_class_names(path, from.provenance.class_names.as_ref(), data)?;
             return Ok(from.model.clone());
         }

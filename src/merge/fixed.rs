@@ -31,7 +31,7 @@ pub fn fold_by(method: &dyn MergeMethod, task: &Task, heads: Heads) -> Result<Fi
     model.trunk = trunk;
 
     let of_heads = shares.clone().unwrap_or_else(|| method.of_heads(&inputs));
-    let Headed { model, head, class_names, heads } = heads.put(sources, &of_heads, anchor, model);
+    let Headed { model, head, class_names, task: says, heads } = heads.put(sources, &of_heads, anchor, model);
     let json = |value: serde_json::Result<String>| value.expect("plain data is JSON");
     let name = match method.name() {
         // As files had it before there were others.
@@ -58,6 +58,6 @@ pub fn fold_by(method: &dyn MergeMethod, task: &Task, heads: Heads) -> Result<Fi
     let numbers = inputs.numbers.texts().into_iter();
     metadata.extend(numbers.map(|(number, value)| (format!("medmerge.{number}"), value)));
     let image_size = sources.get(anchor).checkpoint.provenance.image_size;
-    let provenance = Provenance { image_size, class_names, heads, ..Provenance::default() };
+    let provenance = Provenance { image_size, class_names, task: says, heads, ..Provenance::default() };
     Ok(Fixed { model, head, metadata, provenance, architecture: sources.architecture().clone(), remarks })
 }

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Source, Sources};
 use crate::checkpoint::{HeadRecord, Provenance};
+use crate::data::Task;
 use crate::error::{Error, Result};
 use crate::nn::{Model, Parameter, Region};
 
@@ -126,12 +127,21 @@ pub(super) struct Headed {
     pub model: Model,
     pub head: Head,
     pub class_names: Option<Vec<String>>,
+    pub task: Option<Task>,
     pub heads: Option<Vec<HeadRecord>>,
 }
 
 impl Heads {
-    /// Refuses sources whose heads cannot be put one below the other, before anything is merged.
+    /// Refuses sources whose heads cannot be put together, before anything is merged.
     pub(super) fn check(self, sources: &Sources) -> Result<()> {
+        let task = |source: &Source| source.checkpoint.provenance.task;
+        if let (Heads::Merge | Heads::Concat, Some(odd)) =
+            (self, sources.iter().find(|source| task(source) != task(sources.get(0))))
+        {
+            let [first, odd] = [sources.get(0), odd].map(|source| source.path.display());
+            let message = format!("one of {first} and {odd} tells classes apart, the other findings that go together");
+            return Err(Error::usage(message, "take the head of one of them, --heads anchor, or none, --heads new"));
+        }
         match self {
             Heads::Concat => sources.iter().try_for_each(check_concatenable),
             _ => Ok(()),
@@ -157,7 +167,8 @@ impl Heads {
             Head::Concatenated(heads) => (HeadRecord::all_class_names(heads), Some(heads.clone())),
             Head::New | Head::Missing => (None, None),
         };
-        Headed { model, head, class_names, heads }
+        let task = sources.get(anchor).checkpoint.provenance.task.filter(|_| head.is_there());
+        Headed { model, head, class_names, task, heads }
     }
 }
 

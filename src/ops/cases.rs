@@ -8,7 +8,7 @@ use super::merge::constraint::{Constraint, Mean, Parametrization};
 use super::merge::{Choice, Segment, Table};
 use super::optimizer::{AdamW, Sgd};
 use super::pool::Pool;
-use super::softmax_cross_entropy::CrossEntropy;
+use super::softmax_cross_entropy::{CrossEntropy, Form};
 
 /// A convolution. Built as `conv(name, [N, H, W, C], [K, R, S])`, with the rest of its geometry behind.
 #[derive(Clone, Copy, Debug)]
@@ -701,15 +701,21 @@ pub struct CrossEntropyCase {
     pub class_weights: &'static [f64],
     pub label_smoothing: f64,
     pub scale: f64,
+    pub form: Form,
 }
 
 const fn loss(name: &'static str, [n, classes]: [usize; 2], scale: f64) -> CrossEntropyCase {
-    CrossEntropyCase { name, n, classes, class_weights: &[], label_smoothing: 0.0, scale }
+    CrossEntropyCase { name, n, classes, class_weights: &[], label_smoothing: 0.0, scale, form: Form::Softmax }
 }
 
 impl CrossEntropyCase {
     const fn weights(mut self, class_weights: &'static [f64]) -> CrossEntropyCase {
         self.class_weights = class_weights;
+        self
+    }
+
+    const fn sigmoid(mut self) -> CrossEntropyCase {
+        self.form = Form::Sigmoid;
         self
     }
 
@@ -723,6 +729,7 @@ impl CrossEntropyCase {
         CrossEntropy {
             class_weights: self.class_weights.iter().copied().cycle().take(count).collect(),
             label_smoothing: self.label_smoothing,
+            form: self.form,
         }
     }
 }
@@ -739,6 +746,22 @@ pub const CROSS_ENTROPY: &[CrossEntropyCase] = &[
     // exp(10⁴) is infinite, exp(−10⁴) zero.
     loss("huge logits", [6, 4], 1e4),
     loss("huge logits, class weights and smoothed labels", [6, 4], 1e4).weights(&[0.5, 2.0]).smoothing(0.1),
+];
+
+/// The same with shares as targets.
+pub const SOFT_CROSS_ENTROPY: &[CrossEntropyCase] = &[
+    loss("one image, two classes, shares", [1, 2], 1.0),
+    loss("odd counts, shares", [5, 3], 4.0),
+    loss("class weights and smoothed shares", [8, 5], 3.0).weights(&[0.25, 1.0, 3.0]).smoothing(0.2),
+    loss("shares of more classes than a warp has threads", [3, 70], 2.0),
+    loss("a batch of shares", [128, 100], 5.0).weights(&[1.0, 0.5]).smoothing(0.1),
+    loss("huge logits, shares", [6, 4], 1e4).weights(&[0.5, 2.0]).smoothing(0.1),
+    loss("one decision", [1, 1], 1.0).sigmoid(),
+    loss("odd counts of decisions", [5, 3], 4.0).sigmoid(),
+    loss("weights and smoothed decisions", [8, 14], 3.0).sigmoid().weights(&[0.25, 1.0, 3.0]).smoothing(0.2),
+    loss("more decisions than a warp has threads", [3, 70], 2.0).sigmoid(),
+    loss("a batch of decisions", [300, 14], 5.0).sigmoid().weights(&[1.0, 0.5]),
+    loss("huge logits of decisions", [6, 4], 1e4).sigmoid().weights(&[0.5, 2.0]).smoothing(0.1),
 ];
 
 /// Several updates of `len` parameters, each with a gradient of its own.
@@ -800,6 +823,7 @@ mod tests {
         names(POOL.iter().map(|case| case.name).collect());
         names(GRAM.iter().map(|case| case.name).collect());
         names(CROSS_ENTROPY.iter().map(|case| case.name).collect());
+        names(SOFT_CROSS_ENTROPY.iter().map(|case| case.name).collect());
         names(OPTIMIZER.iter().map(|case| case.name).collect());
     }
 }

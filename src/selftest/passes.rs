@@ -14,7 +14,8 @@ use crate::ops::gram::Samples;
 use crate::ops::optimizer::AdamW;
 use crate::ops::pointwise::Pull;
 use crate::ops::{
-    batch_norm, concat, conv2d, dropout, gram, linear, merge, optimizer, pointwise, pool, softmax_cross_entropy,
+    batch_norm, concat, conv2d, dropout, gram, linear, merge, optimizer, pointwise, pool, soft_cross_entropy,
+    softmax_cross_entropy,
 };
 use crate::tensor::{DType, Integers, Shape, Tensor, TensorMut};
 
@@ -48,6 +49,7 @@ pub const OPS: &[Op] = &[
     Op { name: "merge", passes: merges },
     Op { name: "constraint", passes: constraints },
     Op { name: "softmax_cross_entropy", passes: losses },
+    Op { name: "soft_cross_entropy", passes: soft_losses },
     Op { name: "optimizer", passes: optimizers },
 ];
 
@@ -661,6 +663,21 @@ fn losses() -> Vec<Pass> {
         pass.of(case.name).within(SUM).within_on_cpu(IN_F64).in_f32()
     };
     cases::CROSS_ENTROPY.iter().map(of_case).collect()
+}
+
+fn soft_losses() -> Vec<Pass> {
+    let of_case = |case: &CrossEntropyCase| {
+        let (loss, n, classes) = (case.loss(), case.n, case.classes);
+        let logits = Input::around(Layout::dense([n, classes]), 0.0, case.scale);
+        // Shares from 0 to 1.
+        let targets = Input::around(Layout::dense([n, classes]), 0.5, 0.5);
+        let results = [[1].into(), [n, classes].into()].map(|shape: Shape| Layout::dense(shape));
+        let pass = Pass::new("loss and gradient", [logits, targets], results, move |[z, t], [value, gradient]| {
+            soft_cross_entropy::forward_backward(&loss, z, t, value, gradient, None);
+        });
+        pass.of(case.name).within(SUM).within_on_cpu(IN_F64).in_f32()
+    };
+    cases::SOFT_CROSS_ENTROPY.iter().map(of_case).collect()
 }
 
 fn optimizers() -> Vec<Pass> {

@@ -5,10 +5,13 @@ use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 
 use super::Place;
-use crate::data::{self, Depth, Loader, RawBatch};
+use crate::data::{self, Loader, RawBatch};
 use crate::error::Result;
+use crate::ops::control::Control;
 use crate::ops::dropout::Key;
 use crate::ops::images::{Images, prepare};
+use crate::ops::softmax_cross_entropy::CrossEntropy;
+use crate::tape::{Tape, Var};
 use crate::tensor::{DType, Device, Integers, Tensor};
 
 /// The batches of a loader, for one place.
@@ -54,10 +57,8 @@ impl<'a> Batches<'a> {
 
     /// The batches of an epoch, each made when it is asked for.
     pub fn epoch(&self, epoch: usize) -> Box<dyn Iterator<Item = Result<Loaded>> + '_> {
-        match (self.place.device, self.loader.depth()) {
-            (Device::Gpu(_), Depth::Eight) => {
-                Box::new(self.loader.raw_epoch(epoch).map(|batch| batch.map(Loaded::Bytes)))
-            }
+        match (self.place.device, self.loader.has_bytes()) {
+            (Device::Gpu(_), true) => Box::new(self.loader.raw_epoch(epoch).map(|batch| batch.map(Loaded::Bytes))),
             _ => Box::new(self.loader.epoch(epoch).map(|batch| batch.map(Loaded::Numbers))),
         }
     }
@@ -84,9 +85,11 @@ impl<'a> Batches<'a> {
                 let images = Tensor::from_vec(batch.images, batch.shape).to_device(device);
                 let labels = Integers::from_vec(batch.labels).to_device(device);
                 let key = Some(self.key(batch.key));
-                Batch { content: Content::Numbers { images, precision }, labels, key }
+                let shares = shares(batch.shares, batch.shape[0], device);
+                Batch { content: Content::Numbers { images, precision }, labels, shares, key }
             }
             Loaded::Bytes(batch) => {
+                let shares = shares(batch.shares, batch.shape[0], device);
                 let images = Images {
                     bytes: Integers::from_vec(batch.bytes).to_device(device),
                     shape: batch.shape,
@@ -94,7 +97,7 @@ impl<'a> Batches<'a> {
                 };
                 let labels = Integers::from_vec(batch.labels).to_device(device);
                 let key = Some(self.key(batch.key));
-                Batch { key, ..Batch::of_bytes(images, Arc::clone(&self.tables), precision, labels) }
+                Batch { key, shares, ..Batch::of_bytes(images, Arc::clone(&self.tables), precision, labels) }
             }
         }
     }
@@ -104,10 +107,20 @@ impl<'a> Batches<'a> {
     }
 }
 
+/// N×K.
+fn shares(shares: Option<Vec<f32>>, images: usize, device: Device) -> Option<Tensor> {
+    shares.map(|shares| {
+        let shape = [images, shares.len() / images];
+        Tensor::from_vec(shares, shape).to_device(device)
+    })
+}
+
 /// A batch in the memory of the device that works on it.
 pub struct Batch {
     content: Content,
     labels: Integers<u32>,
+    /// N×K, where labels are shares of classes.
+    shares: Option<Tensor>,
     /// The key that dropout draws by; without one, nothing is dropped.
     key: Option<Key>,
 }
@@ -129,12 +142,12 @@ impl Batch {
     /// One whose activations are there, N×H×W×C.
     pub fn of_activations(images: Tensor, labels: Integers<u32>) -> Batch {
         let precision = images.dtype();
-        Batch { content: Content::Numbers { images, precision }, labels, key: None }
+        Batch { content: Content::Numbers { images, precision }, labels, shares: None, key: None }
     }
 
     /// One on a GPU, whose activations are stored in `precision`.
     pub fn of_bytes(images: Images, tables: Arc<[[f32; 256]]>, precision: DType, labels: Integers<u32>) -> Batch {
-        Batch { content: Content::Bytes { images, tables, precision }, labels, key: None }
+        Batch { content: Content::Bytes { images, tables, precision }, labels, shares: None, key: None }
     }
 
     pub(super) fn key(&self) -> Option<&Key> {
@@ -144,6 +157,19 @@ impl Batch {
     /// One per image.
     pub fn labels(&self) -> &Integers<u32> {
         &self.labels
+    }
+
+    /// One whose images are so much of each class, N×K.
+    pub fn with_shares(self, shares: Tensor) -> Batch {
+        Batch { shares: Some(shares), ..self }
+    }
+
+    /// The mean loss of these logits.
+    pub fn loss(&self, tape: &mut Tape, loss: &CrossEntropy, logits: &Var, control: Option<&Control>) -> Var {
+        let Some(shares) = &self.shares else { return tape.softmax_cross_entropy(loss, logits, &self.labels, control) };
+        let dtype = logits.value().dtype();
+        let as_logits = if shares.dtype() == dtype { shares.clone() } else { shares.cast(dtype) };
+        tape.soft_cross_entropy(loss, logits, &as_logits, control)
     }
 
     /// N×H×W×C, for a network to read; on a GPU made by a launch.
@@ -168,6 +194,14 @@ impl Batch {
                 Loaded::Numbers(next) => next.key,
             };
             Arc::get_mut(key).expect("no step is under way").write(&words);
+        }
+        let shares = match next {
+            Loaded::Bytes(next) => &next.shares,
+            Loaded::Numbers(next) => &next.shares,
+        };
+        if let (Some(on_device), Some(shares)) = (&mut self.shares, shares) {
+            let shape = on_device.shape();
+            on_device.view_mut().copy_from(&Tensor::from_vec(shares.clone(), shape));
         }
         match (&mut self.content, next) {
             (Content::Bytes { images, .. }, Loaded::Bytes(next)) => {

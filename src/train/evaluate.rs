@@ -81,7 +81,8 @@ impl Evaluator {
 
     pub fn evaluate(&mut self, model: &Model, target: Target, split: SplitName, batch_size: usize) -> Result<Metrics> {
         let scores = self.scores(model, target, split, batch_size, |_| {})?;
-        Ok(Metrics::compute(&scores, &target.data.split(split).labels, model.network.classes))
+        let data = target.data;
+        Ok(Metrics::of(data.task, &scores, &data.split(split).labels, model.network.classes))
     }
 
     /// Logits of a batch.

@@ -68,7 +68,12 @@ impl Images for TargetImages<'_, '_> {
     fn fisher(&self, sources: &Sources, source: usize, seed: u64) -> Result<Tensor> {
         let source = sources.get(source);
         self.observer.borrow_mut().phase(&format!("how much {} depends on its numbers", source.path.display()));
-        fisher(&source.checkpoint.model, seed, self.target, &mut **self.observer.borrow_mut())
+        fisher(
+            (&source.checkpoint.model, source.checkpoint.provenance.task().unwrap_or_default()),
+            seed,
+            self.target,
+            &mut **self.observer.borrow_mut(),
+        )
     }
 
     fn score(&self, model: &Model) -> Result<f64> {

@@ -60,7 +60,7 @@ pub use step::{MergeState, Optimizers, StepGradients, Subject, apply, gradients,
 pub use training::{train, train_resumable};
 
 use crate::checkpoint::Phase;
-use crate::data::{Augmentation, Dataset, Loader, LoaderOptions, Normalisation, SplitName};
+use crate::data::{Augmentation, Dataset, Loader, LoaderOptions, Normalisation, SplitName, Task};
 use crate::error::{Error, Result};
 use crate::nn::{Model, Network};
 use crate::tensor::Device;
@@ -153,7 +153,12 @@ impl<'a> Target<'a> {
     ) -> Loader<'a> {
         let Dataset { height, width, channels, .. } = *self.data;
         let normalisation = self.normalisation.clone();
-        let options = LoaderOptions { network_channels, normalisation, batch_size, shuffle, augmentation, seed };
+        // What is learned from; who measures reads labels from the data set.
+        let mixes = augmentation.is_some_and(|augmentation| augmentation.mixes());
+        let is_shared = shuffle && (mixes || self.data.task == Task::MultiLabel);
+        let shares = is_shared.then_some((self.data.task, self.data.classes));
+        let options =
+            LoaderOptions { network_channels, normalisation, batch_size, shuffle, augmentation, seed, shares };
         Loader::new(self.data.split(split), height, width, channels, options)
     }
 }
@@ -254,10 +259,7 @@ impl TrainOptions {
         if !self.weight_decay.is_finite() || self.weight_decay < 0.0 {
             return refuse(format!("--weight-decay {}", self.weight_decay), "give 0 or a small positive number");
         }
-        if let Some(shift) = self.augmentation.as_ref().map(|a| a.shift).filter(|&shift| shift > crate::data::MAX_SIZE)
-        {
-            return refuse(format!("--shift {shift}"), "give a few pixels; images have at most 1024 a side");
-        }
+        self.augmentation.map_or(Ok(()), |augmentation| augmentation.check())?;
         if !(0.0..1.0).contains(&self.label_smoothing) {
             return refuse(
                 format!("--label-smoothing {}", self.label_smoothing),
@@ -323,6 +325,7 @@ impl TrainOptions {
             balances_classes: self.balance_classes,
             flip: self.augmentation.is_some_and(|augmentation| augmentation.flip),
             shift: self.augmentation.map_or(0, |augmentation| augmentation.shift),
+            augmentation: self.augmentation.filter(|augmentation| !augmentation.is_placement()),
             seed: self.seed,
         }
     }

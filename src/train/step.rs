@@ -233,7 +233,7 @@ pub fn gradients(
     let (arenas, statistics) = ([&trunk, &head], &model.statistics);
     let output = model.network.forward_with(&mut tape, arenas, statistics, images, subject.mode(), extras);
     drop(trunk);
-    let loss = tape.softmax_cross_entropy(loss, &output.logits, batch.labels(), control);
+    let loss = batch.loss(&mut tape, loss, &output.logits, control);
     let value = loss.value().clone();
     drop(output.logits);
     let mut gradients = tape.backward(loss);

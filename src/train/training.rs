@@ -9,12 +9,12 @@ use super::recorder::Recorder;
 use super::resume::Progress;
 use super::selection::{Selection, has_lost_patience};
 use super::{EpochRecord, Observer, ResumeFile, Subject, Target, TrainOptions};
-use crate::data::{Dataset, SplitName};
+use crate::data::{Dataset, SplitName, Task};
 use crate::error::{Error, Result};
 use crate::interrupt::{Listener, interrupted};
 use crate::metrics::Metrics;
 use crate::nn::{Mode, Model};
-use crate::ops::softmax_cross_entropy::CrossEntropy;
+use crate::ops::softmax_cross_entropy::{CrossEntropy, Form};
 use crate::tensor::{Device, Tensor};
 
 /// Trains `subject` on the training split and leaves in `model` (and in the subject's merge weights) the best epoch by
@@ -115,6 +115,10 @@ impl<'a> Training<'a> {
         let loss = CrossEntropy {
             class_weights: if options.balance_classes { balanced_weights(target.data) } else { Vec::new() },
             label_smoothing: options.label_smoothing,
+            form: match target.data.task {
+                Task::MultiClass => Form::Softmax,
+                Task::MultiLabel => Form::Sigmoid,
+            },
         };
         let steps = loader.batches_per_epoch() * options.epochs;
         let mut optimizers = subject.optimizers(options);
@@ -276,9 +280,12 @@ fn validate(evaluator: &mut Evaluator, model: &Model, target: Target, batch_size
     evaluator.evaluate(model, target, SplitName::Val, batch_size).map(Some)
 }
 
-/// N / (classes · images of the class).
+/// N / (classes · images of the class); of labels that an image may have at once, images without the label by those with it.
 fn balanced_weights(data: &Dataset) -> Vec<f64> {
-    let counts = data.class_counts(SplitName::Train);
-    let total: usize = counts.iter().sum();
-    counts.iter().map(|&count| total as f64 / (counts.len() * count.max(1)) as f64).collect()
+    let (counts, images) = (data.class_counts(SplitName::Train), data.train.len() as f64);
+    let of_count = |count: usize| match data.task {
+        Task::MultiClass => images / (counts.len() * count.max(1)) as f64,
+        Task::MultiLabel => (images - count as f64) / count.max(1) as f64,
+    };
+    counts.iter().map(|&count| of_count(count)).collect()
 }

@@ -240,7 +240,6 @@ fn what_is_wrong_is_named_in_one_line() {
     };
     table("missing", "image,label\n0,a\n1,b\n2,a\n7,b\n");
     table("twice", "image,label\n0,a\n1,b\n0,b\n");
-    table("several", "image,oedema,effusion\n0,1,1\n1,0,1\n");
     fs::create_dir_all(folder.path("nothing")).unwrap();
     (0..2).for_each(|i| flat(&folder, &format!("loose/{i}/x.png"), i));
     flat(&folder, "loose/y.png", 1);
@@ -262,7 +261,6 @@ fn what_is_wrong_is_named_in_one_line() {
                 &["1 of 4 rows name images that are not there: 7", "--skip-broken"],
             ),
             case("two labels", train("twice"), &["images with two labels: 0"]),
-            case("labels at once", train("several"), &["row 2 has several labels at once (oedema, effusion)"]),
             case("no folder", train("loose"), &["y.png is in no folder of a class"]),
             case("column", format!("{} --label-column dx", train("missing")), &["unknown column 'dx'"]),
             case(

@@ -1,6 +1,7 @@
 //! The program as its users meet it: arguments in, files, lines and an exit code out.
 
 mod align;
+mod augmentation;
 mod bad_input;
 mod bench;
 #[path = "../common/binaries.rs"]
@@ -15,6 +16,7 @@ mod heads;
 mod images;
 mod jobs;
 mod learned_on;
+mod many_labels;
 mod memory;
 mod methods;
 mod outputs;

@@ -3,7 +3,8 @@
 use medmerge::gpu::Handle;
 use medmerge::ops::control::{Control, GROWTH, LOSSES, Values};
 use medmerge::ops::optimizer::{self, AdamW, Sgd};
-use medmerge::ops::softmax_cross_entropy::{CrossEntropy, forward_backward};
+use medmerge::ops::soft_cross_entropy;
+use medmerge::ops::softmax_cross_entropy::{CrossEntropy, Form, forward_backward};
 use medmerge::tensor::{DType, Device, Integers, Tensor};
 use medmerge::train::{Optimizer, OptimizerKind};
 
@@ -196,7 +197,7 @@ fn the_scale_multiplies_the_gradient_alone() {
         let device = Device::Gpu(gpu);
         let logits = vector(gpu, (0..12).map(|i| (i * 5 % 7) as f32).collect()).reshape([4, 3]);
         let labels = Integers::from_vec(vec![0, 2, 1, 2]).to_device(device);
-        let loss = CrossEntropy { class_weights: vec![1.0, 0.5, 2.0], label_smoothing: 0.1 };
+        let loss = CrossEntropy { class_weights: vec![1.0, 0.5, 2.0], label_smoothing: 0.1, ..Default::default() };
         let run = |control: Option<&Control>| {
             let mut value = Tensor::uninit([1], DType::F32, device);
             let mut gradient = Tensor::uninit([4, 3], DType::F32, device);
@@ -207,5 +208,19 @@ fn the_scale_multiplies_the_gradient_alone() {
         let scaled = control(gpu, true, Values { scale: 4096.0, ..Values::default() });
         // A power of two changes no bit of the rest.
         assert_eq!(run(Some(&scaled)), (value, gradient.iter().map(|g| g * 4096.0).collect()), "on {gpu}");
+        let targets = vector(gpu, (0..12).map(|i| (i * 7 % 5) as f32 / 4.0).collect()).reshape([4, 3]);
+        for form in [Form::Softmax, Form::Sigmoid] {
+            let loss = CrossEntropy { form, ..loss.clone() };
+            let run = |control: Option<&Control>| {
+                let mut value = Tensor::uninit([1], DType::F32, device);
+                let mut gradient = Tensor::uninit([4, 3], DType::F32, device);
+                let (of_value, of_gradient) = (value.view_mut(), gradient.view_mut());
+                soft_cross_entropy::forward_backward(&loss, &logits, &targets, of_value, of_gradient, control);
+                (value.to_vec::<f32>(), gradient.to_vec::<f32>())
+            };
+            let (value, gradient) = run(None);
+            let expected = (value, gradient.iter().map(|g| g * 4096.0).collect());
+            assert_eq!(run(Some(&scaled)), expected, "{form:?} on {gpu}");
+        }
     }
 }

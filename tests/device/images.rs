@@ -23,13 +23,15 @@ fn options(network_channels: usize, augmentation: Option<Augmentation>) -> Loade
         shuffle: true,
         augmentation,
         seed: 3,
+        shares: None,
     }
 }
 
 #[test]
 fn batches_have_the_loaders_bits() {
     // Shifts beyond the image show its edge alone.
-    let augmentations = [None, Some(2), Some(20)].map(|shift| shift.map(|shift| Augmentation { flip: true, shift }));
+    let augmentations = [None, Some(2), Some(20)]
+        .map(|shift| shift.map(|shift| Augmentation { flip: true, shift, ..Default::default() }));
     for gpu in devices() {
         for (channels, network_channels) in [(1, 1), (1, 3), (3, 3)] {
             for augmentation in &augmentations {
@@ -122,6 +124,7 @@ fn scans(broken: Option<usize>) -> Dataset {
         channels: 1,
         classes: 2,
         class_names: None,
+        task: Default::default(),
         drawn: None,
     }
 }
@@ -134,7 +137,7 @@ fn images_of_sixteen_bits_and_any_size() {
     let trained = |place: Place| {
         let target = Target { data: &data, normalisation: &Normalisation::default(), place };
         let mut model = Model::initialized(network.clone(), 1);
-        let augmentation = Some(Augmentation { flip: true, shift: 1 });
+        let augmentation = Some(Augmentation { flip: true, shift: 1, ..Default::default() });
         let options = TrainOptions { epochs: 2, batch_size: 4, augmentation, ..TrainOptions::default() };
         let history = train(&mut model, &mut Subject::Everything, target, &options, &mut Silent).unwrap();
         let logits = scores(&model, target, SplitName::Test, 4, |_| {}).unwrap();

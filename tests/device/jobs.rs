@@ -20,7 +20,7 @@ fn options() -> TrainOptions {
         batch_size: 6,
         learning_rate: 5e-3,
         balance_classes: true,
-        augmentation: Some(Augmentation { flip: true, shift: 1 }),
+        augmentation: Some(Augmentation { flip: true, shift: 1, ..Default::default() }),
         ..TrainOptions::default()
     }
 }

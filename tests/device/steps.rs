@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use medmerge::data::{Augmentation, Dataset, Loader, LoaderOptions, Normalisation, Split, SplitName};
+use medmerge::data::{Augmentation, Dataset, Loader, LoaderOptions, Normalisation, Split, SplitName, Task};
 #[cfg(feature = "emulator")]
 use medmerge::gpu::Gpu;
 use medmerge::gpu::Handle;
@@ -10,7 +10,7 @@ use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Method, Plan, Pr
 use medmerge::nn::{Architecture, Model, Network};
 use medmerge::ops::control::{FIRST_SCALE, LOSSES, Values};
 use medmerge::ops::merge::{FilterProducts, Term, alpha_gradient_of_products};
-use medmerge::ops::softmax_cross_entropy::CrossEntropy;
+use medmerge::ops::softmax_cross_entropy::{CrossEntropy, Form};
 use medmerge::tensor::{DType, Device, Integers, Tensor};
 use medmerge::train::{
     Batch, Batches, Change, Evaluator, MergeState, OptimizerKind, Place, Recorder, Subject, Target, Teachers,
@@ -144,6 +144,8 @@ struct Run {
     control: Option<Values>,
     /// What gets a new place in memory before every fourth step.
     moves: Option<Moved>,
+    /// The loss of labels as shares.
+    form: Option<Form>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -157,7 +159,16 @@ enum Moved {
 
 impl Run {
     fn on(place: Place) -> Run {
-        Run { place, graphs: true, epochs: 3, first_batch_size: 6, learning_rate: 1e-2, control: None, moves: None }
+        Run {
+            place,
+            graphs: true,
+            epochs: 3,
+            first_batch_size: 6,
+            learning_rate: 1e-2,
+            control: None,
+            moves: None,
+            form: None,
+        }
     }
 
     /// Epochs of three batches of six images and one of four.
@@ -172,8 +183,9 @@ impl Run {
             normalisation: Normalisation::default(),
             batch_size,
             shuffle: true,
-            augmentation: Some(Augmentation { flip: true, shift: 1 }),
+            augmentation: Some(Augmentation { flip: true, shift: 1, ..Default::default() }),
             seed: 1,
+            shares: self.form.map(|_| (Task::MultiLabel, CLASSES)),
         };
         let [first_loader, later_loader] = [self.first_batch_size, 6]
             .map(|size| Batches::new(Loader::new(&images, 8, 8, 1, options(size)), self.place));
@@ -182,7 +194,11 @@ impl Run {
         let (learning_rate, merge_learning_rate) = (self.learning_rate, 5.0 * self.learning_rate);
         let options = TrainOptions { learning_rate, merge_learning_rate, ..what.options() };
         options.check().unwrap();
-        let loss = CrossEntropy { class_weights: vec![1.0, 0.5, 2.0], label_smoothing: 0.1 };
+        let loss = CrossEntropy {
+            class_weights: vec![1.0, 0.5, 2.0],
+            label_smoothing: 0.1,
+            form: self.form.unwrap_or_default(),
+        };
         let mut recorder = Recorder::new(self.place, subject.optimizers(&options), loss, self.control);
         if !self.graphs {
             recorder = recorder.without_graphs();
@@ -570,6 +586,25 @@ fn the_norm_is_that_of_all_that_learns() {
 }
 
 #[test]
+fn steps_of_shares_agree_with_the_cpu() {
+    for gpu in devices() {
+        for (form, what) in [(Form::Softmax, ALL[0]), (Form::Sigmoid, ALL[0]), (Form::Sigmoid, ALL[5])] {
+            let of = |place| Run { form: Some(form), ..Run::on(place) };
+            let (ours, cpu) = (of(place(gpu, DType::F32)).go(what), of(Place::default()).go(what));
+            let error = normalized_error(&doubles(&ours.losses), &doubles(&cpu.losses));
+            assert!(error < 1e-4, "{form:?}, {what:?} on {gpu}: losses {error:.1e}");
+            for (index, (ours, cpu)) in ours.numbers.iter().zip(&cpu.numbers).enumerate() {
+                let error = normalized_error(&doubles(ours), &doubles(cpu));
+                assert!(error < 2e-3, "{form:?}, {what:?} on {gpu}: numbers {index} {error:.1e}");
+            }
+            // A recorded step reads the shares of its own batch.
+            let launched = Run { graphs: false, ..of(place(gpu, DType::F32)) }.go(what);
+            assert!(launched.bits() == ours.bits(), "{form:?}, {what:?} on {gpu}");
+        }
+    }
+}
+
+#[test]
 fn merge_weights_are_clamped() {
     for gpu in devices() {
         let outcome = Run { learning_rate: 0.5, ..Run::on(place(gpu, DType::F32)) }.go(ALL[5]);
@@ -588,6 +623,7 @@ pub fn dataset() -> Dataset {
         channels: 1,
         classes: CLASSES,
         class_names: None,
+        task: Default::default(),
         drawn: None,
         train: split(22, 5),
         val: split(9, 6),

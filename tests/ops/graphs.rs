@@ -174,6 +174,18 @@ fn cross_entropy() -> impl Iterator<Item = Graph> {
     })
 }
 
+fn soft_cross_entropy() -> impl Iterator<Item = Graph> {
+    cases::SOFT_CROSS_ENTROPY.iter().filter(|case| case.scale < 10.0 && case.n < 100).map(|case| {
+        let (n, classes) = (case.n, case.classes);
+        let logits = scaled(random([n, classes], 1), case.scale, 0.0);
+        let targets: Vec<f64> = (0..n * classes).map(|i| (7 * i % 5) as f64 / 4.0).collect();
+        let targets = Tensor::from_vec(targets, [n, classes]);
+        Graph::new(format!("{case:?}"), [logits], move |tape, l| {
+            tape.soft_cross_entropy(&case.loss(), &l[0], &targets.cast(l[0].value().dtype()), None)
+        })
+    })
+}
+
 /// α as the leaf, at every granularity of the table.
 fn merge() -> impl Iterator<Item = Graph> {
     cases::MERGE.iter().filter(|case| case.arena_len < 1000 && case.alphas > 0).map(|case| {
@@ -261,6 +273,7 @@ pub fn ops() -> impl Iterator<Item = Graph> {
         .chain(pointwise())
         .chain(linear())
         .chain(cross_entropy())
+        .chain(soft_cross_entropy())
         .chain(merge())
         .chain([merged_filters()])
         .chain(constrain())
@@ -275,7 +288,7 @@ fn images() -> Tensor {
 fn loss(tape: &mut Tape, network: &Network, trunk: &Var, head: &Var, statistics: &Tensor, mode: Mode) -> Var {
     let dtype = head.value().dtype();
     let output = network.forward(tape, trunk, head, &statistics.cast(dtype), images().cast(dtype), mode);
-    let loss = CrossEntropy { class_weights: vec![1.0, 0.5, 2.0], label_smoothing: 0.1 };
+    let loss = CrossEntropy { class_weights: vec![1.0, 0.5, 2.0], label_smoothing: 0.1, ..Default::default() };
     tape.softmax_cross_entropy(&loss, &output.logits, &Integers::from_vec(vec![0, 2, 1]), None)
 }
 

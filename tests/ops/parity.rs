@@ -58,7 +58,7 @@ macro_rules! ops {
 
 ops! {
     stored { convert conv2d batch_norm pool pointwise dropout concat gram merge }
-    single { linear constraint softmax_cross_entropy optimizer }
+    single { linear constraint softmax_cross_entropy soft_cross_entropy optimizer }
     tensor_cores { conv2d }
 }
 

@@ -3,8 +3,11 @@
 //! | what is there | where labels come from |
 //! |---|---|
 //! | a folder for each class, below `train`, `val`, `test` or not | the folders' names |
-//! | images and a table (CSV, TSV) | its column `label`, `class`, `dx`, `diagnosis` …, or one that is asked for; or a column of 0 and 1 for each class |
+//! | images and a table (CSV, TSV) | its column `label`, `class`, `dx`, `diagnosis` …, or one that is asked for; or a column of 0 and 1 for each class, or finding |
 //! | a list of paths, or of paths and labels | the list |
+//!
+//! An image has several labels at once where columns of 0 and 1 say so, or a column whose texts are joined by `|` (NIH ChestX-ray14);
+//! there, what is blank or uncertain (-1, CheXpert) is taken for absent.
 //!
 //! A table names images by a path, a name or a name without extension, in whichever column does so most. Splits are those of folders,
 //! or of a column `split`; what is missing is drawn, of each class its share, so that no group (a column `lesion_id`, `patient_id` …;
@@ -22,14 +25,16 @@ use std::sync::{Arc, OnceLock};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
-use super::{Classes, Dataset, Depth, Drawn, Labels, Split, SplitName, SplitSummary, Summary, count};
+use super::{Classes, Dataset, Depth, Drawn, Labels, Split, SplitName, SplitSummary, Summary, Task};
 use crate::error::{Error, Result};
 use crate::file_kind::{self, Wanted, listing};
+use crate::hex::hex;
 use crate::memory;
 use encoded::Encoded;
 use files::Files;
-use table::{Found, Names, Table, base, split_named, stem};
+use table::{Found, NONE, Names, Table, TableLabels, base, split_named, stem};
 
 /// The side that images are brought to unless another is asked for.
 const SIDE: usize = 224;
@@ -42,6 +47,7 @@ pub struct Collecting {
     pub image_size: Option<usize>,
     /// The table with the labels; found if left out.
     pub labels: Option<PathBuf>,
+    /// The column with the labels, or several of 0 and 1, separated by commas; found if left out.
     pub label_column: Option<String>,
     /// The column of what may not be in two splits; `none` for no such. Found if left out.
     pub group_column: Option<String>,
@@ -112,6 +118,18 @@ impl Dataset {
             collection.number_by(names);
         }
         let there = collection.classes;
+        if let Classes::Known { task: Some(task), by, .. } = classes
+            && *task != collection.task
+            && there > 0
+        {
+            let [ours, theirs] = [collection.task, *task].map(Task::name);
+            let message = format!("{ours} labels, and {by} has {theirs} ones");
+            return Err(Error::data(
+                path,
+                message,
+                "give the labels that it was trained with: --labels, --label-column",
+            ));
+        }
         let classes = match classes {
             Classes::Any => there,
             Classes::Known { count, by, .. }
@@ -203,6 +221,7 @@ struct Collection {
     items: Vec<Item>,
     /// 0 where there are no labels.
     classes: usize,
+    task: Task,
     class_names: Option<Vec<String>>,
     shape: [usize; 3],
     depth: Depth,
@@ -224,12 +243,13 @@ impl Collection {
         };
         let mut reading = Reading { path, collecting, files: &files, remarks: Vec::new() };
         let images = reading.images()?;
-        let (items, classes, class_names) = reading.items(&images, table)?;
+        let Items { items, classes, task, class_names } = reading.items(&images, table)?;
         let (items, remarks) = reading.readable(items)?;
         let mut collection = Collection {
             path: path.to_path_buf(),
             items,
             classes,
+            task,
             class_names,
             shape: [collecting.image_size.unwrap_or(SIDE); 3],
             depth: Depth::Eight,
@@ -240,6 +260,10 @@ impl Collection {
         collection.look_at_some()?;
         collection.draw_splits(collecting)?;
         collection.items.retain(|item| item.label.is_some() || collection.classes == 0);
+        let table = collection.table();
+        if let Some(drawn) = &mut collection.drawn {
+            drawn.sha256 = Some(hex(Sha256::digest(table)));
+        }
         Ok(Some(collection))
     }
 
@@ -248,7 +272,12 @@ impl Collection {
         let Some(ours) = &self.class_names else { return };
         let place = |name: &String| names.iter().position(|other| other == name).map(|at| at as u32);
         let Some(places) = ours.iter().map(place).collect::<Option<Vec<u32>>>() else { return };
-        self.items.iter_mut().for_each(|item| item.label = item.label.map(|label| places[label as usize]));
+        let task = self.task;
+        let renumbered = |label: u32| match task {
+            Task::MultiClass => places[label as usize],
+            Task::MultiLabel => task.classes_of(label).map(|class| 1 << places[class]).sum(),
+        };
+        self.items.iter_mut().for_each(|item| item.label = item.label.map(renumbered));
         (self.classes, self.class_names) = (names.len(), Some(names.to_vec()));
     }
 
@@ -291,6 +320,7 @@ impl Collection {
             .collect();
         if self.classes > 0 && shares != [0.0, 0.0] && !drawn.is_empty() {
             let labels: Vec<u32> = drawn.iter().map(|&index| self.items[index].label.expect("filtered")).collect();
+            let labels = self.task.strata(&labels, self.classes);
             let mut numbers: BTreeMap<&str, usize> = BTreeMap::new();
             let mut groups = Vec::new();
             for &index in &drawn {
@@ -311,8 +341,10 @@ impl Collection {
                 }
             };
             self.remarks.push(format!("{named} drawn by seed {seed}, of each class its share{by}"));
-            let group_column = collecting.group_column.clone();
-            self.drawn = Some(Drawn { seed, shares: [val, test], group_column });
+            let (group_column, label_column) = (collecting.group_column.clone(), collecting.label_column.clone());
+            let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let labels = collecting.labels.as_ref().map(name);
+            self.drawn = Some(Drawn { seed, shares: [val, test], group_column, label_column, labels, sha256: None });
             drawn.iter().zip(splits).for_each(|(&index, split)| self.items[index].split = Some(split));
         }
         self.items.iter_mut().for_each(|item| item.split = item.split.or(Some(SplitName::Train)));
@@ -369,6 +401,7 @@ impl Collection {
             width,
             channels,
             classes,
+            task: self.task,
             class_names,
             drawn: self.drawn.clone(),
         }
@@ -376,15 +409,22 @@ impl Collection {
 
     /// A table of every image that is used, which gives the same splits again wherever it is given for labels.
     fn table(&self) -> String {
-        let name_of = |label: u32| match &self.class_names {
-            Some(names) => names[label as usize].clone(),
-            None => label.to_string(),
+        let name_of = |class: usize| match &self.class_names {
+            Some(names) => names[class].clone(),
+            None => class.to_string(),
+        };
+        let names_of = |label: u32| match self.task {
+            Task::MultiClass => name_of(label as usize),
+            // Without any, it is still a label.
+            Task::MultiLabel if label == 0 => NONE.to_string(),
+            Task::MultiLabel => self.task.classes_of(label).map(name_of).collect::<Vec<_>>().join("|"),
         };
         let mut writer = csv::Writer::from_writer(Vec::new());
         let mut write = |row: [&str; 4]| writer.write_record(row).expect("memory takes everything");
         write(["image", "label", "split", "group"]);
         for item in &self.items {
-            let (label, group) = (item.label.map_or(String::new(), name_of), item.group.as_deref().unwrap_or_default());
+            let (label, group) =
+                (item.label.map_or(String::new(), names_of), item.group.as_deref().unwrap_or_default());
             let split = item.split.map_or("", SplitName::name);
             write([&self.files.names()[item.file], &label, split, group]);
         }
@@ -404,18 +444,23 @@ impl Collection {
             let split = data.split(name);
             // Images without labels are no split.
             let is_there = !split.is_empty() && (self.classes > 0 || name == SplitName::Test);
-            let class_counts = split.is_labelled().then(|| count(&split.labels, self.classes));
+            let class_counts = split.is_labelled().then(|| self.task.count(&split.labels, self.classes));
             is_there.then(|| SplitSummary { images: split.len(), class_counts })
         };
         let [train, val, test] = SplitName::ALL.map(of_split);
         let [height, width, channels] = self.shape;
-        let classes = (self.classes > 0).then_some(self.classes);
-        Summary { height, width, channels, classes, class_names: self.class_names, train, val, test, problem }
+        let (classes, task) = ((self.classes > 0).then_some(self.classes), self.task);
+        Summary { height, width, channels, classes, class_names: self.class_names, task, train, val, test, problem }
     }
 }
 
-/// Images, how many classes their labels tell apart, and the names of these.
-type Items = (Vec<Item>, usize, Option<Vec<String>>);
+/// Images, and what their labels say.
+struct Items {
+    items: Vec<Item>,
+    classes: usize,
+    task: Task,
+    class_names: Option<Vec<String>>,
+}
 
 /// What is found in the files.
 struct Reading<'a> {
@@ -501,11 +546,15 @@ impl Reading<'_> {
                 return Err(Error::data(&found[0].0.path, message, "name it: --label-column NAME"));
             }
             let mut items = self.of_folders(images)?;
-            self.add_groups(&mut items.0, &found, None, &names)?;
+            self.add_groups(&mut items.items, &found, None, &names)?;
             return Ok(items);
         };
         let (table, column) = &found[chosen];
-        self.remarks.push(format!("labels are column '{}' of {}", of_table.column, table.path.display()));
+        let (columns, path) = (&of_table.column, table.path.display());
+        self.remarks.push(match of_table.task {
+            Task::MultiClass => format!("labels are column '{columns}' of {path}"),
+            Task::MultiLabel => format!("an image may have several labels at once: '{columns}' of {path}"),
+        });
         let split = table.split();
         let mut items: BTreeMap<usize, Item> = BTreeMap::new();
         let (mut missing, mut twice) = (Vec::new(), Vec::new());
@@ -558,7 +607,8 @@ impl Reading<'_> {
         {
             self.remarks.push(format!("labels {} are classes 0 to {}", listing(names.clone()), names.len() - 1));
         }
-        Ok((items, of_table.classes, of_table.names))
+        let TableLabels { classes, task, names: class_names, .. } = of_table;
+        Ok(Items { items, classes, task, class_names })
     }
 
     /// Tables among the files, but for forms to hand predictions in, whose labels are none, and tables of pixels.
@@ -608,7 +658,8 @@ impl Reading<'_> {
         };
         if known.len() < 2 {
             // A single folder tells nothing apart.
-            return Ok((images.iter().map(|file| item((file, None))).collect(), 0, None));
+            let items = images.iter().map(|file| item((file, None))).collect();
+            return Ok(Items { items, classes: 0, task: Task::MultiClass, class_names: None });
         }
         if let Some(at) = classes.iter().position(Option::is_none) {
             let message = format!("{} is in no folder of a class", names[images[at]]);
@@ -621,7 +672,8 @@ impl Reading<'_> {
         let label =
             |name: &Option<String>| name.as_ref().and_then(|name| known.iter().position(|known| *known == name));
         let items = images.iter().zip(&classes).map(|(file, name)| item((file, label(name).map(|label| label as u32))));
-        Ok((items.collect(), known.len(), Some(known.iter().map(ToString::to_string).collect())))
+        let (items, class_names) = (items.collect(), Some(known.iter().map(ToString::to_string).collect()));
+        Ok(Items { items, classes: known.len(), task: Task::MultiClass, class_names })
     }
 
     /// Groups, by the column that was asked for or by any table's usual one; the two eyes of a patient in EyePACS.

@@ -4,9 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::files::Files;
-use crate::data::SplitName;
+use crate::data::{MOST_LABELS, SplitName, Task};
 use crate::error::{Error, Result};
-use crate::file_kind::listing;
 
 /// Rows of texts below named columns.
 #[derive(Debug)]
@@ -17,7 +16,7 @@ pub(super) struct Table {
 }
 
 /// In lower case, the first that is there counts.
-const LABELS: [&str; 12] = [
+const LABELS: [&str; 13] = [
     "label",
     "labels",
     "class",
@@ -30,7 +29,10 @@ const LABELS: [&str; 12] = [
     "grade",
     "benign_malignant",
     "finding",
+    "finding labels",
 ];
+/// What stands for no label where there may be several.
+pub(super) const NONE: &str = "No Finding";
 const SPLITS: [&str; 5] = ["split", "set", "partition", "subset", "phase"];
 const GROUPS: [&str; 10] = [
     "lesion_id",
@@ -129,6 +131,22 @@ impl Table {
     /// # Errors
     /// If several columns say that a row has a class; if the column that was asked for is not there.
     pub fn labels(&self, asked: Option<&str>, others: &[usize]) -> Result<Option<TableLabels>> {
+        if let Some(names) = asked.filter(|names| self.column(names).is_none() && names.contains(',')) {
+            let column = |name: &str| {
+                let columns = self.columns.iter().map(String::as_str);
+                self.column(name).ok_or_else(|| Error::unknown("column", name, columns))
+            };
+            let classes = names.split(',').map(|name| column(name.trim())).collect::<Result<Vec<usize>>>()?;
+            if let Some((row, column)) = (0..self.rows.len())
+                .flat_map(|row| classes.iter().map(move |&column| (row, column)))
+                .find(|&(row, column)| flag(self.value(row, column)).is_none())
+            {
+                let (name, value) = (&self.columns[column], self.value(row, column));
+                let message = format!("row {}: column '{name}' is '{value}'", row + 2);
+                return Err(Error::data(&self.path, message, "several columns of labels are 0 and 1"));
+            }
+            return self.of_flags(classes).map(Some);
+        }
         let column = match asked {
             None => self.any_column(&LABELS),
             Some(name) => match self.column(name) {
@@ -141,6 +159,7 @@ impl Table {
             },
         };
         match column {
+            Some(column) if self.values(column).any(|value| value.contains('|')) => self.of_sets(column).map(Some),
             Some(column) => self.of_column(column).map(Some),
             None => self.of_classes(others),
         }
@@ -171,7 +190,8 @@ impl Table {
             }
         };
         let labels = self.values(column).map(|value| index.get(value).copied()).collect();
-        Ok(TableLabels { column: self.columns[column].clone(), labels, classes: index_len(&index), names })
+        let (column, classes) = (self.columns[column].clone(), index_len(&index));
+        Ok(TableLabels { column, labels, classes, task: Task::MultiClass, names })
     }
 
     /// The texts of another column, where they say the same as the numbers of this one.
@@ -192,19 +212,46 @@ impl Table {
         })
     }
 
-    /// A column for each class, one of which has a 1.
-    fn of_classes(&self, others: &[usize]) -> Result<Option<TableLabels>> {
-        let flag = |text: &str| match text.parse::<f64>() {
-            Ok(0.0) => Some(false),
-            Ok(1.0) => Some(true),
-            _ => None,
+    /// Texts of one or several labels, `a|b`.
+    fn of_sets(&self, column: usize) -> Result<TableLabels> {
+        let parts = |value: &str| -> Vec<String> {
+            value
+                .split('|')
+                .map(|part| part.trim().to_string())
+                .filter(|part| !part.is_empty() && part != NONE)
+                .collect()
         };
-        let is_class =
-            |&column: &usize| !others.contains(&column) && self.values(column).all(|value| flag(value).is_some());
+        let known: BTreeSet<String> = self.values(column).flat_map(parts).collect();
+        self.check_count(known.len())?;
+        let place = |part: &String| known.iter().position(|known| known == part).expect("it is one of them");
+        let set = |value: &str| -> Option<u32> {
+            (!value.is_empty()).then(|| parts(value).iter().fold(0, |set, part| set | 1 << place(part)))
+        };
+        let labels = self.values(column).map(set).collect();
+        let (classes, column) = (known.len(), self.columns[column].clone());
+        Ok(TableLabels { column, labels, classes, task: Task::MultiLabel, names: Some(known.into_iter().collect()) })
+    }
+
+    /// A column for each class.
+    fn of_classes(&self, others: &[usize]) -> Result<Option<TableLabels>> {
+        let is_class = |&column: &usize| {
+            let mut values = self.values(column);
+            !others.contains(&column) && values.all(|value| flag(value).is_some()) && self.has_flags(column)
+        };
         let classes: Vec<usize> = (0..self.columns.len()).filter(is_class).collect();
         if classes.len() < 2 || self.rows.is_empty() {
             return Ok(None);
         }
+        self.of_flags(classes).map(Some)
+    }
+
+    /// Whether anything in it is 0 or 1.
+    fn has_flags(&self, column: usize) -> bool {
+        self.values(column).any(|value| !value.is_empty())
+    }
+
+    /// Classes where each row has one 1, and otherwise what an image may have at once.
+    fn of_flags(&self, classes: Vec<usize>) -> Result<TableLabels> {
         let of_row = |row: &Vec<String>| -> Vec<u32> {
             (0..)
                 .zip(&classes)
@@ -213,17 +260,40 @@ impl Table {
                 .collect()
         };
         let all: Vec<Vec<u32>> = self.rows.iter().map(of_row).collect();
-        if let Some(row) = all.iter().position(|labels| labels.len() > 1) {
-            let names = all[row].iter().map(|&label| self.columns[classes[label as usize]].clone()).collect();
-            let message = format!("row {} has several labels at once ({})", row + 2, listing(names));
-            return Err(Error::data(&self.path, message, "name a column with one label: --label-column NAME"));
+        let name = |label: u32| self.columns[classes[label as usize]].clone();
+        if all.iter().any(|labels| labels.len() > 1) {
+            self.check_count(classes.len())?;
+            let column = (0..classes.len() as u32).map(name).collect::<Vec<_>>().join(", ");
+            let names = Some((0..classes.len() as u32).map(name).collect());
+            let labels = all.iter().map(|labels| Some(labels.iter().map(|label| 1 << label).sum())).collect();
+            return Ok(TableLabels { column, labels, classes: classes.len(), task: Task::MultiLabel, names });
         }
         // Classes of which there is no image, as ISIC-2019's UNK, are none.
         let there: BTreeSet<u32> = all.iter().flatten().copied().collect();
         let new: BTreeMap<u32, u32> = there.iter().copied().zip(0..).collect();
-        let names = there.iter().map(|&label| self.columns[classes[label as usize]].clone()).collect();
+        let names = Some(there.iter().map(|&label| name(label)).collect());
         let labels = all.iter().map(|labels| labels.first().map(|label| new[label])).collect();
-        Ok(Some(TableLabels { column: "one for each class".into(), labels, classes: there.len(), names: Some(names) }))
+        let column = "one for each class".into();
+        Ok(TableLabels { column, labels, classes: there.len(), task: Task::MultiClass, names })
+    }
+
+    fn check_count(&self, labels: usize) -> Result<()> {
+        if labels <= MOST_LABELS {
+            return Ok(());
+        }
+        let message = format!("{labels} labels that an image may have at once");
+        let hint = format!("there may be up to {MOST_LABELS}: name the columns, --label-column A,B");
+        Err(Error::data(&self.path, message, hint))
+    }
+}
+
+/// 0 or 1; blank and -1 are what CheXpert has where nothing is mentioned, or nothing certain.
+fn flag(text: &str) -> Option<bool> {
+    match text.parse::<f64>() {
+        Ok(0.0 | -1.0) => Some(false),
+        Ok(1.0) => Some(true),
+        Err(_) if text.is_empty() => Some(false),
+        _ => None,
     }
 }
 
@@ -246,6 +316,7 @@ pub(super) struct TableLabels {
     /// `None` where a row has none.
     pub labels: Vec<Option<u32>>,
     pub classes: usize,
+    pub task: Task,
     /// `None` where labels count from 0, and nothing names them.
     pub names: Option<Vec<String>>,
 }
@@ -381,8 +452,16 @@ mod tests {
             (flags.labels, flags.names.unwrap()),
             (vec![Some(1), Some(0), Some(1)], vec!["MEL".into(), "NV".to_string()])
         );
-        let error = table("image,a,b\nx,1,1\n").labels(None, &[0]).unwrap_err().to_string();
-        assert!(error.contains("row 2 has several labels at once (a, b)"), "{error}");
+        let several = of("image,a,b,c\nx,1,1,0\ny,,-1,0\nz,0,1.0,1\n");
+        assert_eq!((several.task, several.labels), (Task::MultiLabel, vec![Some(0b011), Some(0), Some(0b110)]));
+        assert_eq!(several.names.unwrap(), ["a", "b", "c"]);
+        let joined = of("image,Finding Labels\nx,Mass|Edema\ny,No Finding\nz,Mass\nw,\n");
+        assert_eq!((joined.task, joined.labels), (Task::MultiLabel, vec![Some(3), Some(0), Some(2), None]));
+        assert_eq!(joined.names.unwrap(), ["Edema", "Mass"]);
+        let asked = |columns: &str| table("image,a,b,c\nx,1,1,7\ny,0,1,3\n").labels(Some(columns), &[0]);
+        assert_eq!(asked("b, a").unwrap().unwrap().labels, [Some(0b11), Some(0b01)]);
+        assert!(asked("a,c").unwrap_err().to_string().contains("row 2: column 'c' is '7'"));
+        assert!(asked("a,d").is_err());
         assert!(table("image,age\nx,40\n").labels(None, &[0]).unwrap().is_none());
         let error = table("image,dx\nx,nv\n").labels(Some("dxx"), &[0]).unwrap_err();
         assert_eq!(error.hint().unwrap(), "did you mean 'dx'?");

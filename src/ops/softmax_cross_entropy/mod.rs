@@ -23,6 +23,17 @@ pub struct CrossEntropy {
     pub class_weights: Vec<f64>,
     /// Between 0 (none) and 1.
     pub label_smoothing: f64,
+    pub form: Form,
+}
+
+/// Whether classes exclude each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Form {
+    /// They do: probabilities of an image sum to 1.
+    #[default]
+    Softmax,
+    /// Each is a decision by itself, in [`soft_cross_entropy`](super::soft_cross_entropy) alone.
+    Sigmoid,
 }
 
 /// Writes the mean loss, a single number, and its gradient with respect to the logits. On a GPU the gradient is multiplied
@@ -40,6 +51,7 @@ pub fn forward_backward(
 ) {
     let &[n, classes] = logits.dims() else { panic!("cross-entropy of {}", logits.shape()) };
     assert_eq!(labels.len(), n, "labels for {n} rows of logits");
+    assert!(loss.form == Form::Softmax, "one label for decisions that are several");
     assert!([0, classes].contains(&loss.class_weights.len()), "class weights for {classes} classes");
     assert!(value.shape().len() == 1 && gradient.shape() == logits.shape(), "results of a cross-entropy");
     if let Implementation::Gpu(gpu) = logits.implementation() {

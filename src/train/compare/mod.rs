@@ -26,7 +26,7 @@ use crate::data::SplitName;
 use crate::error::{Error, Result};
 use crate::merge::methods::{Inputs, MergeMethod, Numbers, Task, named};
 use crate::merge::{Constraint, Fixed, Granularity, Heads, Learned, Plan, Sources, Start, fold_by};
-use crate::metrics::{Metrics, mean_of_softmax};
+use crate::metrics::{Metrics, mean_of_members};
 use crate::nn::{Model, Region, init};
 use crate::tensor::Tensor;
 
@@ -278,16 +278,16 @@ impl<'a> Seeded<'a> {
     fn measure(&self, models: &[Model]) -> Result<[Metrics; 2]> {
         let on = |split: SplitName| -> Result<Metrics> {
             let labels = &self.target.data.split(split).labels;
-            let classes = models[0].network.classes;
+            let (classes, task) = (models[0].network.classes, self.target.data.task);
             let of_model =
                 |model: &Model| scores(model, self.target, split, self.protocol.fine_tuning.batch_size, |_| {});
             let members: Vec<Vec<f32>> = models.iter().map(of_model).collect::<Result<_>>()?;
             let logits = if let [one] = &members[..] {
                 Cow::Borrowed(one)
             } else {
-                Cow::Owned(mean_of_softmax(&members, classes))
+                Cow::Owned(mean_of_members(task, &members, classes))
             };
-            Ok(Metrics::compute(&logits, labels, classes))
+            Ok(Metrics::of(task, &logits, labels, classes))
         };
         Ok([on(SplitName::Val)?, on(SplitName::Test)?])
     }
