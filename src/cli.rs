@@ -870,6 +870,31 @@ pub enum Bench {
         #[command(flatten)]
         options: BenchOptions,
     },
+    /// How fast images come from their files to batches, beside what a training step takes
+    Data(Box<BenchData>),
+}
+
+#[derive(Args)]
+pub struct BenchData {
+    /// A data set, as train takes it
+    #[arg(long, value_name = "PATH")]
+    pub data: PathBuf,
+    #[command(flatten)]
+    pub collecting: Collecting,
+    #[command(flatten)]
+    pub augmentation: Augment,
+    /// The network whose step consumes the images
+    #[arg(long, default_value = "resnet18", value_name = "NAME")]
+    pub network: String,
+    /// The first so many training images
+    #[arg(long, default_value_t = 512)]
+    pub images: usize,
+    /// Images of a batch
+    #[arg(long, default_value_t = 32)]
+    pub batch_size: usize,
+    /// How often each stage is timed
+    #[arg(long, default_value_t = 5)]
+    pub rounds: usize,
 }
 
 #[derive(Args)]

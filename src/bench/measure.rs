@@ -40,7 +40,7 @@ pub struct Timing {
 impl Timing {
     /// # Panics
     /// If there is no timing.
-    fn of(mut seconds: Vec<f64>, launches_per_timing: usize, buffer_sets: usize) -> Timing {
+    pub(super) fn of(mut seconds: Vec<f64>, launches_per_timing: usize, buffer_sets: usize) -> Timing {
         seconds.sort_by(f64::total_cmp);
         Timing {
             median: quantile(&seconds, 0.5),

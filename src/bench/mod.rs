@@ -6,6 +6,7 @@
 //! and by the same clock.
 
 mod conv;
+pub mod data;
 pub mod limits;
 pub mod measure;
 mod merge;
@@ -244,6 +245,17 @@ impl Bench {
             self.release()?;
         }
         Ok(())
+    }
+
+    /// Images that the first of these steps takes in a second.
+    ///
+    /// # Panics
+    /// If it is no step.
+    pub fn images_per_second(&self) -> Result<f64> {
+        let _listener = Listener::new();
+        let measured = self.cases[0].measure(&self.clock)?;
+        self.clock.device.check()?;
+        Ok(measured.row.step.expect("a step").images_per_second)
     }
 
     /// Counts what each step launches, moves and allocates on a GPU, without running anything.

@@ -14,13 +14,14 @@ use medmerge::ops::conv2d::tiles::MeasuredTiling;
 use medmerge::output::{OutputPath, shown};
 use medmerge::tensor::Device;
 
-use super::{devices, note, place, report};
+use super::{bench_data, devices, note, place, report};
 use crate::cli::{Bench, BenchImages, BenchOptions, Global};
 use crate::terminal;
 
 pub fn run(verb: &Bench, global: &Global) -> Result<()> {
     let nothing = BenchImages { image_size: vec![], batch_size: None };
     let (kind, options, images, sources, passes) = match verb {
+        Bench::Data(options) => return bench_data::run(options, global),
         Bench::Merge { sources, options } => (Suite::Merge, options, &nothing, &sources[..], &[][..]),
         Bench::Conv { pass, images, options, .. } => (Suite::Conv, options, images, &[][..], &pass[..]),
         Bench::Step { sources, images, options, .. } => (Suite::Step, options, images, &sources[..], &[][..]),

@@ -35,7 +35,7 @@ fn read_by(verb: &Verb) -> &'static [&'static str] {
         Verb::Bench(Bench::Merge { .. }) => &["device"],
         Verb::Bench(Bench::Conv { .. }) => &["device", "precision"],
         Verb::Bench(Bench::Step { dry_run: true, .. }) => &["precision", "no_fusion"],
-        Verb::Bench(Bench::Step { .. }) => &["device", "precision", "no_fusion"],
+        Verb::Bench(Bench::Step { .. } | Bench::Data(_)) => &["device", "precision", "no_fusion"],
         Verb::Selftest(_) => &["device"],
         Verb::Kernels(_) | Verb::Devices => &[],
     }

@@ -2,6 +2,7 @@
 
 mod align;
 mod bench;
+mod bench_data;
 mod compare;
 mod demo;
 mod devices;

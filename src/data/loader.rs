@@ -220,23 +220,22 @@ impl<'a> Loader<'a> {
     fn bytes(&self, epoch: usize, indices: &[usize]) -> Result<Vec<u8>> {
         let stride = self.shape.iter().product();
         let images = self.read(indices)?;
-        let eight = |image: &'_ Image<'_>| match &image.samples {
-            Samples::Eight(image) => image.to_vec(),
-            Samples::Sixteen(_) => panic!("samples of sixteen bits as bytes"),
-        };
+        fn eight<'a>(image: &'a Image<'_>) -> &'a [u8] {
+            match &image.samples {
+                Samples::Eight(image) => image,
+                Samples::Sixteen(_) => panic!("samples of sixteen bits as bytes"),
+            }
+        }
         let computes = self.options.augmentation.filter(|augmentation| !augmentation.is_placement());
         let Some(augmentation) = computes else {
             let mut bytes = Vec::with_capacity(indices.len() * stride);
-            for image in &images {
-                let Samples::Eight(image) = &image.samples else { panic!("samples of sixteen bits as bytes") };
-                bytes.extend_from_slice(image);
-            }
+            images.iter().for_each(|image| bytes.extend_from_slice(eight(image)));
             return Ok(bytes);
         };
         let (mut bytes, means) = (vec![0; indices.len() * stride], self.means());
         let all = bytes.par_chunks_exact_mut(stride).zip(images.par_iter().zip(indices));
         all.with_min_len(BYTES_PER_JOB.div_ceil(stride)).for_each(|(out, (image, &index))| {
-            self.view(&augmentation, epoch, index).apply(&eight(image), self.shape, &means, out);
+            self.view(&augmentation, epoch, index).apply_eight(eight(image), self.shape, &means, out);
         });
         Ok(bytes)
     }
@@ -286,10 +285,13 @@ impl<'a> Loader<'a> {
                     let view = view.map(|augmentation| self.view(augmentation, epoch, index));
                     match &image.samples {
                         Samples::Eight(image) => {
-                            self.normalise(shown(view, image, self.shape, &means, eight), out);
+                            self.normalise(shown(view, image, self.shape, (&means, View::apply_eight), eight), out);
                         }
                         Samples::Sixteen(image) => {
-                            self.normalise_sixteen(shown(view, image, self.shape, &deep_means, sixteen), out);
+                            self.normalise_sixteen(
+                                shown(view, image, self.shape, (&deep_means, View::apply), sixteen),
+                                out,
+                            );
                         }
                     }
                 },
@@ -345,17 +347,20 @@ impl<'a> Loader<'a> {
     }
 }
 
+/// How an image is shown in another place, with what is erased.
+type Apply<T> = fn(&View, &[T], [usize; 3], &[T], &mut [T]);
+
 /// An image as it is shown: itself, or augmented in `scratch`.
 fn shown<'a, T: Sample>(
     view: Option<View>,
     image: &'a [T],
     shape: [usize; 3],
-    means: &[T],
+    (means, apply): (&[T], Apply<T>),
     scratch: &'a mut Vec<T>,
 ) -> &'a [T] {
     let Some(view) = view else { return image };
     scratch.resize(image.len(), T::default());
-    view.apply(image, shape, means, scratch);
+    apply(&view, image, shape, means, scratch);
     scratch
 }
 

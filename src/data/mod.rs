@@ -30,7 +30,7 @@ pub mod synthetic;
 mod task;
 
 pub use augment::{Augmentation, Flips};
-pub use collection::{Collected, Collecting, is_collection, split_table};
+pub use collection::{Collected, Collecting, decode, is_collection, split_table};
 pub use duplicates::{Pair, duplicates};
 pub use normalisation::Normalisation;
 pub use source::{Depth, Image, Images, Samples};
@@ -379,6 +379,10 @@ impl Images for Chosen {
 
     fn name(&self, index: usize) -> Option<&str> {
         self.of.name(self.indices[index])
+    }
+
+    fn file(&self, index: usize) -> Option<Result<Vec<u8>>> {
+        self.of.file(self.indices[index])
     }
 
     fn read(&self, indices: &[usize]) -> Result<Vec<Image<'_>>> {

@@ -27,6 +27,11 @@ pub trait Images: fmt::Debug + Send + Sync {
         None
     }
 
+    /// The file of an image, as it is, where it is one of its own.
+    fn file(&self, _index: usize) -> Option<Result<Vec<u8>>> {
+        None
+    }
+
     /// Those of these numbers, in this order, each of its own size.
     ///
     /// # Errors

@@ -217,3 +217,33 @@ fn a_step_stays_near_its_floor() {
     assert!(launches <= 480 && milliseconds < 1.1 * 3.04, "{launches} launches, {milliseconds} ms");
     assert!(unfused_launches > launches + 150 && unfused > 1.25 * milliseconds, "{unfused_launches}, {unfused} ms");
 }
+
+#[test]
+fn loading_is_told_stage_by_stage() {
+    let folder = Folder::new();
+    folder.data("data", "");
+    let small = "--network resnet8 --images 20 --batch-size 8 --rounds 1";
+    let found = folder.json(&format!("bench data --data data/target.npz {small} --rotate 10"));
+    let measured = &found["measured"];
+    assert_eq!((&measured["images"], &measured["shape"]), (&20.into(), &serde_json::json!([16, 16, 1])));
+    let stages = |found: &serde_json::Value| -> Vec<String> {
+        let stages = found["measured"]["stages"].as_array().unwrap();
+        assert!(stages.iter().all(|stage| stage["images_per_second"].as_f64().unwrap() > 0.0));
+        stages.iter().map(|stage| stage["name"].as_str().unwrap().to_string()).collect()
+    };
+    let batches = ["batches of the first epoch", "batches of later epochs"];
+    assert_eq!(stages(&found), [&batches[..], &["those, augmented"]].concat());
+    assert!(measured["step_images_per_second"].as_f64().unwrap() > 0.0);
+    for (name, value) in [("a", 10), ("b", 200)] {
+        std::fs::create_dir_all(folder.path(&format!("set/{name}"))).unwrap();
+        for index in 0..6 {
+            let image = image::GrayImage::from_pixel(20, 10, image::Luma([value + index]));
+            image.save(folder.path(&format!("set/{name}/{index}.png"))).unwrap();
+        }
+    }
+    let found = folder.json(&format!("bench data --data set --image-size 16 {small}"));
+    assert_eq!(stages(&found), [&["read", "read, decode"], &batches[..]].concat());
+    let said = folder.done(&format!("bench data --data set --image-size 16 {small}"));
+    assert!(said.contains("× the step") && said.contains("step of resnet8, 8 images, cpu"), "{said}");
+    assert_refused(&folder, &[case("rounds", "bench data --data set --rounds 0", &["0 images, batches or rounds"])]);
+}

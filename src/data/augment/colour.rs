@@ -13,6 +13,7 @@ pub(super) enum Adjustment {
 }
 
 impl Adjustment {
+    #[inline(always)]
     pub fn apply<T: Sample>(self, image: &mut [T], channels: usize) {
         let blend = |sample: T, other: f32, factor: f64| {
             let (own, others) = (factor as f32, (1.0 - factor) as f32);
@@ -51,12 +52,14 @@ impl Adjustment {
 }
 
 /// Whole, as bytes are.
+#[inline(always)]
 fn luma<T: Sample>(pixel: &[T]) -> f32 {
     let [r, g, b] = [0, 1, 2].map(|channel| pixel[channel].to_f32());
     (r * 0.2989 + g * 0.587 + b * 0.114).floor()
 }
 
 /// Through hue, saturation and value: hue 0 is red, 1/3 green, 2/3 blue.
+#[inline(always)]
 fn hue_turned([r, g, b]: [f32; 3], turn: f32) -> [f32; 3] {
     let (value, least) = (r.max(g).max(b), r.min(g).min(b));
     let range = value - least;
@@ -93,6 +96,7 @@ fn reach(sigma: f64, side: usize) -> usize {
 }
 
 /// By a Gaussian of this standard deviation in pixels, beyond the edge by the image's mirror.
+#[inline(always)]
 pub(super) fn blur<T: Sample>(image: &mut [T], [height, width, channels]: [usize; 3], sigma: f64) {
     let kernel = |side: usize| {
         let reach = reach(sigma, side) as isize;

@@ -84,6 +84,7 @@ pub(super) fn turned<T: Copy>(image: &[T], [height, width, channels]: [usize; 3]
 }
 
 /// By an angle, counterclockwise about the middle: each sample by bilinear interpolation, of black where there is no image.
+#[inline(always)]
 pub(super) fn rotated<T: Sample>(image: &[T], [height, width, channels]: [usize; 3], degrees: f64) -> Vec<T> {
     let (sin, cos) = degrees.to_radians().sin_cos();
     let (sin, cos) = (sin as f32, cos as f32);
@@ -96,14 +97,27 @@ pub(super) fn rotated<T: Sample>(image: &[T], [height, width, channels]: [usize;
             let (left, top) = (from_x.floor(), from_y.floor());
             let (right_share, lower_share) = (from_x - left, from_y - top);
             let (left, top) = (left as isize, top as isize);
+            let is_inside = (0..height as isize - 1).contains(&top) && (0..width as isize - 1).contains(&left);
+            let blend = |[a, b, c, d]: [f32; 4]| {
+                let (upper, lower) =
+                    (a * (1.0 - right_share) + b * right_share, c * (1.0 - right_share) + d * right_share);
+                T::rounded(upper * (1.0 - lower_share) + lower * lower_share)
+            };
+            if is_inside {
+                let upper = &image[(top as usize * width + left as usize) * channels..][..(width + 2) * channels];
+                let of = |channel: usize| {
+                    let next = channel + channels;
+                    [channel, next, channel + width * channels, next + width * channels].map(|at| upper[at].to_f32())
+                };
+                (0..channels).for_each(|channel| out.push(blend(of(channel))));
+                continue;
+            }
             for channel in 0..channels {
                 let at = |y: isize, x: isize| {
                     let is_there = (0..height as isize).contains(&y) && (0..width as isize).contains(&x);
                     if is_there { image[(y as usize * width + x as usize) * channels + channel].to_f32() } else { 0.0 }
                 };
-                let upper = at(top, left) * (1.0 - right_share) + at(top, left + 1) * right_share;
-                let lower = at(top + 1, left) * (1.0 - right_share) + at(top + 1, left + 1) * right_share;
-                out.push(T::rounded(upper * (1.0 - lower_share) + lower * lower_share));
+                out.push(blend([at(top, left), at(top, left + 1), at(top + 1, left), at(top + 1, left + 1)]));
             }
         }
     }

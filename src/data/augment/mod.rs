@@ -21,6 +21,7 @@ mod geometry;
 mod mix;
 mod placement;
 
+use multiversion::multiversion;
 use rand::seq::SliceRandom;
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
@@ -215,7 +216,13 @@ impl View {
         self.placement
     }
 
+    /// [`View::apply`] to bytes, by whichever instructions there are: the same bits by all of them.
+    pub(super) fn apply_eight(&self, image: &[u8], shape: [usize; 3], means: &[u8], out: &mut [u8]) {
+        applied(self, image, shape, means, out);
+    }
+
     /// Writes an image (H×W×C) as it is shown to `out`; `means` are what is erased becomes, channel by channel.
+    #[inline(always)]
     pub(super) fn apply<T: Sample>(&self, image: &[T], shape: [usize; 3], means: &[T], out: &mut [T]) {
         let [height, width, channels] = shape;
         let mut made: Option<Vec<T>> = None;
@@ -244,6 +251,11 @@ impl View {
             window.fill(out, shape, means);
         }
     }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw", "x86_64+avx2"))]
+fn applied(view: &View, image: &[u8], shape: [usize; 3], means: &[u8], out: &mut [u8]) {
+    view.apply(image, shape, means, out);
 }
 
 #[cfg(test)]

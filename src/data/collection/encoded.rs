@@ -71,6 +71,10 @@ impl Images for Encoded {
         Some(&self.files.names()[self.chosen[index]])
     }
 
+    fn file(&self, index: usize) -> Option<Result<Vec<u8>>> {
+        Some(self.files.read(self.chosen[index]))
+    }
+
     fn read(&self, indices: &[usize]) -> Result<Vec<Image<'_>>> {
         let is_kept = |&index: &usize| self.kept.as_ref().is_some_and(|kept| kept[index].get().is_some());
         match indices.iter().all(is_kept) {

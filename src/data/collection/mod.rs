@@ -27,7 +27,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Classes, Dataset, Depth, Drawn, Labels, Split, SplitName, SplitSummary, Summary, Task};
+use super::{Classes, Dataset, Depth, Drawn, Image, Labels, Split, SplitName, SplitSummary, Summary, Task};
 use crate::error::{Error, Result};
 use crate::file_kind::{self, Wanted, listing};
 use crate::hex::hex;
@@ -175,6 +175,14 @@ pub fn split_table(path: &Path, collecting: &Collecting) -> Result<String> {
 /// Whether a path is such a collection rather than a single file with everything.
 pub fn is_collection(path: &Path) -> bool {
     source(path).is_ok_and(|source| source.is_some())
+}
+
+/// An image of any of the formats that collections have, in so many channels, 1 or 3.
+///
+/// # Errors
+/// If it is damaged, none, or larger than is sensible.
+pub fn decode(bytes: &[u8], channels: usize, depth: Depth) -> Result<Image<'static>> {
+    decode::decode(bytes, channels, depth).map_err(|reason| Error::usage(reason, "give an image that can be opened"))
 }
 
 enum Source {
