@@ -1,7 +1,8 @@
 //! Data sets in the format of MedMNIST.
 //!
-//! A file is a `.npz` with `{train,val,test}_{images,labels}`: images of N×H×W or N×H×W×C bytes (C = 1 or 3), labels of
-//! N or N×1 integers, or N×K of 0 and 1, one column for each class, or for each of up to 32 findings that an image may have at once
+//! A file is a `.npz` with `{train,val,test}_{images,labels}`: images of N×H×W or N×H×W×C bytes (C = 1 or 3; or uint16, or floats
+//! from 0 to 1, which are kept in sixteen bits), labels of N or N×1 integers, of which those that count otherwise than from 0 without
+//! gaps are numbered anew, or N×K of 0 and 1, one column for each class, or for each of up to 32 findings that an image may have at once
 //! (ChestMNIST): classes where every image has exactly one. Beside them there may be `class_names`, a text for each class. Training asks for all three splits; who
 //! measures asks for one, which may be all that there is; a summary tells of those that there are, and reads no pixels.
 //! Whatever is wrong with what is asked for, damaged pixels excepted, is found before its pixels are decompressed, so that a
@@ -11,8 +12,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::npz::Element as _;
-use super::source::InMemory;
+use super::npz::{Element as _, Sampled};
+use super::source::{InMemory, Samples};
 use super::{
     Classes, Dataset, Depth, Labels, MAX_SIZE, MOST_LABELS, Split, SplitName, SplitSummary, Summary, Task, npz,
 };
@@ -48,7 +49,7 @@ impl Dataset {
         let (mut dataset, found) = Dataset::without_pixels(path, &mut archive, memory)?;
         let shape = [dataset.height, dataset.width, dataset.channels];
         for (split, found) in SplitName::ALL.into_iter().zip(&found) {
-            dataset.split_mut(split).images = found.read_images(&mut archive, shape)?;
+            dataset.split_mut(split).images = found.read_images(path, &mut archive, shape)?;
         }
         Ok(dataset)
     }
@@ -62,8 +63,12 @@ impl Dataset {
         check_memory(path, pixels(&found) + texts(&found, class_names.as_ref()), memory)?;
 
         let mut dataset = Dataset::of_shape(path, shape);
-        let stored: Vec<Stored> = found.iter().map(|found| found.read_labels(path, archive)).collect::<Result<_>>()?;
+        let mut stored: Vec<Stored> =
+            found.iter().map(|found| found.read_labels(path, archive)).collect::<Result<_>>()?;
         check_columns(path, &found, &stored)?;
+        if class_names.is_none() {
+            dataset.class_names = renumbered(&mut stored);
+        }
         dataset.task = task(&stored);
         dataset.classes = stored.iter().map(Stored::classes).max().unwrap_or(0);
         for (split, stored) in SplitName::ALL.into_iter().zip(stored) {
@@ -71,8 +76,9 @@ impl Dataset {
         }
         dataset.check_classes()?;
         let told = format!("there are {} classes", dataset.classes);
-        dataset.class_names =
+        let named =
             class_names.map(|entry| read_class_names(path, archive, &entry, dataset.classes, &told)).transpose()?;
+        dataset.class_names = named.or(dataset.class_names);
         Ok((dataset, found))
     }
 
@@ -91,7 +97,14 @@ impl Dataset {
         let all = std::slice::from_ref(&found);
         check_memory(path, pixels(all) + texts(all, class_names.as_ref()), memory)?;
 
-        let stored = found.labels.is_some().then(|| found.read_labels(path, &mut archive)).transpose()?;
+        let mut stored = found.labels.is_some().then(|| found.read_labels(path, &mut archive)).transpose()?;
+        let numbers = match classes {
+            Classes::Known { names: Some(names), .. } if class_names.is_none() => numbers(names),
+            _ => None,
+        };
+        if let (Some(stored), Some(numbers)) = (&mut stored, &numbers) {
+            number_as(path, &found, stored, numbers)?;
+        }
         let looks = task(stored.as_slice());
         let (classes, told, task) = match classes {
             Classes::Known { count, by, task, .. } => {
@@ -109,9 +122,12 @@ impl Dataset {
         };
         let of_images = stored.map(|stored| stored.labels(task));
         let mut dataset = Dataset { classes, task, ..Dataset::of_shape(path, shape) };
-        dataset.class_names =
-            class_names.map(|entry| read_class_names(path, &mut archive, &entry, classes, &told)).transpose()?;
-        let images = found.read_images(&mut archive, shape)?;
+        let texts = |numbers: &Vec<u32>| numbers.iter().map(u32::to_string).collect();
+        dataset.class_names = class_names
+            .map(|entry| read_class_names(path, &mut archive, &entry, classes, &told))
+            .transpose()?
+            .or(numbers.as_ref().map(texts));
+        let images = found.read_images(path, &mut archive, shape)?;
         *dataset.split_mut(split) = match of_images {
             Some(labels) => Split::new(images, labels),
             None => Split::unlabelled(images),
@@ -197,14 +213,15 @@ impl Summary {
         check_memory(path, texts(&found, named.as_ref()), memory)?;
 
         let read = |found: &Found| found.labels.is_some().then(|| found.read_labels(path, &mut archive)).transpose();
-        let stored: Vec<Option<Stored>> = found.iter().map(read).collect::<Result<_>>()?;
+        let mut stored: Vec<Option<Stored>> = found.iter().map(read).collect::<Result<_>>()?;
+        let anew = if named.is_none() { renumbered(stored.iter_mut().flatten()) } else { None };
         let there: Vec<&Stored> = stored.iter().flatten().collect();
         let (task, classes) = (task(there.iter().copied()), classes(there.iter().copied(), named.as_ref()));
         let labels: Vec<Option<Vec<u32>>> =
             stored.into_iter().map(|stored| stored.map(|stored| stored.labels(task))).collect();
         let told = format!("there are {classes} classes");
         let class_names =
-            named.map(|entry| read_class_names(path, &mut archive, &entry, classes, &told)).transpose()?;
+            named.map(|entry| read_class_names(path, &mut archive, &entry, classes, &told)).transpose()?.or(anew);
         let of_split = |name: SplitName| {
             let index = names.iter().position(|&known| known == name)?;
             let class_counts = labels[index].as_ref().map(|labels| task.count(labels, classes));
@@ -234,7 +251,7 @@ fn reason(error: Error) -> String {
 
 /// The arrays of a split, whose headers have been read.
 struct Found {
-    images: npz::Entry,
+    images: npz::Entry<Sampled>,
     labels: Option<npz::Entry>,
 }
 
@@ -277,8 +294,33 @@ impl Found {
         self.labels.as_ref().map_or("", |labels| &labels.name)
     }
 
-    fn read_images(&self, archive: &mut npz::Archive, shape: [usize; 3]) -> Result<Arc<InMemory>> {
-        Ok(Arc::new(InMemory { bytes: archive.read(&self.images)?, shape }))
+    fn read_images(&self, path: &Path, archive: &mut npz::Archive, shape: [usize; 3]) -> Result<Arc<InMemory>> {
+        let bytes = archive.read(&self.images)?;
+        let samples = match self.images.element {
+            Sampled::Integer(integer) if integer.bytes == 1 => Samples::Eight(bytes.into()),
+            Sampled::Integer(integer) => {
+                Samples::Sixteen(integer.values(&bytes).map(|value| value as u16).collect::<Vec<u16>>().into())
+            }
+            float => {
+                let sample = |(index, value): (usize, f64)| {
+                    if (0.0..=1.0).contains(&value) {
+                        return Ok((65_535.0 * value).round() as u16);
+                    }
+                    let message = format!(
+                        "{} has {value} in image {}",
+                        self.images.name,
+                        index / shape.iter().product::<usize>()
+                    );
+                    Err(Error::data(
+                        path,
+                        message,
+                        "floats are samples from 0 to 1: divide by the largest that is possible",
+                    ))
+                };
+                Samples::Sixteen(float.floats(&bytes).enumerate().map(sample).collect::<Result<Vec<u16>>>()?.into())
+            }
+        };
+        Ok(Arc::new(InMemory { samples, shape }))
     }
 }
 
@@ -290,7 +332,7 @@ fn labels_of(split: SplitName) -> String {
     format!("{split}_labels")
 }
 
-fn find(path: &Path, archive: &mut npz::Archive, name: &str, hint: &str) -> Result<npz::Entry> {
+fn find<E: npz::Element>(path: &Path, archive: &mut npz::Archive, name: &str, hint: &str) -> Result<npz::Entry<E>> {
     archive.entry(name)?.ok_or_else(|| missing(path, archive, name, hint))
 }
 
@@ -326,12 +368,14 @@ fn check_shapes(path: &Path, splits: &[Found]) -> Result<[usize; 3]> {
 }
 
 /// Height, width and channels.
-fn image_shape(path: &Path, images: &npz::Entry) -> Result<[usize; 3]> {
+fn image_shape(path: &Path, images: &npz::Entry<Sampled>) -> Result<[usize; 3]> {
     let refuse = |reason: &str, hint: &str| {
         Err(Error::data(path, format!("{} has the shape {:?}: {reason}", images.name, images.shape), hint))
     };
-    if images.element.bytes != 1 || images.element.signed {
-        return refuse("its elements are not unsigned bytes", "store images as uint8, from 0 to 255");
+    if let Sampled::Integer(integer) = images.element
+        && (integer.bytes > 2 || integer.signed)
+    {
+        return refuse("its elements are not unsigned bytes", Sampled::HINT);
     }
     let shape = match images.shape[..] {
         [_, height, width] => [height, width, 1],
@@ -347,7 +391,7 @@ fn image_shape(path: &Path, images: &npz::Entry) -> Result<[usize; 3]> {
     Ok(shape)
 }
 
-fn check_labels(path: &Path, images: &npz::Entry, labels: &npz::Entry) -> Result<()> {
+fn check_labels(path: &Path, images: &npz::Entry<Sampled>, labels: &npz::Entry) -> Result<()> {
     match labels.shape[..] {
         [_] | [_, 1] => {}
         [_, several] if (2..=MAX_LABEL as usize).contains(&several) => {}
@@ -424,6 +468,45 @@ fn read_labels(path: &Path, archive: &mut npz::Archive, entry: &npz::Entry) -> R
     Ok(stored)
 }
 
+/// Numbers labels of one column anew where they do not count from 0 without gaps; the numbers that they had.
+fn renumbered<'a>(stored: impl IntoIterator<Item = &'a mut Stored>) -> Option<Vec<String>> {
+    let mut stored: Vec<&mut Stored> = stored.into_iter().collect();
+    let known: BTreeSet<u32> = stored.iter().flat_map(|stored| &stored.values).copied().collect();
+    let is_fine = known.len() < 2 || known.iter().copied().eq(0..known.len() as u32);
+    if is_fine || stored.iter().any(|stored| stored.columns > 1) {
+        return None;
+    }
+    let known: Vec<u32> = known.into_iter().collect();
+    let place = |label: &u32| known.binary_search(label).expect("it is one of them") as u32;
+    for stored in &mut stored {
+        stored.values.iter_mut().for_each(|label| *label = place(label));
+    }
+    Some(known.iter().map(u32::to_string).collect())
+}
+
+/// The labels that names of classes stand for, where these are [`renumbered`] ones.
+fn numbers(names: &[String]) -> Option<Vec<u32>> {
+    let numbers: Vec<u32> = names.iter().map(|name| name.parse().ok()).collect::<Option<_>>()?;
+    (numbers.is_sorted() && !numbers.iter().copied().eq(0..numbers.len() as u32)).then_some(numbers)
+}
+
+/// Numbers labels as a network's classes, which stand for these.
+fn number_as(path: &Path, found: &Found, stored: &mut Stored, numbers: &[u32]) -> Result<()> {
+    if stored.columns > 1 {
+        return Ok(());
+    }
+    for (index, label) in stored.values.iter_mut().enumerate() {
+        let Ok(place) = numbers.binary_search(label) else {
+            let name = found.name_of_labels();
+            let message = format!("{name} has the label {label} at index {index}");
+            let known = listing(numbers.iter().map(u32::to_string).collect());
+            return Err(Error::data(path, message, format!("the network's classes are the labels {known}")));
+        };
+        *label = place as u32;
+    }
+    Ok(())
+}
+
 /// Refuses splits of which one has a column for each class, and another has not.
 fn check_columns(path: &Path, found: &[Found], stored: &[Stored]) -> Result<()> {
     let Some(index) = stored.iter().position(|other| other.columns != stored[0].columns) else { return Ok(()) };
@@ -465,9 +548,15 @@ fn check_task(path: &Path, found: &Found, stored: &Stored, task: Option<Task>) -
 
 /// Bytes that pixels take.
 fn pixels(splits: &[Found]) -> u128 {
-    // Images in another order are brought to ours one split after the other.
-    let second_copy = splits.iter().map(|found| found.images.second_copy()).max().unwrap_or(0);
-    splits.iter().map(|found| found.images.bytes).chain([second_copy]).map(u128::from).sum()
+    let is_eight = |images: &npz::Entry<Sampled>| images.element.size() == 1;
+    let kept = |images: &npz::Entry<Sampled>| {
+        images.bytes / images.element.size() as u64 * if is_eight(images) { 1 } else { 2 }
+    };
+    // Images in another order, or of other numbers, are brought to ours one split after the other.
+    let second_copy =
+        |images: &npz::Entry<Sampled>| images.second_copy() + if is_eight(images) { 0 } else { images.bytes };
+    let second_copy = splits.iter().map(|found| second_copy(&found.images)).max().unwrap_or(0);
+    splits.iter().map(|found| kept(&found.images)).chain([second_copy]).map(u128::from).sum()
 }
 
 /// Bytes that labels and names take: both exist twice for a moment, labels as the file's integers and as ours.
@@ -588,6 +677,52 @@ mod tests {
         assert_eq!(dataset.val.labels, [1, 0, 1]);
     }
 
+    /// Sixteen bits are kept, floats brought to them.
+    #[test]
+    fn images_may_have_more_bits() {
+        let of = |descr: &'static str, elements: Vec<u8>| {
+            let mut arrays = arrays();
+            let array = arrays.iter_mut().find(|array| array.name == "test_images").unwrap();
+            (array.descr, array.elements) = (descr, elements.into());
+            let data = Dataset::load(&write(&arrays)).unwrap();
+            assert_eq!((data.test.images().depth(), data.train.images().depth()), (Depth::Sixteen, Depth::Eight));
+            data.test.bytes().unwrap().chunks(2).map(|two| u16::from_le_bytes([two[0], two[1]])).collect::<Vec<u16>>()
+        };
+        let deep: Vec<u16> = (0..12).map(|at| 5000 * at).collect();
+        assert_eq!(of(">u2", deep.iter().flat_map(|sample| sample.to_be_bytes()).collect()), deep);
+        let shares: Vec<f64> = (0..12).map(|at| f64::from(at) / 11.0).collect();
+        let expected: Vec<u16> = shares.iter().map(|share| (65535.0 * share).round() as u16).collect();
+        assert_eq!(of("<f8", shares.iter().flat_map(|share| share.to_le_bytes()).collect()), expected);
+        assert_eq!(of(">f4", shares.iter().flat_map(|share| (*share as f32).to_be_bytes()).collect()), expected);
+        let halves: Vec<u8> = shares.iter().flat_map(|&share| half::f16::from_f64(share).to_le_bytes()).collect();
+        assert_eq!(of("<f2", halves)[11], 65535);
+    }
+
+    #[test]
+    fn labels_with_gaps_are_numbered_anew() {
+        let mut arrays = arrays();
+        for array in arrays.iter_mut().filter(|array| array.name.ends_with("labels")) {
+            (array.descr, array.elements) = ("|u1", vec![4, 9, 9].into());
+        }
+        let path = write(&arrays);
+        let data = Dataset::load(&path).unwrap();
+        assert_eq!((data.classes, &data.train.labels), (2, &vec![0, 1, 1]));
+        let names = Some(vec!["4".to_string(), "9".into()]);
+        assert_eq!(data.class_names, names);
+        assert_eq!(Summary::read(&path).unwrap().class_names, names);
+        let split = |names: &[&str]| {
+            let names = Some(names.iter().map(ToString::to_string).collect());
+            let classes = Classes::Known { count: 2, by: "the network".into(), names, task: Some(Task::MultiClass) };
+            Dataset::load_split(&path, SplitName::Test, Labels::Required, &classes)
+        };
+        let test = split(&["4", "9"]).unwrap();
+        assert_eq!((test.test.labels, test.class_names), (vec![0, 1, 1], names));
+        let error = split(&["4", "8"]).unwrap_err();
+        assert!(error.to_string().contains("test_labels has the label 9 at index 1"), "{error}");
+        assert!(error.hint().unwrap().contains("the labels 4, 8"));
+        assert!(split(&["nevus", "melanoma"]).unwrap_err().to_string().contains("the label 4 at index 0"));
+    }
+
     #[test]
     fn every_fault_has_its_message() {
         let message = refusal("val_labels", |array| array.name = "val_\nlabel".into());
@@ -608,8 +743,13 @@ mod tests {
             assert!(message.contains(part), "{shape:?}: {message}");
         }
 
-        let floats = |array: &mut Array| (array.descr, array.elements) = ("<f4", vec![0; 48].into());
-        assert!(refusal("train_images", floats).contains("type '<f4'"));
+        let complex = |array: &mut Array| (array.descr, array.elements) = ("<c8", vec![0; 96].into());
+        assert!(refusal("train_images", complex).contains("type '<c8'"));
+        let bright = |array: &mut Array| {
+            (array.descr, array.elements) =
+                ("<f4", [0f32; 12].map(|_| 200f32).iter().flat_map(|v| v.to_le_bytes()).collect());
+        };
+        assert!(refusal("train_images", bright).contains("train_images has 200 in image 0"));
         assert!(refusal("train_images", |array| array.descr = "|i1").contains("not unsigned bytes"));
         let many_labels = |array: &mut Array| (array.shape, array.elements) = (vec![3, 14], vec![0; 84].into());
         let said = refusal("train_labels", many_labels);
@@ -621,7 +761,7 @@ mod tests {
         };
         assert!(refusal("val_labels", large).contains("label 65536 at index 1"));
         let skipped = |array: &mut Array| array.elements.to_mut()[4] = 3;
-        assert!(refusal("test_labels", skipped).contains("no training image of classes 2, 3"));
+        assert!(refusal("test_labels", skipped).contains("no training image of class 3"));
     }
 
     #[test]

@@ -127,7 +127,7 @@ impl Split {
 
     /// Images of one height, width and number of channels, N×H×W×C bytes.
     pub fn in_memory(bytes: Vec<u8>, shape: [usize; 3], labels: Vec<u32>) -> Split {
-        Split::new(Arc::new(InMemory { bytes, shape }), labels)
+        Split::new(Arc::new(InMemory { samples: Samples::Eight(bytes.into()), shape }), labels)
     }
 
     /// Some of its images, by their numbers.
@@ -277,8 +277,13 @@ impl Dataset {
     /// Refuses classes that nobody could learn: ones without a training image, or a single one.
     pub fn check_classes(&self) -> Result<()> {
         let counts = self.class_counts(SplitName::Train);
+        let called = |class: usize| match &self.class_names {
+            // Numbers that are no longer the labels'.
+            Some(names) if names.iter().all(|name| name.parse::<u32>().is_ok()) => names[class].clone(),
+            _ => class.to_string(),
+        };
         let unseen: Vec<String> =
-            counts.iter().enumerate().filter(|(_, count)| **count == 0).map(|(class, _)| class.to_string()).collect();
+            counts.iter().enumerate().filter(|(_, count)| **count == 0).map(|(class, _)| called(class)).collect();
         if !unseen.is_empty() {
             let noun = if unseen.len() == 1 { "class" } else { "classes" };
             let message = format!("no training image of {noun} {}", listing(unseen));

@@ -101,6 +101,61 @@ impl Integer {
     }
 }
 
+/// The type of an image array's elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sampled {
+    Integer(Integer),
+    Float { bytes: usize, big_endian: bool },
+}
+
+impl Element for Sampled {
+    const NAME: &str = "numbers";
+    const HINT: &str = "store images as uint8 (0 to 255), as uint16 or as float32 from 0 to 1";
+
+    fn parse(descr: &str) -> Option<Sampled> {
+        if let Some(integer) = Integer::parse(descr) {
+            return Some(Sampled::Integer(integer));
+        }
+        let (order, rest) = descr.split_at_checked(1)?;
+        let bytes = match rest {
+            "f2" => 2,
+            "f4" => 4,
+            "f8" => 8,
+            _ => return None,
+        };
+        ["<", ">"].contains(&order).then_some(Sampled::Float { bytes, big_endian: order == ">" })
+    }
+
+    fn size(self) -> usize {
+        match self {
+            Sampled::Integer(integer) => integer.bytes,
+            Sampled::Float { bytes, .. } => bytes,
+        }
+    }
+}
+
+impl Sampled {
+    /// The values of an array of floats.
+    ///
+    /// # Panics
+    /// If it is none.
+    pub fn floats(self, bytes: &[u8]) -> impl Iterator<Item = f64> {
+        let Sampled::Float { bytes: size, big_endian } = self else { panic!("integers as floats") };
+        bytes.chunks_exact(size).map(move |element| {
+            let mut little = [0; 8];
+            little[..size].copy_from_slice(element);
+            if big_endian {
+                little[..size].reverse();
+            }
+            match size {
+                2 => f64::from(half::f16::from_le_bytes([little[0], little[1]])),
+                4 => f64::from(f32::from_le_bytes([little[0], little[1], little[2], little[3]])),
+                _ => f64::from_le_bytes(little),
+            }
+        })
+    }
+}
+
 /// The type of a text array's elements: as long as the longest one, the others filled up with zeros.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Text {

@@ -252,7 +252,8 @@ fn weights(from: usize, to: usize) -> Vec<(usize, Vec<i32>)> {
 
 /// Images of one size and eight bits in memory, one after the other.
 pub(super) struct InMemory {
-    pub bytes: Vec<u8>,
+    /// Those of all images, one behind the other.
+    pub samples: Samples<'static>,
     /// Height, width and channels.
     pub shape: [usize; 3],
 }
@@ -271,17 +272,28 @@ impl fmt::Debug for InMemory {
 
 impl Images for InMemory {
     fn len(&self) -> usize {
-        self.bytes.len() / self.stride().max(1)
+        let samples = match &self.samples {
+            Samples::Eight(samples) => samples.len(),
+            Samples::Sixteen(samples) => samples.len(),
+        };
+        samples / self.stride().max(1)
     }
 
     fn depth(&self) -> Depth {
-        Depth::Eight
+        match self.samples {
+            Samples::Eight(_) => Depth::Eight,
+            Samples::Sixteen(_) => Depth::Sixteen,
+        }
     }
 
     fn read(&self, indices: &[usize]) -> Result<Vec<Image<'_>>> {
         let image = |&index: &usize| {
-            let bytes = &self.bytes[index * self.stride()..][..self.stride()];
-            Image { shape: self.shape, samples: Samples::Eight(bytes.into()) }
+            let place = index * self.stride()..(index + 1) * self.stride();
+            let samples = match &self.samples {
+                Samples::Eight(samples) => Samples::Eight(samples[place].into()),
+                Samples::Sixteen(samples) => Samples::Sixteen(samples[place].into()),
+            };
+            Image { shape: self.shape, samples }
         };
         Ok(indices.iter().map(image).collect())
     }

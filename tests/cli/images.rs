@@ -391,3 +391,64 @@ fn a_collection_is_saved_as_an_npz() {
     assert_eq!(saved.sha256().unwrap(), read.sha256().unwrap());
     assert_eq!(saved.test.labels, data.test.labels);
 }
+
+/// CheXpert's table of findings, and MURA's folders.
+#[test]
+fn patients_and_findings_are_those_of_folders() {
+    let folder = Folder::new();
+    let mut table = "Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Edema,Pleural Effusion\n".to_string();
+    for patient in 0..20 {
+        for view in 1..=2 {
+            let name = format!("chest-small/train/patient{patient:05}/study1/view{view}_frontal.png");
+            flat(&folder, &name, patient);
+            let finding = |of: u8| ["", "0.0", "1.0", "-1.0"][usize::from(patient / of % 4)];
+            table += &format!("{name},Female,6{view},Frontal,AP,{},{},{}\n", finding(5), finding(1), finding(2));
+        }
+    }
+    folder.write("chest-small/train.csv", table.as_bytes());
+    let (data, remarks) = opened(&folder, "chest-small", Collecting::default());
+    assert!(
+        ["it looks like CheXpert", "groups are patients, by their folders"]
+            .iter()
+            .all(|says| { remarks.iter().any(|remark| remark.contains(says)) }),
+        "{remarks:?}"
+    );
+    assert_eq!((data.task.name(), data.classes), ("multi-label", 3));
+    // Of patient 6 no finding is "0.0", edema "1.0", and effusion "-1.0".
+    let patients = |name: SplitName| -> Vec<(String, u32)> {
+        let split = data.split(name);
+        let of = |index: usize| split.images().name(index).unwrap().split('/').nth(1).unwrap().to_string();
+        (0..split.len()).map(|index| (of(index), split.labels[index])).collect()
+    };
+    let all: Vec<Vec<(String, u32)>> = SplitName::ALL.map(patients).to_vec();
+    assert_eq!(all.iter().map(Vec::len).sum::<usize>(), 40);
+    let sixth: Vec<u32> =
+        all.iter().flatten().filter(|(name, _)| name.ends_with("00006")).map(|(_, set)| *set).collect();
+    assert_eq!(sixth, [0b010, 0b010]);
+    for (index, split) in all.iter().enumerate() {
+        for (name, _) in split {
+            assert!(all.iter().enumerate().all(|(other, rest)| other == index || rest.iter().all(|(n, _)| n != name)));
+        }
+    }
+
+    for patient in 0..12 {
+        for (study, says) in [(1, "negative"), (2, "positive")] {
+            let split = if patient < 8 { "train" } else { "valid" };
+            flat(
+                &folder,
+                &format!("bones/{split}/XR_ELBOW/patient{patient:05}/study{study}_{says}/image1.png"),
+                patient,
+            );
+            flat(
+                &folder,
+                &format!("bones/{split}/XR_WRIST/patient{patient:05}/study{study}_{says}/image1.png"),
+                patient,
+            );
+        }
+    }
+    let (data, remarks) = opened(&folder, "bones", Collecting::default());
+    assert!(remarks.iter().any(|remark| remark.contains("it looks like MURA")), "{remarks:?}");
+    assert_eq!(data.class_names.as_deref().unwrap(), ["negative", "positive"]);
+    assert_eq!((data.val.len(), data.class_counts(SplitName::Val)), (16, vec![8, 8]));
+    assert_eq!(data.train.len() + data.test.len(), 32);
+}

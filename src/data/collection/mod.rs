@@ -16,6 +16,7 @@
 mod decode;
 mod encoded;
 mod files;
+mod known;
 mod splits;
 mod table;
 
@@ -93,7 +94,12 @@ impl Dataset {
     /// table or a list.
     pub fn open(path: &Path, collecting: &Collecting) -> Result<Collected> {
         let Some(collection) = Collection::open(path, collecting)? else {
-            return Ok(Collected { data: Dataset::load(path)?, remarks: Vec::new() });
+            let data = Dataset::load(path)?;
+            let is_number = |name: &String| name.parse::<u32>().is_ok();
+            let numbers = data.class_names.clone().filter(|names| names.iter().all(is_number));
+            let told =
+                |names: Vec<String>| format!("labels {} are classes 0 to {}", listing(names.clone()), names.len() - 1);
+            return Ok(Collected { data, remarks: numbers.map(told).into_iter().collect() });
         };
         let data = collection.dataset(collection.labelled()?, None);
         data.check_classes()?;
@@ -530,6 +536,10 @@ impl Reading<'_> {
                 None => {}
             }
         }
+        let tables_found: Vec<&Table> = found.iter().map(|(table, _)| table).collect();
+        if let Some(known) = known::recognised(self.files.names(), &tables_found) {
+            self.remarks.push(format!("it looks like {known}"));
+        }
         // The table with labels of the most images; others may add groups and splits.
         let mut labels = Vec::new();
         for (index, (table, column)) in found.iter().enumerate() {
@@ -645,6 +655,14 @@ impl Reading<'_> {
             parts.pop();
             parts
         };
+        let studies: Option<Vec<u32>> = images.iter().map(|&file| known::study(&names[file])).collect();
+        if let Some(labels) = studies {
+            let (classes, task) = known::STUDY;
+            let item =
+                |(&file, label)| Item { file, label: Some(label), split: split_of_folders(&names[file]), group: None };
+            let items = images.iter().zip(labels).map(item).collect();
+            return Ok(Items { items, classes: 2, task, class_names: Some(classes.map(String::from).to_vec()) });
+        }
         // Folders that hold everything are no class.
         let all: Vec<Vec<&str>> = images.iter().map(|&index| folders(index)).collect();
         let shared = (0..).take_while(|&depth| {
@@ -732,6 +750,13 @@ impl Reading<'_> {
         let patients: Option<Vec<String>> = items.iter().map(eye).collect();
         if let Some(patients) = patients.filter(|patients| !patients.is_empty()) {
             self.remarks.push("groups are patients, by the names of both eyes' images".into());
+            items.iter_mut().zip(patients).for_each(|(item, patient)| item.group = Some(patient));
+            return Ok(());
+        }
+        let patient = |item: &Item| known::patient(&self.files.names()[item.file]).map(String::from);
+        let patients: Option<Vec<String>> = items.iter().map(patient).collect();
+        if let Some(patients) = patients.filter(|patients| !patients.is_empty()) {
+            self.remarks.push("groups are patients, by their folders".into());
             items.iter_mut().zip(patients).for_each(|(item, patient)| item.group = Some(patient));
         }
         Ok(())
