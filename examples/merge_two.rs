@@ -42,6 +42,8 @@ pub fn main() -> Result<()> {
             out: path(&format!("{name}.safetensors")),
             writing: Writing::default(),
             card: None,
+            metrics: None,
+            tensorboard: None,
             resume: false,
             force: false,
         };
@@ -88,6 +90,8 @@ pub fn main() -> Result<()> {
         out: path("tuned.safetensors"),
         writing: Writing::default(),
         card: None,
+        metrics: None,
+        tensorboard: None,
         resume: false,
         force: false,
     };

@@ -46,6 +46,8 @@ impl Folder {
             out: self.path(name),
             writing: Writing::default(),
             card: None,
+            metrics: None,
+            tensorboard: None,
             resume: false,
             force: false,
         }

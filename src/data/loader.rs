@@ -115,6 +115,11 @@ impl<'a> Loader<'a> {
         self.images_per_epoch().div_ceil(self.options.batch_size)
     }
 
+    /// Images of a batch of an epoch, counted from 0.
+    pub fn images_of_batch(&self, batch: usize) -> usize {
+        self.options.batch_size.min(self.images_per_epoch() - batch * self.options.batch_size)
+    }
+
     /// Images of the largest batch of an epoch.
     pub fn largest_batch(&self) -> usize {
         self.options.batch_size.min(self.images_per_epoch())

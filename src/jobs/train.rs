@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::card::{self, CardFiles, Told};
-use super::saving::{Recording, Saving};
+use super::events::Events;
+use super::log::EpochLines;
+use super::saving::{self, Recording, Saving};
 use super::settings::settings;
 use super::{Compute, EpochLog, Images, networks};
 use crate::checkpoint::{self, Checkpoint, Described, Form, Metadata, Phase, Provenance, Reading, TensorFile, Writing};
@@ -41,6 +43,12 @@ pub struct Train {
     /// Keeps the state of the run beside `out` after each epoch, and continues from it where there is one.
     #[serde(default)]
     pub resume: bool,
+    /// A file that gets a line of JSON per epoch.
+    #[serde(default)]
+    pub metrics: Option<PathBuf>,
+    /// A folder that gets a file of events per epoch, which TensorBoard shows.
+    #[serde(default)]
+    pub tensorboard: Option<PathBuf>,
     /// Overwrites what exists.
     #[serde(default)]
     pub force: bool,
@@ -114,6 +122,9 @@ impl Train {
         let (state, log) = (self.state_path(), EpochLog::beside(&self.out));
         let mut outputs: Vec<Named> = vec![("--out", &self.out), ("the log beside --out", &log)];
         outputs.extend(self.resume.then_some(("the state of --resume", state.as_path())));
+        outputs.extend(self.metrics.iter().map(|path| ("--metrics", path.as_path())));
+        let events = self.tensorboard.as_ref().map(|folder| Events::path(folder, &self.out));
+        outputs.extend(events.iter().map(|path| ("the events of --tensorboard", path.as_path())));
         card::check_apart(&self.inputs(), outputs, &self.card, &self.out)
     }
 
@@ -124,6 +135,10 @@ impl Train {
         let force = self.force || (self.resume && state_path.exists() && !is_finished(&self.out));
         let _claim = OutputPath::check(&self.out, force, 0)?;
         let log = EpochLog::new(&self.out, force)?;
+        let told = saving::Told {
+            lines: self.metrics.as_ref().map(|path| EpochLines::new(path, force)).transpose()?,
+            events: self.tensorboard.as_ref().map(|path| Events::new(path, &self.out, force)).transpose()?,
+        };
         let card = CardFiles::check(&self.card, &self.out, force)?;
         let place = self.compute.open(observer)?;
         let (from, mut subject, teachers) = self.subject(observer)?;
@@ -158,6 +173,7 @@ impl Train {
         let metadata = self.metadata(&architecture, from.as_ref());
         let saving = Saving { output, metadata, form, provenance: provenance.clone(), options: options.clone() };
         let mut recording = Recording::new(observer, log, Some(saving));
+        recording.told = told;
         recording.phase("training");
         let target = Target { data: &data, normalisation: &normalisation, place };
         let history = train_resumable(&mut model, &mut subject, target, &options, &mut recording, state.as_mut())?;
@@ -166,7 +182,13 @@ impl Train {
         *provenance.training.last_mut().expect("made above") = options.phase(self.kind(), &history);
         provenance.write(&mut metadata);
         let described = Described::of(&architecture, &model, &form, &provenance);
-        let told = Told { described, metadata: &metadata, history: &history, sources: self.sources(from.as_ref()) };
+        let told = Told {
+            described,
+            metadata: &metadata,
+            history: &history,
+            select_by: options.select_by,
+            sources: self.sources(from.as_ref()),
+        };
         card::save(&mut output, &told, card, observer)?;
         state.map_or(Ok(()), ResumeFile::remove)?;
         Ok(Trained { architecture, model, history, log: EpochLog::beside(&self.out) })

@@ -86,7 +86,7 @@ impl ResumeFile {
             }
         }
         if let Some(control) = control {
-            // As bits, for the same reason as below.
+            // As bits: a decimal number may come back as another one.
             metadata.insert("control".into(), hex(bytemuck::bytes_of(&control)));
         }
         if let Some(memo) = &self.memo {
@@ -97,8 +97,6 @@ impl ResumeFile {
             tensors.extend(stored_model("best", &best.model));
             tensors.extend(best.merge_weights.iter().map(|weights| stored("best.merge_weights".into(), weights)));
             metadata.insert("best.epoch".into(), best.epoch.to_string());
-            // As bits: a decimal number may come back as another one.
-            metadata.insert("best.macro_f1".into(), best.macro_f1.to_bits().to_string());
         }
         // A device that failed while it was read gave NaN: the state of the epoch before is worth more.
         model.device().check()?;
@@ -180,13 +178,11 @@ impl ResumeFile {
             true => {
                 let mut best = model.copy();
                 restore_model(&file, "best", &mut best)?;
-                let (epoch, bits) = (number("best.epoch")? as usize, number("best.macro_f1")?);
-                Some(Best {
-                    macro_f1: f64::from_bits(bits),
-                    epoch,
-                    model: best,
-                    merge_weights: merge_weights("best.merge_weights")?,
-                })
+                let epoch = number("best.epoch")? as usize;
+                if epoch >= history.len() {
+                    return Err(self.refuse(NO_STATE));
+                }
+                Some(Best { epoch, model: best, merge_weights: merge_weights("best.merge_weights")? })
             }
         };
         let average = match file.tensors.contains_key(&format!("{AVERAGE}.trunk")) {
@@ -344,7 +340,7 @@ mod tests_on_a_gpu {
         let gpu = Gpu::emulator(1).unwrap();
         let network = Architecture::named("resnet8", None, Some(4)).unwrap().build(1, 2);
         let model = Model::initialized(network, 1).to_device(Device::Gpu(gpu));
-        let optimizers = Subject::Everything.optimizers(&TrainOptions::default());
+        let optimizers = Subject::Everything.optimizers(&TrainOptions::default(), &model.network);
         let mut file = ResumeFile::new(&path, Settings::new()).unwrap();
         let selection = Selection::default();
         let progress = |steps| Progress { control: None, selection: &selection, average: None, steps };

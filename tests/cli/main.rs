@@ -24,5 +24,6 @@ mod selftest;
 mod shards;
 mod support;
 mod tiles;
+mod updates;
 mod variants;
 mod writing;
