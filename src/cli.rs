@@ -437,6 +437,9 @@ pub struct Train {
     /// The trained network: the best epoch on the validation split
     #[arg(long, value_name = "FILE.safetensors")]
     pub out: PathBuf,
+    /// With --resume: keep that state at the end too, so that the same command with more --epochs goes on
+    #[arg(long, requires = "resume")]
+    pub keep_state: bool,
     /// Also log epochs into this file, as a line of JSON each
     #[arg(long, value_name = "FILE.jsonl")]
     pub metrics: Option<PathBuf>,

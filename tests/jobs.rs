@@ -46,6 +46,7 @@ impl Folder {
             out: self.path(name),
             writing: Writing::default(),
             card: None,
+            keep_state: false,
             metrics: None,
             tensorboard: None,
             resume: false,

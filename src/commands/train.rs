@@ -56,6 +56,7 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
         writing: options.writing.given(),
         card: card(&options.writing),
         resume: options.resume,
+        keep_state: options.keep_state,
         metrics: options.metrics.clone(),
         tensorboard: options.tensorboard.clone(),
         force: options.force,

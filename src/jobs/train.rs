@@ -43,6 +43,9 @@ pub struct Train {
     /// Keeps the state of the run beside `out` after each epoch, and continues from it where there is one.
     #[serde(default)]
     pub resume: bool,
+    /// Keeps that state when the run has ended, so that one of more epochs may go on from it.
+    #[serde(default)]
+    pub keep_state: bool,
     /// A file that gets a line of JSON per epoch.
     #[serde(default)]
     pub metrics: Option<PathBuf>,
@@ -104,6 +107,13 @@ impl Train {
     pub fn check(&self) -> Result<()> {
         self.options.check()?;
         self.compute.check()?;
+        if self.keep_state && !self.resume {
+            return Err(Error::usage("--keep-state without --resume", "give both, or neither"));
+        }
+        if self.keep_state && self.options.schedule.knows_the_end() {
+            let message = "--keep-state with a schedule that ends with the last epoch";
+            return Err(Error::usage(message, "give --schedule constant or plateau"));
+        }
         let teachers = self.teachers();
         if teachers.is_empty() != (self.options.distill == 0.0) {
             let (message, hint) = match teachers.is_empty() {
@@ -132,7 +142,7 @@ impl Train {
         self.check()?;
         let state_path = self.state_path();
         // What an interrupted run wrote, its continuation may overwrite.
-        let force = self.force || (self.resume && state_path.exists() && !is_finished(&self.out));
+        let force = self.force || (self.resume && state_path.exists() && !self.is_anothers(&state_path));
         let _claim = OutputPath::check(&self.out, force, 0)?;
         let log = EpochLog::new(&self.out, force)?;
         let told = saving::Told {
@@ -190,7 +200,10 @@ impl Train {
             sources: self.sources(from.as_ref()),
         };
         card::save(&mut output, &told, card, observer)?;
-        state.map_or(Ok(()), ResumeFile::remove)?;
+        match state {
+            Some(state) if self.keep_state => state.keep(&TensorFile::read(&self.out)?.sha256)?,
+            state => state.map_or(Ok(()), ResumeFile::remove)?,
+        }
         Ok(Trained { architecture, model, history, log: EpochLog::beside(&self.out) })
     }
 
@@ -271,6 +284,16 @@ impl Train {
         let models = models.iter().map(|path| ("--models", path.as_path()));
         let teachers = self.teachers().iter().map(|path| ("--teachers", path.as_path()));
         from.chain(models).chain(teachers).chain([("--data", self.images.data.as_path())]).collect()
+    }
+
+    /// Whether there is a network of which the run of the state beside it will not say that it is its own: a finished one, unless
+    /// it is what that run ended with.
+    fn is_anothers(&self, state: &Path) -> bool {
+        let is_result = || {
+            let result = ResumeFile::result(state);
+            result.is_some() && TensorFile::read(&self.out).ok().map(|file| file.sha256) == result
+        };
+        is_finished(&self.out) && !is_result()
     }
 
     fn state_path(&self) -> PathBuf {
@@ -354,7 +377,12 @@ impl Train {
             "--distill": (self.options.distill != 0.0).then_some(self.options.distill),
             "--ema": (self.options.ema != 0.0).then_some(self.options.ema),
         });
-        settings(network, options, (&self.compute, place), provenance, more)
+        let mut settings = settings(network, options, (&self.compute, place), provenance, more)?;
+        if !options.schedule.knows_the_end() {
+            // More of them go on with the same run.
+            settings.remove("--epochs");
+        }
+        Ok(settings)
     }
 }
 

@@ -75,6 +75,11 @@ impl OptimizerKind {
 }
 
 impl Schedule {
+    /// Whether what an epoch does depends on how many there are to be. Where it does not, more may follow the last one.
+    pub fn knows_the_end(self) -> bool {
+        !matches!(self, Schedule::Constant | Schedule::Plateau)
+    }
+
     /// The factor of the learning rate at `step` (from 0) of `steps`, of which the first `warmup` rise in a line from one `warmup`th;
     /// the schedule is of those behind them. What a plateau makes of it is not known by the step.
     pub fn factor(self, step: usize, steps: usize, warmup: usize) -> f64 {

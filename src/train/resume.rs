@@ -58,6 +58,20 @@ impl ResumeFile {
         self.output.path().exists()
     }
 
+    /// The run has ended with this content of its result; what it knows stays, so that a longer one may go on.
+    pub fn keep(mut self, result: &str) -> Result<()> {
+        let TensorFile { tensors, mut metadata, .. } = self.read()?;
+        metadata.insert(RESULT.into(), result.to_string());
+        let tensors: Vec<StoredTensor> = tensors.into_values().collect();
+        metadata.insert(CONTENT.into(), content_hash(&tensors, &metadata));
+        write(&mut self.output, &tensors, &metadata)
+    }
+
+    /// The content of the result with which the run of the state at `path` ended; `None` where there is none, or it has not.
+    pub fn result(path: &Path) -> Option<String> {
+        TensorFile::read(path).ok()?.metadata.get(RESULT).cloned()
+    }
+
     /// The run has ended: nothing is left to continue.
     pub fn remove(self) -> Result<()> {
         let path = self.output.path();
@@ -205,6 +219,7 @@ impl ResumeFile {
 const SETTINGS: &str = "settings";
 const CONTENT: &str = "content";
 const MEMO: &str = "memo";
+const RESULT: &str = "result";
 
 /// Before the names of the tensors of an average.
 const AVERAGE: &str = "average";

@@ -107,7 +107,9 @@ impl<'a> Training<'a> {
             (true, _) => 3,
         };
         let teachers = if let Subject::Distilled(teachers) = &*subject { teachers.parameters() } else { 0 };
-        let made = made * model.network.trunk_len + teachers;
+        // And the sum of gradients that wait for their update.
+        let gathered = usize::from(options.accumulate > 1 && made > 2);
+        let made = (made + gathered) * model.network.trunk_len + teachers;
         target.check_memory(&model.network, loader.largest_batch(), is_training, made)?;
         if target.data.val.is_empty() {
             let plateau = (options.schedule == Schedule::Plateau).then_some("--schedule plateau");
@@ -132,6 +134,11 @@ impl<'a> Training<'a> {
         if let Some(file) = state
             && let Some(before) = file.load(model, subject, &mut optimizers)?
         {
+            let epochs = before.selection.history.len();
+            if epochs > options.epochs {
+                let message = format!("--epochs {}, and {epochs} are done", options.epochs);
+                return Err(Error::usage(message, format!("give {epochs} or more, or begin anew without the state")));
+            }
             (done, selection, control) = (before.steps, before.selection, before.control);
             average.iter_mut().for_each(|average| average.restore(before.average.clone()));
             observer.resumed(&selection.history);

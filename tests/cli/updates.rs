@@ -187,6 +187,44 @@ fn epochs_are_told_as_lines_and_as_events_also_of_a_run_in_parts() {
     );
 }
 
+/// As if it had been asked for at once, whether it had ended before or not; and only over its own result.
+#[test]
+fn a_run_that_has_ended_goes_on_with_more_epochs() {
+    let folder = Folder::with_sources();
+    let tune = TUNE.replace(" --epochs 4", "");
+    for (index, how) in
+        ["--schedule constant --ema 0.5", "--schedule plateau --plateau-patience 0 --warmup 1"].into_iter().enumerate()
+    {
+        let tune = format!("{tune} {how}");
+        folder.done(&format!("{tune} --epochs 6 --out whole --force"));
+        let parts = format!("{tune} --resume --keep-state --out parts{index}");
+        folder.done(&format!("{parts} --epochs 2"));
+        let first = folder.bytes(&format!("parts{index}"));
+        // Nothing is left to do, and it is done again.
+        folder.done(&format!("{parts} --epochs 2"));
+        assert_eq!(folder.bytes(&format!("parts{index}")), first, "{how}");
+        folder.done(&format!("{parts} --epochs 4"));
+        folder.done(&format!("{parts} --epochs 6").replace(" --keep-state", ""));
+        assert_eq!(folder.bytes(&format!("parts{index}")), folder.bytes("whole"), "{how}");
+        assert!(!folder.path(&format!("parts{index}.resume.safetensors")).exists());
+    }
+    let tune = format!("{tune} --schedule constant");
+    folder.done(&format!("{tune} --epochs 2 --resume --keep-state --out net"));
+    let more = format!("{tune} --epochs 3 --resume --keep-state --out net");
+    assert_refused(
+        &folder,
+        &[
+            case("fewer", more.replace("--epochs 3", "--epochs 1"), &["--epochs 1, and 2 are done"]),
+            case("another run", more.replace("--seed 3", "--seed 4"), &["the state of another run"]),
+            case("cosine", more.replace("constant", "cosine"), &["--keep-state with a schedule that ends"]),
+            case("no state", more.replace("--resume ", ""), &["--resume"]),
+        ],
+    );
+    // Another network in the place of its result.
+    std::fs::copy(folder.path("whole"), folder.path("net")).unwrap();
+    assert_refused(&folder, &[case("another's", more, &["net already exists"])]);
+}
+
 #[test]
 fn updates_that_make_no_sense() {
     let folder = Folder::with_sources();
