@@ -20,7 +20,7 @@ fn steps(c: &mut Criterion) {
         let mut model = Model::initialized(network, 0);
         let mut subject = Subject::Everything;
         let options = TrainOptions { optimizer: OptimizerKind::Sgd, ..TrainOptions::default() };
-        let mut optimizers = subject.optimizers(&options);
+        let mut optimizers = subject.optimizers(&options, &model.network);
         let labels = Integers::from_vec((0..images).map(|i| (i % classes) as u32).collect());
         let batch = Batch::of_activations(numbers([images, pixels, pixels, 3]), labels);
         let loss = CrossEntropy::default();

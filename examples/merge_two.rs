@@ -42,6 +42,9 @@ pub fn main() -> Result<()> {
             out: path(&format!("{name}.safetensors")),
             writing: Writing::default(),
             card: None,
+            keep_state: false,
+            metrics: None,
+            tensorboard: None,
             resume: false,
             force: false,
         };
@@ -88,6 +91,9 @@ pub fn main() -> Result<()> {
         out: path("tuned.safetensors"),
         writing: Writing::default(),
         card: None,
+        keep_state: false,
+        metrics: None,
+        tensorboard: None,
         resume: false,
         force: false,
     };

@@ -2,15 +2,18 @@
 // Updates of whole arenas, and the decision whether a step's update is made.
 //
 //   square_sums   partial[b] = Σ g[i]² over block b's CHUNK numbers
-//   decide        norm = √(Σ partial) / scale; apply = loss and norm are finite; the next step and bias corrections
+//   gather        s = share·g of the first batch of an update, s + share·g of the others
+//   note          the loss of a batch that is only gathered; apply = it is finite: of its statistics alone
+//   decide        norm = √(Σ partial) / scale; apply = loss and norm are finite; the next step and bias corrections;
+//                 clip = min(1, limit / (norm + ε)), by which every g below is multiplied as it is unscaled
 //   rescale       the next scale, behind the updates: half after an overflow, double after enough good steps
-//   sgd           g += weight_decay·w      v = momentum·v + g      w −= rate·v
+//   sgd           g += weight_decay·w      v = momentum·v + g      w −= rate·v, or rate·(g + momentum·v) (Nesterov)
 //   adamw         m = β₁·m + (1 − β₁)·g     u = β₂·u + (1 − β₂)·g²
 //                 w = decay·w − rate / correction₁ · m / (√u / correction₂ + ε)
 //   clamp         w = min(max(w, 0), 1)
 //
-// All f32. Bytes: square_sums 1 read; sgd 3 reads, 2 writes; adamw 4 reads, 3 writes; clamp 1 and 1. Geometry: a thread per
-// 4 numbers, 256 per block; decide and rescale are one block. Without a control block, an update is always made, with the
+// All f32. Bytes: square_sums 1 read; sgd 3 reads, 2 writes; adamw 4 reads, 3 writes; gather 2 and 1; clamp 1 and 1.
+// Geometry: a thread per 4 numbers, 256 per block; note, decide and rescale are one block. Without a control block, an update is always made, with the
 // corrections that the parameters give.
 #include "control.cuh"
 
@@ -52,8 +55,23 @@ struct Decide {
   unsigned partials, capacity;
   unsigned is_scaled;     // whether the loss scale moves
   unsigned growth_steps;  // good steps after which it doubles
+  float limit;            // of the norm; may be infinite
+  float clip_epsilon;
 };
-static_assert(sizeof(Decide) == 64, "as in src/ops/optimizer/gpu.rs");
+static_assert(sizeof(Decide) == 72, "as in src/ops/optimizer/gpu.rs");
+
+// Of a batch in the middle of an update: there is no gradient to decide on yet.
+KERNEL(note, Decide, WARP) {
+  if (threadIdx.x != 0) return;
+  Control c = *p.control;
+  const float loss = p.loss[0];
+  if (!is_finite(loss)) c.diverged = 1;
+  c.apply = c.diverged == 0;
+  p.losses[c.steps % p.capacity] = loss;
+  c.steps += 1;
+  c.gathered += 1;
+  *p.control = c;
+}
 
 KERNEL(decide, Decide, THREADS) {
   SHARED(float, scratch, THREADS / WARP);
@@ -71,6 +89,9 @@ KERNEL(decide, Decide, THREADS) {
   c.apply = is_good && c.diverged == 0;
   p.losses[c.steps % p.capacity] = loss;
   c.steps += 1;
+  c.gathered = 0;
+  const float shrink = p.limit / (c.norm + p.clip_epsilon);
+  c.clip = shrink < 1.0f ? shrink : 1.0f;
   if (c.apply) {
     c.updates += 1;
     c.power1 *= p.beta1;
@@ -108,7 +129,7 @@ struct Update {
   float rest1, rest2;       // 1 − β₁, 1 − β₂, rounded once
   float epsilon;
   float correction1, correction2;  // without a control block
-  float padding;
+  unsigned nesterov;               // of SGD: 1 where it moves by where the velocity is about to lead
 };
 static_assert(sizeof(Update) == 88, "as in src/ops/optimizer/gpu.rs");
 
@@ -145,10 +166,11 @@ DEVICE void update(const Update& p, F f) {
 KERNEL(sgd, Update, THREADS) {
   if (p.control != nullptr && p.control->apply == 0) return;
   const float rate = p.control != nullptr ? p.rate * p.control->factor : p.rate;
-  const float unscale = p.control != nullptr ? 1.0f / p.control->scale : 1.0f;
-  update<1, true>(p, [&](float& w, float g, float& v, float&) {
-    v = p.beta1 * v + (unscale * g + p.weight_decay * w);
-    w = w - rate * v;
+  const float unscale = p.control != nullptr ? p.control->clip / p.control->scale : 1.0f;
+  update<1, true>(p, [&](float& w, float scaled, float& v, float&) {
+    const float g = unscale * scaled + p.weight_decay * w;
+    v = p.beta1 * v + g;
+    w = w - rate * (p.nesterov != 0 ? g + p.beta1 * v : v);
   });
 }
 
@@ -157,7 +179,7 @@ KERNEL(adamw, Update, THREADS) {
   float rate = p.rate, unscale = 1.0f, correction1 = p.correction1, correction2 = p.correction2;
   if (p.control != nullptr) {
     rate *= p.control->factor;
-    unscale = 1.0f / p.control->scale;
+    unscale = p.control->clip / p.control->scale;
     correction1 = p.control->correction1;
     correction2 = p.control->correction2;
   }
@@ -169,6 +191,12 @@ KERNEL(adamw, Update, THREADS) {
     u = p.beta2 * u + p.rest2 * (g * g);
     w = decay * w - size * (m / (sqrtf(u) / correction2 + p.epsilon));
   });
+}
+
+KERNEL(gather, Update, THREADS) {
+  const float share = p.control->share;
+  const bool is_first = p.control->gathered == 0;
+  update<0, true>(p, [&](float& sum, float g, float&, float&) { sum = is_first ? share * g : sum + share * g; });
 }
 
 KERNEL(clamp, Update, THREADS) {

@@ -286,6 +286,9 @@ impl Writing {
     }
 }
 
+/// Where these options stand in the help.
+const UPDATES: &str = "How updates are made";
+
 /// How long and how fast to learn.
 #[derive(Args)]
 pub struct Schedule {
@@ -298,30 +301,48 @@ pub struct Schedule {
     /// Images per step
     #[arg(long, default_value_t = 128)]
     pub batch_size: usize,
+    /// Batches whose gradients make one update; batch norms see one batch at a time
+    #[arg(long, default_value_t = 1, value_name = "BATCHES", help_heading = UPDATES)]
+    pub accumulate: usize,
     /// Learning rate at the start
     #[arg(long, default_value_t = 1e-3, allow_negative_numbers = true)]
     pub learning_rate: f64,
     /// How the learning rate falls
     #[arg(long, value_enum, default_value_t = ScheduleName::Cosine)]
     pub schedule: ScheduleName,
+    /// With --schedule plateau: epochs without a better figure that are waited out before the rate falls [default: 10]
+    #[arg(long, value_name = "EPOCHS")]
+    pub plateau_patience: Option<usize>,
     /// Epochs in which the learning rate rises to its value, before that
     #[arg(long, default_value_t = 0, value_name = "EPOCHS")]
     pub warmup: usize,
     /// Update rule
     #[arg(long, value_enum, default_value_t = OptimizerName::Adamw)]
     pub optimizer: OptimizerName,
+    /// Nesterov's momentum, with --optimizer sgd
+    #[arg(long, help_heading = UPDATES)]
+    pub nesterov: bool,
+    /// Clip the gradient of all that learns to this norm (L2)
+    #[arg(long, value_name = "NORM", allow_negative_numbers = true, help_heading = UPDATES)]
+    pub clip_norm: Option<f64>,
     /// Decay of the parameters towards zero
     #[arg(long, default_value_t = 1e-4)]
     pub weight_decay: f64,
+    /// What decays: all parameters, or weights, not the scales and shifts of norms nor biases
+    #[arg(long, value_enum, default_value_t = DecayOfName::All, help_heading = UPDATES)]
+    pub decay_of: DecayOfName,
     /// Share of each label that is spread over all classes
     #[arg(long, default_value_t = 0.0)]
     pub label_smoothing: f64,
     /// Weight of each class in the loss
     #[arg(long, value_enum, default_value_t = ClassWeights::None)]
     pub class_weights: ClassWeights,
+    /// Which training images an epoch shows
+    #[arg(long, value_enum, default_value_t = Sampling::Shuffled)]
+    pub sampling: Sampling,
     #[command(flatten)]
     pub augmentation: Augment,
-    /// Stop after so many epochs without a better macro F1 on the validation split
+    /// Stop after so many epochs without a better macro F1 (or --select-by) on the validation split
     #[arg(long, value_name = "EPOCHS")]
     pub patience: Option<usize>,
 }
@@ -411,6 +432,15 @@ pub struct Train {
     /// With --weights: learning rate of the merge weights; --learning-rate is that of all else
     #[arg(long, default_value_t = 1e-2, allow_negative_numbers = true, requires = "weights")]
     pub merge_learning_rate: f64,
+    /// Learning rate of the head [default: --learning-rate]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = UPDATES)]
+    pub head_learning_rate: Option<f64>,
+    /// Stage by stage from the head, multiply the learning rate by this once more
+    ///
+    /// A stage of a ResNet is a layer1 to layer4, and its stem; of a DenseNet a block, and its stem; of a VGG what lies between two
+    /// poolings, and its hidden layers
+    #[arg(long, default_value_t = 1.0, value_name = "FACTOR", allow_negative_numbers = true, help_heading = UPDATES)]
+    pub layer_decay: f64,
     /// Start with a new head even if the old one fits
     #[arg(long, requires = "start")]
     pub new_head: bool,
@@ -443,12 +473,24 @@ pub struct Train {
     pub ema: f64,
     #[command(flatten)]
     pub schedule: Schedule,
+    /// Figure of the validation split by which the best epoch is kept, patience is lost and plateaus are seen
+    #[arg(long, value_enum, default_value_t = SelectByName::MacroF1, value_name = "FIGURE")]
+    pub select_by: SelectByName,
     /// Keep the state of the run beside --out after each epoch, and continue from it where there is one
     #[arg(long)]
     pub resume: bool,
     /// The trained network: the best epoch on the validation split
     #[arg(long, value_name = "FILE.safetensors")]
     pub out: PathBuf,
+    /// With --resume: keep that state at the end too, so that the same command with more --epochs goes on
+    #[arg(long, requires = "resume")]
+    pub keep_state: bool,
+    /// Also log epochs into this file, as a line of JSON each
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub metrics: Option<PathBuf>,
+    /// Also log epochs into a file in this folder, for TensorBoard
+    #[arg(long, value_name = "FOLDER")]
+    pub tensorboard: Option<PathBuf>,
     #[command(flatten)]
     pub writing: Writing,
     /// Overwrite what exists
@@ -719,6 +761,9 @@ pub struct Measure {
     /// Draw images again so often, by --seed, for 95 % intervals; 0: none
     #[arg(long, default_value_t = 1000, value_name = "TIMES")]
     pub bootstrap: usize,
+    /// Also decide by thresholds that are best on the validation split, which is scored for it
+    #[arg(long, value_enum, value_name = "FIGURE")]
+    pub threshold_by: Option<ThresholdName>,
 }
 
 #[derive(Args)]
@@ -954,12 +999,37 @@ pub enum ScheduleName {
     Constant,
     /// A tenth from half of the steps on, a hundredth from three quarters on
     Step,
+    /// A tenth each time that the validation split's figure has not improved for more than --plateau-patience epochs
+    Plateau,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum SelectByName {
+    Accuracy,
+    BalancedAccuracy,
+    MacroF1,
+    Auc,
+    /// The mean of −log p of the label
+    Loss,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum DecayOfName {
+    All,
+    Weights,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 pub enum OptimizerName {
     Adamw,
     Sgd,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ThresholdName {
+    F1,
+    /// Sensitivity + specificity
+    Youden,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -979,6 +1049,14 @@ pub enum FormatName {
     Table,
     /// MedMNIST's result files: index,score0,score1,… and no header
     Medmnist,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Sampling {
+    /// Each once
+    Shuffled,
+    /// As many, of classes that come equally often
+    Balanced,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]

@@ -46,6 +46,9 @@ impl Folder {
             out: self.path(name),
             writing: Writing::default(),
             card: None,
+            keep_state: false,
+            metrics: None,
+            tensorboard: None,
             resume: false,
             force: false,
         }

@@ -135,6 +135,7 @@ impl Loading {
             shuffle: true,
             augmentation,
             seed: 0,
+            balance: None,
             shares: Some((data.task, data.classes)),
         };
         Loader::new(split, data.height, data.width, data.channels, options)

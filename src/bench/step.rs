@@ -238,7 +238,7 @@ impl Running {
             merge_learning_rate: LEARNING_RATE,
             ..TrainOptions::default()
         };
-        let optimizers = subject.optimizers(&options);
+        let optimizers = subject.optimizers(&options, &case.graph);
         let shape = [n, size, size, channels];
         let labels = (0..n).map(|i| (i % case.graph.classes) as u32).collect();
         let labels = Integers::from_vec(labels).to_device(device);

@@ -64,17 +64,40 @@ pub struct Phase {
     /// Whether the run ended before because it no longer improved.
     #[serde(default)]
     pub stopped_early: bool,
+    /// The figure of the validation split by which the epoch is the best, where it was not macro F1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub select_by: Option<String>,
     /// At the start; how it falls is the schedule's matter.
     pub learning_rate: f64,
+    /// The head's own, and by how much stages learned more slowly the further they lay from it, where it was so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head_learning_rate: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer_decay: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merge_learning_rate: Option<f64>,
     pub schedule: String,
+    /// Epochs that a plateau could have before it fell, where that was the schedule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plateau_patience: Option<usize>,
     /// Epochs in which it rose first, where there were such.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warmup: Option<usize>,
     pub optimizer: String,
+    /// Whether SGD's momentum was Nesterov's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub nesterov: bool,
+    /// What the gradient's norm was clipped to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_norm: Option<f64>,
     pub batch_size: usize,
+    /// Batches of an update, where there were several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accumulate: Option<usize>,
     pub weight_decay: f64,
+    /// `weights` where nothing else decayed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decay_of: Option<String>,
     pub label_smoothing: f64,
     /// How strongly the trunk was pulled to its start, its features to those of others, and what an epoch left of an average, where
     /// there was any of it.
@@ -86,6 +109,9 @@ pub struct Phase {
     pub ema: Option<f64>,
     /// Whether each class weighed as if all had as many images.
     pub balances_classes: bool,
+    /// Whether all classes came equally often.
+    #[serde(default, skip_serializing_if = "is_off")]
+    pub balances_sampling: bool,
     /// Training images were mirrored, and moved by up to so many pixels.
     pub flip: bool,
     pub shift: usize,
@@ -93,6 +119,10 @@ pub struct Phase {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub augmentation: Option<Augmentation>,
     pub seed: u64,
+}
+
+fn is_off(option: &bool) -> bool {
+    !option
 }
 
 impl Phase {
@@ -239,18 +269,27 @@ mod tests {
             epochs_done: 3,
             epochs: 10,
             stopped_early: false,
+            select_by: Some("auc".into()),
             learning_rate: 1e-3,
+            head_learning_rate: Some(2e-3),
+            layer_decay: Some(0.7),
             merge_learning_rate: None,
             schedule: "cosine".into(),
+            plateau_patience: Some(3),
             warmup: Some(1),
             optimizer: "adamw".into(),
+            nesterov: false,
+            clip_norm: Some(1.0),
             batch_size: 128,
+            accumulate: Some(4),
             weight_decay: 1e-4,
+            decay_of: Some("weights".into()),
             label_smoothing: 0.1,
             l2_sp: None,
             distill: None,
             ema: Some(0.8),
             balances_classes: true,
+            balances_sampling: true,
             flip: false,
             shift: 2,
             augmentation: Some(Augmentation { shift: 2, crop: 0.3, ..Augmentation::default() }),

@@ -2,15 +2,17 @@
 
 use serde_json::json;
 
+use medmerge::data::SplitName;
 use medmerge::error::{Error, Result};
 use medmerge::jobs::{self, PredictionFormat, TestFlips};
 use medmerge::metrics::Intervals;
+use medmerge::metrics::threshold::ThresholdBy;
 use medmerge::output::shown;
 use medmerge::report::Table;
 
 use super::progress::Progress;
 use super::{images, place, report};
-use crate::cli::{Eval, FlipsName, FormatName, Global, Measure, Predict};
+use crate::cli::{Eval, FlipsName, FormatName, Global, Measure, Predict, ThresholdName};
 use crate::terminal;
 
 fn job(options: &Eval, global: &Global) -> jobs::Evaluate {
@@ -34,10 +36,30 @@ fn job(options: &Eval, global: &Global) -> jobs::Evaluate {
 /// The ends of one of the intervals.
 type Ends = fn(&Intervals) -> [f64; 2];
 
-pub fn eval(Measure { eval: options, bootstrap }: &Measure, global: &Global) -> Result<()> {
+pub fn eval(options: &Measure, global: &Global) -> Result<()> {
+    let Measure { eval: options, bootstrap, threshold_by } = options;
     let job = job(options, global);
+    let by = threshold_by.map(|by| match by {
+        ThresholdName::F1 => ThresholdBy::F1,
+        ThresholdName::Youden => ThresholdBy::Youden,
+    });
+    if by.is_some() && job.split == SplitName::Val {
+        let hint = "give --split test: figures of the split that a threshold was chosen on flatter it";
+        return Err(Error::usage("--threshold-by chooses on the validation split, which is measured", hint));
+    }
     let mut progress = Progress::counting("image", format!("{} split", job.split), global);
     let found = job.run(&mut progress)?;
+    let decided = match by {
+        None => None,
+        Some(by) => {
+            let chosen_on = jobs::Evaluate { split: SplitName::Val, ..job.clone() }.run(&mut progress)?;
+            let decided = found.decided(by, &chosen_on).ok_or_else(|| {
+                let message = format!("--threshold-by, and {} classes", found.metrics.per_class.len());
+                Error::usage(message, "two classes have a threshold, and so has each of several labels at once")
+            });
+            Some(decided?)
+        }
+    };
     progress.finish();
     let metrics = &found.metrics;
     let is_whole = metrics.accuracy.is_finite();
@@ -45,7 +67,7 @@ pub fn eval(Measure { eval: options, bootstrap }: &Measure, global: &Global) -> 
     let others: Vec<String> = job.others.iter().map(|path| shown(path)).collect();
     let result = json!({
         "model": shown(&job.model), "others": others, "data": shown(&job.images.data), "split": job.split, "head": found.head,
-        "images": found.images, "metrics": metrics, "intervals": intervals,
+        "images": found.images, "metrics": metrics, "intervals": intervals, "thresholds": decided,
     });
     report(global, &result, |out| {
         let models: Vec<String> =
@@ -91,7 +113,17 @@ pub fn eval(Measure { eval: options, bootstrap }: &Measure, global: &Global) -> 
                 m.support
             )?;
         }
-        Ok(())
+        let Some(decided) = &decided else { return Ok(()) };
+        writeln!(out, "\nby thresholds that are best on the val split:")?;
+        let mut table = Table::new(["class", "threshold", "sensitivity", "specificity", "precision", "F1", "accuracy"]);
+        for d in decided {
+            let figures = [d.threshold, d.sensitivity, d.specificity, d.precision, d.f1, d.accuracy].map(figure);
+            let name = found.class_names.as_ref().map_or(String::new(), |names| format!(" {}", names[d.class]));
+            let mut row = vec![format!("{}{name}", d.class)];
+            row.extend(figures);
+            table.row(row);
+        }
+        writeln!(out, "{}", table.to_text())
     })
 }
 

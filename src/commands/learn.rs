@@ -5,7 +5,7 @@ use serde_json::json;
 use medmerge::error::Result;
 use medmerge::jobs;
 use medmerge::output::shown;
-use medmerge::train::{Probe, TrainOptions};
+use medmerge::train::{Probe, SelectBy, TrainOptions};
 
 use super::progress::Progress;
 use super::{best, card, images, place, report, train_options};
@@ -71,7 +71,7 @@ pub fn run(options: &Learn, global: &Global) -> Result<()> {
             writeln!(out, "hint: they hardly moved; more --epochs or a larger --merge-learning-rate lets them")?;
         }
         writeln!(out, "{}: merge weights", files.weights.display())?;
-        writeln!(out, "{}: merged network, {}", job.out.display(), best(&files.history))?;
+        writeln!(out, "{}: merged network, {}", job.out.display(), best(&files.history, SelectBy::MacroF1))?;
         if let Some(source) = files.better_source() {
             let source = job.models[source].display();
             writeln!(

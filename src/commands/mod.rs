@@ -26,7 +26,7 @@ use clap::ArgMatches;
 use medmerge::data::{Augmentation, Collecting};
 use medmerge::error::{Error, Result};
 use medmerge::jobs::{Images, Normalise};
-use medmerge::train::{EpochRecord, OptimizerKind, Schedule, TrainOptions, best_epoch};
+use medmerge::train::{DecayOf, EpochRecord, OptimizerKind, Schedule, SelectBy, TrainOptions, best_epoch_by};
 
 use crate::cli::{self, Cli, Global, Verb};
 use crate::terminal;
@@ -112,9 +112,9 @@ fn normalise(asked: &cli::Normalise) -> Normalise {
 }
 
 /// The result of the kept epoch on the validation split, if there is one.
-fn best(history: &[EpochRecord]) -> String {
-    match best_epoch(history).and_then(|record| Some((record.epoch, record.val_macro_f1?))) {
-        Some((epoch, macro_f1)) => format!("best validation macro F1 {macro_f1:.4} (epoch {epoch})"),
+fn best(history: &[EpochRecord], by: SelectBy) -> String {
+    match best_epoch_by(by, history).and_then(|record| Some((record.epoch, by.figure(record)?))) {
+        Some((epoch, figure)) => format!("best validation {} {figure:.4} (epoch {epoch})", by.name()),
         None => "no validation split: the last epoch".into(),
     }
 }
@@ -135,11 +135,10 @@ fn train_options(schedule: &cli::Schedule, merge_learning_rate: f64, global: &Gl
         steps: schedule.steps,
         batch_size: schedule.batch_size,
         learning_rate: schedule.learning_rate,
+        accumulate: schedule.accumulate,
         merge_learning_rate,
-        regularise: 0.0,
-        l2_sp: 0.0,
-        distill: 0.0,
-        ema: 0.0,
+        nesterov: schedule.nesterov,
+        clip_norm: schedule.clip_norm,
         optimizer: match schedule.optimizer {
             cli::OptimizerName::Adamw => OptimizerKind::AdamW,
             cli::OptimizerName::Sgd => OptimizerKind::Sgd,
@@ -148,13 +147,21 @@ fn train_options(schedule: &cli::Schedule, merge_learning_rate: f64, global: &Gl
             cli::ScheduleName::Cosine => Schedule::Cosine,
             cli::ScheduleName::Constant => Schedule::Constant,
             cli::ScheduleName::Step => Schedule::Step,
+            cli::ScheduleName::Plateau => Schedule::Plateau,
         },
+        plateau_patience: schedule.plateau_patience,
         warmup: schedule.warmup,
         weight_decay: schedule.weight_decay,
+        decay_of: match schedule.decay_of {
+            cli::DecayOfName::All => DecayOf::All,
+            cli::DecayOfName::Weights => DecayOf::Weights,
+        },
         label_smoothing: schedule.label_smoothing,
         balance_classes: schedule.class_weights == cli::ClassWeights::Balanced,
+        balance_sampling: schedule.sampling == cli::Sampling::Balanced,
         augmentation: (!augmentation.is_none()).then_some(augmentation),
         patience: schedule.patience,
         seed: global.seed,
+        ..TrainOptions::default()
     }
 }

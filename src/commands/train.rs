@@ -7,11 +7,11 @@ use medmerge::error::Result;
 use medmerge::jobs::{self, Start};
 use medmerge::nn::Architecture;
 use medmerge::output::shown;
-use medmerge::train::TrainOptions;
+use medmerge::train::{SelectBy, TrainOptions};
 
 use super::progress::Progress;
 use super::{best, card, images, place, report, train_options};
-use crate::cli::{Global, Train};
+use crate::cli::{Global, SelectByName, Train};
 
 pub fn run(options: &Train, global: &Global) -> Result<()> {
     let Train { stem, input_channels, hidden, new_head, .. } = *options;
@@ -40,6 +40,15 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
             l2_sp: options.l2_sp,
             distill: options.distill,
             ema: options.ema,
+            head_learning_rate: options.head_learning_rate,
+            layer_decay: options.layer_decay,
+            select_by: match options.select_by {
+                SelectByName::Accuracy => SelectBy::Accuracy,
+                SelectByName::BalancedAccuracy => SelectBy::BalancedAccuracy,
+                SelectByName::MacroF1 => SelectBy::MacroF1,
+                SelectByName::Auc => SelectBy::Auc,
+                SelectByName::Loss => SelectBy::Loss,
+            },
             ..train_options(&options.schedule, merge_learning_rate, global)
         },
         compute: place::compute(global),
@@ -47,6 +56,9 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
         writing: options.writing.given(),
         card: card(&options.writing),
         resume: options.resume,
+        keep_state: options.keep_state,
+        metrics: options.metrics.clone(),
+        tensorboard: options.tensorboard.clone(),
         force: options.force,
     };
     let mut progress = Progress::new("training", global);
@@ -58,6 +70,12 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
         "parameters": trained.model.network.parameter_count(), "options": job.options, "epochs": history,
     });
     report(global, &result, |out| {
-        writeln!(out, "{}: {architecture}, {} epochs, {}", job.out.display(), history.len(), best(history))
+        writeln!(
+            out,
+            "{}: {architecture}, {} epochs, {}",
+            job.out.display(),
+            history.len(),
+            best(history, job.options.select_by)
+        )
     })
 }

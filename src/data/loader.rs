@@ -3,7 +3,8 @@
 //! The order of an epoch depends on the seed and the epoch, an image's augmentation on the seed, the epoch and the
 //! image's index, and nothing on the number of threads: the same options give the same bits anywhere.
 
-use rand::{Rng, SeedableRng, seq::SliceRandom};
+use rand::seq::{IndexedRandom, SliceRandom};
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
@@ -22,6 +23,9 @@ pub struct LoaderOptions {
     pub shuffle: bool,
     pub augmentation: Option<Augmentation>,
     pub seed: u64,
+    /// Where it shuffles, draws as many images as there are, each of a class that is drawn first: all come equally often. Of several
+    /// labels at once the rarest is an image's class.
+    pub balance: Option<(Task, usize)>,
     /// Labels as shares of so many classes too, which mixed images need.
     pub shares: Option<(Task, usize)>,
 }
@@ -77,6 +81,17 @@ pub struct Loader<'a> {
     seeded: ChaCha8Rng,
 }
 
+/// An image in an epoch, and the stream that says how it is shown.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    image: usize,
+    stream: u64,
+}
+
+fn images(slots: &[Slot]) -> Vec<usize> {
+    slots.iter().map(|slot| slot.image).collect()
+}
+
 /// The stream that orders an epoch; the ones below it in the same epoch belong to its images.
 const ORDER: u64 = u32::MAX as u64;
 /// The streams of batches, beyond those of images in any epoch: for dropout, and for how images are mixed.
@@ -123,6 +138,11 @@ impl<'a> Loader<'a> {
         self.images_per_epoch().div_ceil(self.options.batch_size)
     }
 
+    /// Images of a batch of an epoch, counted from 0.
+    pub fn images_of_batch(&self, batch: usize) -> usize {
+        self.options.batch_size.min(self.images_per_epoch() - batch * self.options.batch_size)
+    }
+
     /// Images of the largest batch of an epoch.
     pub fn largest_batch(&self) -> usize {
         self.options.batch_size.min(self.images_per_epoch())
@@ -148,7 +168,7 @@ impl<'a> Loader<'a> {
 
     /// The batches of an epoch, each made when it is asked for.
     pub fn epoch(&self, epoch: usize) -> impl Iterator<Item = Result<Batch>> {
-        self.indices(epoch).map(move |indices| self.batch(epoch, indices))
+        self.slots(epoch).map(move |slots| self.batch(epoch, &slots))
     }
 
     /// The same batches as bytes, with how each image is still to be shown: what computes with samples has been done to them.
@@ -156,7 +176,7 @@ impl<'a> Loader<'a> {
     /// # Panics
     /// Unless [`Loader::has_bytes`].
     pub fn raw_epoch(&self, epoch: usize) -> impl Iterator<Item = Result<RawBatch>> {
-        self.indices(epoch).map(move |indices| self.raw(epoch, &indices))
+        self.slots(epoch).map(move |slots| self.raw(epoch, &slots))
     }
 
     /// The normalised value of every byte, per channel of the network.
@@ -165,11 +185,8 @@ impl<'a> Loader<'a> {
     }
 
     /// The images of each batch of an epoch.
-    fn indices(&self, epoch: usize) -> impl Iterator<Item = Vec<usize>> {
-        let mut order: Vec<usize> = (0..self.split.len()).collect();
-        if self.options.shuffle {
-            order.shuffle(&mut self.stream(epoch, ORDER));
-        }
+    fn slots(&self, epoch: usize) -> impl Iterator<Item = Vec<Slot>> {
+        let order = self.order(epoch);
         (0..self.batches_per_epoch()).map(move |batch| {
             let start = batch * self.options.batch_size;
             let end = (start + self.options.batch_size).min(self.images_per_epoch());
@@ -177,10 +194,34 @@ impl<'a> Loader<'a> {
         })
     }
 
+    fn order(&self, epoch: usize) -> Vec<Slot> {
+        let once = |image: usize| Slot { image, stream: image as u64 };
+        let mut order: Vec<Slot> = (0..self.split.len()).map(once).collect();
+        if !self.options.shuffle {
+            return order;
+        }
+        let mut stream = self.stream(epoch, ORDER);
+        let Some((task, classes)) = self.options.balance else {
+            order.shuffle(&mut stream);
+            return order;
+        };
+        let mut members = vec![Vec::new(); classes + 1];
+        let strata = task.strata(&self.split.labels, classes);
+        strata.iter().enumerate().for_each(|(image, &class)| members[class as usize].push(image));
+        members.retain(|images| !images.is_empty());
+        for (place, slot) in order.iter_mut().enumerate() {
+            let of_class = members.choose(&mut stream).expect("a split has images");
+            let image = *of_class.choose(&mut stream).expect("of each class there are some");
+            // An image that comes twice is not shown alike.
+            *slot = Slot { image, stream: place as u64 };
+        }
+        order
+    }
+
     /// The images of a batch, of one size.
-    fn read(&self, indices: &[usize]) -> Result<Vec<Image<'_>>> {
-        let images = self.split.images().read(indices)?;
-        assert_eq!(images.len(), indices.len(), "as many images as were asked for");
+    fn read(&self, slots: &[Slot]) -> Result<Vec<Image<'_>>> {
+        let images = self.split.images().read(&images(slots))?;
+        assert_eq!(images.len(), slots.len(), "as many images as were asked for");
         // Nothing to share out among threads.
         if images.iter().all(|image| image.shape == self.shape) {
             return Ok(images);
@@ -189,10 +230,10 @@ impl<'a> Loader<'a> {
     }
 
     /// Zeros where there are no labels: who scores images reads none.
-    fn labels(&self, indices: &[usize]) -> Vec<u32> {
+    fn labels(&self, slots: &[Slot]) -> Vec<u32> {
         match self.split.is_labelled() {
-            true => indices.iter().map(|&index| self.split.labels[index]).collect(),
-            false => vec![0; indices.len()],
+            true => slots.iter().map(|slot| self.split.labels[slot.image]).collect(),
+            false => vec![0; slots.len()],
         }
     }
 
@@ -206,8 +247,8 @@ impl<'a> Loader<'a> {
     }
 
     /// How an image is shown.
-    fn view(&self, augmentation: &Augmentation, epoch: usize, index: usize) -> View {
-        augmentation.draw(&mut self.stream(epoch, index as u64), [self.shape[0], self.shape[1]])
+    fn view(&self, augmentation: &Augmentation, epoch: usize, slot: Slot) -> View {
+        augmentation.draw(&mut self.stream(epoch, slot.stream), [self.shape[0], self.shape[1]])
     }
 
     /// What is erased becomes the mean, for one channel or for each.
@@ -217,9 +258,9 @@ impl<'a> Loader<'a> {
     }
 
     /// All of them augmented, as far as that is not left to who takes the bytes.
-    fn bytes(&self, epoch: usize, indices: &[usize]) -> Result<Vec<u8>> {
+    fn bytes(&self, epoch: usize, slots: &[Slot]) -> Result<Vec<u8>> {
         let stride = self.shape.iter().product();
-        let images = self.read(indices)?;
+        let images = self.read(slots)?;
         fn eight<'a>(image: &'a Image<'_>) -> &'a [u8] {
             match &image.samples {
                 Samples::Eight(image) => image,
@@ -228,61 +269,61 @@ impl<'a> Loader<'a> {
         }
         let computes = self.options.augmentation.filter(|augmentation| !augmentation.is_placement());
         let Some(augmentation) = computes else {
-            let mut bytes = Vec::with_capacity(indices.len() * stride);
+            let mut bytes = Vec::with_capacity(slots.len() * stride);
             images.iter().for_each(|image| bytes.extend_from_slice(eight(image)));
             return Ok(bytes);
         };
-        let (mut bytes, means) = (vec![0; indices.len() * stride], self.means());
-        let all = bytes.par_chunks_exact_mut(stride).zip(images.par_iter().zip(indices));
-        all.with_min_len(BYTES_PER_JOB.div_ceil(stride)).for_each(|(out, (image, &index))| {
-            self.view(&augmentation, epoch, index).apply_eight(eight(image), self.shape, &means, out);
+        let (mut bytes, means) = (vec![0; slots.len() * stride], self.means());
+        let all = bytes.par_chunks_exact_mut(stride).zip(images.par_iter().zip(slots));
+        all.with_min_len(BYTES_PER_JOB.div_ceil(stride)).for_each(|(out, (image, &slot))| {
+            self.view(&augmentation, epoch, slot).apply_eight(eight(image), self.shape, &means, out);
         });
         Ok(bytes)
     }
 
-    fn raw(&self, epoch: usize, indices: &[usize]) -> Result<RawBatch> {
+    fn raw(&self, epoch: usize, slots: &[Slot]) -> Result<RawBatch> {
         let [height, width, channels] = self.shape;
         assert!(self.has_bytes(), "batches as bytes");
         let left = self.options.augmentation.filter(|augmentation| augmentation.is_placement());
-        let placement = |augmentation: &Augmentation, index: usize| {
-            let Placement { flip, down, right } = self.view(augmentation, epoch, index).placement();
+        let placement = |augmentation: &Augmentation, slot: Slot| {
+            let Placement { flip, down, right } = self.view(augmentation, epoch, slot).placement();
             // Further than the image reaches there is only its edge.
             let within = |offset: isize, size: usize| offset.clamp(-(size as isize), size as isize) as i32;
             [flip.into(), within(down, height), within(right, width)]
         };
         Ok(RawBatch {
-            bytes: self.bytes(epoch, indices)?,
-            shape: [indices.len(), height, width, channels],
+            bytes: self.bytes(epoch, slots)?,
+            shape: [slots.len(), height, width, channels],
             placements: left
                 .as_ref()
-                .map(|augmentation| indices.iter().flat_map(|&index| placement(augmentation, index)).collect()),
-            shares: self.shares(&self.labels(indices)),
-            labels: self.labels(indices),
-            key: self.key(epoch, indices),
+                .map(|augmentation| slots.iter().flat_map(|&slot| placement(augmentation, slot)).collect()),
+            shares: self.shares(&self.labels(slots)),
+            labels: self.labels(slots),
+            key: self.key(epoch, slots),
         })
     }
 
-    /// A batch is known by its first image, which no other batch of the epoch has.
-    fn key(&self, epoch: usize, indices: &[usize]) -> Key {
-        let mut stream = self.stream(epoch, KEYS | indices[0] as u64);
+    /// A batch is known by the stream of its first image, which no other batch of the epoch has.
+    fn key(&self, epoch: usize, slots: &[Slot]) -> Key {
+        let mut stream = self.stream(epoch, KEYS | slots[0].stream);
         [stream.next_u32(), stream.next_u32()]
     }
 
-    fn batch(&self, epoch: usize, indices: Vec<usize>) -> Result<Batch> {
+    fn batch(&self, epoch: usize, slots: &[Slot]) -> Result<Batch> {
         let [height, width, channels] = self.shape;
-        let shape = [indices.len(), height, width, self.options.network_channels];
+        let shape = [slots.len(), height, width, self.options.network_channels];
         let samples = height * width * channels;
         let mut images = vec![0.0; shape.iter().product()];
         let (means, deep_means) = (self.means(), self.means());
         images
             .par_chunks_exact_mut(height * width * self.options.network_channels)
-            .zip(self.read(&indices)?.into_par_iter().zip(&indices))
+            .zip(self.read(slots)?.into_par_iter().zip(slots))
             .with_min_len(BYTES_PER_JOB.div_ceil(samples))
             .for_each_init(
                 || (Vec::new(), Vec::new()),
-                |(eight, sixteen), (out, (image, &index))| {
+                |(eight, sixteen), (out, (image, &slot))| {
                     let view = self.options.augmentation.as_ref();
-                    let view = view.map(|augmentation| self.view(augmentation, epoch, index));
+                    let view = view.map(|augmentation| self.view(augmentation, epoch, slot));
                     match &image.samples {
                         Samples::Eight(image) => {
                             self.normalise(shown(view, image, self.shape, (&means, View::apply_eight), eight), out);
@@ -296,17 +337,17 @@ impl<'a> Loader<'a> {
                     }
                 },
             );
-        let labels = self.labels(&indices);
-        let key = self.key(epoch, &indices);
+        let labels = self.labels(slots);
+        let key = self.key(epoch, slots);
         let mut shares = self.shares(&labels);
         let mixes = self.options.augmentation.filter(|augmentation| augmentation.mixes());
-        let mut stream = self.stream(epoch, MIXES | indices[0] as u64);
+        let mut stream = self.stream(epoch, MIXES | slots[0].stream);
         let mix = mixes.and_then(|augmentation| Mix::draw(&augmentation, &mut stream, [height, width]));
         if let (Some(mix), Some(shares), Some((_, classes))) = (mix, &mut shares, self.options.shares) {
             mix.images(&mut images, shape);
             mix.shares(shares, classes);
         }
-        Ok(Batch { images, shape, labels, shares, indices, key })
+        Ok(Batch { images, shape, labels, shares, indices: self::images(slots), key })
     }
 
     /// (v / 65535 − mean) / std.
@@ -376,6 +417,7 @@ mod tests {
             shuffle: true,
             augmentation: Some(Augmentation { flip: true, shift: 2, ..Augmentation::default() }),
             seed: 7,
+            balance: None,
             shares: None,
         }
     }
@@ -408,6 +450,29 @@ mod tests {
         assert_ne!(images(&loader, 2), images(&plain, 2));
         let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
         assert_eq!(one_thread.install(|| images(&loader, 3)), images(&loader, 3));
+    }
+
+    #[test]
+    fn classes_come_equally_often() {
+        // 90 of class 0, 9 of class 1, one of class 2.
+        let labels: Vec<u32> = (0..100).map(|index| if index < 90 { 0 } else { 1 + u32::from(index == 99) }).collect();
+        let split = Split::in_memory(vec![7; 3000], [5, 6, 1], labels);
+        let balance = Some((Task::MultiClass, 3));
+        let of = |seed| LoaderOptions { balance, seed, batch_size: 10, ..options() };
+        let mut counts = [0; 3];
+        for number in 0..6 {
+            let batches = epoch(&split, of(1), number);
+            assert_eq!(indices(&batches).len(), 100);
+            batches.iter().flat_map(|batch| &batch.labels).for_each(|&label| counts[label as usize] += 1);
+            let keys: std::collections::BTreeSet<Key> = batches.iter().map(|batch| batch.key).collect();
+            assert_eq!(keys.len(), 10, "each batch has a key of its own");
+        }
+        // Four standard deviations of 600 draws are 46.
+        assert!(counts.iter().all(|&count: &i32| (count - 200).abs() < 46), "{counts:?}");
+        assert_eq!(indices(&epoch(&split, of(1), 0)), indices(&epoch(&split, of(1), 0)));
+        assert_ne!(indices(&epoch(&split, of(2), 0)), indices(&epoch(&split, of(1), 0)));
+        let in_order = LoaderOptions { shuffle: false, augmentation: None, ..of(1) };
+        assert_eq!(indices(&epoch(&split, in_order, 0)), (0..100).collect::<Vec<_>>());
     }
 
     #[test]

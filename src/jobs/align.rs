@@ -13,7 +13,7 @@ use crate::merge::{self, ALIGN, Alignment, Sources};
 use crate::nn::{Architecture, Permutation, Units};
 use crate::numbers;
 use crate::output::{Named, OutputPath};
-use crate::train::{Observer, Target, align};
+use crate::train::{Observer, SelectBy, Target, align};
 
 /// Writes a network that computes what `model` does, its units in the order of those of `to`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -111,7 +111,13 @@ impl Align {
         let (model, provenance) = (&aligned.get(MODEL).checkpoint.model, &checkpoint.provenance);
         let architecture = sources.architecture();
         let described = Described { architecture, model, has_head: checkpoint.has_head, form: &form, provenance };
-        let told = Told { described, metadata: &metadata, history: &[], sources: vec![second] };
+        let told = Told {
+            described,
+            metadata: &metadata,
+            history: &[],
+            select_by: SelectBy::default(),
+            sources: vec![second],
+        };
         card::save(&mut output, &told, card, observer)?;
         Ok(Aligned {
             architecture: architecture.clone(),

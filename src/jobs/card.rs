@@ -9,7 +9,7 @@ use crate::checkpoint::{self, Configuration, Described, Metadata};
 use crate::error::Result;
 use crate::merge::SourceRecord;
 use crate::output::{self, Named, OutputPath};
-use crate::train::{EpochRecord, Observer, best_epoch};
+use crate::train::{EpochRecord, Observer, SelectBy, best_epoch_by};
 
 /// Where the card and the configuration will be written.
 pub(super) struct CardFiles {
@@ -27,6 +27,8 @@ pub(super) struct Told<'a> {
     /// The network's header.
     pub metadata: &'a Metadata,
     pub history: &'a [EpochRecord],
+    /// The figure by which one of them was kept.
+    pub select_by: SelectBy,
     /// Files that it comes from, where its header does not name them.
     pub sources: Vec<SourceRecord>,
 }
@@ -191,7 +193,7 @@ impl Told<'_> {
     }
 
     fn validation(&self) -> Vec<(&'static str, String)> {
-        let Some(best) = best_epoch(self.history) else { return Vec::new() };
+        let Some(best) = best_epoch_by(self.select_by, self.history) else { return Vec::new() };
         let row = |name, value: Option<f64>| Some((name, format!("{:.4}", value?)));
         [row("accuracy", best.val_accuracy), row("macro F1", best.val_macro_f1)].into_iter().flatten().collect()
     }

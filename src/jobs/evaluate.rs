@@ -9,6 +9,7 @@ use super::{Compute, Images, networks};
 use crate::checkpoint::Reading;
 use crate::data::{Classes, Dataset, Flips, Labels, Normalisation, Split, SplitName, Task};
 use crate::error::{Error, Result};
+use crate::metrics::threshold::{self, Decided, ThresholdBy};
 use crate::metrics::{Intervals, Metrics, mean_of_members};
 use crate::nn::Model;
 use crate::train::{Observer, Place, Silent, Target, scores};
@@ -74,6 +75,14 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
+    /// Figures by thresholds that are best on another split; `None` where the largest probability decides.
+    pub fn decided(&self, by: ThresholdBy, chosen_on: &Evaluation) -> Option<Vec<Decided>> {
+        fn split(of: &Evaluation) -> threshold::Scored<'_> {
+            threshold::Scored { scores: &of.logits, labels: &of.labels }
+        }
+        threshold::decided(self.task, self.metrics.per_class.len(), by, split(chosen_on), split(self))
+    }
+
     /// What may be chance, by images drawn again so often.
     pub fn intervals(&self, resamples: usize, seed: u64) -> Intervals {
         Metrics::intervals(self.task, &self.logits, &self.labels, self.metrics.per_class.len(), resamples, seed)

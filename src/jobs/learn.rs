@@ -17,8 +17,8 @@ use crate::output::{Named, OutputPath};
 #[cfg(feature = "cli")]
 use crate::report::{LayerWeights, SourceWeights, merge_weights, save};
 use crate::train::{
-    Anchor, AnchorChoice, EpochRecord, LearnOptions, Observer, Place, ResumeFile, Settings, Target, TrainOptions,
-    Tried, best_epoch, choose_anchor, learn_best,
+    Anchor, AnchorChoice, EpochRecord, LearnOptions, Observer, Place, ResumeFile, SelectBy, Settings, Target,
+    TrainOptions, Tried, best_epoch, choose_anchor, learn_best,
 };
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -198,7 +198,8 @@ impl Learn {
         let (form, metadata) = (self.writing.form(architecture, Some(origin))?, learned.metadata());
         let folded = learned.fold(&learned.aligned(sources).trunks())?;
         let described = Described::of(architecture, &folded, &form, provenance);
-        let told = Told { described, metadata: &metadata, history, sources: Vec::new() };
+        let told =
+            Told { described, metadata: &metadata, history, select_by: SelectBy::default(), sources: Vec::new() };
         card::save(output, &told, card, observer)
     }
 

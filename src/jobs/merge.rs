@@ -20,7 +20,7 @@ use crate::nn::families::widened::Widened;
 use crate::nn::{Architecture, Model, Parameter, Region};
 use crate::output::{Named, OutputPath};
 use crate::tensor::Tensor;
-use crate::train::{Observer, Place, Target, TargetImages, align as align_sources, reestimate_statistics};
+use crate::train::{Observer, Place, SelectBy, Target, TargetImages, align as align_sources, reestimate_statistics};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -168,7 +168,8 @@ impl Merge {
         let mut output = OutputPath::check(&self.out, self.force, checkpoint::file_size(&model.network))?;
         let described =
             Described { architecture: &architecture, model: &model, has_head, form: &form, provenance: &provenance };
-        let told = Told { described, metadata: &metadata, history: &[], sources: Vec::new() };
+        let told =
+            Told { described, metadata: &metadata, history: &[], select_by: SelectBy::default(), sources: Vec::new() };
         card::save(&mut output, &told, card, observer)?;
         Ok(Merged { architecture, classes: has_head.then_some(model.network.classes) })
     }

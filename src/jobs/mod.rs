@@ -23,6 +23,7 @@ mod compute;
 #[cfg(feature = "cli")]
 mod demo;
 mod evaluate;
+mod events;
 mod export;
 mod heads;
 mod learn;

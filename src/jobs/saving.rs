@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use super::EpochLog;
+use super::events::Events;
+use super::log::EpochLines;
 use crate::checkpoint::{self, Form, Metadata, Phase, Provenance};
 use crate::error::Result;
 use crate::nn::Model;
@@ -28,11 +30,19 @@ impl Saving {
     }
 }
 
+/// What else is told of each epoch, where it is asked for.
+#[derive(Default)]
+pub(super) struct Told {
+    pub lines: Option<EpochLines>,
+    pub events: Option<Events>,
+}
+
 /// Saves and logs what it sees, and passes it on.
 pub(super) struct Recording<'a> {
     pub observer: &'a mut dyn Observer,
     pub log: EpochLog,
     pub saving: Option<Saving>,
+    pub told: Told,
     /// The phase's name, and its epochs.
     name: String,
     history: Vec<EpochRecord>,
@@ -41,7 +51,15 @@ pub(super) struct Recording<'a> {
 
 impl<'a> Recording<'a> {
     pub fn new(observer: &'a mut dyn Observer, log: EpochLog, saving: Option<Saving>) -> Recording<'a> {
-        Recording { observer, log, saving, name: String::new(), history: Vec::new(), last_checkpoint: None }
+        Recording {
+            observer,
+            log,
+            saving,
+            told: Told::default(),
+            name: String::new(),
+            history: Vec::new(),
+            last_checkpoint: None,
+        }
     }
 }
 
@@ -55,6 +73,9 @@ impl Observer for Recording<'_> {
     fn resumed(&mut self, history: &[EpochRecord]) {
         history.iter().for_each(|record| self.log.add(&self.name, record));
         self.history = history.to_vec();
+        let Told { lines, events } = &mut self.told;
+        lines.iter_mut().for_each(|lines| history.iter().for_each(|record| lines.add(&self.name, record)));
+        events.iter_mut().for_each(|events| events.resumed(history));
         self.observer.resumed(history);
     }
 
@@ -86,7 +107,12 @@ impl Observer for Recording<'_> {
             self.last_checkpoint = Some(saving.output.path().to_path_buf());
         }
         self.log.add(&self.name, record);
-        self.log.save()
+        self.log.save()?;
+        if let Some(lines) = &mut self.told.lines {
+            lines.add(&self.name, record);
+            lines.save()?;
+        }
+        self.told.events.as_mut().map_or(Ok(()), |events| events.add(record))
     }
 
     fn last_checkpoint(&self) -> Option<PathBuf> {

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::hex::hex;
 use crate::nn::{Architecture, Network};
 use crate::tensor::Device;
-use crate::train::{Place, Settings, TrainOptions};
+use crate::train::{DecayOf, Place, Schedule, SelectBy, Settings, TrainOptions};
 
 /// The settings that all training has, and `more`, an object.
 pub(super) fn settings(
@@ -28,17 +28,26 @@ pub(super) fn settings(
         "--std": normalisation.map(|normalisation| &normalisation.std),
         "--epochs": options.epochs,
         "--batch-size": options.batch_size,
+        "--accumulate": (options.accumulate > 1).then_some(options.accumulate),
         "--learning-rate": options.learning_rate,
+        "--head-learning-rate": options.head_learning_rate,
+        "--layer-decay": (options.layer_decay != 1.0).then_some(options.layer_decay),
         "--schedule": options.schedule,
+        "--plateau-patience": (options.schedule == Schedule::Plateau).then(|| options.plateau_patience()),
         "--warmup": (options.warmup > 0).then_some(options.warmup),
         "--optimizer": options.optimizer,
+        "--nesterov": options.nesterov.then_some(true),
+        "--clip-norm": options.clip_norm,
         "--weight-decay": options.weight_decay,
+        "--decay-of": (options.decay_of != DecayOf::All).then_some(options.decay_of),
         "--label-smoothing": options.label_smoothing,
         "--class-weights balanced": options.balance_classes,
+        "--sampling balanced": options.balance_sampling.then_some(true),
         "--flip": options.augmentation.is_some_and(|augmentation| augmentation.flip),
         "--shift": options.augmentation.map_or(0, |augmentation| augmentation.shift),
         "augmentation": options.augmentation.filter(|augmentation| !augmentation.is_placement()),
         "--patience": options.patience,
+        "--select-by": (options.select_by != SelectBy::MacroF1).then_some(options.select_by),
         "--seed": options.seed,
         "--precision": compute.precision,
         "--no-fusion": !place.is_fused,

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::card::{self, CardFiles, Told};
-use super::saving::{Recording, Saving};
+use super::events::Events;
+use super::log::EpochLines;
+use super::saving::{self, Recording, Saving};
 use super::settings::settings;
 use super::{Compute, EpochLog, Images, networks};
 use crate::checkpoint::{self, Checkpoint, Described, Form, Metadata, Phase, Provenance, Reading, TensorFile, Writing};
@@ -41,6 +43,15 @@ pub struct Train {
     /// Keeps the state of the run beside `out` after each epoch, and continues from it where there is one.
     #[serde(default)]
     pub resume: bool,
+    /// Keeps that state when the run has ended, so that one of more epochs may go on from it.
+    #[serde(default)]
+    pub keep_state: bool,
+    /// A file that gets a line of JSON per epoch.
+    #[serde(default)]
+    pub metrics: Option<PathBuf>,
+    /// A folder that gets a file of events per epoch, which TensorBoard shows.
+    #[serde(default)]
+    pub tensorboard: Option<PathBuf>,
     /// Overwrites what exists.
     #[serde(default)]
     pub force: bool,
@@ -96,6 +107,13 @@ impl Train {
     pub fn check(&self) -> Result<()> {
         self.options.check()?;
         self.compute.check()?;
+        if self.keep_state && !self.resume {
+            return Err(Error::usage("--keep-state without --resume", "give both, or neither"));
+        }
+        if self.keep_state && self.options.schedule.knows_the_end() {
+            let message = "--keep-state with a schedule that ends with the last epoch";
+            return Err(Error::usage(message, "give --schedule constant or plateau"));
+        }
         let teachers = self.teachers();
         if teachers.is_empty() != (self.options.distill == 0.0) {
             let (message, hint) = match teachers.is_empty() {
@@ -114,6 +132,9 @@ impl Train {
         let (state, log) = (self.state_path(), EpochLog::beside(&self.out));
         let mut outputs: Vec<Named> = vec![("--out", &self.out), ("the log beside --out", &log)];
         outputs.extend(self.resume.then_some(("the state of --resume", state.as_path())));
+        outputs.extend(self.metrics.iter().map(|path| ("--metrics", path.as_path())));
+        let events = self.tensorboard.as_ref().map(|folder| Events::path(folder, &self.out));
+        outputs.extend(events.iter().map(|path| ("the events of --tensorboard", path.as_path())));
         card::check_apart(&self.inputs(), outputs, &self.card, &self.out)
     }
 
@@ -121,9 +142,13 @@ impl Train {
         self.check()?;
         let state_path = self.state_path();
         // What an interrupted run wrote, its continuation may overwrite.
-        let force = self.force || (self.resume && state_path.exists() && !is_finished(&self.out));
+        let force = self.force || (self.resume && state_path.exists() && !self.is_anothers(&state_path));
         let _claim = OutputPath::check(&self.out, force, 0)?;
         let log = EpochLog::new(&self.out, force)?;
+        let told = saving::Told {
+            lines: self.metrics.as_ref().map(|path| EpochLines::new(path, force)).transpose()?,
+            events: self.tensorboard.as_ref().map(|path| Events::new(path, &self.out, force)).transpose()?,
+        };
         let card = CardFiles::check(&self.card, &self.out, force)?;
         let place = self.compute.open(observer)?;
         let (from, mut subject, teachers) = self.subject(observer)?;
@@ -158,6 +183,7 @@ impl Train {
         let metadata = self.metadata(&architecture, from.as_ref());
         let saving = Saving { output, metadata, form, provenance: provenance.clone(), options: options.clone() };
         let mut recording = Recording::new(observer, log, Some(saving));
+        recording.told = told;
         recording.phase("training");
         let target = Target { data: &data, normalisation: &normalisation, place };
         let history = train_resumable(&mut model, &mut subject, target, &options, &mut recording, state.as_mut())?;
@@ -166,9 +192,18 @@ impl Train {
         *provenance.training.last_mut().expect("made above") = options.phase(self.kind(), &history);
         provenance.write(&mut metadata);
         let described = Described::of(&architecture, &model, &form, &provenance);
-        let told = Told { described, metadata: &metadata, history: &history, sources: self.sources(from.as_ref()) };
+        let told = Told {
+            described,
+            metadata: &metadata,
+            history: &history,
+            select_by: options.select_by,
+            sources: self.sources(from.as_ref()),
+        };
         card::save(&mut output, &told, card, observer)?;
-        state.map_or(Ok(()), ResumeFile::remove)?;
+        match state {
+            Some(state) if self.keep_state => state.keep(&TensorFile::read(&self.out)?.sha256)?,
+            state => state.map_or(Ok(()), ResumeFile::remove)?,
+        }
         Ok(Trained { architecture, model, history, log: EpochLog::beside(&self.out) })
     }
 
@@ -249,6 +284,16 @@ impl Train {
         let models = models.iter().map(|path| ("--models", path.as_path()));
         let teachers = self.teachers().iter().map(|path| ("--teachers", path.as_path()));
         from.chain(models).chain(teachers).chain([("--data", self.images.data.as_path())]).collect()
+    }
+
+    /// Whether there is a network of which the run of the state beside it will not say that it is its own: a finished one, unless
+    /// it is what that run ended with.
+    fn is_anothers(&self, state: &Path) -> bool {
+        let is_result = || {
+            let result = ResumeFile::result(state);
+            result.is_some() && TensorFile::read(&self.out).ok().map(|file| file.sha256) == result
+        };
+        is_finished(&self.out) && !is_result()
     }
 
     fn state_path(&self) -> PathBuf {
@@ -334,7 +379,12 @@ impl Train {
             "--distill": (self.options.distill != 0.0).then_some(self.options.distill),
             "--ema": (self.options.ema != 0.0).then_some(self.options.ema),
         });
-        settings(network, options, (&self.compute, place), provenance, more)
+        let mut settings = settings(network, options, (&self.compute, place), provenance, more)?;
+        if !options.schedule.knows_the_end() {
+            // More of them go on with the same run.
+            settings.remove("--epochs");
+        }
+        Ok(settings)
     }
 }
 

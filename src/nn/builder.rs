@@ -16,6 +16,8 @@ pub struct NetworkBuilder {
     filters: fn(Shape) -> Initial,
     /// Filters of layers that have others than their family says.
     widths: BTreeMap<String, usize>,
+    /// Stages that have begun behind the first.
+    depth: usize,
     /// The feeds of each node; shared by those that leave channels where they are.
     feeds: Vec<Rc<Vec<Feed>>>,
 }
@@ -50,6 +52,7 @@ impl NetworkBuilder {
             network,
             filters: Initial::he_fan_out,
             widths: BTreeMap::new(),
+            depth: 0,
             feeds: vec![Rc::new(vec![Feed::of_nobody(input_channels)])],
         }
     }
@@ -62,6 +65,12 @@ impl NetworkBuilder {
     /// How filters of convolutions begin from here on; [`Initial::he_fan_out`] where nothing else is said.
     pub fn begin_filters_by(&mut self, initial: fn(Shape) -> Initial) {
         self.filters = initial;
+    }
+
+    /// Begins the next stage: layers that are added from here on lie deeper. What is trained at other rates by its depth goes by
+    /// these.
+    pub fn begin_stage(&mut self) {
+        self.depth += 1;
     }
 
     pub fn input(&self) -> Node {
@@ -214,7 +223,19 @@ impl NetworkBuilder {
         let offset = *end;
         *end += len;
         let order = if shape.rank() == 4 { Order::ChannelsBeforeWindow } else { Order::Same };
-        self.network.parameters.push(Parameter { name, role, order, initial, region, shape, offset, pitch, feeds });
+        let depth = self.depth;
+        self.network.parameters.push(Parameter {
+            name,
+            role,
+            order,
+            initial,
+            region,
+            depth,
+            shape,
+            offset,
+            pitch,
+            feeds,
+        });
         self.network.parameters.len() - 1
     }
 }

@@ -154,6 +154,8 @@ pub struct Parameter {
     pub order: Order,
     pub initial: Initial,
     pub region: Region,
+    /// How many stages of the network lie before it: of a ResNet 0 in the stem, 1 in layer1.
+    pub depth: usize,
     pub shape: Shape,
     pub offset: usize,
     pub pitch: usize,

@@ -781,12 +781,14 @@ pub enum Rule {
 }
 
 const fn sgd(learning_rate: f64, momentum: f64, weight_decay: f64) -> Rule {
-    Rule::Sgd(Sgd { learning_rate, momentum, weight_decay })
+    Rule::Sgd(Sgd { learning_rate, momentum, weight_decay, nesterov: false })
 }
 
 const fn adamw(learning_rate: f64, weight_decay: f64) -> Rule {
     Rule::AdamW(AdamW { learning_rate, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay, step: 1 })
 }
+
+const NESTEROV: Sgd = Sgd { learning_rate: 0.05, momentum: 0.9, weight_decay: 5e-4, nesterov: true };
 
 /// Beside gradients of order 1, PyTorch's ε of 10⁻⁸ is less than a rounding error.
 const LARGE_EPSILON: AdamW =
@@ -797,6 +799,7 @@ pub const OPTIMIZER: &[OptimizerCase] = &[
     OptimizerCase { name: "SGD", len: 1, steps: 5, rule: sgd(0.05, 0.9, 5e-4) },
     // Blocks of 16,384 elements.
     OptimizerCase { name: "SGD, three blocks", len: 40_001, steps: 4, rule: sgd(0.05, 0.9, 5e-4) },
+    OptimizerCase { name: "SGD, Nesterov's", len: 33, steps: 4, rule: Rule::Sgd(NESTEROV) },
     OptimizerCase { name: "AdamW without decay", len: 33, steps: 3, rule: adamw(1e-2, 0.0) },
     OptimizerCase { name: "AdamW", len: 1, steps: 5, rule: adamw(1e-2, 0.05) },
     OptimizerCase { name: "AdamW, large ε", len: 33, steps: 5, rule: Rule::AdamW(LARGE_EPSILON) },

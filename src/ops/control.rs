@@ -1,5 +1,6 @@
 //! The values that a training step reads and decides on a GPU, so that it can be recorded once and replayed: the
-//! learning rate's factor, the scale of the loss, how many updates were made, and whether this one is.
+//! learning rate's factor, the share that a batch has in an update, the scale of the loss, what clips the gradient, how many
+//! updates were made, and whether this one is.
 //!
 //! A step whose loss or gradient is not finite updates nothing. With activations in f16 the loss is scaled, so that small
 //! gradients do not vanish: an overflow halves the scale and costs one step, [`GROWTH`] good steps double it. Without a
@@ -25,18 +26,23 @@ pub struct Values {
     pub power1: f64,
     pub power2: f64,
     pub factor: f32,
+    pub share: f32,
     pub scale: f32,
     pub correction1: f32,
     pub correction2: f32,
     pub norm: f32,
+    pub clip: f32,
     pub apply: u32,
     pub updates: u32,
     pub steps: u32,
     pub good_steps: u32,
     pub diverged: u32,
+    pub gathered: u32,
+    pub padding: u32,
 }
-const _: () = assert!(size_of::<Values>() == 56);
+const _: () = assert!(size_of::<Values>() == 72);
 const FACTOR: usize = std::mem::offset_of!(Values, factor);
+const _: () = assert!(std::mem::offset_of!(Values, share) == FACTOR + 4);
 const APPLY: usize = std::mem::offset_of!(Values, apply);
 
 #[derive(Debug)]
@@ -55,6 +61,8 @@ impl Control {
             power1: beta1.powi(updates as i32),
             power2: beta2.powi(updates as i32),
             factor: 1.0,
+            share: 1.0,
+            clip: 1.0,
             scale: if is_scaled { FIRST_SCALE } else { 1.0 },
             updates: updates as u32,
             ..Values::default()
@@ -72,7 +80,12 @@ impl Control {
 
     /// Sets the factor of the next step's learning rate.
     pub fn set_factor(&self, factor: f64) {
-        self.gpu().upload(self.address().offset(FACTOR), bytemuck::bytes_of(&(factor as f32)));
+        self.set_turn(factor, 1.0);
+    }
+
+    /// The same, and the share of the next batch's gradient in an update.
+    pub fn set_turn(&self, factor: f64, share: f64) {
+        self.gpu().upload(self.address().offset(FACTOR), bytemuck::bytes_of(&[factor as f32, share as f32]));
     }
 
     /// Waits for the steps under way.

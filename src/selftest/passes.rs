@@ -694,7 +694,9 @@ fn optimizers() -> Vec<Pass> {
             Rule::Sgd(rule) => {
                 Pass::with_many("SGD", inputs(1), [0, 1].map(Output::Over).to_vec(), move |inputs, outputs| {
                     let [mut w, mut v] = [&inputs[0], &inputs[1]].map(Tensor::copy);
-                    inputs[2..].iter().for_each(|gradient| optimizer::sgd(&rule, &mut w, gradient, &mut v, None));
+                    inputs[2..]
+                        .iter()
+                        .for_each(|gradient| optimizer::sgd(&rule, w.view_mut(), gradient, v.view_mut(), None));
                     outputs.into_iter().zip([w, v]).for_each(|(to, from)| to.copy_from(&from));
                 })
             }
@@ -702,7 +704,8 @@ fn optimizers() -> Vec<Pass> {
                 Pass::with_many("AdamW", inputs(2), [0, 1, 2].map(Output::Over).to_vec(), move |inputs, outputs| {
                     let [mut w, mut m, mut u] = [&inputs[0], &inputs[1], &inputs[2]].map(Tensor::copy);
                     for (gradient, step) in inputs[3..].iter().zip(1..) {
-                        optimizer::adamw(&AdamW { step, ..rule }, &mut w, gradient, &mut m, &mut u, None);
+                        let rule = AdamW { step, ..rule };
+                        optimizer::adamw(&rule, w.view_mut(), gradient, [m.view_mut(), u.view_mut()], None);
                     }
                     outputs.into_iter().zip([w, m, u]).for_each(|(to, from)| to.copy_from(&from));
                 })

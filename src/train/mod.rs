@@ -27,6 +27,7 @@ mod fisher;
 mod fit;
 mod learn;
 mod optimizer;
+mod parts;
 mod place;
 mod recorder;
 mod replays;
@@ -34,6 +35,7 @@ mod resume;
 mod selection;
 mod step;
 mod training;
+mod validation;
 mod watch;
 
 use serde::{Deserialize, Serialize};
@@ -50,13 +52,13 @@ pub use learn::{
     Anchor, AnchorChoice, LearnOptions, Learning, Probe, Tried, choose_anchor, learn, learn_best, learn_for, probe,
 };
 pub(crate) use optimizer::BETAS;
-pub use optimizer::{Optimizer, OptimizerKind, Schedule};
+pub use optimizer::{DecayOf, Optimizer, OptimizerKind, Schedule};
 pub use place::Place;
 pub use recorder::Recorder;
 pub use resume::{ResumeFile, Settings};
-pub use selection::best_epoch;
 use selection::has_lost_patience;
-pub use step::{MergeState, Optimizers, StepGradients, Subject, apply, gradients, step};
+pub use selection::{SelectBy, best_epoch, best_epoch_by};
+pub use step::{MergeState, Optimizers, StepGradients, Subject, Turn, apply, gradients, step};
 pub use training::{train, train_resumable};
 
 use crate::checkpoint::Phase;
@@ -83,7 +85,17 @@ pub struct Target<'a> {
 impl<'a> Target<'a> {
     /// Batches in file order, for evaluation.
     pub fn in_order(&self, split: SplitName, network_channels: usize, batch_size: usize) -> Loader<'a> {
-        self.loader(split, network_channels, batch_size, false, None, 0)
+        let options = LoaderOptions {
+            network_channels,
+            normalisation: self.normalisation.clone(),
+            batch_size,
+            shuffle: false,
+            augmentation: None,
+            seed: 0,
+            balance: None,
+            shares: None,
+        };
+        self.loader(split, options)
     }
 
     /// Whether a batch of so many images leaves a batch norm one number per channel, whose variance is not defined.
@@ -142,23 +154,25 @@ impl<'a> Target<'a> {
         Err(Error::usage(message, hint))
     }
 
-    fn loader(
-        &self,
-        split: SplitName,
-        network_channels: usize,
-        batch_size: usize,
-        shuffle: bool,
-        augmentation: Option<Augmentation>,
-        seed: u64,
-    ) -> Loader<'a> {
+    /// Batches of the training split as they are learned from.
+    fn shuffled(&self, network_channels: usize, options: &TrainOptions) -> Loader<'a> {
+        let (task, classes) = (self.data.task, self.data.classes);
+        let mixes = options.augmentation.is_some_and(|augmentation| augmentation.mixes());
+        let options = LoaderOptions {
+            network_channels,
+            normalisation: self.normalisation.clone(),
+            batch_size: options.batch_size,
+            shuffle: true,
+            augmentation: options.augmentation,
+            seed: options.seed,
+            balance: options.balance_sampling.then_some((task, classes)),
+            shares: (mixes || task == Task::MultiLabel).then_some((task, classes)),
+        };
+        self.loader(SplitName::Train, options)
+    }
+
+    fn loader(&self, split: SplitName, options: LoaderOptions) -> Loader<'a> {
         let Dataset { height, width, channels, .. } = *self.data;
-        let normalisation = self.normalisation.clone();
-        // What is learned from; who measures reads labels from the data set.
-        let mixes = augmentation.is_some_and(|augmentation| augmentation.mixes());
-        let is_shared = shuffle && (mixes || self.data.task == Task::MultiLabel);
-        let shares = is_shared.then_some((self.data.task, self.data.classes));
-        let options =
-            LoaderOptions { network_channels, normalisation, batch_size, shuffle, augmentation, seed, shares };
         Loader::new(self.data.split(split), height, width, channels, options)
     }
 }
@@ -171,7 +185,16 @@ pub struct TrainOptions {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<usize>,
     pub batch_size: usize,
+    /// Batches whose gradients make one update: their mean by images. Batch norms see one batch at a time.
+    #[serde(skip_serializing_if = "is_one")]
+    pub accumulate: usize,
     pub learning_rate: f64,
+    /// Learning rate of the head, where it is another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head_learning_rate: Option<f64>,
+    /// D: the i-th stage of the trunk, counted from the head, learns at Dⁱ times its rate.
+    #[serde(skip_serializing_if = "is_unity")]
+    pub layer_decay: f64,
     /// Learning rate of merge weights, where there are some.
     pub merge_learning_rate: f64,
     /// λ: the loss has a term λ/2·‖w − w₀‖² of merge weights w that start as w₀.
@@ -184,17 +207,34 @@ pub struct TrainOptions {
     /// d: what is measured and kept after an epoch is not the network N but its [`Average`] A ← d·A + (1 − d)·N; 0 is N itself.
     pub ema: f64,
     pub optimizer: OptimizerKind,
+    /// Nesterov's momentum, with SGD.
+    #[serde(skip_serializing_if = "is_false")]
+    pub nesterov: bool,
+    /// What the L2 norm of all gradients together is clipped to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_norm: Option<f64>,
     pub schedule: Schedule,
+    /// Epochs without a better one that a plateau may have before rates fall; with [`Schedule::Plateau`] alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plateau_patience: Option<usize>,
     /// Epochs in which the learning rates rise to their values, before the schedule begins; fewer than all.
     #[serde(skip_serializing_if = "is_none")]
     pub warmup: usize,
     pub weight_decay: f64,
+    #[serde(skip_serializing_if = "DecayOf::is_all")]
+    pub decay_of: DecayOf,
     pub label_smoothing: f64,
     /// Weighs each class by N / (classes · its images).
     pub balance_classes: bool,
+    /// Draws each image's class first, so that all classes come equally often.
+    #[serde(skip_serializing_if = "is_off")]
+    pub balance_sampling: bool,
     pub augmentation: Option<Augmentation>,
-    /// Stops when the validation split's macro F1 has not improved for so many epochs.
+    /// Stops when the figure of the validation split has not improved for so many epochs.
     pub patience: Option<usize>,
+    /// That figure, by which the best epoch is kept too, and plateaus are seen.
+    #[serde(skip_serializing_if = "SelectBy::is_usual")]
+    pub select_by: SelectBy,
     pub seed: u64,
 }
 
@@ -204,20 +244,29 @@ impl Default for TrainOptions {
             epochs: 10,
             steps: None,
             batch_size: 128,
+            accumulate: 1,
             learning_rate: 1e-3,
+            head_learning_rate: None,
+            layer_decay: 1.0,
             merge_learning_rate: 1e-2,
             regularise: 0.0,
             l2_sp: 0.0,
             distill: 0.0,
             ema: 0.0,
             optimizer: OptimizerKind::AdamW,
+            nesterov: false,
+            clip_norm: None,
             schedule: Schedule::Cosine,
+            plateau_patience: None,
             warmup: 0,
             weight_decay: 1e-4,
+            decay_of: DecayOf::All,
             label_smoothing: 0.0,
             balance_classes: false,
+            balance_sampling: false,
             augmentation: None,
             patience: None,
+            select_by: SelectBy::MacroF1,
             seed: 0,
         }
     }
@@ -244,10 +293,21 @@ impl TrainOptions {
         if self.patience == Some(0) {
             return refuse("a patience of 0 epochs".into(), "give at least 1, or leave it out");
         }
+        if self.plateau_patience.is_some() && self.schedule != Schedule::Plateau {
+            return refuse("--plateau-patience without --schedule plateau".into(), "give both, or neither");
+        }
         if self.batch_size == 0 {
             return refuse("a batch size of 0".into(), "give at least 1; 128 is usual");
         }
-        for (name, rate) in [("learning-rate", self.learning_rate), ("merge-learning-rate", self.merge_learning_rate)] {
+        if self.accumulate == 0 {
+            return refuse("--accumulate 0".into(), "give at least 1, a batch for each update");
+        }
+        let of_head = self.head_learning_rate.unwrap_or(self.learning_rate);
+        for (name, rate) in [
+            ("learning-rate", self.learning_rate),
+            ("head-learning-rate", of_head),
+            ("merge-learning-rate", self.merge_learning_rate),
+        ] {
             if !rate.is_finite() || rate < 0.0 {
                 return refuse(format!("--{name} {rate}"), "give a positive number, such as 1e-3");
             }
@@ -256,6 +316,15 @@ impl TrainOptions {
             return refuse(format!("--distill {}", self.distill), "give 0 or a positive number, such as 1");
         }
         self.check_pulls()?;
+        if !(self.layer_decay > 0.0 && self.layer_decay <= 1.0) {
+            return refuse(format!("--layer-decay {}", self.layer_decay), "give a number above 0 up to 1, such as 0.7");
+        }
+        if let Some(limit) = self.clip_norm.filter(|limit| !(limit.is_finite() && *limit > 0.0)) {
+            return refuse(format!("--clip-norm {limit}"), "give a positive number, such as 1");
+        }
+        if self.nesterov && self.optimizer != OptimizerKind::Sgd {
+            return refuse("--nesterov without --optimizer sgd".into(), "give both, or neither");
+        }
         if !self.weight_decay.is_finite() || self.weight_decay < 0.0 {
             return refuse(format!("--weight-decay {}", self.weight_decay), "give 0 or a small positive number");
         }
@@ -273,9 +342,14 @@ impl TrainOptions {
 impl TrainOptions {
     /// The same with steps counted in epochs of so many training images.
     pub fn for_images(&self, images: usize) -> TrainOptions {
-        let of_epoch = images.div_ceil(self.batch_size.max(1)).max(1);
+        let of_epoch = images.div_ceil(self.batch_size.max(1)).div_ceil(self.accumulate.max(1)).max(1);
         let epochs = self.steps.map_or(self.epochs, |steps| steps.div_ceil(of_epoch));
         TrainOptions { epochs, steps: None, ..self.clone() }
+    }
+
+    /// Epochs that a plateau may have before rates fall: PyTorch's 10 unless told otherwise.
+    pub(crate) fn plateau_patience(&self) -> usize {
+        self.plateau_patience.unwrap_or(10)
     }
 
     /// Refuses pulls beyond where parameters started.
@@ -306,29 +380,54 @@ impl TrainOptions {
     pub fn phase(&self, kind: &str, history: &[EpochRecord]) -> Phase {
         Phase {
             kind: kind.to_string(),
-            epoch: best_epoch(history).map_or(0, |record| record.epoch),
+            epoch: best_epoch_by(self.select_by, history).map_or(0, |record| record.epoch),
             epochs_done: history.len(),
             epochs: self.epochs,
             stopped_early: history.len() < self.epochs
-                && self.patience.is_some_and(|patience| has_lost_patience(history, patience)),
+                && self.patience.is_some_and(|patience| has_lost_patience(self.select_by, history, patience)),
+            select_by: (!self.select_by.is_usual()).then(|| serde_name(&self.select_by)),
             learning_rate: self.learning_rate,
+            head_learning_rate: self.head_learning_rate,
+            layer_decay: (self.layer_decay != 1.0).then_some(self.layer_decay),
             merge_learning_rate: [MERGE_WEIGHTS, FINE_TUNE_MERGE].contains(&kind).then_some(self.merge_learning_rate),
             schedule: serde_name(&self.schedule),
+            plateau_patience: (self.schedule == Schedule::Plateau).then(|| self.plateau_patience()),
             warmup: (self.warmup > 0).then_some(self.warmup),
             optimizer: serde_name(&self.optimizer),
+            nesterov: self.nesterov,
+            clip_norm: self.clip_norm,
             batch_size: self.batch_size,
+            accumulate: (self.accumulate > 1).then_some(self.accumulate),
             weight_decay: self.weight_decay,
+            decay_of: (self.decay_of != DecayOf::All).then(|| serde_name(&self.decay_of)),
             label_smoothing: self.label_smoothing,
             l2_sp: (self.l2_sp != 0.0).then_some(self.l2_sp),
             distill: (self.distill != 0.0).then_some(self.distill),
             ema: (self.ema != 0.0).then_some(self.ema),
             balances_classes: self.balance_classes,
+            balances_sampling: self.balance_sampling,
             flip: self.augmentation.is_some_and(|augmentation| augmentation.flip),
             shift: self.augmentation.map_or(0, |augmentation| augmentation.shift),
             augmentation: self.augmentation.filter(|augmentation| !augmentation.is_placement()),
             seed: self.seed,
         }
     }
+}
+
+fn is_one(count: &usize) -> bool {
+    *count == 1
+}
+
+fn is_unity(number: &f64) -> bool {
+    *number == 1.0
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
+fn is_off(option: &bool) -> bool {
+    !option
 }
 
 fn is_none(count: &usize) -> bool {
@@ -346,15 +445,23 @@ fn serde_name(variant: &impl Serialize) -> String {
 }
 
 /// The record of one epoch.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct EpochRecord {
     /// Counted from 1.
     pub epoch: usize,
     /// Mean over the epoch's batches.
     pub train_loss: f64,
+    /// Of its last update; where the head or merge weights have others, these are multiplied alike.
+    pub learning_rate: f64,
     /// On the validation split; `None` where it is empty.
     pub val_accuracy: Option<f64>,
     pub val_macro_f1: Option<f64>,
+    pub val_balanced_accuracy: Option<f64>,
+    /// Missing too where all its images are of one class.
+    pub val_auc: Option<f64>,
+    /// The mean of −log p of the label, neither smoothed nor weighed.
+    pub val_loss: Option<f64>,
     pub seconds: f64,
 }
 

@@ -8,7 +8,7 @@ use super::optimizer::BETAS;
 use super::place::Place;
 use super::replays::{Done, Replays};
 use super::step::step;
-use super::{Optimizers, Subject};
+use super::{Optimizers, Subject, Turn};
 use crate::error::Result;
 use crate::gpu::{Address, Cost, Handle};
 use crate::nn::{Mode, Model};
@@ -32,7 +32,10 @@ pub struct Recorder {
 struct OnGpu {
     gpu: Handle,
     control: Control,
+    /// Of batches that end in an update.
     replays: Replays,
+    /// Of batches whose gradients are gathered alone.
+    gathering: Replays,
     /// Steps run, and steps whose losses have been asked for.
     run: usize,
     seen: usize,
@@ -58,7 +61,8 @@ impl Recorder {
                 if let Some(values) = control {
                     fresh.set(&values);
                 }
-                Some(OnGpu { gpu, control: fresh, replays: Replays::new(gpu), run, seen: run })
+                let [replays, gathering] = [Replays::new(gpu), Replays::new(gpu)];
+                Some(OnGpu { gpu, control: fresh, replays, gathering, run, seen: run })
             }
         };
         Recorder { optimizers, loss, losses: Vec::new(), on_gpu, described: false }
@@ -66,7 +70,11 @@ impl Recorder {
 
     /// Launches every step's kernels one by one instead of replaying a graph: the same bits, for comparison.
     pub fn without_graphs(self) -> Recorder {
-        let on_gpu = self.on_gpu.map(|on_gpu| OnGpu { replays: on_gpu.replays.without_graphs(), ..on_gpu });
+        let on_gpu = self.on_gpu.map(|on_gpu| OnGpu {
+            replays: on_gpu.replays.without_graphs(),
+            gathering: on_gpu.gathering.without_graphs(),
+            ..on_gpu
+        });
         Recorder { on_gpu, ..self }
     }
 
@@ -88,28 +96,32 @@ impl Recorder {
         if self.on_gpu.is_some() { LONGEST_WAIT } else { 1 }
     }
 
-    /// Runs the next batch of an epoch of `batches`; false if there is none.
+    /// Runs the next batch of an epoch of `batches`, which is to its update what `turn` says (a number is a factor of the
+    /// learning rates); false if there is none.
     pub fn step(
         &mut self,
         model: &mut Model,
         subject: &mut Subject,
         batches: &Batches,
         epoch: &mut dyn Iterator<Item = Result<Loaded>>,
-        factor: f64,
+        turn: impl Into<Turn>,
     ) -> Result<bool> {
+        let turn = turn.into();
         let Some(loaded) = epoch.next().transpose()? else { return Ok(false) };
         let Recorder { optimizers, loss, losses, on_gpu, .. } = self;
-        let Some(OnGpu { control, replays, run, .. }) = on_gpu else {
-            let value = step(model, subject, optimizers, loss, &batches.place(loaded), factor, None);
+        let Some(OnGpu { control, replays, gathering, run, .. }) = on_gpu else {
+            let value = step(model, subject, optimizers, loss, &batches.place(loaded), turn, None);
             losses.push(value.data::<f32>()[0]);
             return Ok(true);
         };
         *run += 1;
-        control.set_factor(factor);
+        control.set_turn(turn.factor, turn.share);
+        // What is the first of an update, the device knows by itself.
+        let replays = if turn.is_last { replays } else { gathering };
         let mut state = Learning { model, subject, optimizers };
         let done = replays.run(batches, loaded, &mut state, Learning::addresses, |state, batch| {
             let Learning { model, subject, optimizers } = state;
-            step(model, subject, optimizers, loss, batch, factor, Some(control));
+            step(model, subject, optimizers, loss, batch, turn, Some(control));
         })?;
         // A step counts this on the host.
         if done == Done::Replayed && state.subject.mode() == Mode::Training {

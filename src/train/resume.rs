@@ -58,6 +58,20 @@ impl ResumeFile {
         self.output.path().exists()
     }
 
+    /// The run has ended with this content of its result; what it knows stays, so that a longer one may go on.
+    pub fn keep(mut self, result: &str) -> Result<()> {
+        let TensorFile { tensors, mut metadata, .. } = self.read()?;
+        metadata.insert(RESULT.into(), result.to_string());
+        let tensors: Vec<StoredTensor> = tensors.into_values().collect();
+        metadata.insert(CONTENT.into(), content_hash(&tensors, &metadata));
+        write(&mut self.output, &tensors, &metadata)
+    }
+
+    /// The content of the result with which the run of the state at `path` ended; `None` where there is none, or it has not.
+    pub fn result(path: &Path) -> Option<String> {
+        TensorFile::read(path).ok()?.metadata.get(RESULT).cloned()
+    }
+
     /// The run has ended: nothing is left to continue.
     pub fn remove(self) -> Result<()> {
         let path = self.output.path();
@@ -86,7 +100,7 @@ impl ResumeFile {
             }
         }
         if let Some(control) = control {
-            // As bits, for the same reason as below.
+            // As bits: a decimal number may come back as another one.
             metadata.insert("control".into(), hex(bytemuck::bytes_of(&control)));
         }
         if let Some(memo) = &self.memo {
@@ -97,8 +111,6 @@ impl ResumeFile {
             tensors.extend(stored_model("best", &best.model));
             tensors.extend(best.merge_weights.iter().map(|weights| stored("best.merge_weights".into(), weights)));
             metadata.insert("best.epoch".into(), best.epoch.to_string());
-            // As bits: a decimal number may come back as another one.
-            metadata.insert("best.macro_f1".into(), best.macro_f1.to_bits().to_string());
         }
         // A device that failed while it was read gave NaN: the state of the epoch before is worth more.
         model.device().check()?;
@@ -180,13 +192,11 @@ impl ResumeFile {
             true => {
                 let mut best = model.copy();
                 restore_model(&file, "best", &mut best)?;
-                let (epoch, bits) = (number("best.epoch")? as usize, number("best.macro_f1")?);
-                Some(Best {
-                    macro_f1: f64::from_bits(bits),
-                    epoch,
-                    model: best,
-                    merge_weights: merge_weights("best.merge_weights")?,
-                })
+                let epoch = number("best.epoch")? as usize;
+                if epoch >= history.len() {
+                    return Err(self.refuse(NO_STATE));
+                }
+                Some(Best { epoch, model: best, merge_weights: merge_weights("best.merge_weights")? })
             }
         };
         let average = match file.tensors.contains_key(&format!("{AVERAGE}.trunk")) {
@@ -209,6 +219,7 @@ impl ResumeFile {
 const SETTINGS: &str = "settings";
 const CONTENT: &str = "content";
 const MEMO: &str = "memo";
+const RESULT: &str = "result";
 
 /// Before the names of the tensors of an average.
 const AVERAGE: &str = "average";
@@ -344,7 +355,7 @@ mod tests_on_a_gpu {
         let gpu = Gpu::emulator(1).unwrap();
         let network = Architecture::named("resnet8", None, Some(4)).unwrap().build(1, 2);
         let model = Model::initialized(network, 1).to_device(Device::Gpu(gpu));
-        let optimizers = Subject::Everything.optimizers(&TrainOptions::default());
+        let optimizers = Subject::Everything.optimizers(&TrainOptions::default(), &model.network);
         let mut file = ResumeFile::new(&path, Settings::new()).unwrap();
         let selection = Selection::default();
         let progress = |steps| Progress { control: None, selection: &selection, average: None, steps };

@@ -1,12 +1,14 @@
-//! One step: the gradients of a batch, then the updates.
+//! One step: the gradients of a batch, then the updates. An update may wait for several batches, whose gradients are gathered.
 
 use super::change::Change;
 use super::distill::Teachers;
 use super::optimizer::BETAS;
+use super::parts::parts;
 use super::{Batch, Optimizer, Target, TrainOptions, reestimate_statistics};
+use crate::data::Loader;
 use crate::error::Result;
 use crate::merge::{Constraint, Plan, ProbeStatistics};
-use crate::nn::{Extras, Mode, Model};
+use crate::nn::{Extras, Mode, Model, Network, Region};
 use crate::ops::control::Control;
 use crate::ops::optimizer;
 use crate::ops::softmax_cross_entropy::CrossEntropy;
@@ -47,11 +49,50 @@ impl MergeState {
     }
 }
 
+/// What a batch is to an update.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Turn {
+    /// Of the learning rates.
+    pub factor: f64,
+    /// Of the batch's gradient in the mean by which is updated.
+    pub share: f64,
+    /// Whether the batch is the first, and the last, of those of its update.
+    pub is_first: bool,
+    pub is_last: bool,
+    /// Whether gradients are gathered at all: in a run that does so they always are, also where an update has one batch.
+    pub is_gathered: bool,
+}
+
+impl Turn {
+    /// Of a batch of an epoch, counted from 0, where each update has `accumulate` batches, and the last of an epoch what is left.
+    pub fn of(batch: usize, accumulate: usize, loader: &Loader, factor: f64) -> Turn {
+        let first = batch / accumulate * accumulate;
+        let end = (first + accumulate).min(loader.batches_per_epoch());
+        let images: usize = (first..end).map(|batch| loader.images_of_batch(batch)).sum();
+        Turn {
+            factor,
+            share: loader.images_of_batch(batch) as f64 / images as f64,
+            is_first: batch == first,
+            is_last: batch + 1 == end,
+            is_gathered: accumulate > 1,
+        }
+    }
+}
+
+/// A batch that has an update for itself.
+impl From<f64> for Turn {
+    fn from(factor: f64) -> Turn {
+        Turn { factor, share: 1.0, is_first: true, is_last: true, is_gathered: false }
+    }
+}
+
 /// One update rule per arena that learns.
 pub struct Optimizers {
     trunk: Option<Optimizer>,
     head: Optimizer,
     merge: Option<Optimizer>,
+    /// What the norm of all gradients together is clipped to.
+    clip: Option<f64>,
 }
 
 impl Optimizers {
@@ -70,6 +111,33 @@ impl Optimizers {
     /// Pulls a trunk that learns towards `start`, by λ = `strength`; by 0, not at all.
     pub(super) fn pull_trunk(&mut self, start: &Tensor, strength: f64) {
         self.trunk = self.trunk.take().map(|optimizer| optimizer.towards(start, strength));
+    }
+
+    /// Gathers the gradients of a batch; those of the last one of its update become the mean of all.
+    fn gather(&mut self, gradients: &mut StepGradients, turn: Turn, control: Option<&Control>) {
+        let StepGradients { head, trunk, merge_weights, .. } = gradients;
+        let of_head = (Some(&mut self.head), head);
+        for (optimizer, gradient) in [of_head, (self.trunk.as_mut(), trunk), (self.merge.as_mut(), merge_weights)] {
+            if let (Some(optimizer), Some(of_batch)) = (optimizer, gradient.as_ref()) {
+                *gradient = Some(optimizer.gather(of_batch, turn, control).clone());
+            }
+        }
+    }
+
+    /// Clips the gradients by which is updated; on a GPU `control` is told by how much, and whether there is an update at all.
+    fn decide(&self, gradients: &mut StepGradients, control: Option<&Control>) {
+        let StepGradients { loss, head, trunk, merge_weights, .. } = gradients;
+        match (control, self.clip) {
+            (Some(control), limit) => {
+                let gradients: Vec<&Tensor> = head.iter().chain(&*trunk).chain(&*merge_weights).collect();
+                optimizer::gpu::decide_within(control, loss, &gradients, BETAS, limit);
+            }
+            (None, Some(limit)) => {
+                let mut gradients: Vec<&mut Tensor> = head.iter_mut().chain(trunk).chain(merge_weights).collect();
+                optimizer::clip(&mut gradients, limit);
+            }
+            (None, None) => {}
+        }
     }
 
     /// Updates so far: the same for all.
@@ -96,17 +164,17 @@ impl Optimizers {
 }
 
 impl Subject {
-    /// Merge weights are pulled, if at all, towards what they are now.
-    pub fn optimizers(&self, options: &TrainOptions) -> Optimizers {
+    /// For what learns of this network. Merge weights are pulled, if at all, towards what they are now.
+    pub fn optimizers(&self, options: &TrainOptions, network: &Network) -> Optimizers {
         let TrainOptions { optimizer, learning_rate, merge_learning_rate, regularise, weight_decay, .. } = *options;
-        let rule = || Optimizer::new(optimizer, learning_rate, weight_decay);
+        let rule = |rate: f64, decay: f64| Optimizer::new(optimizer, rate, decay).with_nesterov(options.nesterov);
+        let of_arena = |region, rate| rule(rate, weight_decay).in_parts(parts(network, region, options));
         Optimizers {
-            trunk: (!matches!(self, Subject::Head | Subject::Merge(_))).then(rule),
-            head: rule(),
-            merge: self.merge().map(|state| {
-                // Decay would pull merge weights towards the anchor.
-                Optimizer::new(optimizer, merge_learning_rate, 0.0).towards(&state.merge_weights, regularise)
-            }),
+            trunk: (!matches!(self, Subject::Head | Subject::Merge(_))).then(|| of_arena(Region::Trunk, learning_rate)),
+            head: of_arena(Region::Head, options.head_learning_rate.unwrap_or(learning_rate)),
+            // Decay would pull merge weights towards the anchor.
+            merge: self.merge().map(|state| rule(merge_learning_rate, 0.0).towards(&state.merge_weights, regularise)),
+            clip: options.clip_norm,
         }
     }
 
@@ -247,29 +315,49 @@ pub fn gradients(
 }
 
 /// Updates what learns, and the running statistics, by the gradients of a batch; returns its loss, a single number. The
-/// learning rates are multiplied by `factor`, or on a GPU by that of `control`. Where the loss is not finite, nothing
-/// changes.
+/// learning rates are multiplied by the factor of `turn` (a number is one), or on a GPU by that of `control`. A batch that is
+/// not the last of its update changes the running statistics alone. Where the loss is not finite, nothing changes.
 pub fn apply(
+    model: &mut Model,
+    subject: &mut Subject,
+    optimizers: &mut Optimizers,
+    mut gradients: StepGradients,
+    turn: impl Into<Turn>,
+    control: Option<&Control>,
+) -> Tensor {
+    let turn = turn.into();
+    let loss = gradients.loss.clone();
+    // The parameters from which this loss came stay as they are.
+    if control.is_none() && !loss.data::<f32>()[0].is_finite() {
+        return loss;
+    }
+    if turn.is_gathered {
+        optimizers.gather(&mut gradients, turn, control);
+    }
+    if turn.is_last {
+        optimizers.decide(&mut gradients, control);
+    } else if let Some(control) = control {
+        optimizer::gpu::note(control, &loss);
+    }
+    if let Some(of_batch) = gradients.statistics.take() {
+        model.update_statistics(&of_batch, Some(MOMENTUM), control.map(Control::gate));
+    }
+    if turn.is_last {
+        update(model, subject, optimizers, gradients, turn.factor, control);
+    }
+    loss
+}
+
+/// Updates what learns by gradients that were decided on, and are clipped.
+fn update(
     model: &mut Model,
     subject: &mut Subject,
     optimizers: &mut Optimizers,
     gradients: StepGradients,
     factor: f64,
     control: Option<&Control>,
-) -> Tensor {
-    let StepGradients { loss, head, trunk, merge_weights, statistics } = gradients;
-    match control {
-        Some(control) => {
-            let gradients: Vec<&Tensor> = head.iter().chain(&trunk).chain(&merge_weights).collect();
-            optimizer::gpu::decide(control, &loss, &gradients, BETAS);
-        }
-        // The parameters from which this loss came stay as they are.
-        None if !loss.data::<f32>()[0].is_finite() => return loss,
-        None => {}
-    }
-    if let Some(of_batch) = statistics {
-        model.update_statistics(&of_batch, Some(MOMENTUM), control.map(Control::gate));
-    }
+) {
+    let StepGradients { loss, head, trunk, merge_weights, .. } = gradients;
     if let Some(gradient) = head {
         optimizers.head.update(&mut model.head, &gradient, factor, control);
     }
@@ -287,7 +375,6 @@ pub fn apply(
     if let Some(control) = control {
         optimizer::gpu::rescale(control, &loss);
     }
-    loss
 }
 
 /// [`gradients`], then [`apply`].
@@ -297,9 +384,9 @@ pub fn step(
     optimizers: &mut Optimizers,
     loss: &CrossEntropy,
     batch: &Batch,
-    factor: f64,
+    turn: impl Into<Turn>,
     control: Option<&Control>,
 ) -> Tensor {
     let gradients = gradients(model, subject, loss, batch, control);
-    apply(model, subject, optimizers, gradients, factor, control)
+    apply(model, subject, optimizers, gradients, turn, control)
 }

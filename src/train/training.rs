@@ -7,18 +7,18 @@ use super::batches::Batches;
 use super::evaluate::Evaluator;
 use super::recorder::Recorder;
 use super::resume::Progress;
-use super::selection::{Selection, has_lost_patience};
-use super::{EpochRecord, Observer, ResumeFile, Subject, Target, TrainOptions};
+use super::selection::{Selection, falls, has_lost_patience};
+use super::validation::validate;
+use super::{EpochRecord, Observer, ResumeFile, Schedule, SelectBy, Subject, Target, TrainOptions, Turn};
 use crate::data::{Dataset, SplitName, Task};
 use crate::error::{Error, Result};
 use crate::interrupt::{Listener, interrupted};
-use crate::metrics::Metrics;
 use crate::nn::{Mode, Model};
 use crate::ops::softmax_cross_entropy::{CrossEntropy, Form};
 use crate::tensor::{Device, Tensor};
 
-/// Trains `subject` on the training split and leaves in `model` (and in the subject's merge weights) the best epoch by
-/// macro F1 on the validation split; the last one where that split is empty.
+/// Trains `subject` on the training split and leaves in `model` (and in the subject's merge weights) the best epoch on the
+/// validation split by the figure of the options; the last one where that split is empty.
 pub fn train(
     model: &mut Model,
     subject: &mut Subject,
@@ -93,8 +93,7 @@ impl<'a> Training<'a> {
         state: Option<&ResumeFile>,
     ) -> Result<(Training<'a>, Vec<Tensor>)> {
         let channels = model.network.input_channels;
-        let loader =
-            target.loader(SplitName::Train, channels, options.batch_size, true, options.augmentation, options.seed);
+        let loader = target.shuffled(channels, options);
         let is_training = !matches!(subject, Subject::Head);
         if subject.mode() == Mode::Training {
             target.check_batch(&model.network, loader.smallest_batch())?;
@@ -107,10 +106,20 @@ impl<'a> Training<'a> {
             (true, _) => 3,
         };
         let teachers = if let Subject::Distilled(teachers) = &*subject { teachers.parameters() } else { 0 };
-        let made = made * model.network.trunk_len + teachers;
+        // And the sum of gradients that wait for their update.
+        let gathered = usize::from(options.accumulate > 1 && made > 2);
+        let made = (made + gathered) * model.network.trunk_len + teachers;
         target.check_memory(&model.network, loader.largest_batch(), is_training, made)?;
-        if options.patience.is_some() && target.data.val.is_empty() {
-            observer.note("--patience has no effect, because the validation split is empty");
+        if target.data.val.is_empty() {
+            let plateau = (options.schedule == Schedule::Plateau).then_some("--schedule plateau");
+            for option in options.patience.map(|_| "--patience").into_iter().chain(plateau) {
+                observer.note(&format!("{option} has no effect, because the validation split is empty"));
+            }
+        } else if options.select_by == SelectBy::Auc
+            && target.data.class_counts(SplitName::Val).iter().filter(|&&images| images > 0).count() < 2
+        {
+            let message = "--select-by auc with a validation split of a single class, which has no AUC";
+            return Err(Error::usage(message, "select by accuracy or loss"));
         }
         let loss = CrossEntropy {
             class_weights: if options.balance_classes { balanced_weights(target.data) } else { Vec::new() },
@@ -121,13 +130,18 @@ impl<'a> Training<'a> {
             },
         };
         let steps = loader.batches_per_epoch() * options.epochs;
-        let mut optimizers = subject.optimizers(options);
+        let mut optimizers = subject.optimizers(options, &model.network);
         optimizers.pull_trunk(&model.trunk, options.l2_sp);
         let mut average = (options.ema > 0.0).then(|| Average::new(options.ema));
         let (mut done, mut selection, mut control) = (0, Selection::default(), None);
         if let Some(file) = state
             && let Some(before) = file.load(model, subject, &mut optimizers)?
         {
+            let epochs = before.selection.history.len();
+            if epochs > options.epochs {
+                let message = format!("--epochs {}, and {epochs} are done", options.epochs);
+                return Err(Error::usage(message, format!("give {epochs} or more, or begin anew without the state")));
+            }
             (done, selection, control) = (before.steps, before.selection, before.control);
             average.iter_mut().for_each(|average| average.restore(before.average.clone()));
             observer.resumed(&selection.history);
@@ -164,10 +178,12 @@ impl<'a> Training<'a> {
         if epoch == epochs {
             return None;
         }
-        let patience = self.options.patience.filter(|&patience| has_lost_patience(&self.selection.history, patience));
+        let (by, history) = (self.options.select_by, &self.selection.history);
+        let patience = self.options.patience.filter(|&patience| has_lost_patience(by, history, patience));
         let Some(patience) = patience else { return Some(epoch) };
         self.observer.note(&format!(
-            "stopped after epoch {epoch} of {epochs}: no better macro F1 on the validation split for {patience} epochs"
+            "stopped after epoch {epoch} of {epochs}: no better {} on the validation split for {patience} epochs",
+            by.name()
         ));
         None
     }
@@ -175,7 +191,7 @@ impl<'a> Training<'a> {
     /// All steps of an epoch, and what they came to.
     fn epoch(&mut self, epoch: usize) -> Result<()> {
         let start = Instant::now();
-        let train_loss = self.learn(epoch)?;
+        let (train_loss, factor) = self.learn(epoch)?;
         self.recorder.describe().into_iter().for_each(|text| self.observer.detail(&text));
         let outcome = self.subject.outcome(self.model, self.target, self.options.batch_size)?;
         if let Some(outcome) = outcome.as_ref().filter(|_| self.subject.follows_outcomes()) {
@@ -194,8 +210,12 @@ impl<'a> Training<'a> {
         let record = EpochRecord {
             epoch: epoch + 1,
             train_loss,
-            val_accuracy: validation.as_ref().map(|metrics| metrics.accuracy),
-            val_macro_f1: validation.as_ref().map(|metrics| metrics.macro_f1),
+            learning_rate: factor * self.options.learning_rate,
+            val_accuracy: validation.as_ref().map(|found| found.metrics.accuracy),
+            val_macro_f1: validation.as_ref().map(|found| found.metrics.macro_f1),
+            val_balanced_accuracy: validation.as_ref().map(|found| found.metrics.balanced_accuracy),
+            val_auc: validation.as_ref().map(|found| found.metrics.auc).filter(|auc| !auc.is_nan()),
+            val_loss: validation.as_ref().map(|found| found.loss),
             seconds: start.elapsed().as_secs_f64(),
         };
         // A step's loss tells of the parameters before it; what the last step did shows here.
@@ -205,7 +225,7 @@ impl<'a> Training<'a> {
         if is_broken {
             return Err(end.error(f32::NAN, self.observer));
         }
-        let improved = self.selection.improves(&record);
+        let improved = self.selection.improves(&record, self.options.select_by);
         let best = improved.then(|| (outcome.copy(), self.subject.merge_weights()));
         let on_cpu = improved.then(|| outcome.to_device(Device::Cpu));
         self.target.place.device.check()?;
@@ -214,18 +234,30 @@ impl<'a> Training<'a> {
         Ok(())
     }
 
-    /// Runs the steps of an epoch, and returns their mean loss.
-    fn learn(&mut self, epoch: usize) -> Result<f64> {
+    /// Runs the steps of an epoch, and returns their mean loss, and the factor of learning rates at the last of them.
+    fn learn(&mut self, epoch: usize) -> Result<(f64, f64)> {
+        let plateau = self.plateau();
         let Training { model, subject, options, observer, batches, recorder, done, steps, .. } = self;
         let (mut sum, first) = (0.0, *done);
+        let TrainOptions { accumulate, schedule, warmup, epochs, .. } = **options;
+        let loader = batches.loader();
+        let in_epoch = loader.batches_per_epoch();
+        let updates = in_epoch.div_ceil(accumulate);
+        let turn = |batch: usize| {
+            // Behind the last batch nobody asks what it is.
+            let batch = batch.min(in_epoch - 1);
+            let update = epoch * updates + batch / accumulate;
+            let factor = plateau * schedule.factor(update, epochs * updates, warmup * updates);
+            Turn::of(batch, accumulate, loader, factor)
+        };
+        let last = turn(in_epoch - 1).factor;
         batches.ahead(epoch, |batches_of_epoch| {
             loop {
                 if interrupted() || observer.stops() {
                     return Err(Error::Interrupted { last_checkpoint: observer.last_checkpoint() });
                 }
-                let warmup = options.warmup * *steps / options.epochs;
-                let factor = options.schedule.factor(*done + recorder.pending(), *steps, warmup);
-                let is_over = !recorder.step(model, subject, batches, batches_of_epoch, factor)?;
+                let turn = turn(*done + recorder.pending() - first);
+                let is_over = !recorder.step(model, subject, batches, batches_of_epoch, turn)?;
                 if recorder.pending() < recorder.longest_wait() && !is_over {
                     continue;
                 }
@@ -242,10 +274,21 @@ impl<'a> Training<'a> {
                     return Err(Divergence { step: *done, epoch }.error(f32::NAN, *observer));
                 }
                 if is_over {
-                    return Ok(sum / (*done - first) as f64);
+                    return Ok((sum / (*done - first) as f64, last));
                 }
             }
         })
+    }
+
+    /// What plateaus have made of the learning rates.
+    fn plateau(&self) -> f64 {
+        let TrainOptions { schedule, select_by, .. } = *self.options;
+        match schedule {
+            Schedule::Plateau => {
+                0.1f64.powi(falls(select_by, &self.selection.history, self.options.plateau_patience()) as i32)
+            }
+            _ => 1.0,
+        }
     }
 
     fn save(&self, file: &mut ResumeFile) -> Result<()> {
@@ -271,13 +314,6 @@ impl<'a> Training<'a> {
         target.place.device.check()?;
         Ok(history)
     }
-}
-
-fn validate(evaluator: &mut Evaluator, model: &Model, target: Target, batch_size: usize) -> Result<Option<Metrics>> {
-    if target.data.val.is_empty() {
-        return Ok(None);
-    }
-    evaluator.evaluate(model, target, SplitName::Val, batch_size).map(Some)
 }
 
 /// N / (classes · images of the class); of labels that an image may have at once, images without the label by those with it.

@@ -26,6 +26,7 @@ fn augmented_runs_are_repeated_bit_by_bit() {
         "--erase 1",
         "--mixup 1",
         "--cutmix 1",
+        "--sampling balanced",
     ] {
         folder.done(&format!("{TRAIN} {option} --epochs 1 --out one --force"));
         let found = floats(&folder, "one");

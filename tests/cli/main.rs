@@ -26,5 +26,6 @@ mod selftest;
 mod shards;
 mod support;
 mod tiles;
+mod updates;
 mod variants;
 mod writing;

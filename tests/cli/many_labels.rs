@@ -101,6 +101,16 @@ fn labels_that_go_together_are_learned() {
     }
     assert_eq!(metrics["accuracy"].as_f64().unwrap(), agree as f64 / (3.0 * 48.0));
 
+    // Thresholds are chosen on validation and measured on test.
+    let by = |by: &str| folder.json(&format!("eval --model a --data set.npz --threshold-by {by} --bootstrap 0"));
+    let thresholds = by("f1")["thresholds"].clone();
+    assert_eq!(thresholds.as_array().unwrap().len(), 3);
+    assert!(thresholds[0]["f1"].as_f64().unwrap() > 0.8, "{thresholds}");
+    assert!(thresholds[0]["threshold"].as_f64().is_some_and(|t| t > 0.0 && t < 1.0));
+    assert_eq!(by("youden")["metrics"]["auc"], metrics["auc"]);
+    let said = folder.done("eval --model a --data set.npz --threshold-by youden --bootstrap 0");
+    assert!(said.contains("by thresholds that are best on the val split"), "{said}");
+
     // Weights of labels, smoothing, a merge, and an ensemble.
     folder.done(&format!("{TRAIN} --data set.npz --epochs 1 --class-weights balanced --label-smoothing 0.1 --out c"));
     assert!(floats(&folder, "c") != floats(&folder, "a"));
@@ -127,6 +137,12 @@ fn labels_that_go_together_are_learned() {
                 "eval --model a --data set --label-column left",
                 &["multi-class labels, and the network has multi-label ones"],
             ),
+            case(
+                "thresholds",
+                "eval --model classes --data data/target.npz --threshold-by f1 --bootstrap 0",
+                &["--threshold-by, and 16 classes"],
+            ),
+            case("of itself", "eval --model a --data set.npz --split val --threshold-by f1", &["which is measured"]),
             case(
                 "merged",
                 "merge --models a classes --coefficients 0.5,0.5 --heads concat --out x",

@@ -36,7 +36,7 @@ fn a_small_step_by_hand() {
         let device = Device::Gpu(gpu);
         let mut model = Model::initialized(network.clone(), 1).to_device(device);
         let mut subject = Subject::Everything;
-        let mut optimizers: Optimizers = subject.optimizers(&TrainOptions::default());
+        let mut optimizers: Optimizers = subject.optimizers(&TrainOptions::default(), &network);
         let control = Control::new(gpu, 0, 0.9, 0.999, false);
         let bytes = Integers::from_vec((0..72).map(|i| i * 3).collect()).to_device(device);
         let images = Images { bytes, shape: [2, 6, 6, 1], placements: None };

@@ -103,15 +103,15 @@ fn losses_are_kept_by_step() {
     }
 }
 
-const SGD: Sgd = Sgd { learning_rate: 0.3, momentum: 0.9, weight_decay: 0.2 };
+const SGD: Sgd = Sgd { learning_rate: 0.3, momentum: 0.9, weight_decay: 0.2, nesterov: true };
 const ADAMW: AdamW =
     AdamW { learning_rate: 0.3, beta1: BETAS[0], beta2: BETAS[1], epsilon: 0.1, weight_decay: 0.2, step: 1 };
 
 /// Both rules' arenas: parameters of SGD, its velocity, parameters of AdamW, its moments.
 fn update(arenas: &mut [Tensor; 5], gradient: &Tensor, sgd: Sgd, adamw: AdamW, control: Option<&Control>) {
     let [w, v, w2, m, u] = arenas;
-    optimizer::sgd(&sgd, w, gradient, v, control);
-    optimizer::adamw(&adamw, w2, gradient, m, u, control);
+    optimizer::sgd(&sgd, w.view_mut(), gradient, v.view_mut(), control);
+    optimizer::adamw(&adamw, w2.view_mut(), gradient, [m.view_mut(), u.view_mut()], control);
 }
 
 /// Whatever the scale is, and whatever it was at the step before.

@@ -23,6 +23,7 @@ fn options(network_channels: usize, augmentation: Option<Augmentation>) -> Loade
         shuffle: true,
         augmentation,
         seed: 3,
+        balance: None,
         shares: None,
     }
 }

@@ -7,14 +7,15 @@ use medmerge::data::{Augmentation, Dataset, Loader, LoaderOptions, Normalisation
 use medmerge::gpu::Gpu;
 use medmerge::gpu::Handle;
 use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Method, Plan, ProbeStatistics, Start};
-use medmerge::nn::{Architecture, Model, Network};
+use medmerge::nn::{Architecture, Model, Network, NetworkBuilder, Operation};
 use medmerge::ops::control::{FIRST_SCALE, LOSSES, Values};
+use medmerge::ops::conv2d::Conv2d;
 use medmerge::ops::merge::{FilterProducts, Term, alpha_gradient_of_products};
 use medmerge::ops::softmax_cross_entropy::{CrossEntropy, Form};
 use medmerge::tensor::{DType, Device, Integers, Tensor};
 use medmerge::train::{
-    Batch, Batches, Change, Evaluator, MergeState, OptimizerKind, Place, Recorder, Subject, Target, Teachers,
-    TrainOptions, apply, gradients, scores, step,
+    Batch, Batches, Change, DecayOf, Evaluator, MergeState, OptimizerKind, Place, Recorder, Subject, Target, Teachers,
+    TrainOptions, Turn, apply, gradients, scores, step,
 };
 
 use crate::common::{Numbers, f32s, normalized_error};
@@ -62,9 +63,11 @@ enum What {
     Pulled(OptimizerKind, f64),
     Change(usize, Granularity, Constraint, BatchNormPolicy),
     Distilled(u64),
+    /// Of a merge or of everything: updates of three batches, clipped, with decay of weights alone, and rates of their own.
+    Updated(Option<Granularity>, OptimizerKind),
 }
 
-const ALL: [What; 15] = [
+const ALL: [What; 18] = [
     What::Everything(OptimizerKind::AdamW),
     What::Everything(OptimizerKind::Sgd),
     What::Head,
@@ -80,13 +83,16 @@ const ALL: [What; 15] = [
     What::Change(2, Granularity::Kernel, Constraint::Clamp, BatchNormPolicy::Anchor),
     What::Distilled(1),
     What::Distilled(2),
+    What::Updated(None, OptimizerKind::Sgd),
+    What::Updated(None, OptimizerKind::AdamW),
+    What::Updated(Some(Granularity::Filter), OptimizerKind::AdamW),
 ];
 
 impl What {
     fn subject(self, start: &Model) -> Subject {
         let merged = BatchNormPolicy::Merge;
         let (sources, granularity, constraint, batch_norm) = match self {
-            What::Everything(_) => return Subject::Everything,
+            What::Everything(_) | What::Updated(None, _) => return Subject::Everything,
             What::Head => return Subject::Head,
             What::Distilled(teachers) => {
                 let teachers = (0..teachers).map(|seed| model(100 + seed)).collect();
@@ -94,6 +100,7 @@ impl What {
             }
             What::Merge(sources, granularity, constraint) => (sources, granularity, constraint, merged),
             What::Pulled(..) => (2, Granularity::Filter, Constraint::Affine, merged),
+            What::Updated(Some(granularity), _) => (2, granularity, Constraint::Affine, merged),
             What::Running => (2, Granularity::Kernel, Constraint::Affine, BatchNormPolicy::Own),
             What::Change(sources, granularity, constraint, policy) => (sources, granularity, constraint, policy),
         };
@@ -116,6 +123,17 @@ impl What {
         match self {
             What::Everything(optimizer) => TrainOptions { optimizer, ..default },
             What::Pulled(optimizer, regularise) => TrainOptions { optimizer, regularise, ..default },
+            What::Updated(_, optimizer) => TrainOptions {
+                optimizer,
+                nesterov: optimizer == OptimizerKind::Sgd,
+                accumulate: 3,
+                clip_norm: Some(0.5),
+                weight_decay: 0.1,
+                decay_of: DecayOf::Weights,
+                layer_decay: 0.5,
+                head_learning_rate: Some(0.02),
+                ..default
+            },
             _ => default,
         }
     }
@@ -185,6 +203,7 @@ impl Run {
             shuffle: true,
             augmentation: Some(Augmentation { flip: true, shift: 1, ..Default::default() }),
             seed: 1,
+            balance: None,
             shares: self.form.map(|_| (Task::MultiLabel, CLASSES)),
         };
         let [first_loader, later_loader] = [self.first_batch_size, 6]
@@ -199,7 +218,7 @@ impl Run {
             label_smoothing: 0.1,
             form: self.form.unwrap_or_default(),
         };
-        let mut recorder = Recorder::new(self.place, subject.optimizers(&options), loss, self.control);
+        let mut recorder = Recorder::new(self.place, subject.optimizers(&options, &start.network), loss, self.control);
         if !self.graphs {
             recorder = recorder.without_graphs();
         }
@@ -209,9 +228,13 @@ impl Run {
         let (mut losses, mut steps, mut places_left) = (Vec::new(), 0, Vec::new());
         for epoch in 0..self.epochs {
             let loader = if epoch == 0 { &first_loader } else { &later_loader };
-            let mut batches = loader.epoch(epoch);
-            while recorder.step(&mut model, &mut subject, loader, &mut batches, 1.0 / (1 + steps) as f64).unwrap() {
-                steps += 1;
+            let (mut batches, in_epoch) = (loader.epoch(epoch), loader.loader().batches_per_epoch());
+            let turn = |batch: usize, steps: usize| {
+                Turn::of(batch.min(in_epoch - 1), options.accumulate, loader.loader(), 1.0 / (1 + steps) as f64)
+            };
+            let mut batch = 0;
+            while recorder.step(&mut model, &mut subject, loader, &mut batches, turn(batch, steps)).unwrap() {
+                (batch, steps) = (batch + 1, steps + 1);
                 after_step(steps);
                 if steps % 4 == 0
                     && let Some(moved) = self.moves
@@ -349,7 +372,7 @@ fn a_step_is_gradients_that_are_applied() {
         let start = model(1);
         let run = |apart: bool| {
             let (mut model, mut subject) = (start.copy(), what.subject(&start));
-            let mut optimizers = subject.optimizers(&what.options());
+            let mut optimizers = subject.optimizers(&what.options(), &start.network);
             let value = if apart {
                 let found = gradients(&model, &subject, &loss, &batch, None);
                 assert_eq!(numbers(&model, &subject), numbers(&start, &what.subject(&start)), "{what:?}");
@@ -361,6 +384,63 @@ fn a_step_is_gradients_that_are_applied() {
         };
         let (apart, together) = (run(true), run(false));
         assert!(apart == together && apart.1 != numbers(&start, &what.subject(&start)), "{what:?}");
+    }
+}
+
+/// Without batch norms, which see one batch at a time, an update of several batches is that of one large batch.
+#[test]
+fn gathered_batches_are_a_large_one() {
+    let mut builder = NetworkBuilder::new(1);
+    let x = builder.conv2d_with_bias("conv", builder.input(), 4, 3, Conv2d::new(2, 1));
+    let x = builder.plain("relu", Operation::Relu, &[x]);
+    let x = builder.plain("mean", Operation::GlobalAveragePool, &[x]);
+    builder.linear("head", x, CLASSES);
+    let start = Model::initialized(builder.finish(), 1);
+    let images = split(22, 5);
+    let places = devices().into_iter().map(|gpu| place(gpu, DType::F32)).chain([Place::default()]);
+    for place in places {
+        let run = |batch_size: usize, accumulate: usize| {
+            let (network_channels, normalisation) = (1, Normalisation::default());
+            let options = LoaderOptions {
+                network_channels,
+                normalisation,
+                batch_size,
+                shuffle: true,
+                augmentation: None,
+                seed: 1,
+                balance: None,
+                shares: None,
+            };
+            let batches = Batches::new(Loader::new(&images, 8, 8, 1, options), place);
+            let (mut subject, clip_norm) = (Subject::Everything, Some(0.3));
+            let options = TrainOptions {
+                learning_rate: 0.1,
+                clip_norm,
+                optimizer: OptimizerKind::Sgd,
+                ..TrainOptions::default()
+            };
+            let optimizers = subject.optimizers(&options, &start.network);
+            let mut recorder = Recorder::new(place, optimizers, CrossEntropy::default(), None);
+            let mut model = start.copy().to_device(place.device);
+            let mut updates = 0;
+            for epoch in 0..4 {
+                let mut of_epoch = batches.epoch(epoch);
+                for batch in 0..batches.loader().batches_per_epoch() {
+                    let turn = Turn::of(batch, accumulate, batches.loader(), 1.0);
+                    updates += usize::from(turn.is_last);
+                    assert!(recorder.step(&mut model, &mut subject, &batches, &mut of_epoch, turn).unwrap());
+                }
+            }
+            recorder.losses().unwrap();
+            assert_eq!(updates, 8);
+            doubles(&[model.trunk.to_vec::<f32>(), model.head.to_vec()].concat())
+        };
+        // Batches of 5, 5 and 5, 5, 2, which are shuffled as those of 15 and 7.
+        let (gathered, large) = (run(5, 3), run(15, 1));
+        let error = normalized_error(&gathered, &large);
+        assert!(error < 1e-5, "{error:.1e} on {}", place.device);
+        let moved = normalized_error(&large, &doubles(&[start.trunk.to_vec::<f32>(), start.head.to_vec()].concat()));
+        assert!(moved > 1e-2, "{moved:.1e} on {}", place.device);
     }
 }
 

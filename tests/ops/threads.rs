@@ -98,6 +98,11 @@ fn merge_of(model: &Model, granularity: Granularity) -> Subject {
     Subject::Merge(MergeState::new(plan, trunks, merge_weights))
 }
 
+/// Clipped: the norm of all gradients is a sum over them.
+fn options(optimizer: OptimizerKind) -> TrainOptions {
+    TrainOptions { optimizer, clip_norm: Some(0.1), ..TrainOptions::default() }
+}
+
 /// Two steps, so that what the first one wrote is read by the second.
 #[test]
 fn training_steps() {
@@ -114,7 +119,7 @@ fn training_steps() {
             same_with_any_number_of_threads(&name, || {
                 let mut model = start.copy();
                 let mut subject = granularity.map_or(Subject::Everything, |granularity| merge_of(&start, granularity));
-                let mut optimizers = subject.optimizers(&TrainOptions { optimizer, ..TrainOptions::default() });
+                let mut optimizers = subject.optimizers(&options(optimizer), &model.network);
                 let losses = [1.0, 0.5].map(|factor| {
                     let ((x, labels), loss) = (batch(), CrossEntropy::default());
                     let batch = Batch::of_activations(x, Integers::from_vec(labels));

@@ -168,7 +168,7 @@ impl TrainingStep {
             weight_decay: sgd::WEIGHT_DECAY,
             ..TrainOptions::default()
         };
-        let mut optimizers = subject.optimizers(&options);
+        let mut optimizers = subject.optimizers(&options, &model.network);
         let loss = CrossEntropy::default();
         let x = channels_last(seed::X, [shape.n, 3, shape.px, shape.px]);
         let labels = labels(shape.n, shape.classes).into_iter().map(|label| label as u32).collect();

@@ -93,6 +93,7 @@ impl Family for DenseNet {
             x = b.plain("features.pool0", Operation::MaxPool(Pool::new(3, 2, 1)), &[x]);
         }
         for (block, &layers) in (1..).zip(&self.blocks) {
+            b.begin_stage();
             for layer in 1..=layers {
                 x = self.layer(b, &format!("features.denseblock{block}.denselayer{layer}"), x);
             }

@@ -222,6 +222,7 @@ impl Family for ResNet {
             x = b.plain("maxpool", Operation::MaxPool(Pool::new(3, 2, 1)), &[x]);
         }
         for (stage, (&blocks, &width)) in self.blocks.iter().zip(&self.widths).enumerate() {
+            b.begin_stage();
             for block in 0..blocks {
                 let stride = if stage > 0 && block == 0 { 2 } else { 1 };
                 x = self.block(b, &format!("layer{}.{block}", stage + 1), x, width, stride);

@@ -111,7 +111,10 @@ impl Family for Vgg {
         let mut x = b.input();
         // torchvision numbers all layers of the trunk, with or without parameters.
         let mut number = 0;
-        for (&layers, &width) in self.blocks.iter().zip(&self.widths) {
+        for (block, (&layers, &width)) in self.blocks.iter().zip(&self.widths).enumerate() {
+            if block > 0 {
+                b.begin_stage();
+            }
             for _ in 0..layers {
                 x = self.convolution(b, &mut number, x, width);
             }
@@ -119,6 +122,7 @@ impl Family for Vgg {
             number += 1;
         }
         x = b.plain("avgpool", Operation::AdaptiveAveragePool([POOLED; 2]), &[x]);
+        b.begin_stage();
         let region = if self.new_hidden { Region::Head } else { Region::Trunk };
         for (layer, &outputs) in self.hidden.iter().enumerate() {
             let name = |offset: usize| format!("classifier.{}", 3 * layer + offset);

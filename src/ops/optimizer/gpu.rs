@@ -1,10 +1,10 @@
 //! Launches of `kernels/optimizer.cu`.
 
-use super::{AdamW, Sgd};
+use super::{AdamW, CLIP_EPSILON, Sgd};
 use crate::gpu::{Address, Cost, Gpu};
 use crate::ops::control::{Control, GROWTH, LOSSES, Values};
 use crate::parameters;
-use crate::tensor::{DType, Device, Tensor};
+use crate::tensor::{DType, Device, Tensor, TensorMut};
 
 const THREADS: u32 = 256;
 /// Numbers per block of `square_sums`.
@@ -15,7 +15,7 @@ parameters! {
 }
 
 parameters! {
-    struct Decide: 64 bytes {
+    struct Decide: 72 bytes {
         control: Address,
         loss: Address,
         partial: Address,
@@ -26,6 +26,8 @@ parameters! {
         capacity: u32,
         is_scaled: u32,
         growth_steps: u32,
+        limit: f32,
+        clip_epsilon: f32,
     }
 }
 
@@ -46,7 +48,7 @@ parameters! {
         epsilon: f32,
         correction1: f32,
         correction2: f32,
-        padding: f32,
+        nesterov: u32,
     }
 }
 
@@ -62,11 +64,18 @@ fn decision(control: &Control, loss: &Tensor, partial: Address, partials: usize,
         capacity: LOSSES as u32,
         is_scaled: control.is_scaled().into(),
         growth_steps: GROWTH,
+        limit: f32::INFINITY,
+        clip_epsilon: CLIP_EPSILON as f32,
     }
 }
 
 /// Decides whether the step with this loss and these gradients updates anything.
 pub fn decide(control: &Control, loss: &Tensor, gradients: &[&Tensor], betas: [f64; 2]) {
+    decide_within(control, loss, gradients, betas, None);
+}
+
+/// The same with gradients whose common norm, where it exceeds `limit`, updates are to make shorter.
+pub fn decide_within(control: &Control, loss: &Tensor, gradients: &[&Tensor], betas: [f64; 2], limit: Option<f64>) {
     let gpu = control.gpu();
     let counts = gradients.iter().map(|gradient| gradient.shape().len().div_ceil(CHUNK));
     let total: usize = counts.clone().sum();
@@ -82,10 +91,19 @@ pub fn decide(control: &Control, loss: &Tensor, gradients: &[&Tensor], betas: [f
         unsafe { gpu.launch("optimizer", "square_sums", DType::F32, [blocks as u32, 1, 1], THREADS, &parameters) };
         first += blocks;
     }
-    let parameters = decision(control, loss, base, total, betas);
+    let limit = limit.map_or(f32::INFINITY, |limit| limit as f32);
+    let parameters = Decide { limit, ..decision(control, loss, base, total, betas) };
     gpu.account(|| Cost::moving(4 * total + size_of::<Values>(), size_of::<Values>()));
     // SAFETY: `total` partial sums were written above; the control block holds `LOSSES` losses.
     unsafe { gpu.launch("optimizer", "decide", DType::F32, [1, 1, 1], THREADS, &parameters) }
+}
+
+/// Notes a batch whose gradient is only gathered: its loss, and whether the running statistics may follow it.
+pub fn note(control: &Control, loss: &Tensor) {
+    let parameters = decision(control, loss, Address::NULL, 0, [0.0; 2]);
+    control.gpu().account(|| Cost::moving(4 + size_of::<Values>(), size_of::<Values>()));
+    // SAFETY: reads a loss, and reads and writes the control block, which holds `LOSSES` losses.
+    unsafe { control.gpu().launch("optimizer", "note", DType::F32, [1, 1, 1], 32, &parameters) }
 }
 
 /// Moves the scale of the loss, behind the step's updates.
@@ -107,31 +125,25 @@ fn launch(gpu: &Gpu, name: &'static str, [read, written]: [usize; 2], update: &U
     unsafe { gpu.launch("optimizer", name, DType::F32, [blocks, 1, 1], THREADS, update) }
 }
 
-fn blank(parameters: &mut Tensor, gradient: &Tensor, control: Option<&Control>) -> Update {
+fn blank(w: &TensorMut, gradient: &Tensor, control: Option<&Control>) -> Update {
     Update {
-        w: parameters.view_mut().address(),
+        w: w.address(),
         g: gradient.address(),
         control: control.map_or(Address::NULL, Control::address),
-        count: parameters.shape().len() as u64,
+        count: w.shape().len() as u64,
         ..bytemuck::Zeroable::zeroed()
     }
 }
 
-pub fn sgd(
-    gpu: &Gpu,
-    rule: &Sgd,
-    parameters: &mut Tensor,
-    gradient: &Tensor,
-    velocity: &mut Tensor,
-    control: Option<&Control>,
-) {
-    assert!(parameters.is_contiguous() && gradient.is_contiguous() && parameters.shape() == velocity.shape(), "SGD");
+pub fn sgd(gpu: &Gpu, rule: &Sgd, w: TensorMut, gradient: &Tensor, velocity: TensorMut, control: Option<&Control>) {
+    assert!(w.is_contiguous() && gradient.is_contiguous() && w.shape() == velocity.shape(), "SGD");
     let update = Update {
-        first: velocity.view_mut().address(),
+        first: velocity.address(),
         rate: rule.learning_rate as f32,
         weight_decay: rule.weight_decay as f32,
         beta1: rule.momentum as f32,
-        ..blank(parameters, gradient, control)
+        nesterov: rule.nesterov.into(),
+        ..blank(&w, gradient, control)
     };
     launch(gpu, "sgd", [3, 2], &update);
 }
@@ -139,18 +151,17 @@ pub fn sgd(
 pub fn adamw(
     gpu: &Gpu,
     rule: &AdamW,
-    parameters: &mut Tensor,
+    w: TensorMut,
     gradient: &Tensor,
-    first: &mut Tensor,
-    second: &mut Tensor,
+    [first, second]: [TensorMut; 2],
     control: Option<&Control>,
 ) {
-    assert!(parameters.is_contiguous() && gradient.is_contiguous(), "AdamW");
-    assert!(parameters.shape() == first.shape() && first.shape() == second.shape(), "AdamW");
+    assert!(w.is_contiguous() && gradient.is_contiguous(), "AdamW");
+    assert!(w.shape() == first.shape() && first.shape() == second.shape(), "AdamW");
     let step = rule.step as i32;
     let update = Update {
-        first: first.view_mut().address(),
-        second: second.view_mut().address(),
+        first: first.address(),
+        second: second.address(),
         rate: rule.learning_rate as f32,
         weight_decay: rule.weight_decay as f32,
         beta1: rule.beta1 as f32,
@@ -160,9 +171,15 @@ pub fn adamw(
         epsilon: rule.epsilon as f32,
         correction1: (1.0 - rule.beta1.powi(step)) as f32,
         correction2: (1.0 - rule.beta2.powi(step)).sqrt() as f32,
-        ..blank(parameters, gradient, control)
+        ..blank(&w, gradient, control)
     };
     launch(gpu, "adamw", [4, 3], &update);
+}
+
+/// Adds the share of a batch's gradient that `control` tells.
+pub fn gather(gpu: &Gpu, sum: &mut Tensor, gradient: &Tensor, control: &Control) {
+    assert!(sum.is_contiguous() && gradient.is_contiguous() && sum.shape() == gradient.shape(), "a mean of gradients");
+    launch(gpu, "gather", [2, 1], &blank(&sum.view_mut(), gradient, Some(control)));
 }
 
 /// Keeps every number in [0, 1].

@@ -10,6 +10,8 @@
 //! | of several labels at once | means over the labels, each decided where its sigmoid is above one half: accuracy and AUC as MedMNIST's evaluator takes them; no kappa |
 //! | intervals | from the 2.5th to the 97.5th percentile over images drawn again, with replacement |
 
+pub mod threshold;
+
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
