@@ -439,7 +439,14 @@ pub struct Train {
     ///
     /// A stage of a ResNet is a layer1 to layer4, and its stem; of a DenseNet a block, and its stem; of a VGG what lies between two
     /// poolings, and its hidden layers
-    #[arg(long, default_value_t = 1.0, value_name = "FACTOR", allow_negative_numbers = true, help_heading = UPDATES)]
+    #[arg(
+        long,
+        default_value_t = 1.0,
+        value_name = "FACTOR",
+        allow_negative_numbers = true,
+        conflicts_with = "head_only",
+        help_heading = UPDATES
+    )]
     pub layer_decay: f64,
     /// Start with a new head even if the old one fits
     #[arg(long, requires = "start")]

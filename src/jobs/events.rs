@@ -66,9 +66,12 @@ impl Events {
         folder.join(format!("events.out.tfevents.{name}"))
     }
 
-    /// Checks that the file may be written; the folder is made with it, if its own folder is there.
-    pub fn new(folder: &Path, out: &Path, force: bool) -> Result<Events> {
+    /// Checks that the file may be written: over another one with `force` alone, but a run that continues over events. The folder
+    /// is made with it, if its own folder is there.
+    pub fn new(folder: &Path, out: &Path, force: bool, continues: bool) -> Result<Events> {
         let path = Events::path(folder, out);
+        let are_events = || std::fs::read(&path).is_ok_and(|bytes| kept(&bytes, 0).0 > 0);
+        let force = force || (continues && are_events());
         let within = folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         if folder.is_dir() {
             OutputPath::check(&path, force, 0)?;
@@ -226,7 +229,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (runs, out) = (folder.path().join("runs"), Path::new("x/net.safetensors"));
         let path = Events::path(&runs, out);
-        let mut events = Events::new(&runs, out, false).unwrap();
+        let mut events = Events::new(&runs, out, false, false).unwrap();
         assert!(!runs.exists(), "nothing is made before there is something to write");
         (1..=4).for_each(|number| events.add(&epoch(number)).unwrap());
         drop(events);
@@ -241,12 +244,12 @@ mod tests {
         let second = [named("train/loss", 0.5), named("train/learning_rate", 0.0), named("val/loss", 0.5)];
         assert_eq!(scalars(&written[2]), second);
         assert!(scalars(&written[3]).contains(&named("val/auc", 0.75)));
-        assert!(Events::new(&runs, out, false).is_err(), "it is another run's");
+        assert!(Events::new(&runs, out, false, false).is_err(), "it is another run's");
 
         // Killed within a record, behind a state of two epochs.
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() - 3]).unwrap();
-        let mut events = Events::new(&runs, out, true).unwrap();
+        let mut events = Events::new(&runs, out, false, true).unwrap();
         events.resumed(&[epoch(1), epoch(2)]);
         events.add(&epoch(3)).unwrap();
         drop(events);
@@ -259,7 +262,7 @@ mod tests {
         let second = records(&bytes).nth(2).unwrap().1;
         bytes[second - 6] ^= 1;
         std::fs::write(&path, &bytes).unwrap();
-        let mut events = Events::new(&runs, out, true).unwrap();
+        let mut events = Events::new(&runs, out, false, true).unwrap();
         events.resumed(&[epoch(1), epoch(2), epoch(3)]);
         events.add(&epoch(4)).unwrap();
         drop(events);
@@ -271,10 +274,12 @@ mod tests {
         );
 
         // Another run in its place.
-        let mut events = Events::new(&runs, out, true).unwrap();
+        let mut events = Events::new(&runs, out, true, false).unwrap();
         events.add(&epoch(1)).unwrap();
         drop(events);
         assert_eq!(read(&path).len(), 2);
+        std::fs::write(&path, "theirs").unwrap();
+        assert!(Events::new(&runs, out, false, true).is_err(), "it is no file of events");
     }
 
     fn scalars_or_none(event: &Event) -> (i64, Option<Summary>) {

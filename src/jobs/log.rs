@@ -55,7 +55,10 @@ pub(super) struct EpochLines {
 }
 
 impl EpochLines {
-    pub fn new(path: &Path, force: bool) -> Result<EpochLines> {
+    /// A run that continues may replace the lines of an earlier one, and nothing else, unless `force`.
+    pub fn new(path: &Path, force: bool, continues: bool) -> Result<EpochLines> {
+        let are_lines = || std::fs::read(path).is_ok_and(|bytes| bytes.starts_with(b"{\"phase\":"));
+        let force = force || (continues && are_lines());
         Ok(EpochLines { output: OutputPath::check(path, force, 0)?, text: String::new() })
     }
 

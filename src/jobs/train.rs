@@ -142,12 +142,17 @@ impl Train {
         self.check()?;
         let state_path = self.state_path();
         // What an interrupted run wrote, its continuation may overwrite.
-        let force = self.force || (self.resume && state_path.exists() && !self.is_anothers(&state_path));
+        let continues = self.resume && state_path.exists() && !self.is_anothers(&state_path);
+        let force = self.force || continues;
         let _claim = OutputPath::check(&self.out, force, 0)?;
         let log = EpochLog::new(&self.out, force)?;
         let told = saving::Told {
-            lines: self.metrics.as_ref().map(|path| EpochLines::new(path, force)).transpose()?,
-            events: self.tensorboard.as_ref().map(|path| Events::new(path, &self.out, force)).transpose()?,
+            lines: self.metrics.as_ref().map(|path| EpochLines::new(path, self.force, continues)).transpose()?,
+            events: self
+                .tensorboard
+                .as_ref()
+                .map(|path| Events::new(path, &self.out, self.force, continues))
+                .transpose()?,
         };
         let card = CardFiles::check(&self.card, &self.out, force)?;
         let place = self.compute.open(observer)?;

@@ -211,12 +211,14 @@ fn a_run_that_has_ended_goes_on_with_more_epochs() {
     let tune = format!("{tune} --schedule constant");
     folder.done(&format!("{tune} --epochs 2 --resume --keep-state --out net"));
     let more = format!("{tune} --epochs 3 --resume --keep-state --out net");
+    folder.write("theirs", "theirs");
     assert_refused(
         &folder,
         &[
             case("fewer", more.replace("--epochs 3", "--epochs 1"), &["--epochs 1, and 2 are done"]),
             case("another run", more.replace("--seed 3", "--seed 4"), &["the state of another run"]),
             case("cosine", more.replace("constant", "cosine"), &["--keep-state with a schedule that ends"]),
+            case("a file", format!("{more} --metrics theirs"), &["theirs already exists"]),
             case("no state", more.replace("--resume ", ""), &["--resume"]),
         ],
     );
@@ -241,6 +243,7 @@ fn updates_that_make_no_sense() {
             case("rates that grow", tune("--layer-decay 1.5"), &["--layer-decay 1.5"]),
             case("a rate of the head below 0", tune("--head-learning-rate -1"), &["--head-learning-rate -1"]),
             case("no plateau", tune("--plateau-patience 2"), &["--plateau-patience without --schedule plateau"]),
+            case("no trunk", tune("--layer-decay 0.5 --head-only"), &["cannot be used with"]),
             case("decay of what", tune("--decay-of norms"), &["all, weights"]),
         ],
     );
