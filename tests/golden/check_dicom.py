@@ -50,6 +50,10 @@ def shown(path):
     frames = int(ds.get("NumberOfFrames", 1) or 1)
     array = pixel_array(ds, index=frames // 2)
     if ds.PhotometricInterpretation == "PALETTE COLOR":
+        # pydicom takes the words of a palette as if the low byte came first, wherever they are.
+        for tag in [0x00281201, 0x00281202, 0x00281203]:
+            if tag in ds and not ds.original_encoding[1] and len(ds[tag].value) % 2 == 0:
+                ds[tag].value = numpy.frombuffer(ds[tag].value, ">u2").astype("<u2").tobytes()
         array = apply_color_lut(array, ds)
     if ds.SamplesPerPixel == 3 or ds.PhotometricInterpretation == "PALETTE COLOR":
         bits = array.dtype.itemsize * 8

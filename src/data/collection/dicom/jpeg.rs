@@ -1,8 +1,8 @@
 //! Lossy JPEG of eight bits, whose samples come out as they are stored: DICOM's own header says what they mean.
 
 use zune_jpeg::JpegDecoder;
+use zune_jpeg::errors::DecodeErrors;
 use zune_jpeg::zune_core::bytestream::ZCursor;
-use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
 use super::pixels::{Decoded, Layout, Photometric};
@@ -72,11 +72,12 @@ pub(super) fn decode(bytes: &[u8], layout: &Layout) -> Result<Decoded, String> {
         }
     }
     plain.extend(&bytes[end..]);
-    let colours = if components == 3 { ColorSpace::YCbCr } else { ColorSpace::Luma };
-    let options = DecoderOptions::default().jpeg_set_out_colorspace(colours).set_strict_mode(false);
-    let samples = JpegDecoder::new_with_options(ZCursor::new(&plain), options)
-        .decode()
-        .map_err(|error| error.to_string().split_whitespace().collect::<Vec<_>>().join(" "))?;
+    let wrong = |error: DecodeErrors| error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut decoder = JpegDecoder::new(ZCursor::new(&plain));
+    decoder.decode_headers().map_err(wrong)?;
+    let colours = decoder.input_colorspace().ok_or("no colours")?;
+    decoder.set_options(DecoderOptions::default().jpeg_set_out_colorspace(colours));
+    let samples = decoder.decode().map_err(wrong)?;
     let samples: Vec<u16> = samples.into_iter().map(u16::from).collect();
     match samples.len() == width * height * components {
         true => Ok(Decoded { width, height, components, precision, samples }),

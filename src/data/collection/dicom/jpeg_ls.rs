@@ -333,7 +333,7 @@ impl<'a> Scan<'a> {
             let error = self.ending(is_like_above, J[*run])?;
             rows.here[x] = match is_like_above {
                 true => self.coding.sample(a, error),
-                false => self.coding.sample(b, error * (b - a).signum()),
+                false => self.coding.sample(b, if b < a { -error } else { error }),
             };
         }
         *run = run.saturating_sub(1);

@@ -91,3 +91,6 @@ pub(super) fn patient(bytes: &[u8]) -> Result<Option<String>, String> {
     let (uid, body) = body(bytes)?;
     Ok(DataSet::read(&body, syntax::coding(&uid), PATIENT)?.text(PATIENT))
 }
+
+#[cfg(test)]
+mod tests;

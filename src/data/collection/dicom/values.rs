@@ -28,6 +28,9 @@ const PALETTE_DESCRIPTOR: Tag = 0x0028_1101;
 const PALETTE: Tag = 0x0028_1201;
 const SEGMENTED_PALETTE: Tag = 0x0028_1221;
 
+const NO_ENTRIES: &str = "a damaged DICOM image: a table of values without its entries";
+const NO_PALETTE: &str = "a damaged DICOM image: no palette";
+
 /// A table that is looked up (PS3.3, section C.11.1.1.1).
 struct Table {
     /// The value of the first entry.
@@ -39,25 +42,46 @@ struct Table {
 
 impl Table {
     fn of(descriptor: &Element, entries: &Element, is_signed: bool) -> Result<Table, String> {
-        let damaged = || "a damaged DICOM image: a table of values without its entries".to_string();
-        let numbers: Vec<u16> = descriptor.shorts().collect();
-        let &[count, first, bits, ..] = numbers.as_slice() else { return Err(damaged()) };
-        let count = if count == 0 { 1 << 16 } else { usize::from(count) };
-        // Where types are not written, it has that of the samples.
-        let has_sign = &descriptor.vr == b"SS" || (is_signed && &descriptor.vr != b"US");
-        let first = if has_sign { i32::from(first as i16) } else { i32::from(first) };
+        let [count, first, bits] = Table::described(descriptor, is_signed)?;
         let bytes = entries.bytes();
         // One byte each, and perhaps one to fill up.
-        let are_bytes = bytes.len() == count || (bytes.len() == count + 1 && count > 1);
-        let (mut entries, most): (Vec<u16>, u16) = match are_bytes {
+        let are_bytes = bytes.len() as i32 == count || (bytes.len() as i32 == count + 1 && count > 1);
+        let (entries, most) = match are_bytes {
             true => (bytes.iter().map(|&byte| byte.into()).collect(), 8),
             false => (entries.shorts().collect(), 16),
         };
-        entries.truncate(count);
-        match entries.len() == count && (1..=16).contains(&bits) {
-            true => Ok(Table { first, entries, bits: bits.min(most).into() }),
-            false => Err(damaged()),
+        Table::whole(entries, [count, first, bits.min(most)])
+    }
+
+    /// Number of entries, the value of the first, and bits of each.
+    fn described(descriptor: &Element, is_signed: bool) -> Result<[i32; 3], String> {
+        let numbers: Vec<u16> = descriptor.shorts().collect();
+        let &[count, first, bits @ 1..=16, ..] = numbers.as_slice() else { return Err(NO_ENTRIES.into()) };
+        let count = if count == 0 { 1 << 16 } else { i32::from(count) };
+        // Where types are not written, it has that of the samples.
+        let has_sign = &descriptor.vr == b"SS" || (is_signed && &descriptor.vr != b"US");
+        let first = if has_sign { i32::from(first as i16) } else { i32::from(first) };
+        Ok([count, first, i32::from(bits)])
+    }
+
+    fn whole(mut entries: Vec<u16>, [count, first, bits]: [i32; 3]) -> Result<Table, String> {
+        entries.truncate(count as usize);
+        match entries.len() == count as usize {
+            true => Ok(Table { first, entries, bits: bits as u32 }),
+            false => Err(NO_ENTRIES.into()),
         }
+    }
+
+    /// Entries as they are, on a straight line from the last one, or as before (PS3.3, section C.7.9.2).
+    fn of_segments(descriptor: &Element, segments: &Element, is_signed: bool) -> Result<Table, String> {
+        let [count, first, bits] = Table::described(descriptor, is_signed)?;
+        let numbers: Vec<u16> = match bits {
+            8 => segments.bytes().iter().map(|&byte| byte.into()).collect(),
+            _ => segments.shorts().collect(),
+        };
+        let mut entries = Vec::new();
+        expand(&numbers, 0, usize::MAX, bits > 8, &mut entries, count as usize).ok_or(NO_ENTRIES)?;
+        Table::whole(entries, [count, first, bits])
     }
 
     /// What lies before the first or behind the last is as these.
@@ -69,6 +93,46 @@ impl Table {
     fn top(&self) -> f64 {
         f64::from((1u32 << self.bits) - 1)
     }
+}
+
+/// So many of the segments from `at`, or all, until there are `count` entries or more. Those that are repeated repeat none; of eight
+/// bits none are.
+fn expand(
+    numbers: &[u16],
+    mut at: usize,
+    segments: usize,
+    may_repeat: bool,
+    to: &mut Vec<u16>,
+    count: usize,
+) -> Option<()> {
+    for _ in 0..segments {
+        let &[kind, length, ref rest @ ..] = numbers.get(at..).filter(|_| to.len() < count)? else { break };
+        let length = usize::from(length);
+        at += 2;
+        match kind {
+            0 => {
+                to.extend(rest.get(..length)?);
+                at += length;
+            }
+            1 => {
+                let (from, end) = (i32::from(*to.last()?), i32::from(*rest.first()?));
+                let on_line = |step: usize| f64::from(from) + f64::from(end - from) * step as f64 / length as f64;
+                to.extend((1..=length).map(|step| (on_line(step) + 0.5) as u16));
+                at += 1;
+            }
+            2 if may_repeat => {
+                let &[low, high, ..] = rest else { return None };
+                // In bytes.
+                expand(numbers, (usize::from(high) << 16 | usize::from(low)) / 2, length, false, to, count)?;
+                at += 2;
+            }
+            _ => return None,
+        }
+        if to.len() >= count {
+            break;
+        }
+    }
+    Some(())
 }
 
 /// A function of values to 0 … 1.
@@ -205,12 +269,13 @@ fn rgb([y, b, r]: [u8; 3]) -> [u8; 3] {
 }
 
 fn palette(data: &DataSet, layout: &Layout, stored: &Stored) -> Result<Vec<u8>, String> {
-    let table = |of: Tag| match (data.get(PALETTE_DESCRIPTOR + of), data.get(PALETTE + of)) {
-        (Some(descriptor), Some(entries)) => Table::of(descriptor, entries, layout.is_signed),
-        _ if data.get(SEGMENTED_PALETTE).is_some() => {
-            Err("a DICOM image with a segmented palette, which is not read here".to_string())
+    let table = |of: Tag| {
+        let descriptor = data.get(PALETTE_DESCRIPTOR + of).ok_or(NO_PALETTE)?;
+        match (data.get(PALETTE + of), data.get(SEGMENTED_PALETTE + of)) {
+            (Some(entries), _) => Table::of(descriptor, entries, layout.is_signed),
+            (None, Some(segments)) => Table::of_segments(descriptor, segments, layout.is_signed),
+            (None, None) => Err(NO_PALETTE.into()),
         }
-        _ => Err("a damaged DICOM image: no palette".to_string()),
     };
     let tables = [table(0)?, table(1)?, table(2)?];
     let pixel = |&sample: &u32| {
