@@ -500,7 +500,7 @@ fn lossless_jpeg(samples: &[u16], width: usize, precision: u32, predictor: u8, i
     let mut bits = String::new();
     let mut scan = Vec::new();
     let flush = |bits: &mut String, scan: &mut Vec<u8>| {
-        while bits.len() % 8 != 0 {
+        while !bits.len().is_multiple_of(8) {
             bits.push('1');
         }
         for byte in bits.as_bytes().chunks(8).map(|of| u8::from_str_radix(str::from_utf8(of).unwrap(), 2).unwrap()) {
@@ -513,7 +513,7 @@ fn lossless_jpeg(samples: &[u16], width: usize, precision: u32, predictor: u8, i
     };
     let mut top = 0;
     for (at, &sample) in samples.iter().enumerate() {
-        if interval > 0 && at > 0 && at % interval as usize == 0 {
+        if interval > 0 && at > 0 && at.is_multiple_of(interval as usize) {
             flush(&mut bits, &mut scan);
             scan.extend([0xff, 0xd0 + (at / interval as usize - 1) as u8 % 8]);
             top = at / width;
@@ -541,7 +541,7 @@ fn lossless_jpeg(samples: &[u16], width: usize, precision: u32, predictor: u8, i
     let height = (samples.len() / width) as u16;
     let segment =
         |marker: u8, content: &[u8]| [&[0xff, marker], &(content.len() as u16 + 2).to_be_bytes()[..], content].concat();
-    let mut counts = vec![0; 17];
+    let mut counts = [0; 17];
     counts[5] = 17;
     let sizes: Vec<u8> = (0..17).collect();
     let [height, width] = [height, width as u16].map(u16::to_be_bytes);
@@ -584,7 +584,7 @@ fn compressed(uid: &'static str, bytes: &[u8], layout: [u16; 4]) -> Result<Vec<u
 
 #[test]
 fn lossless_jpeg_is_decoded_by_every_predictor() {
-    let samples: Vec<u16> = (0..24u32).map(|at| (at * at * 2_654_435 >> 7) as u16).collect();
+    let samples: Vec<u16> = (0..24u32).map(|at| ((at * at * 2_654_435) >> 7) as u16).collect();
     for (precision, uid) in [(16, "1.2.840.10008.1.2.4.57"), (12, "1.2.840.10008.1.2.4.70")] {
         let samples: Vec<u16> = samples.iter().map(|sample| sample >> (16 - precision)).collect();
         for predictor in 1..=7 {

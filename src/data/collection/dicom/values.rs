@@ -161,7 +161,7 @@ impl Voi {
     fn of(&self, x: f64) -> f64 {
         match *self {
             Voi::Table(ref table) => (f64::from(table.get(x.floor() as i64)) / table.top()).min(1.0),
-            Voi::Linear { center, width } if width == 1.0 => f64::from(u8::from(x > center - 0.5)),
+            Voi::Linear { center, width: 1.0 } => f64::from(u8::from(x > center - 0.5)),
             Voi::Linear { center, width } => ((x - (center - 0.5)) / (width - 1.0) + 0.5).clamp(0.0, 1.0),
             Voi::LinearExact { center, width } => ((x - center) / width + 0.5).clamp(0.0, 1.0),
             Voi::Sigmoid { center, width } => 1.0 / (1.0 + (-4.0 * (x - center) / width).exp()),
