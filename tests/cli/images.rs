@@ -252,7 +252,7 @@ fn what_is_wrong_is_named_in_one_line() {
                 &["truncated/train/a/odd.png: a damaged or unusual image", "--skip-broken"],
             ),
             case("empty", train("empty"), &["empty/train/a/odd.png: an empty file"]),
-            case("text", train("text"), &["text/train/a/odd.png: no JPEG, PNG, TIFF, BMP or WebP image"]),
+            case("text", train("text"), &["text/train/a/odd.png: no JPEG, PNG, TIFF, BMP, WebP or DICOM image"]),
             case("bomb", train("bomb"), &["bomb/train/a/odd.png: 30000×30000 pixels"]),
             case("no image", train("nothing"), &["no image in it"]),
             case(

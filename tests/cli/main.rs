@@ -8,6 +8,8 @@ mod bench;
 mod binaries;
 mod compare;
 mod devices;
+#[cfg(feature = "dicom")]
+mod dicom;
 mod export;
 mod failures;
 mod figures;

@@ -1,6 +1,6 @@
-//! Images in the formats that cameras, scanners and challenges write.
+//! Images in the formats that cameras, scanners and challenges write; those of DICOM by `dicom`.
 //!
-//! What comes out is what Pillow makes of a file: upright by its EXIF orientation, colours of a palette looked up, transparency
+//! What comes out of the others is what Pillow makes of a file: upright by its EXIF orientation, colours of a palette looked up, transparency
 //! dropped, sixteen bits kept where they are grey and made eight by their upper half where they are not; grey of a colour image is
 //! ITU-R 601's, (299 R + 587 G + 114 B) / 1000.
 
@@ -8,6 +8,9 @@ use std::io::Cursor;
 
 use image::{ColorType, DynamicImage, ImageDecoder, ImageReader, Limits};
 
+use super::dicom;
+use super::files::Files;
+use super::table::{base, extension};
 use crate::data::{Depth, Image, Samples};
 
 /// The most pixels of an image, before it is decoded: 30,000 a side would take gigabytes.
@@ -16,10 +19,22 @@ pub(super) const MOST_PIXELS: u64 = 128 << 20;
 /// In lower case.
 const EXTENSIONS: [&str; 7] = ["jpg", "jpeg", "png", "tif", "tiff", "bmp", "webp"];
 
-/// Whether a file is an image by its name.
-pub(super) fn is_image(name: &str) -> bool {
-    let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension).to_ascii_lowercase();
-    EXTENSIONS.contains(&extension.as_str())
+const DICOM_EXTENSIONS: [&str; 2] = ["dcm", "dicom"];
+
+/// Whether a file is an image: by its name; where that has no extension, as DICOM files often are published, by DICOM's magic. What is
+/// behind the last dot of a UID is none.
+pub(super) fn is_image(files: &Files, index: usize) -> bool {
+    let name = &files.names()[index];
+    let extension = extension(name).to_ascii_lowercase();
+    let is_of = |extensions: &[&str]| extensions.contains(&extension.as_str());
+    let has_none = extension.bytes().all(|byte| byte.is_ascii_digit()) && base(name) != "DICOMDIR";
+    let has_magic = || files.start(index, 132).is_ok_and(|start| start.get(128..) == Some(b"DICM"));
+    is_of(&EXTENSIONS) || is_of(&DICOM_EXTENSIONS) || (has_none && has_magic())
+}
+
+/// Whether an image can be a DICOM file, by its name.
+pub(super) fn may_be_dicom(name: &str) -> bool {
+    !EXTENSIONS.contains(&extension(name).to_ascii_lowercase().as_str())
 }
 
 /// What an image's header says.
@@ -29,6 +44,8 @@ pub(super) struct Header {
     pub width: usize,
     pub is_colour: bool,
     pub depth: Depth,
+    /// How many there are, of which one is the image.
+    pub frames: usize,
 }
 
 fn decoder(bytes: &[u8]) -> Result<impl ImageDecoder + '_, String> {
@@ -37,7 +54,7 @@ fn decoder(bytes: &[u8]) -> Result<impl ImageDecoder + '_, String> {
     }
     let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|error| error.to_string())?;
     if reader.format().is_none() {
-        return Err("no JPEG, PNG, TIFF, BMP or WebP image".into());
+        return Err("no JPEG, PNG, TIFF, BMP, WebP or DICOM image".into());
     }
     let mut limits = Limits::no_limits();
     limits.max_alloc = Some(16 * MOST_PIXELS);
@@ -60,6 +77,9 @@ fn reason(error: &image::ImageError) -> String {
 
 /// Reads the header alone.
 pub(super) fn header(bytes: &[u8]) -> Result<Header, String> {
+    if dicom::is_dicom(bytes) {
+        return dicom::header(bytes);
+    }
     let decoder = decoder(bytes)?;
     let (width, height) = decoder.dimensions();
     let (is_colour, depth) = match decoder.color_type() {
@@ -67,15 +87,12 @@ pub(super) fn header(bytes: &[u8]) -> Result<Header, String> {
         ColorType::L16 | ColorType::La16 => (false, Depth::Sixteen),
         _ => (true, Depth::Eight),
     };
-    Ok(Header { height: height as usize, width: width as usize, is_colour, depth })
+    Ok(Header { height: height as usize, width: width as usize, is_colour, depth, frames: 1 })
 }
 
 /// An image of so many channels, 1 or 3, and of that depth.
 pub(super) fn decode(bytes: &[u8], channels: usize, depth: Depth) -> Result<Image<'static>, String> {
-    let mut decoder = decoder(bytes)?;
-    let orientation = decoder.orientation().unwrap_or(image::metadata::Orientation::NoTransforms);
-    let mut image = DynamicImage::from_decoder(decoder).map_err(|error| reason(&error))?;
-    image.apply_orientation(orientation);
+    let image = if dicom::is_dicom(bytes) { dicom::image(bytes, depth)? } else { upright(bytes)? };
     let [height, width] = [image.height(), image.width()].map(|side| side as usize);
     let samples = match (depth, channels) {
         (Depth::Eight, 1) => Samples::Eight(grey(image).into()),
@@ -84,6 +101,14 @@ pub(super) fn decode(bytes: &[u8], channels: usize, depth: Depth) -> Result<Imag
         (_, _) => Samples::Sixteen(colour(image).into_iter().map(deep).collect::<Vec<u16>>().into()),
     };
     Ok(Image { shape: [height, width, channels], samples })
+}
+
+fn upright(bytes: &[u8]) -> Result<DynamicImage, String> {
+    let mut decoder = decoder(bytes)?;
+    let orientation = decoder.orientation().unwrap_or(image::metadata::Orientation::NoTransforms);
+    let mut image = DynamicImage::from_decoder(decoder).map_err(|error| reason(&error))?;
+    image.apply_orientation(orientation);
+    Ok(image)
 }
 
 fn is_grey(image: &DynamicImage) -> bool {

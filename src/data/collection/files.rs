@@ -88,6 +88,26 @@ impl Files {
         };
         content.map_err(Error::io("read", path))
     }
+
+    /// The first bytes of a file; all of it where it has no more.
+    pub fn start(&self, index: usize, length: u64) -> Result<Vec<u8>> {
+        let path = self.path(index);
+        let mut start = Vec::new();
+        let read = match &self.place {
+            Place::Folder => File::open(&path).and_then(|file| file.take(length).read_to_end(&mut start)),
+            Place::Tar(file, places) => {
+                let (place, whole) = places[index];
+                start.resize(whole.min(length) as usize, 0);
+                file.read_exact_at(&mut start, place).map(|()| start.len())
+            }
+            Place::Zip(archive, numbers) => {
+                let mut archive = archive.clone();
+                let member = archive.by_index(numbers[index]).map_err(io::Error::other);
+                member.and_then(|member| member.take(length).read_to_end(&mut start))
+            }
+        };
+        read.map(|_| start).map_err(Error::io("read", path))
+    }
 }
 
 fn walk(folder: &Path, below: &str, depth: usize, names: &mut Vec<String>) -> Result<()> {

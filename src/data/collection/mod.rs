@@ -11,9 +11,14 @@
 //!
 //! A table names images by a path, a name or a name without extension, in whichever column does so most. Splits are those of folders,
 //! or of a column `split`; what is missing is drawn, of each class its share, so that no group (a column `lesion_id`, `patient_id` …;
-//! the two eyes of EyePACS) is in two. Images are sorted by name, so that nothing depends on the order of a folder.
+//! the two eyes of EyePACS; of DICOM files the patient) is in two. Images are sorted by name, so that nothing depends on the order of a folder.
 
 mod decode;
+#[cfg(feature = "dicom")]
+mod dicom;
+#[cfg(not(feature = "dicom"))]
+#[path = "dicom/left_out.rs"]
+mod dicom;
 mod encoded;
 mod files;
 mod known;
@@ -202,10 +207,10 @@ fn source(path: &Path) -> Result<Option<Source>> {
         return Files::of_folder(path).map(Source::Files).map(Some);
     }
     let kind = file_kind::open(path, "read", Wanted::DataSet)?.kind;
-    let images_of = |files: &Files| -> Vec<usize> {
-        (0..files.names().len()).filter(|&index| decode::is_image(&files.names()[index])).collect()
+    let with_images = |files: Files| {
+        let has_some = (0..files.names().len()).any(|index| decode::is_image(&files, index));
+        has_some.then_some(files)
     };
-    let with_images = |files: Files| (!images_of(&files).is_empty()).then_some(files);
     let is_list = kind == Some(file_kind::TEXT) && path.extension().is_some_and(|extension| extension == "txt");
     if is_list || kind == Some(file_kind::CSV) {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -217,6 +222,11 @@ fn source(path: &Path) -> Result<Option<Source>> {
         return Ok(names_images.then_some(Source::Table(table, files)));
     }
     Ok(Files::of_archive(path)?.and_then(with_images).map(Source::Files))
+}
+
+/// The files that are images.
+fn images_of(files: &Files) -> Vec<usize> {
+    (0..files.names().len()).into_par_iter().filter(|&index| decode::is_image(files, index)).collect()
 }
 
 /// One image, and all that is known of it.
@@ -311,6 +321,10 @@ impl Collection {
         self.shape[2] = if headers.iter().any(|header| header.is_colour) { 3 } else { 1 };
         if headers.iter().all(|header| header.depth == Depth::Sixteen) {
             self.depth = Depth::Sixteen;
+        }
+        let most = headers.iter().map(|header| header.frames).max().unwrap_or(1);
+        if most > 1 {
+            self.remarks.push(format!("of images with several frames (up to {most}) the middle one is read"));
         }
         Ok(())
     }
@@ -488,7 +502,7 @@ impl Reading<'_> {
     /// Files that are images. Masks beside their images, as BUSI has them, are none.
     fn images(&mut self) -> Result<Vec<usize>> {
         let names = self.files.names();
-        let all: Vec<usize> = (0..names.len()).filter(|&index| decode::is_image(&names[index])).collect();
+        let all = images_of(self.files);
         let stems: BTreeSet<&str> = all.iter().map(|&index| stem(&names[index])).collect();
         let is_mask = |index: usize| {
             let stem = stem(&names[index]);
@@ -504,7 +518,7 @@ impl Reading<'_> {
             true => Err(Error::data(
                 self.path,
                 "no image in it",
-                "images are JPEG, PNG, TIFF, BMP or WebP files, by their names",
+                "images are JPEG, PNG, TIFF, BMP, WebP and DICOM files, by their names, and DICOM files without extension",
             )),
             false => Ok(images),
         }
@@ -738,6 +752,9 @@ impl Reading<'_> {
             }
             return Ok(());
         }
+        if asked.is_none_or(|name| name.eq_ignore_ascii_case("PatientID")) && self.add_patients(items)? {
+            return Ok(());
+        }
         if let Some(name) = asked {
             let message = format!("no table has a column '{name}'");
             return Err(Error::data(self.path, message, "name one that is there, or none: --group-column none"));
@@ -760,6 +777,41 @@ impl Reading<'_> {
             items.iter_mut().zip(patients).for_each(|(item, patient)| item.group = Some(patient));
         }
         Ok(())
+    }
+
+    /// Groups by the patient that the headers of DICOM files tell; whether there are some. One without a patient is a group of its own.
+    fn add_patients(&mut self, items: &mut [Item]) -> Result<bool> {
+        // Long enough for what stands before the patient in all but a few files.
+        const START: u64 = 64 << 10;
+        let patient = |item: &Item| -> Result<Option<String>> {
+            if item.label.is_none() || !decode::may_be_dicom(&self.files.names()[item.file]) {
+                return Ok(None);
+            }
+            let start = self.files.start(item.file, START)?;
+            match dicom::patient(&start) {
+                Ok(patient) => Ok(patient),
+                // What is wrong with a damaged file is told when it is decoded.
+                Err(_) if (start.len() as u64) < START => Ok(None),
+                Err(_) => Ok(dicom::patient(&self.files.read(item.file)?).unwrap_or(None)),
+            }
+        };
+        let patients = items.par_iter().map(patient).collect::<Result<Vec<Option<String>>>>()?;
+        let known = patients.iter().flatten().count();
+        let distinct = patients.iter().flatten().collect::<BTreeSet<_>>().len();
+        match (distinct, known) {
+            (0, _) => return Ok(false),
+            (1, 2..) => {
+                let remark = "every DICOM file has the same PatientID, which tells no patients apart: no groups";
+                self.remarks.push(remark.into());
+            }
+            // Where each image is its own there are no groups.
+            (distinct, known) if distinct == known => {}
+            _ => {
+                self.remarks.push(format!("{distinct} groups are patients, by PatientID of the DICOM files"));
+                items.iter_mut().zip(patients).for_each(|(item, patient)| item.group = patient);
+            }
+        }
+        Ok(true)
     }
 
     /// Images that can be decoded, where broken ones are to be left out; all of them otherwise.

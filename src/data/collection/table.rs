@@ -49,7 +49,7 @@ const GROUPS: [&str; 10] = [
 
 /// Whether a file is a table by its name.
 pub(super) fn is_table(name: &str) -> bool {
-    let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension);
+    let extension = extension(name);
     extension.eq_ignore_ascii_case("csv") || extension.eq_ignore_ascii_case("tsv")
 }
 
@@ -387,6 +387,11 @@ impl<'a> Names<'a> {
 
 pub(super) fn base(path: &str) -> &str {
     path.rsplit_once('/').map_or(path, |(_, name)| name)
+}
+
+/// What is behind the last dot of its last part; nothing where there is none.
+pub(super) fn extension(path: &str) -> &str {
+    base(path).rsplit_once('.').map_or("", |(_, extension)| extension)
 }
 
 /// Without the extension of its last part.
