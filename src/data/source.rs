@@ -203,20 +203,7 @@ fn resized_eight(samples: &[u8], from: [usize; 2], to: [usize; 2], channels: usi
 fn resized<T: Sample>(samples: &[T], [h, w]: [usize; 2], [height, width]: [usize; 2], channels: usize) -> Vec<T> {
     let mut wide = Cow::Borrowed(samples);
     if w != width {
-        let columns = weights(w, width);
-        let mut out = vec![T::default(); h * width * channels];
-        for (row, out) in samples.chunks_exact(w * channels).zip(out.chunks_exact_mut(width * channels)) {
-            for ((first, weights), out) in columns.iter().zip(out.chunks_exact_mut(channels)) {
-                let pixels = row[first * channels..].chunks_exact(channels);
-                // Grey or colour: other numbers of channels are refused.
-                let mut sums = [T::HALF; 4];
-                for (pixel, &weight) in pixels.zip(weights) {
-                    sums.iter_mut().zip(pixel).for_each(|(sum, sample)| *sum += sample.times(weight));
-                }
-                out.iter_mut().zip(sums).for_each(|(out, sum)| *out = T::of(sum));
-            }
-        }
-        wide = Cow::Owned(out);
+        wide = Cow::Owned(resized_across(samples, [h, w], width, channels));
     }
     if h == height {
         return wide.into_owned();
@@ -229,6 +216,34 @@ fn resized<T: Sample>(samples: &[T], [h, w]: [usize; 2], [height, width]: [usize
             sums.iter_mut().zip(row).for_each(|(sum, sample)| *sum += sample.times(weight));
         }
         out.iter_mut().zip(&sums).for_each(|(out, &sum)| *out = T::of(sum));
+    }
+    out
+}
+
+/// Each row in another width. Rows are brought side by side, some at a time, so that what is done to one sample is done to many.
+#[inline(always)]
+fn resized_across<T: Sample>(samples: &[T], [h, w]: [usize; 2], width: usize, channels: usize) -> Vec<T> {
+    const ROWS: usize = 16;
+    let columns = weights(w, width);
+    let (from, to) = (w * channels, width * channels);
+    let mut out = vec![T::default(); h * to];
+    let mut side_by_side = vec![[T::default(); ROWS]; from];
+    for (rows, out) in samples.chunks(ROWS * from).zip(out.chunks_mut(ROWS * to)) {
+        for (index, row) in rows.chunks_exact(from).enumerate() {
+            side_by_side.iter_mut().zip(row).for_each(|(of_rows, &sample)| of_rows[index] = sample);
+        }
+        for (x, (first, weights)) in columns.iter().enumerate() {
+            for channel in 0..channels {
+                let mut sums = [T::HALF; ROWS];
+                let places = side_by_side[first * channels + channel..].iter().step_by(channels);
+                for (samples, &weight) in places.zip(weights) {
+                    sums.iter_mut().zip(samples).for_each(|(sum, sample)| *sum += sample.times(weight));
+                }
+                // Behind the last row there are fewer.
+                let out = out[x * channels + channel..].iter_mut().step_by(to);
+                out.zip(sums).for_each(|(out, sum)| *out = T::of(sum));
+            }
+        }
     }
     out
 }
