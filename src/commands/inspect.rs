@@ -10,7 +10,7 @@ use serde_json::json;
 use medmerge::bench::shapes;
 use medmerge::checkpoint::{Checkpoint, Phase, Reading, TensorFile};
 use medmerge::data::{
-    Collecting, Dataset, Pair, SplitName, SplitSummary, Summary, duplicates, is_collection, split_table,
+    Collecting, Dataset, Pair, SplitName, SplitSummary, Summary, Task, duplicates, is_collection, split_table,
 };
 use medmerge::error::{Error, Result};
 use medmerge::file_kind::{self, Wanted};
@@ -207,6 +207,7 @@ fn data_set(options: &Inspect, global: &Global) -> Result<()> {
         let Summary { height, width, channels, .. } = data;
         write!(out, "{}: data set, {height}×{width} pixels, {channels} channels", options.file.display())?;
         match data.classes {
+            Some(labels) if data.task == Task::MultiLabel => writeln!(out, ", {labels} labels, several at once")?,
             Some(classes) => writeln!(out, ", {classes} classes")?,
             None => writeln!(out)?,
         }

@@ -71,6 +71,8 @@ fn labels_that_go_together_are_learned() {
     let said = folder.json("inspect set.npz");
     assert_eq!((&said["summary"]["task"], &said["summary"]["classes"]), (&"multi-label".into(), &3.into()));
 
+    assert!(folder.done("inspect set.npz").contains("3 labels, several at once"));
+
     folder.done(&format!("{TRAIN} --data set.npz --epochs 6 --out a --threads 1"));
     folder.done(&format!("{TRAIN} --data set --image-size 16 --epochs 6 --out b --threads 2"));
     assert!(floats(&folder, "a") == floats(&folder, "b"));
