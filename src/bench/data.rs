@@ -60,12 +60,15 @@ impl Loading {
             return Err(Error::usage("0 images, batches or rounds", "give at least 1 of each"));
         }
         let mut seconds: Vec<(&'static str, Vec<f64>)> = Vec::new();
-        let mut shape = None;
+        let mut known = None;
         for round in 0..=self.rounds {
             let mut data = open()?;
             data.truncate_train(self.images.min(data.train.len()));
             let Dataset { height, width, channels, .. } = data;
-            shape = Some(([height, width, channels], data.train.len()));
+            if known.is_none() {
+                // What is wrong with the network is said before anything is timed.
+                known = Some(([height, width, channels], data.train.len(), self.steps(height)?));
+            }
             let stages = self.round(&data)?;
             // The first one brings files into memory.
             if round > 0 {
@@ -77,7 +80,7 @@ impl Loading {
                 }
             }
         }
-        let (shape, images) = shape.expect("there is a round");
+        let (shape, images, steps) = known.expect("there is a round");
         let stage = |(name, taken): (&'static str, Vec<f64>)| {
             let seconds = Timing::of(taken, 1, 1);
             Stage { name, images_per_second: images as f64 / seconds.median, seconds }
@@ -88,7 +91,7 @@ impl Loading {
             threads: rayon::current_num_threads(),
             batch_size: self.batch_size,
             stages: seconds.into_iter().map(stage).collect(),
-            step_images_per_second: self.step(shape)?,
+            step_images_per_second: steps.images_per_second()?,
         })
     }
 
@@ -141,8 +144,8 @@ impl Loading {
         Loader::new(split, data.height, data.width, data.channels, options)
     }
 
-    /// Images that a training step takes in a second.
-    fn step(&self, [height, ..]: [usize; 3]) -> Result<f64> {
+    /// Training steps on images of this height.
+    fn steps(&self, height: usize) -> Result<Bench> {
         let settings = Settings {
             device: self.device,
             precision: self.precision,
@@ -156,6 +159,6 @@ impl Loading {
             rounds: Some(self.rounds),
             cache: None,
         };
-        Bench::new(Suite::Step, &settings)?.images_per_second()
+        Bench::new(Suite::Step, &settings)
     }
 }

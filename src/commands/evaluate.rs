@@ -48,17 +48,18 @@ pub fn eval(options: &Measure, global: &Global) -> Result<()> {
         return Err(Error::usage("--threshold-by chooses on the validation split, which is measured", hint));
     }
     let mut progress = Progress::counting("image", format!("{} split", job.split), global);
-    let found = job.run(&mut progress)?;
-    let decided = match by {
-        None => None,
-        Some(by) => {
-            let chosen_on = jobs::Evaluate { split: SplitName::Val, ..job.clone() }.run(&mut progress)?;
-            let decided = found.decided(by, &chosen_on).ok_or_else(|| {
-                let message = format!("--threshold-by, and {} classes", found.metrics.per_class.len());
-                Error::usage(message, "two classes have a threshold, and so has each of several labels at once")
-            });
-            Some(decided?)
+    // First the split that may not be there.
+    let chosen_on = match by {
+        Some(_) => {
+            job.check_thresholds()?;
+            Some(jobs::Evaluate { split: SplitName::Val, ..job.clone() }.run(&mut progress)?)
         }
+        None => None,
+    };
+    let found = job.run(&mut progress)?;
+    let decided = match (by, chosen_on) {
+        (Some(by), Some(chosen_on)) => Some(found.decided(by, &chosen_on)?),
+        _ => None,
     };
     progress.finish();
     let metrics = &found.metrics;

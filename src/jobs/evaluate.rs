@@ -75,18 +75,28 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
-    /// Figures by thresholds that are best on another split; `None` where the largest probability decides.
-    pub fn decided(&self, by: ThresholdBy, chosen_on: &Evaluation) -> Option<Vec<Decided>> {
+    /// Figures by thresholds that are best on another split.
+    ///
+    /// # Errors
+    /// If there are more than two classes, of which the largest probability decides.
+    pub fn decided(&self, by: ThresholdBy, chosen_on: &Evaluation) -> Result<Vec<Decided>> {
         fn split(of: &Evaluation) -> threshold::Scored<'_> {
             threshold::Scored { scores: &of.logits, labels: &of.labels }
         }
-        threshold::decided(self.task, self.metrics.per_class.len(), by, split(chosen_on), split(self))
+        let classes = self.metrics.per_class.len();
+        let decided = threshold::decided(self.task, classes, by, split(chosen_on), split(self));
+        decided.ok_or_else(|| no_threshold(classes))
     }
 
     /// What may be chance, by images drawn again so often.
     pub fn intervals(&self, resamples: usize, seed: u64) -> Intervals {
         Metrics::intervals(self.task, &self.logits, &self.labels, self.metrics.per_class.len(), resamples, seed)
     }
+}
+
+fn no_threshold(classes: usize) -> Error {
+    let hint = "two classes have a threshold, and so has each of several labels at once";
+    Error::usage(format!("a threshold of {classes} classes, of which the largest probability decides"), hint)
 }
 
 impl Evaluate {
@@ -105,6 +115,17 @@ impl Evaluate {
         let HeadScores { name, logits, classes, class_names } = heads.remove(0);
         let metrics = Metrics::of(task, &logits, &split.labels, classes);
         Ok(Evaluation { metrics, images: split.len(), head: name, class_names, logits, labels: split.labels, task })
+    }
+
+    /// Refuses a network for which [`Evaluation::decided`] would have no threshold, before anything is scored.
+    pub fn check_thresholds(&self) -> Result<()> {
+        let checkpoint = networks::load(&self.model, &self.reading, &mut Silent)?;
+        let is_sure = checkpoint.provenance.task() == Some(Task::MultiClass);
+        let heads = heads::choose(&self.model, &checkpoint, self.head.as_deref(), Needs::OneOfData)?;
+        match heads.iter().all(|head| head.classes > 2) && is_sure {
+            true => Err(no_threshold(heads[0].classes)),
+            false => Ok(()),
+        }
     }
 
     pub(super) fn scores(&self, labels: Labels, needs: Needs, observer: &mut dyn Observer) -> Result<Scored> {

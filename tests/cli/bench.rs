@@ -245,5 +245,11 @@ fn loading_is_told_stage_by_stage() {
     assert_eq!(stages(&found), [&["read", "read, decode"], &batches[..]].concat());
     let said = folder.done(&format!("bench data --data set --image-size 16 {small}"));
     assert!(said.contains("× the step") && said.contains("step of resnet8, 8 images, cpu"), "{said}");
-    assert_refused(&folder, &[case("rounds", "bench data --data set --rounds 0", &["0 images, batches or rounds"])]);
+    assert_refused(
+        &folder,
+        &[
+            case("rounds", "bench data --data set --rounds 0", &["0 images, batches or rounds"]),
+            case("network", "bench data --data set --network resnet99", &["resnet99"]),
+        ],
+    );
 }

@@ -141,8 +141,8 @@ fn labels_that_go_together_are_learned() {
             ),
             case(
                 "thresholds",
-                "eval --model classes --data data/target.npz --threshold-by f1 --bootstrap 0 -q",
-                &["--threshold-by, and 16 classes"],
+                "eval --model classes --data data/target.npz --threshold-by f1 --bootstrap 0",
+                &["a threshold of 16 classes"],
             ),
             case("of itself", "eval --model a --data set.npz --split val --threshold-by f1", &["which is measured"]),
             case(
