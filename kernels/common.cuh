@@ -141,6 +141,13 @@ DEVICE void store4(float* to, float4 v) { store_vector(to, v); }
 
 // ---- sums in a fixed order -----------------------------------------------------------------------------------------
 
+// The largest of the warp, in every lane.
+DEVICE float warp_max(float v) {
+#pragma unroll
+  for (unsigned step = WARP / 2; step > 0; step /= 2) v = fmaxf(v, __shfl_xor_sync(ALL_LANES, v, step));
+  return v;
+}
+
 // The sum over the warp, in every lane.
 DEVICE float warp_sum(float v) {
 #pragma unroll

@@ -28,12 +28,6 @@ static_assert(sizeof(SoftCrossEntropy) == 64, "as in src/ops/soft_cross_entropy/
 
 DEVICE float weight_of(const SoftCrossEntropy& p, unsigned k) { return p.weights != nullptr ? p.weights[k] : 1.0f; }
 
-DEVICE float warp_max(float v) {
-#pragma unroll
-  for (unsigned step = WARP / 2; step > 0; step /= 2) v = fmaxf(v, __shfl_xor_sync(ALL_LANES, v, step));
-  return v;
-}
-
 KERNEL(softmax_of_shares, SoftCrossEntropy, THREADS) {
   SHARED(float, scratch, WARPS);
   const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;

@@ -62,15 +62,6 @@ impl Tape {
         control: Option<&Control>,
     ) -> Var {
         let z = logits.value();
-        let mut value = Tensor::uninit([1], z.dtype(), z.device());
-        let mut gradient = Tensor::uninit(z.shape(), z.dtype(), z.device());
-        forward_backward(loss, z, targets, value.view_mut(), gradient.view_mut(), control);
-        let id = logits.id();
-        self.record(value, &[id], || {
-            // The loss is where backward starts, so its own gradient is 1.
-            Box::new(move |_, gradients| {
-                gradients.give(id.expect("recorded because its input wants a gradient"), gradient);
-            })
-        })
+        self.loss(logits, |value, gradient| forward_backward(loss, z, targets, value, gradient, control))
     }
 }

@@ -80,9 +80,15 @@ impl Tape {
         control: Option<&Control>,
     ) -> Var {
         let z = logits.value();
+        self.loss(logits, |value, gradient| forward_backward(loss, z, labels, value, gradient, control))
+    }
+
+    /// A loss, a single number, that is written together with its gradient by the logits.
+    pub(in crate::ops) fn loss(&mut self, logits: &Var, write: impl FnOnce(TensorMut, TensorMut)) -> Var {
+        let z = logits.value();
         let mut value = Tensor::uninit([1], z.dtype(), z.device());
         let mut gradient = Tensor::uninit(z.shape(), z.dtype(), z.device());
-        forward_backward(loss, z, labels, value.view_mut(), gradient.view_mut(), control);
+        write(value.view_mut(), gradient.view_mut());
         let id = logits.id();
         self.record(value, &[id], || {
             // The loss is where backward starts, so its own gradient is 1.
