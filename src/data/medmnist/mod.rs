@@ -8,20 +8,19 @@
 //! Whatever is wrong with what is asked for, damaged pixels excepted, is found before its pixels are decompressed, so that a
 //! command fails in its first second.
 
+mod labels;
+
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::npz::{Element as _, Sampled};
 use super::source::{InMemory, Samples};
-use super::{
-    Classes, Dataset, Depth, Labels, MAX_SIZE, MOST_LABELS, Split, SplitName, SplitSummary, Summary, Task, npz,
-};
+use super::{Classes, Dataset, Depth, Labels, MAX_SIZE, Split, SplitName, SplitSummary, Summary, Task, npz};
 use crate::error::{Error, Result};
 use crate::file_kind::listing;
 use crate::memory;
-
-const MAX_LABEL: u32 = 65_535;
+use labels::Stored;
 
 /// The optional array of the classes' names.
 const CLASS_NAMES: &str = "class_names";
@@ -65,11 +64,11 @@ impl Dataset {
         let mut dataset = Dataset::of_shape(path, shape);
         let mut stored: Vec<Stored> =
             found.iter().map(|found| found.read_labels(path, archive)).collect::<Result<_>>()?;
-        check_columns(path, &found, &stored)?;
+        labels::check_columns(path, &stored)?;
         if class_names.is_none() {
-            dataset.class_names = renumbered(&mut stored);
+            dataset.class_names = labels::renumbered(&mut stored);
         }
-        dataset.task = task(&stored);
+        dataset.task = labels::task(&stored);
         dataset.classes = stored.iter().map(Stored::classes).max().unwrap_or(0);
         for (split, stored) in SplitName::ALL.into_iter().zip(stored) {
             dataset.split_mut(split).labels = stored.labels(dataset.task);
@@ -99,24 +98,24 @@ impl Dataset {
 
         let mut stored = found.labels.is_some().then(|| found.read_labels(path, &mut archive)).transpose()?;
         let numbers = match classes {
-            Classes::Known { names: Some(names), .. } if class_names.is_none() => numbers(names),
+            Classes::Known { names: Some(names), .. } if class_names.is_none() => labels::numbers(names),
             _ => None,
         };
         if let (Some(stored), Some(numbers)) = (&mut stored, &numbers) {
-            number_as(path, &found, stored, numbers)?;
+            labels::number_as(path, stored, numbers)?;
         }
-        let looks = task(stored.as_slice());
+        let looks = labels::task(stored.as_slice());
         let (classes, told, task) = match classes {
             Classes::Known { count, by, task, .. } => {
                 let told = format!("{by} tells {count} classes apart");
                 if let Some(stored) = &stored {
-                    check_task(path, &found, stored, *task)?;
-                    check_known(path, &found, stored, *count, &told)?;
+                    labels::check_task(path, stored, *task)?;
+                    labels::check_known(path, stored, *count, &told)?;
                 }
                 (*count, told, task.unwrap_or(looks))
             }
             Classes::Any => {
-                let classes = self::classes(stored.as_slice(), class_names.as_ref());
+                let classes = labels::classes(stored.as_slice(), class_names.as_ref());
                 (classes, format!("there are {classes} classes"), looks)
             }
         };
@@ -214,9 +213,10 @@ impl Summary {
 
         let read = |found: &Found| found.labels.is_some().then(|| found.read_labels(path, &mut archive)).transpose();
         let mut stored: Vec<Option<Stored>> = found.iter().map(read).collect::<Result<_>>()?;
-        let anew = if named.is_none() { renumbered(stored.iter_mut().flatten()) } else { None };
+        let anew = if named.is_none() { labels::renumbered(stored.iter_mut().flatten()) } else { None };
         let there: Vec<&Stored> = stored.iter().flatten().collect();
-        let (task, classes) = (task(there.iter().copied()), classes(there.iter().copied(), named.as_ref()));
+        let (task, classes) =
+            (labels::task(there.iter().copied()), labels::classes(there.iter().copied(), named.as_ref()));
         let labels: Vec<Option<Vec<u32>>> =
             stored.into_iter().map(|stored| stored.map(|stored| stored.labels(task))).collect();
         let told = format!("there are {classes} classes");
@@ -231,14 +231,6 @@ impl Summary {
         let classes = (classes > 0).then_some(classes);
         Ok(Summary { height, width, channels, classes, class_names, task, train, val, test, problem })
     }
-}
-
-/// As many classes as labels or names tell apart; none where there are neither.
-fn classes<'a>(labels: impl IntoIterator<Item = &'a Stored>, names: Option<&npz::Entry<npz::Text>>) -> usize {
-    let labelled = labels.into_iter().map(Stored::classes).max().unwrap_or(0);
-    // A file may claim any number of names; those beyond what labels can say are refused when they are read.
-    let named = names.and_then(|names| names.shape.first()).copied().unwrap_or(0);
-    labelled.max(named.min(MAX_LABEL as usize + 1))
 }
 
 /// The reason that an error gives, without the file's path.
@@ -281,17 +273,13 @@ impl Found {
     }
 
     fn check_labels(&self, path: &Path) -> Result<()> {
-        self.labels.as_ref().map_or(Ok(()), |labels| check_labels(path, &self.images, labels))
+        self.labels.as_ref().map_or(Ok(()), |entry| labels::check(path, &self.images, entry))
     }
 
     /// # Panics
     /// If it has none.
     fn read_labels(&self, path: &Path, archive: &mut npz::Archive) -> Result<Stored> {
-        read_labels(path, archive, self.labels.as_ref().expect("there are labels"))
-    }
-
-    fn name_of_labels(&self) -> &str {
-        self.labels.as_ref().map_or("", |labels| &labels.name)
+        labels::read(path, archive, self.labels.as_ref().expect("there are labels"))
     }
 
     fn read_images(&self, path: &Path, archive: &mut npz::Archive, shape: [usize; 3]) -> Result<Arc<InMemory>> {
@@ -390,162 +378,6 @@ fn image_shape(path: &Path, images: &npz::Entry<Sampled>) -> Result<[usize; 3]> 
     }
     Ok(shape)
 }
-
-fn check_labels(path: &Path, images: &npz::Entry<Sampled>, labels: &npz::Entry) -> Result<()> {
-    match labels.shape[..] {
-        [_] | [_, 1] => {}
-        [_, several] if (2..=MAX_LABEL as usize).contains(&several) => {}
-        _ => {
-            let message = format!("{} has the shape {:?}", labels.name, labels.shape);
-            return Err(Error::data(path, message, "labels are N or N×1 integers, or N×K of 0 and 1"));
-        }
-    }
-    if images.shape[0] != labels.shape[0] {
-        let message = format!(
-            "{} has {} images and {} has {} labels",
-            images.name, images.shape[0], labels.name, labels.shape[0]
-        );
-        return Err(Error::data(path, message, "every image needs one label"));
-    }
-    Ok(())
-}
-
-/// The labels of a split as they are stored: a column of classes, or a column of 0 and 1 for each class.
-struct Stored {
-    columns: usize,
-    values: Vec<u32>,
-}
-
-impl Stored {
-    /// Whether each image is of exactly one class.
-    fn is_one_hot(&self) -> bool {
-        self.values.chunks(self.columns).all(|row| row.iter().sum::<u32>() == 1)
-    }
-
-    /// How many classes there are at least.
-    fn classes(&self) -> usize {
-        let largest = || self.values.iter().max().map_or(0, |&largest| largest as usize + 1);
-        if self.columns > 1 { self.columns } else { largest() }
-    }
-
-    fn labels(self, task: Task) -> Vec<u32> {
-        let rows = self.values.chunks(self.columns);
-        match task {
-            Task::MultiClass if self.columns == 1 => self.values,
-            Task::MultiClass => rows.map(|row| row.iter().position(|&is| is == 1).unwrap_or(0) as u32).collect(),
-            Task::MultiLabel => rows.map(|row| row.iter().rev().fold(0, |set, &is| set << 1 | is)).collect(),
-        }
-    }
-}
-
-/// What labels look like.
-fn task<'a>(stored: impl IntoIterator<Item = &'a Stored>) -> Task {
-    let mut stored = stored.into_iter();
-    if stored.all(|stored| stored.columns == 1 || stored.is_one_hot()) { Task::MultiClass } else { Task::MultiLabel }
-}
-
-fn read_labels(path: &Path, archive: &mut npz::Archive, entry: &npz::Entry) -> Result<Stored> {
-    let columns = entry.shape.get(1).copied().unwrap_or(1);
-    let bytes = archive.read(entry)?;
-    let largest = if columns == 1 { MAX_LABEL } else { 1 };
-    let label = |(index, value): (usize, i128)| match u32::try_from(value) {
-        Ok(label) if label <= largest => Ok(label),
-        _ if columns > 1 => {
-            let message = format!("{} has {value} in row {}, and {columns} columns", entry.name, index / columns);
-            Err(Error::data(path, message, "several columns say 1 of what an image is, and 0 of what it is not"))
-        }
-        _ => {
-            let message = format!("{} has the label {value} at index {index}", entry.name);
-            Err(Error::data(path, message, format!("labels are classes from 0 to {MAX_LABEL}")))
-        }
-    };
-    let values = entry.element.values(&bytes).enumerate().map(label).collect::<Result<_>>()?;
-    let stored = Stored { columns, values };
-    if columns > MOST_LABELS && !stored.is_one_hot() {
-        let message = format!("{} has {columns} labels that an image may have at once", entry.name);
-        return Err(Error::data(path, message, format!("there may be up to {MOST_LABELS}: leave the rarest out")));
-    }
-    Ok(stored)
-}
-
-/// Numbers labels of one column anew where they do not count from 0 without gaps; the numbers that they had.
-fn renumbered<'a>(stored: impl IntoIterator<Item = &'a mut Stored>) -> Option<Vec<String>> {
-    let mut stored: Vec<&mut Stored> = stored.into_iter().collect();
-    let known: BTreeSet<u32> = stored.iter().flat_map(|stored| &stored.values).copied().collect();
-    let is_fine = known.len() < 2 || known.iter().copied().eq(0..known.len() as u32);
-    if is_fine || stored.iter().any(|stored| stored.columns > 1) {
-        return None;
-    }
-    let known: Vec<u32> = known.into_iter().collect();
-    let place = |label: &u32| known.binary_search(label).expect("it is one of them") as u32;
-    for stored in &mut stored {
-        stored.values.iter_mut().for_each(|label| *label = place(label));
-    }
-    Some(known.iter().map(u32::to_string).collect())
-}
-
-/// The labels that names of classes stand for, where these are [`renumbered`] ones.
-fn numbers(names: &[String]) -> Option<Vec<u32>> {
-    let numbers: Vec<u32> = names.iter().map(|name| name.parse().ok()).collect::<Option<_>>()?;
-    (numbers.is_sorted() && !numbers.iter().copied().eq(0..numbers.len() as u32)).then_some(numbers)
-}
-
-/// Numbers labels as a network's classes, which stand for these.
-fn number_as(path: &Path, found: &Found, stored: &mut Stored, numbers: &[u32]) -> Result<()> {
-    if stored.columns > 1 {
-        return Ok(());
-    }
-    for (index, label) in stored.values.iter_mut().enumerate() {
-        let Ok(place) = numbers.binary_search(label) else {
-            let name = found.name_of_labels();
-            let message = format!("{name} has the label {label} at index {index}");
-            let known = listing(numbers.iter().map(u32::to_string).collect());
-            return Err(Error::data(path, message, format!("the network's classes are the labels {known}")));
-        };
-        *label = place as u32;
-    }
-    Ok(())
-}
-
-/// Refuses splits of which one has a column for each class, and another has not.
-fn check_columns(path: &Path, found: &[Found], stored: &[Stored]) -> Result<()> {
-    let Some(index) = stored.iter().position(|other| other.columns != stored[0].columns) else { return Ok(()) };
-    let [(first, columns), (other, others)] =
-        [0, index].map(|index| (found[index].name_of_labels(), stored[index].columns));
-    let message = format!("{other} has {others} labels per image, and {first} has {columns}");
-    Err(Error::data(path, message, "all splits need labels of one form"))
-}
-
-/// Refuses labels of other classes than the first `classes`, of which `told` says whose they are.
-fn check_known(path: &Path, found: &Found, stored: &Stored, classes: usize, told: &str) -> Result<()> {
-    let name = found.name_of_labels();
-    let hint = "labels count the network's classes from 0; for others train a new head (medmerge train --from), to predict \
-                leave labels out";
-    if stored.columns > 1 {
-        let message = format!("{name} has {} labels per image, and {told}", stored.columns);
-        return if stored.columns == classes { Ok(()) } else { Err(Error::data(path, message, hint)) };
-    }
-    let Some(index) = stored.values.iter().position(|&label| label as usize >= classes) else { return Ok(()) };
-    let message = format!("{name} has the label {} at index {index}, and {told}", stored.values[index]);
-    Err(Error::data(path, message, hint))
-}
-
-/// Refuses labels of which a network would make something else.
-fn check_task(path: &Path, found: &Found, stored: &Stored, task: Option<Task>) -> Result<()> {
-    let name = found.name_of_labels();
-    match task {
-        Some(Task::MultiLabel) if stored.columns == 1 && stored.classes() > 0 => {
-            let message = format!("{name} has one label per image, and the network was trained with several at once");
-            Err(Error::data(path, message, "give N×K labels of 0 and 1"))
-        }
-        Some(Task::MultiClass) if stored.columns > 1 && !stored.is_one_hot() => {
-            let message = format!("{name} has images of several classes or of none, and the network knows of one");
-            Err(Error::data(path, message, "train a network with such labels: medmerge train"))
-        }
-        _ => Ok(()),
-    }
-}
-
 /// Bytes that pixels take.
 fn pixels(splits: &[Found]) -> u128 {
     let is_eight = |images: &npz::Entry<Sampled>| images.element.size() == 1;
