@@ -655,8 +655,7 @@ mod tests {
         assert_near(metrics.per_class[2].precision, 0.125);
         assert_near(metrics.per_class[0].recall, 0.2);
         assert!(metrics.quadratic_kappa.is_nan());
-        let one = f32::NAN;
-        let broken = Metrics::of(Task::MultiLabel, &[&scores[1..], &[one]].concat(), &labels, 3);
+        let broken = Metrics::of(Task::MultiLabel, &[&scores[1..], &[f32::NAN]].concat(), &labels, 3);
         assert!(broken.accuracy.is_nan() && broken.per_class[0].support == metrics.per_class[0].support);
         let intervals = Metrics::intervals(Task::MultiLabel, &scores, &labels, 3, 20, 1);
         assert!(intervals.accuracy[0] < metrics.accuracy && metrics.accuracy < intervals.accuracy[1]);

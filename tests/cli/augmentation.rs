@@ -1,6 +1,6 @@
 //! What happens to training images, and the mirrors in which images are looked at.
 
-use crate::support::{Folder, assert_refused, case, floats, last_phase};
+use crate::support::{Folder, assert_refused, case, floats, in_parts, last_phase};
 
 const TRAIN: &str = "train --architecture resnet8 --width 4 --batch-size 8 --seed 3 --data data/target.npz";
 const ALL: &str = "--flip --flip-vertical --shift 1 --quarter-turns --rotate 20 --crop 0.5 --jitter 0.2,0.2,0.1,0.05 \
@@ -14,6 +14,9 @@ fn augmented_runs_are_repeated_bit_by_bit() {
     folder.done(&format!("{TRAIN} {ALL} --epochs 2 --threads 1 --out a"));
     folder.done(&format!("{TRAIN} {ALL} --epochs 2 --threads 2 --out b"));
     assert!(floats(&folder, "a") == floats(&folder, "b"));
+    in_parts(&folder, &format!("{TRAIN} {ALL} --sampling balanced --epochs 3 --out parts"));
+    folder.done(&format!("{TRAIN} {ALL} --sampling balanced --epochs 3 --out whole"));
+    assert!(floats(&folder, "parts") == floats(&folder, "whole"));
     let mut seen = vec![floats(&folder, "a")];
     for option in [
         "",
