@@ -184,14 +184,14 @@ pub struct Table {
     /// The table with the labels, CSV or TSV [default: one among the images that names them]
     #[arg(long, help_heading = FOLDERS, value_name = "FILE")]
     pub labels: Option<PathBuf>,
-    /// Its column of labels [default: label, class, dx, diagnosis or the like; or a column of 0 and 1 for each class]
+    /// Its column of labels [default: label, class, dx, diagnosis or the like; or a column of 0 and 1, or of shares, for each class]
     #[arg(long, help_heading = FOLDERS, value_name = "NAME")]
     pub label_column: Option<String>,
     /// The column of what may not be in two splits, such as a patient, or none [default: lesion_id, patient_id or the like]
     #[arg(long, help_heading = FOLDERS, value_name = "NAME")]
     pub group_column: Option<String>,
     /// Shares of the images for validation and test, where these splits are not given [default: 0.1,0.2]
-    #[arg(long, help_heading = FOLDERS, value_name = "VAL,TEST", value_parser = shares)]
+    #[arg(long, help_heading = FOLDERS, value_name = "VAL,TEST", value_parser = two_numbers)]
     pub shares: Option<[f64; 2]>,
     /// Seed by which splits are drawn [default: that of the network's training on these images, else 0]
     #[arg(long, help_heading = FOLDERS, value_name = "SEED")]
@@ -223,9 +223,10 @@ impl Collecting {
 }
 
 /// Two numbers with a comma between them.
-fn shares(text: &str) -> Result<[f64; 2], String> {
-    let numbers: Vec<f64> = text.split(',').map_while(|number| number.trim().parse().ok()).collect();
-    numbers.try_into().map_err(|_| "give two numbers, such as 0.1,0.2".to_string())
+fn two_numbers(text: &str) -> Result<[f64; 2], String> {
+    let numbers: Option<Vec<f64>> = text.split(',').map(|number| number.trim().parse().ok()).collect();
+    let numbers = numbers.and_then(|numbers| numbers.try_into().ok());
+    numbers.ok_or_else(|| "give two numbers with a comma between them".to_string())
 }
 
 /// The normalisation of bytes: (v / 255 − mean) / std.
@@ -393,6 +394,27 @@ fn jitter(text: &str) -> Result<[f64; 4], String> {
     numbers.ok_or_else(|| "give four numbers: brightness, contrast, saturation, hue".into())
 }
 
+const FINDING: &str = "Finding a learning rate";
+
+/// What has no effect on a search that measures no epoch and writes no network.
+const FINDS_NO_RATE: [&str; 15] = [
+    "out",
+    "epochs",
+    "schedule",
+    "plateau_patience",
+    "warmup",
+    "patience",
+    "select_by",
+    "ema",
+    "resume",
+    "keep_state",
+    "metrics",
+    "tensorboard",
+    "names",
+    "dtype",
+    "card",
+];
+
 #[derive(Args)]
 #[command(group = clap::ArgGroup::new("start").args(["from", "weights"]))]
 pub struct Train {
@@ -487,8 +509,24 @@ pub struct Train {
     #[arg(long)]
     pub resume: bool,
     /// The trained network: the best epoch on the validation split
-    #[arg(long, value_name = "FILE.safetensors")]
-    pub out: PathBuf,
+    #[arg(long, value_name = "FILE.safetensors", required_unless_present = "find_learning_rate")]
+    pub out: Option<PathBuf>,
+    /// Instead of training, let the learning rate rise from LOW to HIGH in 100 updates (or --steps), as all else asks for, and tell
+    /// where the loss falls fastest and where it is least. No network is written [default: 1e-7,10]
+    #[arg(
+        long,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "1e-7,10",
+        value_name = "LOW,HIGH",
+        value_parser = two_numbers,
+        help_heading = FINDING,
+        conflicts_with_all = FINDS_NO_RATE
+    )]
+    pub find_learning_rate: Option<[f64; 2]>,
+    /// With --find-learning-rate: a picture of the loss
+    #[arg(long, value_name = "FILE.svg", help_heading = FINDING)]
+    pub picture: Option<PathBuf>,
     /// With --resume: keep that state at the end too, so that the same command with more --epochs goes on
     #[arg(long, requires = "resume")]
     pub keep_state: bool,

@@ -8,6 +8,7 @@ mod demo;
 mod devices;
 mod evaluate;
 mod export;
+mod find_rate;
 mod flags;
 mod inspect;
 mod kernels;

@@ -3,17 +3,23 @@
 use serde_json::json;
 
 use medmerge::checkpoint::Reading;
-use medmerge::error::Result;
+use medmerge::error::{Error, Result};
 use medmerge::jobs::{self, Start};
 use medmerge::nn::Architecture;
 use medmerge::output::shown;
 use medmerge::train::{SelectBy, TrainOptions};
 
 use super::progress::Progress;
-use super::{best, card, images, place, report, train_options};
+use super::{best, card, find_rate, images, place, report, train_options};
 use crate::cli::{Global, SelectByName, Train};
 
 pub fn run(options: &Train, global: &Global) -> Result<()> {
+    if options.picture.is_some() && options.find_learning_rate.is_none() {
+        return Err(Error::usage(
+            "--picture without --find-learning-rate, whose curve it shows",
+            "give both, or neither",
+        ));
+    }
     let Train { stem, input_channels, hidden, new_head, .. } = *options;
     let reading = Reading { stem, input_channels, hidden };
     let start = match (&options.from, &options.weights) {
@@ -52,7 +58,7 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
             ..train_options(&options.schedule, merge_learning_rate, global)
         },
         compute: place::compute(global),
-        out: options.out.clone(),
+        out: options.out.clone().unwrap_or_default(),
         writing: options.writing.given(),
         card: card(&options.writing),
         resume: options.resume,
@@ -61,6 +67,9 @@ pub fn run(options: &Train, global: &Global) -> Result<()> {
         tensorboard: options.tensorboard.clone(),
         force: options.force,
     };
+    if let Some(rates) = options.find_learning_rate {
+        return find_rate::run(&job, options, rates, global);
+    }
     let mut progress = Progress::new("training", global);
     let trained = job.run(&mut progress)?;
     progress.finish();

@@ -26,7 +26,7 @@ pub struct LoaderOptions {
     /// Where it shuffles, draws as many images as there are, each of a class that is drawn first: all come equally often. Of several
     /// labels at once the rarest is an image's class.
     pub balance: Option<(Task, usize)>,
-    /// Labels as shares of so many classes too, which mixed images need.
+    /// Labels as shares of so many classes too, which soft labels and mixed images need; never where there are no labels.
     pub shares: Option<(Task, usize)>,
 }
 
@@ -237,11 +237,14 @@ impl<'a> Loader<'a> {
         }
     }
 
-    fn shares(&self, labels: &[u32]) -> Option<Vec<f32>> {
+    fn shares(&self, slots: &[Slot]) -> Option<Vec<f32>> {
         let (task, classes) = self.options.shares?;
-        let mut shares = vec![0.0; labels.len() * classes];
-        for (row, &label) in shares.chunks_exact_mut(classes).zip(labels) {
-            task.classes_of(label).for_each(|class| row[class] = 1.0);
+        let mut shares = vec![0.0; slots.len() * classes];
+        for (row, slot) in shares.chunks_exact_mut(classes).zip(slots) {
+            match self.split.shares_of(slot.image, classes) {
+                Some(soft) => row.copy_from_slice(soft),
+                None => task.classes_of(self.split.labels[slot.image]).for_each(|class| row[class] = 1.0),
+            }
         }
         Some(shares)
     }
@@ -297,7 +300,7 @@ impl<'a> Loader<'a> {
             placements: left
                 .as_ref()
                 .map(|augmentation| slots.iter().flat_map(|&slot| placement(augmentation, slot)).collect()),
-            shares: self.shares(&self.labels(slots)),
+            shares: self.shares(slots),
             labels: self.labels(slots),
             key: self.key(epoch, slots),
         })
@@ -339,7 +342,7 @@ impl<'a> Loader<'a> {
             );
         let labels = self.labels(slots);
         let key = self.key(epoch, slots);
-        let mut shares = self.shares(&labels);
+        let mut shares = self.shares(slots);
         let mixes = self.options.augmentation.filter(|augmentation| augmentation.mixes());
         let mut stream = self.stream(epoch, MIXES | slots[0].stream);
         let mix = mixes.and_then(|augmentation| Mix::draw(&augmentation, &mut stream, [height, width]));
@@ -491,6 +494,23 @@ mod tests {
                 let others = (0..12).filter(|&class| class != label as usize && class != before as usize);
                 assert!(others.into_iter().all(|class| row[class] == 0.0), "{row:?}");
             }
+        }
+    }
+
+    #[test]
+    fn soft_labels_are_what_batches_have() {
+        let rows: Vec<f32> =
+            (0..6).flat_map(|image| [0.25, 0.25 + image as f32 / 16.0, 0.5 - image as f32 / 16.0]).collect();
+        let labels = vec![2, 2, 1, 1, 1, 1];
+        let soft = Split::in_memory((0..180).collect(), [5, 6, 1], labels).with_shares(Some(rows.clone().into()));
+        let options = LoaderOptions { augmentation: None, shares: Some((Task::MultiClass, 3)), ..options() };
+        let loader = Loader::new(&soft, 5, 6, 1, options);
+        assert!(loader.has_bytes());
+        let raw = loader.raw_epoch(1).map(Result::unwrap).map(|batch| batch.shares.unwrap());
+        for (batch, raw) in loader.epoch(1).map(Result::unwrap).zip(raw) {
+            let expected: Vec<f32> = batch.indices.iter().flat_map(|&i| rows[3 * i..3 * i + 3].to_vec()).collect();
+            assert_eq!(batch.shares.unwrap(), expected);
+            assert_eq!(raw, expected);
         }
     }
 

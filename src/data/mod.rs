@@ -25,6 +25,7 @@ pub mod loader;
 mod medmnist;
 mod normalisation;
 pub mod npz;
+mod soft;
 mod source;
 pub mod synthetic;
 mod task;
@@ -109,6 +110,8 @@ pub struct Split {
     /// One for each image, as the data set's [`Task`] has it, and none where they are not known; images behind the last label do
     /// not count.
     pub labels: Vec<u32>,
+    /// Of soft labels what each image has of every class, N×K: shares of 1. Its label is the class with the largest.
+    shares: Option<Arc<[f32]>>,
     is_labelled: bool,
 }
 
@@ -117,12 +120,32 @@ impl Split {
     /// If there are more labels than images.
     pub fn new(images: Arc<dyn Images>, labels: Vec<u32>) -> Split {
         assert!(labels.len() <= images.len(), "{} labels of {} images", labels.len(), images.len());
-        Split { images, labels, is_labelled: true }
+        Split { images, labels, shares: None, is_labelled: true }
+    }
+
+    /// The same with soft labels, N×K; `labels` stay what they are counted and measured by.
+    ///
+    /// # Panics
+    /// Unless there are as many rows as labels.
+    pub fn with_shares(self, shares: Option<Arc<[f32]>>) -> Split {
+        let fit = |shares: &Arc<[f32]>| shares.len().checked_rem(self.labels.len()).is_none_or(|rest| rest == 0);
+        assert!(shares.as_ref().is_none_or(fit), "a row for each label");
+        Split { shares, ..self }
+    }
+
+    /// Whether labels are soft.
+    pub fn is_soft(&self) -> bool {
+        self.shares.is_some()
+    }
+
+    /// What an image has of every one of `classes`, where labels are soft.
+    fn shares_of(&self, image: usize, classes: usize) -> Option<&[f32]> {
+        self.shares.as_ref().map(|shares| &shares[image * classes..(image + 1) * classes])
     }
 
     /// Images to be scored: nothing can be learned from them.
     pub fn unlabelled(images: Arc<dyn Images>) -> Split {
-        Split { images, labels: Vec::new(), is_labelled: false }
+        Split { images, labels: Vec::new(), shares: None, is_labelled: false }
     }
 
     /// Images of one height, width and number of channels, N×H×W×C bytes.
@@ -133,7 +156,10 @@ impl Split {
     /// Some of its images, by their numbers.
     fn chosen(&self, indices: Vec<usize>) -> Split {
         let labels = indices.iter().map(|&index| self.labels[index]).collect();
-        Split::new(Arc::new(Chosen { of: self.images.clone(), indices }), labels)
+        let classes = self.shares.as_ref().map_or(0, |shares| shares.len() / self.labels.len().max(1));
+        let rows = || indices.iter().filter_map(|&index| self.shares_of(index, classes)).flatten().copied().collect();
+        let shares = self.is_soft().then(rows);
+        Split::new(Arc::new(Chosen { of: self.images.clone(), indices }), labels).with_shares(shares)
     }
 
     /// The same images in a mirror.
@@ -237,6 +263,9 @@ impl Dataset {
             split.each(|image| hash.update(image.samples.to_bytes()))?;
             for label in &split.labels {
                 hash.update(label.to_le_bytes());
+            }
+            for share in split.shares.iter().flat_map(|shares| shares.iter()) {
+                hash.update(share.to_le_bytes());
             }
         }
         // The same numbers say something else.

@@ -14,15 +14,15 @@ use super::settings::settings;
 use super::{Compute, EpochLog, Images, networks};
 use crate::checkpoint::{self, Checkpoint, Described, Form, Metadata, Phase, Provenance, Reading, TensorFile, Writing};
 
-use crate::data::Dataset;
+use crate::data::{Dataset, Normalisation};
 use crate::error::{Error, Result};
 use crate::file_kind::Wanted;
 use crate::merge::{Learned, SourceRecord, training_metadata};
 use crate::nn::{Architecture, Model, Network, Region, init};
 use crate::output::{Named, OutputPath};
 use crate::train::{
-    Change, EpochRecord, FINE_TUNE, FINE_TUNE_MERGE, LINEAR_PROBE, Observer, Place, ResumeFile, Settings, Subject,
-    TRAIN, Target, Teachers, TrainOptions, train_resumable,
+    Change, EpochRecord, FINE_TUNE, FINE_TUNE_MERGE, LINEAR_PROBE, Observer, Place, RateCurve, RateSearch, ResumeFile,
+    Settings, Subject, TRAIN, Target, Teachers, TrainOptions, find_rate, train_resumable,
 };
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -93,6 +93,21 @@ pub enum Start {
     },
 }
 
+/// What a run begins with.
+struct Beginning {
+    /// The network it starts from, if there is one, and the content of its teachers.
+    from: Option<Checkpoint>,
+    teachers: Vec<String>,
+    subject: Subject,
+    architecture: Architecture,
+    model: Model,
+    /// Of the file that is written.
+    form: Form,
+    data: Dataset,
+    normalisation: Normalisation,
+    place: Place,
+}
+
 /// The result of a run of [`Train`].
 #[derive(Clone, Debug)]
 pub struct Trained {
@@ -105,8 +120,7 @@ pub struct Trained {
 impl Train {
     /// Refuses what is wrong in itself, before anything is read.
     pub fn check(&self) -> Result<()> {
-        self.options.check()?;
-        self.compute.check()?;
+        self.check_learning()?;
         if self.keep_state && !self.resume {
             return Err(Error::usage("--keep-state without --resume", "give both, or neither"));
         }
@@ -114,6 +128,19 @@ impl Train {
             let message = "--keep-state with a schedule that ends with the last epoch";
             return Err(Error::usage(message, "give --schedule constant or plateau"));
         }
+        let (state, log) = (self.state_path(), EpochLog::beside(&self.out));
+        let mut outputs: Vec<Named> = vec![("--out", &self.out), ("the log beside --out", &log)];
+        outputs.extend(self.resume.then_some(("the state of --resume", state.as_path())));
+        outputs.extend(self.metrics.iter().map(|path| ("--metrics", path.as_path())));
+        let events = self.tensorboard.as_ref().map(|folder| Events::path(folder, &self.out));
+        outputs.extend(events.iter().map(|path| ("the events of --tensorboard", path.as_path())));
+        card::check_apart(&self.inputs(), outputs, &self.card, &self.out)
+    }
+
+    /// Refuses what is wrong whatever is written.
+    fn check_learning(&self) -> Result<()> {
+        self.options.check()?;
+        self.compute.check()?;
         let teachers = self.teachers();
         if teachers.is_empty() != (self.options.distill == 0.0) {
             let (message, hint) = match teachers.is_empty() {
@@ -125,17 +152,10 @@ impl Train {
         match &self.start {
             Start::New { input_channels, architecture } => {
                 self.writing.check(architecture, false)?;
-                Reading { input_channels: *input_channels, ..Reading::default() }.check()?;
+                Reading { input_channels: *input_channels, ..Reading::default() }.check()
             }
-            Start::From { reading, .. } | Start::Merged { reading, .. } => reading.check()?,
+            Start::From { reading, .. } | Start::Merged { reading, .. } => reading.check(),
         }
-        let (state, log) = (self.state_path(), EpochLog::beside(&self.out));
-        let mut outputs: Vec<Named> = vec![("--out", &self.out), ("the log beside --out", &log)];
-        outputs.extend(self.resume.then_some(("the state of --resume", state.as_path())));
-        outputs.extend(self.metrics.iter().map(|path| ("--metrics", path.as_path())));
-        let events = self.tensorboard.as_ref().map(|folder| Events::path(folder, &self.out));
-        outputs.extend(events.iter().map(|path| ("the events of --tensorboard", path.as_path())));
-        card::check_apart(&self.inputs(), outputs, &self.card, &self.out)
     }
 
     pub fn run(&self, observer: &mut dyn Observer) -> Result<Trained> {
@@ -155,22 +175,10 @@ impl Train {
                 .transpose()?,
         };
         let card = CardFiles::check(&self.card, &self.out, force)?;
-        let place = self.compute.open(observer)?;
-        let (from, mut subject, teachers) = self.subject(observer)?;
-        let form = self.form(from.as_ref())?;
-        let files: Vec<_> = self.from().into_iter().zip(&from).map(|(path, from)| (path, &from.provenance)).collect();
-        let data = self.images.load(&files, observer)?;
-        let (architecture, network) = self.network(&data, from.as_ref());
-        networks::check_fit(&data, &network)?;
-        let channels = network.input_channels;
-        let normalisation = networks::normalisation(&self.images.normalise, &files, channels, observer)?;
-        networks::tell_image_size(&files, &data, observer);
-        let output = OutputPath::check(&self.out, force, checkpoint::file_size(&network))?;
+        let Beginning { from, teachers, mut subject, architecture, mut model, form, data, normalisation, place } =
+            self.begin(observer)?;
+        let output = OutputPath::check(&self.out, force, checkpoint::file_size(&model.network))?;
         let options = self.options.for_images(data.train.len());
-        let mut model = match &from {
-            None => Model::initialized(network, self.options.seed),
-            Some(from) => self.transferred(from, network, &data, observer)?,
-        };
 
         let before = from.as_ref().map_or(&[][..], |from| &from.provenance.training);
         let mut provenance = Provenance::of(&data, &normalisation, before, options.phase(self.kind(), &[]))?;
@@ -210,6 +218,36 @@ impl Train {
             state => state.map_or(Ok(()), ResumeFile::remove)?,
         }
         Ok(Trained { architecture, model, history, log: EpochLog::beside(&self.out) })
+    }
+
+    /// What the loss does while the learning rate rises, from the network and with the options of this run. Nothing is written:
+    /// `out` and what is told beside it have no part in it, nor have the schedule, epochs and `ema`.
+    pub fn find_rate(&self, search: &RateSearch, observer: &mut dyn Observer) -> Result<RateCurve> {
+        search.check()?;
+        self.check_learning()?;
+        let Beginning { mut subject, model, data, normalisation, place, .. } = self.begin(observer)?;
+        let target = Target { data: &data, normalisation: &normalisation, place };
+        observer.phase("learning rates");
+        find_rate(&model, &mut subject, target, &self.options, search, observer)
+    }
+
+    /// Reads all that a run begins with.
+    fn begin(&self, observer: &mut dyn Observer) -> Result<Beginning> {
+        let place = self.compute.open(observer)?;
+        let (from, subject, teachers) = self.subject(observer)?;
+        let form = self.form(from.as_ref())?;
+        let files: Vec<_> = self.from().into_iter().zip(&from).map(|(path, from)| (path, &from.provenance)).collect();
+        let data = self.images.load(&files, observer)?;
+        let (architecture, network) = self.network(&data, from.as_ref());
+        networks::check_fit(&data, &network)?;
+        let channels = network.input_channels;
+        let normalisation = networks::normalisation(&self.images.normalise, &files, channels, observer)?;
+        networks::tell_image_size(&files, &data, observer);
+        let model = match &from {
+            None => Model::initialized(network, self.options.seed),
+            Some(from) => self.transferred(from, network, &data, observer)?,
+        };
+        Ok(Beginning { from, teachers, subject, architecture, model, form, data, normalisation, place })
     }
 
     /// The network to start from, if there is one, what of it learns, and the content of its teachers.

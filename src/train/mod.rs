@@ -29,6 +29,7 @@ mod learn;
 mod optimizer;
 mod parts;
 mod place;
+mod rates;
 mod recorder;
 mod replays;
 mod resume;
@@ -54,6 +55,7 @@ pub use learn::{
 pub(crate) use optimizer::BETAS;
 pub use optimizer::{DecayOf, Optimizer, OptimizerKind, Schedule};
 pub use place::Place;
+pub use rates::{RateCurve, RatePoint, RateSearch, find_rate};
 pub use recorder::Recorder;
 pub use resume::{ResumeFile, Settings};
 use selection::has_lost_patience;
@@ -166,7 +168,7 @@ impl<'a> Target<'a> {
             augmentation: options.augmentation,
             seed: options.seed,
             balance: options.balance_sampling.then_some((task, classes)),
-            shares: (mixes || task == Task::MultiLabel).then_some((task, classes)),
+            shares: (mixes || task == Task::MultiLabel || self.data.train.is_soft()).then_some((task, classes)),
         };
         self.loader(SplitName::Train, options)
     }

@@ -1,5 +1,6 @@
 //! The loop: epochs of steps, each followed by a look at the validation split.
 
+use std::ops::ControlFlow;
 use std::time::Instant;
 
 use super::average::Average;
@@ -51,8 +52,18 @@ pub fn train_resumable(
     training.finish(trunks)
 }
 
+/// How an epoch of steps ended.
+pub(super) enum End {
+    /// With its last batch.
+    Epoch,
+    /// At this loss, as was asked for.
+    Asked(f32),
+    /// A gradient was not finite.
+    Diverged,
+}
+
 /// A run between two epochs.
-struct Training<'a> {
+pub(super) struct Training<'a> {
     model: &'a mut Model,
     subject: &'a mut Subject,
     target: Target<'a>,
@@ -65,7 +76,7 @@ struct Training<'a> {
     average: Option<Average>,
     /// Steps done, of all there are.
     done: usize,
-    steps: usize,
+    pub(super) steps: usize,
 }
 
 /// Where a run ends that came to numbers which are none.
@@ -84,7 +95,7 @@ impl Divergence {
 impl<'a> Training<'a> {
     /// Checks that there is room, continues from a state where there is one, and moves everything to its device. Also returns
     /// the frozen sources as they were.
-    fn new(
+    pub(super) fn new(
         model: &'a mut Model,
         subject: &'a mut Subject,
         target: Target<'a>,
@@ -236,45 +247,68 @@ impl<'a> Training<'a> {
 
     /// Runs the steps of an epoch, and returns their mean loss, and the factor of learning rates at the last of them.
     fn learn(&mut self, epoch: usize) -> Result<(f64, f64)> {
-        let plateau = self.plateau();
+        let (plateau, updates) = (self.plateau(), self.updates_per_epoch());
+        let TrainOptions { schedule, warmup, epochs, .. } = *self.options;
+        let factor = |update| plateau * schedule.factor(update, epochs * updates, warmup * updates);
+        let (mut sum, mut batches) = (0.0, 0);
+        let end = self.run(epoch, factor, |_, loss| {
+            (sum, batches) = (sum + f64::from(loss), batches + 1);
+            if loss.is_finite() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        let divergence = Divergence { step: self.done, epoch };
+        match end {
+            End::Epoch => Ok((sum / batches as f64, factor((epoch + 1) * updates - 1))),
+            End::Asked(loss) => Err(divergence.error(loss, self.observer)),
+            End::Diverged => Err(divergence.error(f32::NAN, self.observer)),
+        }
+    }
+
+    /// Updates that an epoch has.
+    pub(super) fn updates_per_epoch(&self) -> usize {
+        self.batches.loader().batches_per_epoch().div_ceil(self.options.accumulate)
+    }
+
+    /// Runs the steps of an epoch, the learning rates multiplied by `factor` of each update, counted from the start of the run, and
+    /// tells `each` the loss of every batch, which may end the epoch with it.
+    pub(super) fn run(
+        &mut self,
+        epoch: usize,
+        factor: impl Fn(usize) -> f64,
+        mut each: impl FnMut(Turn, f32) -> ControlFlow<()>,
+    ) -> Result<End> {
+        let updates = self.updates_per_epoch();
         let Training { model, subject, options, observer, batches, recorder, done, steps, .. } = self;
-        let (mut sum, first) = (0.0, *done);
-        let TrainOptions { accumulate, schedule, warmup, epochs, .. } = **options;
+        let (first, accumulate) = (*done, options.accumulate);
         let loader = batches.loader();
         let in_epoch = loader.batches_per_epoch();
-        let updates = in_epoch.div_ceil(accumulate);
         let turn = |batch: usize| {
             // Behind the last batch nobody asks what it is.
             let batch = batch.min(in_epoch - 1);
-            let update = epoch * updates + batch / accumulate;
-            let factor = plateau * schedule.factor(update, epochs * updates, warmup * updates);
-            Turn::of(batch, accumulate, loader, factor)
+            Turn::of(batch, accumulate, loader, factor(epoch * updates + batch / accumulate))
         };
-        let last = turn(in_epoch - 1).factor;
         batches.ahead(epoch, |batches_of_epoch| {
             loop {
                 if interrupted() || observer.stops() {
                     return Err(Error::Interrupted { last_checkpoint: observer.last_checkpoint() });
                 }
-                let turn = turn(*done + recorder.pending() - first);
-                let is_over = !recorder.step(model, subject, batches, batches_of_epoch, turn)?;
+                let next = turn(*done + recorder.pending() - first);
+                let is_over = !recorder.step(model, subject, batches, batches_of_epoch, next)?;
                 if recorder.pending() < recorder.longest_wait() && !is_over {
                     continue;
                 }
                 let finished = recorder.losses()?;
                 for value in finished.losses {
                     *done += 1;
-                    if !value.is_finite() {
-                        return Err(Divergence { step: *done, epoch }.error(value, *observer));
+                    if each(turn(*done - 1 - first), value).is_break() {
+                        return Ok(End::Asked(value));
                     }
-                    sum += f64::from(value);
                     observer.step(*done, *steps, value);
                 }
                 if finished.diverged {
-                    return Err(Divergence { step: *done, epoch }.error(f32::NAN, *observer));
+                    return Ok(End::Diverged);
                 }
                 if is_over {
-                    return Ok((sum / (*done - first) as f64, last));
+                    return Ok(End::Epoch);
                 }
             }
         })
@@ -303,7 +337,7 @@ impl<'a> Training<'a> {
     }
 
     /// Leaves the best epoch's numbers, on the CPU, and the sources as they were.
-    fn finish(self, trunks: Vec<Tensor>) -> Result<Vec<EpochRecord>> {
+    pub(super) fn finish(self, trunks: Vec<Tensor>) -> Result<Vec<EpochRecord>> {
         let Training { model, subject, target, selection: Selection { history, best }, .. } = self;
         if let Some(best) = best {
             *model = best.model;

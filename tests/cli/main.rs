@@ -18,6 +18,7 @@ mod heads;
 mod images;
 mod jobs;
 mod learned_on;
+mod learning_rates;
 mod many_labels;
 mod memory;
 mod methods;

@@ -175,3 +175,82 @@ fn splits_are_those_of_training() {
     assert_refused(&folder, &[case("labels", "eval --model b --data set --skip-broken", &said)]);
     folder.done("eval --model b --data set --skip-broken --labels other.csv");
 }
+
+/// `soft.npz` and the same as a folder with a table: two annotators of four classes, who do not always agree.
+fn soft(folder: &Folder) -> Dataset {
+    let mut table = "image,none,left,right,both,split\n".to_string();
+    let mut first = 0;
+    fs::create_dir_all(folder.path("soft")).unwrap();
+    let splits = [("train", 64), ("val", 32), ("test", 32)].map(|(split, count)| {
+        let (mut bytes, mut labels, mut shares) = (Vec::new(), Vec::new(), Vec::new());
+        for index in first..first + count {
+            let (pixels, set) = image(index);
+            let name = folder.path(&format!("soft/{index:03}.png"));
+            GrayImage::from_raw(16, 16, pixels.clone()).unwrap().save(name).unwrap();
+            let (class, other) = (set as usize & 3, index % 4);
+            let mut row = [0f32; 4];
+            row[class] += 0.75;
+            row[other] += 0.25;
+            table += &format!("{index:03},{},{},{},{},{split}\n", row[0], row[1], row[2], row[3]);
+            bytes.extend(pixels);
+            labels.push(class as u32);
+            shares.extend(row);
+        }
+        first += count;
+        Split::in_memory(bytes, [16, 16, 1], labels).with_shares(Some(shares.into()))
+    });
+    folder.write("soft/labels.csv", table.as_bytes());
+    let [train, val, test] = splits;
+    let class_names = Some(["none", "left", "right", "both"].map(String::from).to_vec());
+    let (path, task) = ("soft".into(), Task::MultiClass);
+    let data = Dataset {
+        path,
+        train,
+        val,
+        test,
+        height: 16,
+        width: 16,
+        channels: 1,
+        classes: 4,
+        task,
+        class_names,
+        drawn: None,
+    };
+    data.save(&folder.path("soft.npz")).unwrap();
+    data
+}
+
+#[test]
+fn soft_labels_are_learned_from() {
+    let folder = Folder::new();
+    let data = soft(&folder);
+    let collecting = Collecting { image_size: Some(16), ..Collecting::default() };
+    let as_folder = Dataset::open(&folder.path("soft"), &collecting).unwrap();
+    let as_file = Dataset::open(&folder.path("soft.npz"), &Collecting::default()).unwrap();
+    for found in [&as_folder.data, &as_file.data] {
+        assert_eq!(found.sha256().unwrap(), data.sha256().unwrap());
+        assert!(found.train.is_soft() && found.task == Task::MultiClass);
+    }
+    assert!(as_folder.remarks.iter().any(|remark| remark.contains("shares of classes")), "{:?}", as_folder.remarks);
+
+    folder.done(&format!("{TRAIN} --data soft.npz --epochs 3 --out a --threads 1"));
+    folder.done(&format!("{TRAIN} --data soft --image-size 16 --epochs 3 --out b --threads 2"));
+    assert!(floats(&folder, "a") == floats(&folder, "b"));
+    // The same labels without doubt teach something else.
+    let [train, val, test] = SplitName::ALL.map(|name| data.split(name).clone().with_shares(None));
+    let hard = Dataset { train, val, test, ..data };
+    hard.save(&folder.path("hard.npz")).unwrap();
+    folder.done(&format!("{TRAIN} --data hard.npz --epochs 3 --out c"));
+    assert!(floats(&folder, "a") != floats(&folder, "c"));
+    // Figures count the class of the largest share.
+    assert_eq!(
+        folder.json("eval --model a --data soft.npz")["metrics"],
+        folder.json("eval --model a --data hard.npz")["metrics"]
+    );
+    // Splits that are written keep shares.
+    folder.done("inspect soft --image-size 16 --write-splits again.csv");
+    let again = Collecting { labels: Some(folder.path("again.csv")), ..collecting };
+    let again = Dataset::open(&folder.path("soft"), &again).unwrap().data;
+    assert_eq!(again.sha256().unwrap(), as_folder.data.sha256().unwrap());
+    folder.done(&format!("{TRAIN} --data soft.npz --epochs 1 --mixup 0.5 --sampling balanced --out d"));
+}

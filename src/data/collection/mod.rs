@@ -6,6 +6,7 @@
 //! | images and a table (CSV, TSV) | its column `label`, `class`, `dx`, `diagnosis` …, or one that is asked for; or a column of 0 and 1 for each class, or finding |
 //! | a list of paths, or of paths and labels | the list |
 //!
+//! Columns of shares that sum to 1 in every row are soft labels, with a class for each column.
 //! An image has several labels at once where columns of 0 and 1 say so, or a column whose texts are joined by `|` (NIH ChestX-ray14);
 //! there, what is blank or uncertain (-1, CheXpert) is taken for absent.
 //!
@@ -236,6 +237,8 @@ fn images_of(files: &Files) -> Vec<usize> {
 struct Item {
     file: usize,
     label: Option<u32>,
+    /// Of a soft label what it has of every class.
+    shares: Option<Vec<f32>>,
     split: Option<SplitName>,
     group: Option<String>,
 }
@@ -303,7 +306,14 @@ impl Collection {
             Task::MultiClass => places[label as usize],
             Task::MultiLabel => task.classes_of(label).map(|class| 1 << places[class]).sum(),
         };
-        self.items.iter_mut().for_each(|item| item.label = item.label.map(renumbered));
+        let moved = |shares: &Vec<f32>| {
+            let mut moved = vec![0.0; names.len()];
+            shares.iter().zip(&places).for_each(|(&share, &place)| moved[place as usize] = share);
+            moved
+        };
+        for item in &mut self.items {
+            (item.label, item.shares) = (item.label.map(renumbered), item.shares.as_ref().map(moved));
+        }
         (self.classes, self.class_names) = (names.len(), Some(names.to_vec()));
     }
 
@@ -408,7 +418,12 @@ impl Collection {
         let chosen: Vec<usize> = items.iter().map(|item| item.file).collect();
         let kept = is_kept.then(|| chosen.iter().map(|_| OnceLock::new()).collect());
         let images = Encoded { files: self.files.clone(), chosen, shape: self.shape, depth: self.depth, kept };
-        if is_labelled { Split::new(Arc::new(images), labels) } else { Split::unlabelled(Arc::new(images)) }
+        let shares = || items.iter().flat_map(|item| item.shares.iter().flatten()).copied().collect();
+        let shares = items.iter().any(|item| item.shares.is_some()).then(shares);
+        match is_labelled {
+            true => Split::new(Arc::new(images), labels).with_shares(shares),
+            false => Split::unlabelled(Arc::new(images)),
+        }
     }
 
     /// All splits, or one.
@@ -450,13 +465,25 @@ impl Collection {
             Task::MultiLabel => self.task.classes_of(label).map(name_of).collect::<Vec<_>>().join("|"),
         };
         let mut writer = csv::Writer::from_writer(Vec::new());
-        let mut write = |row: [&str; 4]| writer.write_record(row).expect("memory takes everything");
-        write(["image", "label", "split", "group"]);
+        let mut write = |row: Vec<String>| writer.write_record(row).expect("memory takes everything");
+        let is_soft = self.items.iter().any(|item| item.shares.is_some());
+        let of_labels = match is_soft {
+            true => (0..self.classes).map(name_of).collect(),
+            false => vec!["label".to_string()],
+        };
+        let row = |image: &str, labels: Vec<String>, split: &str, group: &str| {
+            let [image, split, group] = [image, split, group].map(String::from);
+            [image].into_iter().chain(labels).chain([split, group]).collect::<Vec<String>>()
+        };
+        write(row("image", of_labels, "split", "group"));
         for item in &self.items {
-            let (label, group) =
-                (item.label.map_or(String::new(), names_of), item.group.as_deref().unwrap_or_default());
+            let labels = match &item.shares {
+                Some(shares) => shares.iter().map(f32::to_string).collect(),
+                None if is_soft => vec![String::new(); self.classes],
+                None => vec![item.label.map_or(String::new(), names_of)],
+            };
             let split = item.split.map_or("", SplitName::name);
-            write([&self.files.names()[item.file], &label, split, group]);
+            write(row(&self.files.names()[item.file], labels, split, item.group.as_deref().unwrap_or_default()));
         }
         String::from_utf8(writer.into_inner().expect("memory takes everything")).expect("names are UTF-8")
     }

@@ -101,7 +101,7 @@ impl Reading<'_> {
             let message = format!("no table has a column '{name}'");
             return Err(Error::data(self.path, message, "name the table too: --labels FILE.csv"));
         }
-        let Some((chosen, of_table)) = labels.into_iter().rev().max_by_key(|(index, _)| found[*index].0.rows.len())
+        let Some((chosen, mut of_table)) = labels.into_iter().rev().max_by_key(|(index, _)| found[*index].0.rows.len())
         else {
             if is_asked {
                 let message = "no column of labels";
@@ -114,6 +114,9 @@ impl Reading<'_> {
         let (table, column) = &found[chosen];
         let (columns, path) = (&of_table.column, table.path.display());
         self.remarks.push(match of_table.task {
+            Task::MultiClass if of_table.shares.is_some() => {
+                format!("labels are shares of classes: '{columns}' of {path}; figures count the largest")
+            }
             Task::MultiClass => format!("labels are column '{columns}' of {path}"),
             Task::MultiLabel => format!("an image may have several labels at once: '{columns}' of {path}"),
         });
@@ -125,10 +128,11 @@ impl Reading<'_> {
             match names.find(text) {
                 Found::One(file) => {
                     let split = split.and_then(|column| split_named(table.value(row, column)));
-                    let item = Item { file, label: of_table.labels[row], split, group: None };
-                    if let Some(before) = items.insert(file, item)
-                        && before.label != of_table.labels[row]
-                    {
+                    let shares = of_table.shares.as_mut().and_then(|shares| shares[row].take());
+                    let item = Item { file, label: of_table.labels[row], shares, split, group: None };
+                    let says = |item: &Item| (item.label, item.shares.clone());
+                    let now = says(&item);
+                    if items.insert(file, item).is_some_and(|before| says(&before) != now) {
                         twice.push(text.to_string());
                     }
                 }
@@ -202,8 +206,13 @@ impl Reading<'_> {
         let studies: Option<Vec<u32>> = images.iter().map(|&file| known::study(&names[file])).collect();
         if let Some(labels) = studies {
             let (classes, task) = known::STUDY;
-            let item =
-                |(&file, label)| Item { file, label: Some(label), split: split_of_folders(&names[file]), group: None };
+            let item = |(&file, label)| Item {
+                file,
+                label: Some(label),
+                shares: None,
+                split: split_of_folders(&names[file]),
+                group: None,
+            };
             let items = images.iter().zip(labels).map(item).collect();
             return Ok(Items { items, classes: 2, task, class_names: Some(classes.map(String::from).to_vec()) });
         }
@@ -223,6 +232,7 @@ impl Reading<'_> {
         let item = |(&file, label): (&usize, Option<u32>)| Item {
             file,
             label,
+            shares: None,
             split: split_of_folders(&names[file]),
             group: None,
         };

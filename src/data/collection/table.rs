@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::files::Files;
+use crate::data::soft::{largest_of, soft_label};
 use crate::data::{MOST_LABELS, SplitName, Task};
 use crate::error::{Error, Result};
 
@@ -137,15 +138,9 @@ impl Table {
                 self.column(name).ok_or_else(|| Error::unknown("column", name, columns))
             };
             let classes = names.split(',').map(|name| column(name.trim())).collect::<Result<Vec<usize>>>()?;
-            if let Some((row, column)) = (0..self.rows.len())
-                .flat_map(|row| classes.iter().map(move |&column| (row, column)))
-                .find(|&(row, column)| flag(self.value(row, column)).is_none())
-            {
-                let (name, value) = (&self.columns[column], self.value(row, column));
-                let message = format!("row {}: column '{name}' is '{value}'", row + 2);
-                return Err(Error::data(&self.path, message, "several columns of labels are 0 and 1"));
-            }
-            return self.of_flags(classes).map(Some);
+            let are_flags = |&column: &usize| self.values(column).all(|value| flag(value).is_some());
+            return if classes.iter().all(are_flags) { self.of_flags(classes) } else { self.of_shares(classes) }
+                .map(Some);
         }
         let column = match asked {
             None => self.any_column(&LABELS),
@@ -191,7 +186,7 @@ impl Table {
         };
         let labels = self.values(column).map(|value| index.get(value).copied()).collect();
         let (column, classes) = (self.columns[column].clone(), index_len(&index));
-        Ok(TableLabels { column, labels, classes, task: Task::MultiClass, names })
+        Ok(TableLabels { column, labels, classes, task: Task::MultiClass, names, shares: None })
     }
 
     /// The texts of another column, where they say the same as the numbers of this one.
@@ -229,7 +224,14 @@ impl Table {
         };
         let labels = self.values(column).map(set).collect();
         let (classes, column) = (known.len(), self.columns[column].clone());
-        Ok(TableLabels { column, labels, classes, task: Task::MultiLabel, names: Some(known.into_iter().collect()) })
+        Ok(TableLabels {
+            column,
+            labels,
+            classes,
+            task: Task::MultiLabel,
+            names: Some(known.into_iter().collect()),
+            shares: None,
+        })
     }
 
     /// A column for each class.
@@ -239,6 +241,17 @@ impl Table {
             !others.contains(&column) && values.all(|value| flag(value).is_some()) && self.has_flags(column)
         };
         let classes: Vec<usize> = (0..self.columns.len()).filter(is_class).collect();
+        let is_share = |&column: &usize| {
+            let share = |value: &str| value.is_empty() || share(value).is_some();
+            !others.contains(&column) && self.values(column).all(share) && self.has_flags(column)
+        };
+        let shares: Vec<usize> = (0..self.columns.len()).filter(is_share).collect();
+        // Numbers between 0 and 1 that sum to 1 in every row are hardly anything else.
+        if shares.len() > classes.len().max(1)
+            && let Ok(soft) = self.of_shares(shares)
+        {
+            return Ok(Some(soft));
+        }
         if classes.len() < 2 || self.rows.is_empty() {
             return Ok(None);
         }
@@ -266,7 +279,14 @@ impl Table {
             let column = (0..classes.len() as u32).map(name).collect::<Vec<_>>().join(", ");
             let names = Some((0..classes.len() as u32).map(name).collect());
             let labels = all.iter().map(|labels| Some(labels.iter().map(|label| 1 << label).sum())).collect();
-            return Ok(TableLabels { column, labels, classes: classes.len(), task: Task::MultiLabel, names });
+            return Ok(TableLabels {
+                column,
+                labels,
+                classes: classes.len(),
+                task: Task::MultiLabel,
+                names,
+                shares: None,
+            });
         }
         // Classes of which there is no image, as ISIC-2019's UNK, are none.
         let there: BTreeSet<u32> = all.iter().flatten().copied().collect();
@@ -274,7 +294,36 @@ impl Table {
         let names = Some(there.iter().map(|&label| name(label)).collect());
         let labels = all.iter().map(|labels| labels.first().map(|label| new[label])).collect();
         let column = "one for each class".into();
-        Ok(TableLabels { column, labels, classes: there.len(), task: Task::MultiClass, names })
+        Ok(TableLabels { column, labels, classes: there.len(), task: Task::MultiClass, names, shares: None })
+    }
+
+    /// A column for each class that says what a row has of it.
+    fn of_shares(&self, classes: Vec<usize>) -> Result<TableLabels> {
+        let of_row = |row: usize| -> Result<Option<Vec<f32>>> {
+            if classes.iter().all(|&column| self.value(row, column).is_empty()) {
+                return Ok(None);
+            }
+            let refused = |message| {
+                let hint = "several columns of labels are 0 and 1, or shares of 1";
+                Err(Error::data(&self.path, format!("row {}: {message}", row + 2), hint))
+            };
+            let mut numbers = Vec::new();
+            for &column in &classes {
+                match share(self.value(row, column)) {
+                    Some(number) => numbers.push(number),
+                    None => {
+                        let (name, value) = (&self.columns[column], self.value(row, column));
+                        return refused(format!("column '{name}' is '{value}'"));
+                    }
+                }
+            }
+            soft_label(&numbers).map(Some).or_else(refused)
+        };
+        let shares = (0..self.rows.len()).map(of_row).collect::<Result<Vec<_>>>()?;
+        let names: Vec<String> = classes.iter().map(|&column| self.columns[column].clone()).collect();
+        let labels = shares.iter().map(|shares| shares.as_deref().map(|shares| largest_of(shares) as u32)).collect();
+        let (column, classes) = (names.join(", "), names.len());
+        Ok(TableLabels { column, labels, classes, task: Task::MultiClass, names: Some(names), shares: Some(shares) })
     }
 
     fn check_count(&self, labels: usize) -> Result<()> {
@@ -295,6 +344,11 @@ fn flag(text: &str) -> Option<bool> {
         Err(_) if text.is_empty() => Some(false),
         _ => None,
     }
+}
+
+/// A number from 0 to 1.
+fn share(text: &str) -> Option<f64> {
+    text.parse().ok().filter(|number| (0.0..=1.0).contains(number))
 }
 
 fn index_len(index: &BTreeMap<&str, u32>) -> usize {
@@ -319,6 +373,8 @@ pub(super) struct TableLabels {
     pub task: Task,
     /// `None` where labels count from 0, and nothing names them.
     pub names: Option<Vec<String>>,
+    /// Of soft labels what each row has of every class; its label is the largest.
+    pub shares: Option<Vec<Option<Vec<f32>>>>,
 }
 
 /// A split by any of its usual names.
@@ -463,6 +519,15 @@ mod tests {
         let joined = of("image,Finding Labels\nx,Mass|Edema\ny,No Finding\nz,Mass\nw,\n");
         assert_eq!((joined.task, joined.labels), (Task::MultiLabel, vec![Some(3), Some(0), Some(2), None]));
         assert_eq!(joined.names.unwrap(), ["Edema", "Mass"]);
+        let soft = of("image,a,b,c,age\nx,0.25,0.5,0.25,40\ny,1,0,0,50\nz,,,,\nw,0.33,0.33,0.33,60\n");
+        assert_eq!((soft.task, soft.labels), (Task::MultiClass, vec![Some(1), Some(0), None, Some(0)]));
+        let shares = soft.shares.unwrap();
+        assert_eq!((&shares[0], &shares[2]), (&Some(vec![0.25, 0.5, 0.25]), &None));
+        assert!(shares[3].as_ref().unwrap().iter().all(|share| (share - 1.0 / 3.0).abs() < 1e-6));
+        // What does not sum to 1 is no label unless it is asked for.
+        let other = table("image,a,b\nx,0.25,0.5\n");
+        assert!(other.labels(None, &[0]).unwrap().is_none());
+        assert!(other.labels(Some("a,b"), &[0]).unwrap_err().to_string().contains("row 2: shares that sum to 0.75"));
         let asked = |columns: &str| table("image,a,b,c\nx,1,1,7\ny,0,1,3\n").labels(Some(columns), &[0]);
         assert_eq!(asked("b, a").unwrap().unwrap().labels, [Some(0b11), Some(0b01)]);
         assert!(asked("a,c").unwrap_err().to_string().contains("row 2: column 'c' is '7'"));

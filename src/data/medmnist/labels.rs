@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::data::npz::{self, Sampled};
+use crate::data::soft::{largest_of, soft_label};
 use crate::data::{MOST_LABELS, Task};
 use crate::error::{Error, Result};
 use crate::file_kind::listing;
@@ -12,13 +14,13 @@ use crate::file_kind::listing;
 pub(super) const MAX_LABEL: u32 = 65_535;
 
 /// Refuses an array that is none of labels, or of other images.
-pub(super) fn check(path: &Path, images: &npz::Entry<Sampled>, labels: &npz::Entry) -> Result<()> {
+pub(super) fn check(path: &Path, images: &npz::Entry<Sampled>, labels: &npz::Entry<Sampled>) -> Result<()> {
     match labels.shape[..] {
         [_] | [_, 1] => {}
         [_, several] if (2..=MAX_LABEL as usize).contains(&several) => {}
         _ => {
             let message = format!("{} has the shape {:?}", labels.name, labels.shape);
-            return Err(Error::data(path, message, "labels are N or N×1 integers, or N×K of 0 and 1"));
+            return Err(Error::data(path, message, "labels are N or N×1 integers, or N×K of 0 and 1 or of shares"));
         }
     }
     if images.shape[0] != labels.shape[0] {
@@ -48,6 +50,8 @@ pub(super) struct Stored {
     name: String,
     columns: usize,
     values: Vec<u32>,
+    /// Soft labels, whose largest share is the 1 in a row of `values`.
+    shares: Option<Vec<f32>>,
 }
 
 impl Stored {
@@ -60,6 +64,11 @@ impl Stored {
     pub fn classes(&self) -> usize {
         let largest = || self.values.iter().max().map_or(0, |&largest| largest as usize + 1);
         if self.columns > 1 { self.columns } else { largest() }
+    }
+
+    /// A row for each image, where labels are soft.
+    pub fn shares(&mut self) -> Option<Arc<[f32]>> {
+        self.shares.take().map(Arc::from)
     }
 
     /// One number for each image.
@@ -80,9 +89,24 @@ pub(super) fn task<'a>(stored: impl IntoIterator<Item = &'a Stored>) -> Task {
 }
 
 /// Reads what [`check`] let pass.
-pub(super) fn read(path: &Path, archive: &mut npz::Archive, entry: &npz::Entry) -> Result<Stored> {
+pub(super) fn read(path: &Path, archive: &mut npz::Archive, entry: &npz::Entry<Sampled>) -> Result<Stored> {
     let columns = entry.shape.get(1).copied().unwrap_or(1);
     let bytes = archive.read(entry)?;
+    let numbers: Vec<i128> = match entry.element {
+        Sampled::Integer(integer) => integer.values(&bytes).collect(),
+        float => {
+            let numbers: Vec<f64> = float.floats(&bytes).collect();
+            if columns > 1 && numbers.iter().any(|&number| number != 0.0 && number != 1.0) {
+                return soft(path, entry, columns, &numbers);
+            }
+            if let Some(index) = numbers.iter().position(|number| number.fract() != 0.0) {
+                let message = format!("{} has the label {} at index {index}", entry.name, numbers[index]);
+                return Err(Error::data(path, message, "labels are integers, or N×K shares of the classes"));
+            }
+            // Whole, and what does not fit is no label either.
+            numbers.into_iter().map(|number| number as i128).collect()
+        }
+    };
     let largest = if columns == 1 { MAX_LABEL } else { 1 };
     let label = |(index, value): (usize, i128)| match u32::try_from(value) {
         Ok(label) if label <= largest => Ok(label),
@@ -95,13 +119,27 @@ pub(super) fn read(path: &Path, archive: &mut npz::Archive, entry: &npz::Entry) 
             Err(Error::data(path, message, format!("labels are classes from 0 to {MAX_LABEL}")))
         }
     };
-    let values = entry.element.values(&bytes).enumerate().map(label).collect::<Result<_>>()?;
-    let stored = Stored { name: entry.name.clone(), columns, values };
+    let values = numbers.into_iter().enumerate().map(label).collect::<Result<_>>()?;
+    let stored = Stored { name: entry.name.clone(), columns, values, shares: None };
     if columns > MOST_LABELS && !stored.is_one_hot() {
         let message = format!("{} has {columns} labels that an image may have at once", entry.name);
         return Err(Error::data(path, message, format!("there may be up to {MOST_LABELS}: leave the rarest out")));
     }
     Ok(stored)
+}
+
+/// Shares of each class, of which a row is an image.
+fn soft(path: &Path, entry: &npz::Entry<Sampled>, columns: usize, numbers: &[f64]) -> Result<Stored> {
+    let (mut shares, mut values) = (Vec::with_capacity(numbers.len()), vec![0; numbers.len()]);
+    for (row, numbers) in numbers.chunks(columns).enumerate() {
+        let of_row = soft_label(numbers).map_err(|problem| {
+            let message = format!("{} has {problem} in row {row}", entry.name);
+            Error::data(path, message, "several columns are 0 and 1, or shares of 1 that an image has of each class")
+        })?;
+        values[row * columns + largest_of(&of_row)] = 1;
+        shares.extend(of_row);
+    }
+    Ok(Stored { name: entry.name.clone(), columns, values, shares: Some(shares) })
 }
 
 /// Numbers labels of one column anew where they do not count from 0 without gaps; the numbers that they had.
@@ -144,6 +182,12 @@ pub(super) fn number_as(path: &Path, stored: &mut Stored, numbers: &[u32]) -> Re
 
 /// Refuses splits of which one has a column for each class, and another has not.
 pub(super) fn check_columns(path: &Path, stored: &[Stored]) -> Result<()> {
+    let is_soft = |stored: &Stored| stored.shares.is_some();
+    if let (Some(soft), Some(sets)) = (stored.iter().find(|s| is_soft(s)), stored.iter().find(|s| !s.is_one_hot())) {
+        let message =
+            format!("{} has shares of classes, and {} images of several classes or of none", soft.name, sets.name);
+        return Err(Error::data(path, message, "all splits need labels of one form"));
+    }
     let Some(index) = stored.iter().position(|other| other.columns != stored[0].columns) else { return Ok(()) };
     let [first, other] = [&stored[0], &stored[index]];
     let message =

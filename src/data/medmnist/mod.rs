@@ -3,7 +3,7 @@
 //! A file is a `.npz` with `{train,val,test}_{images,labels}`: images of N×H×W or N×H×W×C bytes (C = 1 or 3; or uint16, or floats
 //! from 0 to 1, which are kept in sixteen bits), labels of N or N×1 integers, of which those that count otherwise than from 0 without
 //! gaps are numbered anew, or N×K of 0 and 1, one column for each class, or for each of up to 32 findings that an image may have at once
-//! (ChestMNIST): classes where every image has exactly one. Beside them there may be `class_names`, a text for each class. Training asks for all three splits; who
+//! (ChestMNIST): classes where every image has exactly one. N×K floats are soft labels, shares of 1 that an image has of each class. Beside them there may be `class_names`, a text for each class. Training asks for all three splits; who
 //! measures asks for one, which may be all that there is; a summary tells of those that there are, and reads no pixels.
 //! Whatever is wrong with what is asked for, damaged pixels excepted, is found before its pixels are decompressed, so that a
 //! command fails in its first second.
@@ -70,8 +70,11 @@ impl Dataset {
         }
         dataset.task = labels::task(&stored);
         dataset.classes = stored.iter().map(Stored::classes).max().unwrap_or(0);
-        for (split, stored) in SplitName::ALL.into_iter().zip(stored) {
-            dataset.split_mut(split).labels = stored.labels(dataset.task);
+        for (split, mut stored) in SplitName::ALL.into_iter().zip(stored) {
+            let task = dataset.task;
+            let split = dataset.split_mut(split);
+            split.shares = stored.shares();
+            split.labels = stored.labels(task);
         }
         dataset.check_classes()?;
         let told = format!("there are {} classes", dataset.classes);
@@ -119,6 +122,7 @@ impl Dataset {
                 (classes, format!("there are {classes} classes"), looks)
             }
         };
+        let shares = stored.as_mut().and_then(Stored::shares);
         let of_images = stored.map(|stored| stored.labels(task));
         let mut dataset = Dataset { classes, task, ..Dataset::of_shape(path, shape) };
         let texts = |numbers: &Vec<u32>| numbers.iter().map(u32::to_string).collect();
@@ -128,7 +132,7 @@ impl Dataset {
             .or(numbers.as_ref().map(texts));
         let images = found.read_images(path, &mut archive, shape)?;
         *dataset.split_mut(split) = match of_images {
-            Some(labels) => Split::new(images, labels),
+            Some(labels) => Split::new(images, labels).with_shares(shares),
             None => Split::unlabelled(images),
         };
         Ok(dataset)
@@ -168,7 +172,11 @@ impl Dataset {
             let elements = split.bytes()?.into();
             let images = npz::Array { name: images_name, descr: descr_of_images, shape, elements };
             arrays.push(images);
-            if split.is_labelled() {
+            if let Some(shares) = &split.shares {
+                let elements = shares.iter().flat_map(|share| share.to_le_bytes()).collect::<Vec<u8>>().into();
+                let shape = vec![split.len(), classes];
+                arrays.push(npz::Array { name: labels_name, descr: "<f4", shape, elements });
+            } else if split.is_labelled() {
                 let shape = vec![split.len(), if self.task == Task::MultiLabel { classes } else { 1 }];
                 arrays.push(npz::Array { name: labels_name, descr, shape, elements: labels.into() });
             }
@@ -244,7 +252,7 @@ fn reason(error: Error) -> String {
 /// The arrays of a split, whose headers have been read.
 struct Found {
     images: npz::Entry<Sampled>,
-    labels: Option<npz::Entry>,
+    labels: Option<npz::Entry<Sampled>>,
 }
 
 impl Found {
