@@ -20,7 +20,7 @@ use cudarc::driver::sys::{
 
 use super::cache::Cache;
 use super::compile::{self, Source};
-use super::driver::{Address, Description, Driver, Event, GraphId, Kernel, Launch};
+use super::driver::{Address, Description, Driver, Event, GraphId, Kernel, Launch, Mark, PIECE, Stream};
 use super::libcuda::{self, Api};
 use super::library::Status;
 use super::nvrtc::{self, Nvrtc, Version};
@@ -29,13 +29,16 @@ use crate::dtype::DType;
 
 /// Uploads wait in pinned memory for their copy: so many buffers of so many bytes.
 const SLOTS: usize = 4;
-const SLOT_BYTES: usize = 4 << 20;
+const SLOT_BYTES: usize = PIECE;
 
 /// Uploads that share a buffer begin at multiples of this.
 const ALIGNMENT: usize = 64;
 
 /// Events that are remembered; older ones are used again.
 const EVENTS: usize = 4096;
+
+/// The same of marks. Who waits for an older one waits for a later one, which is behind it.
+const MARKS: usize = 64;
 
 // ---- what is here ---------------------------------------------------------------------------------------------------
 
@@ -273,10 +276,14 @@ pub struct Cuda {
     cache: Option<Cache>,
     context: CUcontext,
     stream: CUstream,
+    /// Of uploads beside the work.
+    copies: CUstream,
     is_recording: AtomicBool,
     last: Mutex<Option<Last>>,
     code: Mutex<Code>,
     uploads: Mutex<Uploads>,
+    uploads_beside: Mutex<Uploads>,
+    marks: Mutex<Marks>,
     /// Pinned memory for downloads, [`SLOT_BYTES`] of it.
     downloads: Mutex<Option<*mut u8>>,
     events: Mutex<Events>,
@@ -316,6 +323,13 @@ struct Graphs {
     last: u64,
 }
 
+/// Points in the streams, by number modulo [`MARKS`].
+#[derive(Default)]
+struct Marks {
+    handles: Vec<CUevent>,
+    count: u64,
+}
+
 /// Pinned buffers that are filled in turn.
 #[derive(Default)]
 struct Uploads {
@@ -338,14 +352,15 @@ impl Cuda {
         let description = describe(api, device)?;
         let nvrtc = nvrtc::compiler()?;
         nvrtc.check(&description.architecture)?;
-        let (mut context, mut stream) = (null_mut(), null_mut());
+        let (mut context, mut stream, mut copies) = (null_mut(), null_mut(), null_mut());
         let mut start = || {
             // SAFETY: the functions write handles to where they are told. A stream that is not the default one can be
             // captured; one that does not block waits for nobody who uses the default one.
             unsafe {
                 call!(api, cuDevicePrimaryCtxRetain(&mut context, device))?;
                 call!(api, cuCtxSetCurrent(context))?;
-                call!(api, cuStreamCreate(&mut stream, CUstream_flags::CU_STREAM_NON_BLOCKING as c_uint))
+                call!(api, cuStreamCreate(&mut stream, CUstream_flags::CU_STREAM_NON_BLOCKING as c_uint))?;
+                call!(api, cuStreamCreate(&mut copies, CUstream_flags::CU_STREAM_NON_BLOCKING as c_uint))
             }
         };
         start().map_err(|error: Refused| error.explain(None))?;
@@ -357,10 +372,13 @@ impl Cuda {
             cache: Cache::of_user(),
             context,
             stream,
+            copies,
             is_recording: false.into(),
             last: Mutex::default(),
             code: Mutex::default(),
             uploads: Mutex::default(),
+            uploads_beside: Mutex::default(),
+            marks: Mutex::default(),
             downloads: Mutex::default(),
             events: Mutex::default(),
             graphs: Mutex::default(),
@@ -453,8 +471,15 @@ impl Cuda {
         }
     }
 
-    /// Copies a piece of at most [`SLOT_BYTES`] to pinned memory and from there, in stream order, to the GPU.
-    fn upload_piece(&self, uploads: &mut Uploads, to: Address, bytes: &[u8]) -> Result<(), Refused> {
+    fn stream(&self, stream: Stream) -> CUstream {
+        match stream {
+            Stream::Work => self.stream,
+            Stream::Copies => self.copies,
+        }
+    }
+
+    /// Copies a piece of at most [`SLOT_BYTES`] to pinned memory and from there, in the order of the stream, to the GPU.
+    fn upload_piece(&self, stream: CUstream, uploads: &mut Uploads, to: Address, bytes: &[u8]) -> Result<(), Refused> {
         if uploads.slots.get(uploads.current).is_some_and(|slot| slot.used + bytes.len() > SLOT_BYTES) {
             uploads.current = (uploads.current + 1) % SLOTS;
             if let Some(slot) = uploads.slots.get_mut(uploads.current) {
@@ -475,8 +500,8 @@ impl Cuda {
         unsafe {
             let staged = slot.memory.add(slot.used);
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), staged, bytes.len());
-            call!(self.api, cuMemcpyHtoDAsync_v2(to.0, staged.cast::<c_void>(), bytes.len(), self.stream))?;
-            call!(self.api, cuEventRecord(slot.copied, self.stream))?;
+            call!(self.api, cuMemcpyHtoDAsync_v2(to.0, staged.cast::<c_void>(), bytes.len(), stream))?;
+            call!(self.api, cuEventRecord(slot.copied, stream))?;
         }
         slot.used = (slot.used + bytes.len()).next_multiple_of(ALIGNMENT);
         Ok(())
@@ -547,9 +572,45 @@ impl Driver for Cuda {
         self.enter_outside_of_a_graph("an upload")?;
         let mut uploads = lock(&self.uploads);
         for (index, piece) in bytes.chunks(SLOT_BYTES).enumerate() {
-            self.explained(self.upload_piece(&mut uploads, to.offset(index * SLOT_BYTES), piece))?;
+            self.explained(self.upload_piece(self.stream, &mut uploads, to.offset(index * SLOT_BYTES), piece))?;
         }
         Ok(())
+    }
+
+    fn upload_beside(&self, to: Address, bytes: &[u8]) -> Result<(), Failure> {
+        assert!(bytes.len() <= PIECE, "{} bytes at a time", bytes.len());
+        self.explained(self.enter())?;
+        self.explained(self.upload_piece(self.copies, &mut lock(&self.uploads_beside), to, bytes))
+    }
+
+    fn mark(&self, of: Stream) -> Result<Mark, Failure> {
+        self.explained(self.enter())?;
+        let mut marks = lock(&self.marks);
+        let slot = marks.count as usize % MARKS;
+        if slot == marks.handles.len() {
+            let mut event = null_mut();
+            let flags = CUevent_flags::CU_EVENT_DISABLE_TIMING as c_uint;
+            // SAFETY: the function writes a handle to where it is told.
+            self.explained(unsafe { call!(self.api, cuEventCreate(&mut event, flags)) })?;
+            marks.handles.push(event);
+        }
+        // SAFETY: event and stream exist.
+        self.explained(unsafe { call!(self.api, cuEventRecord(marks.handles[slot], self.stream(of))) })?;
+        marks.count += 1;
+        Ok(Mark(marks.count - 1))
+    }
+
+    fn wait(&self, stream: Stream, mark: Mark) -> Result<(), Failure> {
+        self.explained(self.enter())?;
+        let event = lock(&self.marks).handles[mark.0 as usize % MARKS];
+        // SAFETY: stream and event exist.
+        self.explained(unsafe { call!(self.api, cuStreamWaitEvent(self.stream(stream), event, 0)) })
+    }
+
+    fn settle_copies(&self) -> Result<(), Failure> {
+        self.explained(self.enter())?;
+        // SAFETY: the stream exists, and is never captured.
+        self.explained(unsafe { call!(self.api, cuStreamSynchronize(self.copies)) })
     }
 
     fn download(&self, from: Address, bytes: &mut [u8]) -> Result<(), Failure> {

@@ -113,12 +113,26 @@ pub struct Description {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event(pub u64);
 
+/// The two queues of a device, each of which does its work in order: everything, and uploads that run beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    Work,
+    Copies,
+}
+
+/// A point in a stream, which the other can wait for. Numbered by the driver that made it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mark(pub u64);
+
+/// The most bytes that are uploaded beside the work at a time.
+pub const PIECE: usize = 4 << 20;
+
 /// Recorded work, to be replayed. Numbered by the driver that made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GraphId(pub u64);
 
 /// Every function may be called from any thread; work is done in the order of the calls, asynchronously where the device
-/// can. An error is final: whoever gets one does not use the device again.
+/// can; [`Driver::upload_beside`] alone goes by another queue. An error is final: whoever gets one does not use the device again.
 pub trait Driver: Send + Sync {
     fn describe(&self) -> Description;
 
@@ -134,6 +148,20 @@ pub trait Driver: Send + Sync {
 
     /// Copies to the device. `bytes` may be reused when this returns.
     fn upload(&self, to: Address, bytes: &[u8]) -> Result<(), Failure>;
+
+    /// Copies at most [`PIECE`] bytes to the device in the order of [`Stream::Copies`], also while work is recorded. Until
+    /// [`Stream::Work`] has waited for a mark behind it, `to` holds nothing.
+    fn upload_beside(&self, to: Address, bytes: &[u8]) -> Result<(), Failure>;
+
+    /// A mark behind all that a stream was given.
+    fn mark(&self, of: Stream) -> Result<Mark, Failure>;
+
+    /// Makes a stream wait for a mark of the other before what it is given from now on. Of the oldest marks a later one may take the
+    /// place.
+    fn wait(&self, stream: Stream, mark: Mark) -> Result<(), Failure>;
+
+    /// Waits until uploads beside the work are done, also while work is recorded.
+    fn settle_copies(&self) -> Result<(), Failure>;
 
     /// Waits for all earlier work and copies its result to the host.
     fn download(&self, from: Address, bytes: &mut [u8]) -> Result<(), Failure>;

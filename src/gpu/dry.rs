@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Failure;
-use super::driver::{Address, Description, Driver, Event, GraphId, Kernel, Launch};
+use super::driver::{Address, Description, Driver, Event, GraphId, Kernel, Launch, Mark, Stream};
 
 /// Addresses are aligned to this.
 const ALIGNMENT: u64 = 256;
@@ -34,6 +34,22 @@ impl Driver for Dry {
     fn free(&self, _address: Address, _bytes: usize) {}
 
     fn upload(&self, _to: Address, _bytes: &[u8]) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn upload_beside(&self, _to: Address, _bytes: &[u8]) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn mark(&self, _of: Stream) -> Result<Mark, Failure> {
+        Ok(Mark::default())
+    }
+
+    fn wait(&self, _stream: Stream, _mark: Mark) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn settle_copies(&self) -> Result<(), Failure> {
         Ok(())
     }
 

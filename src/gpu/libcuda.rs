@@ -43,6 +43,7 @@ api! {
     cuCtxSetCurrent(CUcontext) -> Status;
     cuStreamCreate(*mut CUstream, c_uint) -> Status;
     cuStreamSynchronize(CUstream) -> Status;
+    cuStreamWaitEvent(CUstream, CUevent, c_uint) -> Status;
     cuMemAlloc_v2(*mut CUdeviceptr, usize) -> Status;
     cuMemFree_v2(CUdeviceptr) -> Status;
     cuMemGetInfo_v2(*mut usize, *mut usize) -> Status;

@@ -128,6 +128,11 @@ impl Memory {
         self.ask(driver, bytes).map(|address| (address, owner))
     }
 
+    /// Memory that is never given back, whether or not work is traced or recorded; what others may still use is none.
+    pub fn take_for_good(&mut self, driver: &dyn Driver, bytes: usize) -> Result<Address, Failure> {
+        self.ask(driver, bytes)
+    }
+
     /// Takes memory from the driver; where that has none left, after giving back what nobody uses.
     fn ask(&mut self, driver: &dyn Driver, bytes: usize) -> Result<Address, Failure> {
         let address = match driver.allocate(bytes) {
@@ -203,6 +208,10 @@ impl Memory {
         self.captures += 1;
         self.graphs += 1;
         self.capture = Some(Capture { number: self.captures, planned });
+    }
+
+    pub fn is_recording(&self) -> bool {
+        self.capture.is_some()
     }
 
     /// Says how many planned buffers are still there, whose places the next graph would write to.

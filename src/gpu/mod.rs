@@ -3,6 +3,8 @@
 //! A [`Gpu`] lives as long as the program. Its work runs in order, on one stream. When something fails (no memory left, a
 //! fault in a kernel), the device keeps the first [`Failure`] and does nothing more: launches return at once, downloads
 //! give NaN. Whoever shows a result asks [`Gpu::check`] first. So ops need no `Result` for what is never their fault.
+//!
+//! Any thread may use it. What one traces or records is its own: others wait until it is done.
 
 pub mod cache;
 pub mod compile;
@@ -19,7 +21,9 @@ pub mod library;
 mod memory;
 pub mod nvrtc;
 pub(crate) mod plan;
+mod staging;
 mod trace;
+mod turn;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -29,14 +33,16 @@ use std::sync::{Mutex, MutexGuard};
 pub use cost::Cost;
 pub use cuda::{Found, Library, Probe, probe};
 pub use driver::{Address, Blocks, Description, Event, Kernel};
-use driver::{Driver, GraphId, Launch};
+use driver::{Driver, GraphId, Launch, PIECE};
 pub use failure::Failure;
 pub use memory::Buffer;
 use memory::{ArenaId, Memory, Owner};
 use plan::Log;
 pub use plan::{Life, MemoryPlan};
+use staging::Staging;
 use trace::Ledger;
 pub use trace::{Trace, Work, WorkOf};
+use turn::{Held, Turn};
 
 use crate::dtype::DType;
 
@@ -57,7 +63,9 @@ pub struct Gpu {
     /// The ledger of what is launched while somebody keeps account.
     ledger: Mutex<Option<Ledger>>,
     /// Small tables that never change, by content.
-    constants: Mutex<HashMap<Vec<u8>, Buffer>>,
+    constants: Mutex<HashMap<Vec<u8>, Address>>,
+    staging: Mutex<Staging>,
+    turn: Turn,
 }
 
 /// Launches and copies that were recorded once, with the memory they touch.
@@ -72,6 +80,8 @@ pub struct Graph {
 /// Work being recorded. Dropped before it is finished, by a panic, it leaves the device as if nothing had been.
 struct Recording {
     gpu: Handle,
+    /// Other threads wait until it ends.
+    _turn: Held<'static>,
     arena: Option<ArenaId>,
     /// Launches before.
     launches: u64,
@@ -143,7 +153,19 @@ impl Gpu {
         let description = driver.describe();
         let memory = Mutex::new(Memory::default());
         let (failure, ledger, constants) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Box::leak(Box::new(Gpu { name, description, driver, memory, failure, launches: 0.into(), ledger, constants }))
+        let (launches, staging, turn) = (0.into(), Mutex::default(), Turn::default());
+        Box::leak(Box::new(Gpu {
+            name,
+            description,
+            driver,
+            memory,
+            failure,
+            launches,
+            ledger,
+            constants,
+            staging,
+            turn,
+        }))
     }
 
     pub fn description(&self) -> &Description {
@@ -196,7 +218,7 @@ impl Gpu {
     }
 
     pub fn allocate(&'static self, bytes: usize) -> Buffer {
-        let bytes = bytes.max(1);
+        let (bytes, _turn) = (bytes.max(1), self.turn.take());
         // Taken outside of `run`, which a failure of another thread may be waiting for.
         let taken = match self.check() {
             Ok(()) => lock(&self.memory).take(&*self.driver, bytes).map_err(|failure| self.fail(failure)).ok(),
@@ -206,23 +228,42 @@ impl Gpu {
         Buffer::new(self, address, bytes, owner)
     }
 
-    /// A table on the device with this content: uploaded at the first call, kept for good.
-    pub fn constant<T: bytemuck::NoUninit>(&'static self, table: &[T]) -> Address {
+    /// A table on the device with this content: uploaded at the first call, also while work is recorded, and kept for good.
+    pub fn constant<T: bytemuck::NoUninit>(&self, table: &[T]) -> Address {
         let bytes: &[u8] = bytemuck::cast_slice(table);
-        if let Some(known) = lock(&self.constants).get(bytes) {
-            return known.address();
+        let _turn = self.turn.take();
+        let mut constants = lock(&self.constants);
+        if let Some(known) = constants.get(bytes) {
+            return *known;
         }
-        let buffer = self.allocate(bytes.len());
-        self.upload(buffer.address(), bytes);
-        lock(&self.constants).entry(bytes.to_vec()).or_insert(buffer).address()
+        let mut address = Address::NULL;
+        self.run(|driver| {
+            address = lock(&self.memory).take_for_good(driver, bytes.len().max(1))?;
+            let upload = |(index, piece)| driver.upload_beside(address.offset(index * PIECE), piece);
+            bytes.chunks(PIECE).enumerate().try_for_each(upload)?;
+            driver.settle_copies()
+        });
+        if address != Address::NULL {
+            constants.insert(bytes.to_vec(), address);
+        }
+        address
     }
 
     fn give_back(&self, address: Address, bytes: usize, owner: Owner) {
+        let _turn = self.turn.take();
         lock(&self.memory).give_back(address, bytes, owner);
     }
 
+    /// What is launched from now on sees these bytes; what was launched before, those that were there.
     pub fn upload(&self, to: Address, bytes: &[u8]) {
-        self.run(|driver| driver.upload(to, bytes));
+        self.run(|driver| {
+            let allocate = |bytes| lock(&self.memory).take_for_good(driver, bytes).ok();
+            let is_large = bytes.len() >= staging::LEAST && !lock(&self.memory).is_recording();
+            if is_large && lock(&self.staging).upload(driver, to, bytes, allocate)? {
+                return Ok(());
+            }
+            driver.upload(to, bytes)
+        });
     }
 
     /// Fills `bytes` with 0xFF, a NaN in every floating-point type, if the device has failed.
@@ -234,12 +275,14 @@ impl Gpu {
     }
 
     pub fn copy(&self, to: Address, from: Address, bytes: usize) {
+        let _turn = self.turn.take();
         self.account(|| Cost::moving(bytes, bytes));
         self.enter(WorkOf::Copy);
         self.run(|driver| driver.copy(to, from, bytes));
     }
 
     pub fn fill(&self, to: Address, byte: u8, bytes: usize) {
+        let _turn = self.turn.take();
         self.account(|| Cost::moving(0, bytes));
         self.enter(WorkOf::Fill);
         self.run(|driver| driver.fill(to, byte, bytes));
@@ -248,6 +291,7 @@ impl Gpu {
     /// States what the next launch reads, writes and computes at least. Whoever launches a kernel says so first; the cost is
     /// computed where somebody keeps account.
     pub fn account(&self, cost: impl FnOnce() -> Cost) {
+        let _turn = self.turn.take();
         let is_kept = lock(&self.ledger).is_some();
         // Not while the account is locked: a cost may take long.
         let Some(cost) = is_kept.then(cost) else { return };
@@ -276,6 +320,7 @@ impl Gpu {
         blocks: impl Into<Blocks>,
         parameters: &P,
     ) {
+        let _turn = self.turn.take();
         if grid.contains(&0) {
             if let Some(ledger) = &mut *lock(&self.ledger) {
                 ledger.forget();
@@ -316,18 +361,21 @@ impl Gpu {
         self.driver.milliseconds(from, to)
     }
 
-    /// Runs `work` and tells what it launched, and where its buffers would lie best when it is recorded. No other thread may
-    /// use the device meanwhile.
+    /// Runs `work` and tells what it launched, and where its buffers would lie best when it is recorded. Other threads that use the
+    /// device wait until it ends.
     pub fn trace(&self, work: impl FnOnce()) -> Trace {
         /// A panic ends the account too.
-        struct Tracing<'a>(&'a Gpu);
+        struct Tracing<'a> {
+            gpu: &'a Gpu,
+            _turn: Held<'a>,
+        }
         impl Drop for Tracing<'_> {
             fn drop(&mut self) {
-                lock(&self.0.memory).log = None;
-                *lock(&self.0.ledger) = None;
+                lock(&self.gpu.memory).log = None;
+                *lock(&self.gpu.ledger) = None;
             }
         }
-        let tracing = Tracing(self);
+        let tracing = Tracing { gpu: self, _turn: self.turn.take() };
         lock(&self.memory).log = Some(Log::default());
         *lock(&self.ledger) = Some(Ledger::default());
         work();
@@ -339,7 +387,8 @@ impl Gpu {
     }
 
     /// Records what `work` launches instead of running it. What `work` allocates, and must drop before it
-    /// returns, belongs to graphs from then on; it may neither upload nor download, and no other thread may use the device.
+    /// returns, belongs to graphs from then on; it may neither upload nor download. Other threads that use the device wait until it
+    /// ends, so `work` may not wait for them.
     pub fn capture(&'static self, work: impl FnOnce()) -> Result<Graph, Failure> {
         self.record(None, work)
     }
@@ -355,13 +404,15 @@ impl Gpu {
 
     fn record(&'static self, plan: Option<&MemoryPlan>, work: impl FnOnce()) -> Result<Graph, Failure> {
         self.check()?;
+        let turn = self.turn.take();
         let reserve = |plan| lock(&self.memory).reserve(&*self.driver, plan);
         let arena = plan.map(reserve).transpose().inspect_err(|failure| self.fail(failure.clone()))?;
         self.run(|driver| driver.begin_capture());
         self.check()?;
         lock(&self.memory).begin_capture(plan.zip(arena));
         *lock(&self.ledger) = Some(Ledger::default());
-        let mut recording = Recording { gpu: self, arena, launches: self.launches(), is_finished: false };
+        let (arena, launches) = (arena, self.launches());
+        let mut recording = Recording { gpu: self, _turn: turn, arena, launches, is_finished: false };
         work();
         let recorded = recording.end();
         let graph =
@@ -375,6 +426,7 @@ impl Gpu {
 
     /// Runs `work` on the driver unless the device has failed, and keeps its failure.
     fn run(&self, work: impl FnOnce(&dyn Driver) -> Result<(), Failure>) {
+        let _turn = self.turn.take();
         if self.check().is_ok()
             && let Err(failure) = work(&*self.driver)
         {

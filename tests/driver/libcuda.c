@@ -14,10 +14,10 @@ enum {
   INVALID_CONTEXT = 201, INVALID_HANDLE = 400, NOT_FOUND = 500, ILLEGAL_ADDRESS = 700,
   INVALID_CLUSTER_SIZE = 912, CAPTURE_UNSUPPORTED = 900,
 };
-enum { COPY, SET, KERNEL, EVENT };
+enum { COPY, SET, KERNEL, EVENT, WAIT };
 enum { DEVICES = 16, MEMORY = 64 << 20 };
 
-struct event { int measures, is_recorded, is_done; double time; };
+struct event { int measures, is_recorded, is_done; double time; struct stream *stream; uint64_t count; };
 struct parameters { uint64_t bytes[3]; };
 struct work {
   int kind;
@@ -28,16 +28,20 @@ struct work {
   const char *kernel;
   struct parameters parameters;
   struct event *event;
+  // Of a wait: the stream, and how much of it has to be done.
+  struct stream *other;
+  uint64_t count;
 };
 struct list { struct work *items; size_t count, room; };
 struct context { int device; uint64_t used; int fault; };
-struct stream { struct context *context; struct list waiting, captured; int is_capturing; };
+// What was given to a stream, and done of it, is counted.
+struct stream { struct context *context; struct list waiting, captured; uint64_t given, done; int is_capturing, is_draining; };
 struct module { struct context *context; };
 
 static struct context contexts[DEVICES];
 static _Thread_local struct context *current;
 static double now;
-static int device_count(void) { const char *n = getenv("FAKE_CUDA_DEVICES"); return n ? atoi(n) : 10; }
+static int device_count(void) { const char *n = getenv("FAKE_CUDA_DEVICES"); return n ? atoi(n) : 12; }
 
 #define ENTER() if (!current) return INVALID_CONTEXT; if (current->fault) return current->fault
 
@@ -48,12 +52,16 @@ static void push(struct list *list, struct work work) {
 
 static int submit(struct stream *stream, struct work work) {
   if (stream->context != current) return INVALID_HANDLE;
+  stream->given += !stream->is_capturing;
   push(stream->is_capturing ? &stream->captured : &stream->waiting, work);
   return OK;
 }
 
+static int drain(struct stream *stream, size_t count);
+
 static int run(struct work *work) {
   switch (work->kind) {
+    case WAIT: return work->other->done >= work->count ? OK : drain(work->other, work->count - work->other->done);
     case COPY: memmove(work->to, work->from, work->bytes); return OK;
     case SET: memset(work->to, work->byte, work->bytes); return OK;
     case EVENT: work->event->is_done = 1; work->event->time = now += 1.5; return OK;
@@ -74,7 +82,15 @@ static int run(struct work *work) {
 // Runs the first `count` of what waits.
 static int drain(struct stream *stream, size_t count) {
   struct list *waiting = &stream->waiting;
-  for (size_t i = 0; i < count && !stream->context->fault; ++i) stream->context->fault = run(&waiting->items[i]);
+  // Streams that wait for each other would wait for ever.
+  if (stream->is_draining) abort();
+  stream->is_draining = 1;
+  for (size_t i = 0; i < count && !stream->context->fault; ++i) {
+    int fault = run(&waiting->items[i]);
+    if (!stream->context->fault) stream->context->fault = fault;
+    ++stream->done;
+  }
+  stream->is_draining = 0;
   memmove(waiting->items, waiting->items + count, (waiting->count - count) * sizeof *waiting->items);
   waiting->count -= count;
   return stream->context->fault;
@@ -84,7 +100,8 @@ static int drain_all(struct stream *stream) {
   return stream->is_capturing ? CAPTURE_UNSUPPORTED : drain(stream, stream->waiting.count);
 }
 
-static struct stream *streams[DEVICES];
+// Of each device two: that of the work is made first.
+static struct stream *streams[DEVICES][2];
 
 int cuInit(unsigned flags) {
   const char *named = getenv("FAKE_CUDA_INIT");
@@ -131,10 +148,16 @@ int cuStreamCreate(struct stream **stream, unsigned flags) {
   ENTER();
   *stream = calloc(1, sizeof **stream);
   (*stream)->context = current;
-  streams[current->device] = *stream;
+  streams[current->device][streams[current->device][0] != NULL] = *stream;
   return flags == 1 ? OK : INVALID_VALUE;
 }
 int cuStreamSynchronize(struct stream *stream) { ENTER(); return drain_all(stream); }
+int cuStreamWaitEvent(struct stream *stream, struct event *event, unsigned flags) {
+  ENTER();
+  // One that was never recorded is no reason to wait.
+  if (flags || !event->is_recorded) return INVALID_VALUE;
+  return submit(stream, (struct work){.kind = WAIT, .other = event->stream, .count = event->count});
+}
 
 int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
   ENTER();
@@ -147,7 +170,7 @@ int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
 }
 int cuMemFree_v2(uint64_t address) {
   ENTER();
-  drain_all(streams[current->device]);
+  for (int i = 0; i < 2; ++i) drain_all(streams[current->device][i]);
   uint64_t *memory = (uint64_t *)(address - 256);
   current->used -= memory[0];
   free(memory);
@@ -186,12 +209,14 @@ int cuEventRecord(struct event *event, struct stream *stream) {
   ENTER();
   event->is_recorded = 1;
   event->is_done = 0;
+  event->stream = stream;
+  event->count = stream->given + 1;
   return submit(stream, (struct work){.kind = EVENT, .event = event});
 }
 int cuEventSynchronize(struct event *event) {
   ENTER();
   // An event that was recorded twice is where it was recorded last.
-  struct stream *stream = streams[current->device];
+  struct stream *stream = event->stream;
   size_t count = stream->waiting.count;
   while (count > 0 && stream->waiting.items[count - 1].event != event) --count;
   return drain(stream, count);

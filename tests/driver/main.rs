@@ -85,6 +85,74 @@ fn uploads_and_downloads_of_any_size_keep_their_bytes() {
     gpu.check().unwrap();
 }
 
+/// A large upload goes beside the work, and is seen in its order all the same: each copy has what was uploaded before it.
+#[test]
+fn large_uploads_are_seen_in_the_order_of_the_work() {
+    let gpu = gpu(9);
+    const BYTES: usize = (9 << 20) + 12;
+    let content = |round: u8| -> Vec<u8> { (0..BYTES).map(|i| (i / 97) as u8 ^ round).collect() };
+    let to = gpu.allocate(BYTES);
+    let kept: Vec<_> = (0..3).map(|_| gpu.allocate(BYTES)).collect();
+    for round in 0..9 {
+        gpu.upload(to.address(), &content(round));
+        gpu.copy(kept[usize::from(round) % 3].address(), to.address(), BYTES);
+        fill(gpu, to.address(), 100, 3.0);
+    }
+    for round in 6..9 {
+        let mut found = vec![0; BYTES];
+        gpu.download(kept[usize::from(round) % 3].address(), &mut found);
+        assert!(found == content(round), "round {round}");
+    }
+    gpu.check().unwrap();
+}
+
+/// What other threads do meanwhile neither becomes part of what one records nor breaks it off.
+#[test]
+fn threads_wait_while_one_records() {
+    let gpu = gpu(11);
+    let [a, b] = [64, 64].map(|bytes| gpu.allocate(bytes));
+    let (begun, is_recording) = std::sync::mpsc::channel();
+    let other = std::thread::spawn(move || {
+        for round in is_recording {
+            gpu.upload(b.address(), &[round; 64]);
+            fill(gpu, b.address(), 8, f32::from(round));
+            assert_eq!(floats(gpu, b.address(), 8), [f32::from(round); 8]);
+            drop(gpu.allocate(1 << 12));
+        }
+    });
+    for round in 1..20u8 {
+        let graph = gpu
+            .capture(|| {
+                begun.send(round).unwrap();
+                // The other thread has every chance to come between.
+                (0..100).for_each(|_| std::thread::yield_now());
+                let own = gpu.allocate(64);
+                fill(gpu, own.address(), 16, 2.0);
+                gpu.copy(a.address(), own.address(), 64);
+            })
+            .unwrap();
+        assert_eq!((graph.launches(), graph.work().len()), (1, 2), "round {round}");
+        graph.replay();
+    }
+    drop(begun);
+    other.join().unwrap();
+    assert_eq!(floats(gpu, a.address(), 16), [2.0; 16]);
+    gpu.check().unwrap();
+}
+
+/// A table that is first needed while a step is recorded is there when it is replayed.
+#[test]
+fn a_table_may_be_needed_first_while_work_is_recorded() {
+    let gpu = gpu(10);
+    let a = gpu.allocate(12);
+    let graph = gpu.capture(|| gpu.copy(a.address(), gpu.constant(&[1.0f32, 2.0, 4.0]), 12)).unwrap();
+    graph.replay();
+    assert_eq!(floats(gpu, a.address(), 3), [1.0, 2.0, 4.0]);
+    drop(graph);
+    assert_eq!(gpu.constant(&[1.0f32, 2.0, 4.0]), gpu.constant(&[1.0f32, 2.0, 4.0]));
+    gpu.check().unwrap();
+}
+
 #[test]
 fn work_is_done_in_order_from_any_thread() {
     let gpu = gpu(1);
@@ -231,7 +299,7 @@ fn shared_memory_that_no_block_has_is_refused_by_name() {
 #[test]
 fn a_gpu_beyond_the_last_is_refused() {
     gpu(0);
-    assert!(matches!(Gpu::cuda(99), Err(Failure::NoDevice { index: 99, count: 10 })));
+    assert!(matches!(Gpu::cuda(99), Err(Failure::NoDevice { index: 99, count: 12 })));
 }
 
 /// The program with the stand-in, and variables that change it.
@@ -267,7 +335,7 @@ fn devices_shows_what_the_driver_reports() {
     assert_eq!(cuda["driver"]["version"], "13.0");
     let path: PathBuf = serde_json::from_value(cuda["driver"]["path"].clone()).unwrap();
     assert_eq!(path, stand_in().join("libcuda.so.1"));
-    assert_eq!(cuda["gpus"].as_array().unwrap().len(), 10);
+    assert_eq!(cuda["gpus"].as_array().unwrap().len(), 12);
     assert_eq!((&cuda["gpus"][9]["device"], &cuda["gpus"][9]["name"]), (&"cuda:9".into(), &"Stand-in".into()));
     assert_eq!(cuda["gpus"][0]["memory_bytes"], 64 << 20);
     let (_, text, _) = program("devices", &[("FAKE_CUDA_CAPABILITY", "80")]);

@@ -10,6 +10,11 @@
 //! | lets some threads miss a barrier, or some lanes a collective | with the line that waits and the thread that is elsewhere |
 //! | makes a vector access that is not aligned | with its address |
 //!
+//! | work that | is told |
+//! |---|---|
+//! | reads what is uploaded beside it before it has waited for that | by NaN in a kernel, by name in a copy (`streams`) |
+//! | is still to read what such an upload overwrites | by name |
+//!
 //! All of these are a [`Failure::Fault`] that names kernel, block and thread. Blocks run in parallel, the threads of a
 //! block as coroutines on one thread of the host. Graphs are recorded and replayed command by command.
 //!
@@ -18,6 +23,7 @@
 
 mod block;
 mod memory;
+mod streams;
 mod trap;
 
 use std::collections::HashMap;
@@ -28,11 +34,12 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
-use super::driver::{Address, Blocks, Description, Driver, Event, GraphId, Kernel, Launch};
+use super::driver::{Address, Blocks, Description, Driver, Event, GraphId, Kernel, Launch, Mark, PIECE, Stream};
 use super::{Failure, lock};
 pub use block::Context;
 use block::{Block, Broken};
 use memory::Memory;
+use streams::Streams;
 
 /// A kernel compiled for the host.
 pub struct EntryPoint {
@@ -67,6 +74,7 @@ pub struct Emulator {
     /// Commands so far: each launch is shuffled in its own way.
     clock: AtomicU64,
     memory: Memory,
+    streams: Mutex<Streams>,
     events: Mutex<Vec<Instant>>,
     recording: Mutex<Option<Vec<Command>>>,
     graphs: Mutex<HashMap<u64, Vec<Command>>>,
@@ -81,6 +89,7 @@ impl Emulator {
             seed,
             clock: AtomicU64::new(0),
             memory: Memory::default(),
+            streams: Mutex::default(),
             events: Mutex::default(),
             recording: Mutex::default(),
             graphs: Mutex::default(),
@@ -115,9 +124,12 @@ impl Emulator {
     }
 
     fn execute(&self, command: &Command) -> Result<(), Failure> {
+        lock(&self.streams).work();
         match command {
             Command::Launch { entry, grid, blocks, parameters } => self.run(entry, *grid, *blocks, parameters),
             &Command::Copy { to, from, bytes } => {
+                lock(&self.streams).touch("a copy", from, bytes)?;
+                lock(&self.streams).touch("a copy", to, bytes)?;
                 self.memory.check("a copy", from, bytes)?;
                 self.memory.check("a copy", to, bytes)?;
                 // SAFETY: both ranges lie in live allocations; `copy` allows overlap.
@@ -125,6 +137,7 @@ impl Emulator {
                 Ok(())
             }
             &Command::Fill { to, byte, bytes } => {
+                lock(&self.streams).touch("a fill", to, bytes)?;
                 self.memory.check("a fill", to, bytes)?;
                 // SAFETY: the range lies in a live allocation.
                 unsafe { std::ptr::write_bytes(to.0 as *mut u8, byte, bytes) };
@@ -212,7 +225,8 @@ impl Driver for Emulator {
         self.memory.allocate(bytes)
     }
 
-    fn free(&self, address: Address, _bytes: usize) {
+    fn free(&self, address: Address, bytes: usize) {
+        lock(&self.streams).forget(address, bytes);
         self.memory.free(address);
     }
 
@@ -222,14 +236,43 @@ impl Driver for Emulator {
 
     fn upload(&self, to: Address, bytes: &[u8]) -> Result<(), Failure> {
         self.not_recording("an upload")?;
+        lock(&self.streams).work();
+        lock(&self.streams).touch("an upload", to, bytes.len())?;
         self.memory.check("an upload", to, bytes.len())?;
         // SAFETY: the range lies in a live allocation, and `bytes` elsewhere.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.0 as *mut u8, bytes.len()) };
         Ok(())
     }
 
+    fn upload_beside(&self, to: Address, bytes: &[u8]) -> Result<(), Failure> {
+        assert!(bytes.len() <= PIECE, "{} bytes at a time", bytes.len());
+        self.memory.check("an upload", to, bytes.len())?;
+        lock(&self.streams).upload(to, bytes)?;
+        // SAFETY: the range lies in a live allocation.
+        unsafe { std::ptr::write_bytes(to.0 as *mut u8, memory::POISON, bytes.len()) };
+        Ok(())
+    }
+
+    fn mark(&self, of: Stream) -> Result<Mark, Failure> {
+        Ok(lock(&self.streams).mark(of))
+    }
+
+    fn wait(&self, stream: Stream, mark: Mark) -> Result<(), Failure> {
+        for (to, bytes) in lock(&self.streams).wait(stream, mark) {
+            // SAFETY: the range was checked when it was uploaded to, and memory that is uploaded to is not freed before.
+            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.0 as *mut u8, bytes.len()) };
+        }
+        Ok(())
+    }
+
+    fn settle_copies(&self) -> Result<(), Failure> {
+        let mark = self.mark(Stream::Copies)?;
+        self.wait(Stream::Work, mark)
+    }
+
     fn download(&self, from: Address, bytes: &mut [u8]) -> Result<(), Failure> {
         self.not_recording("a download")?;
+        lock(&self.streams).touch("a download", from, bytes.len())?;
         self.memory.check("a download", from, bytes.len())?;
         // SAFETY: the range lies in a live allocation, and `bytes` elsewhere.
         unsafe { std::ptr::copy_nonoverlapping(from.0 as *const u8, bytes.as_mut_ptr(), bytes.len()) };
