@@ -32,6 +32,36 @@ struct Unpacked {
   float a[ROWS][4 * PACKED], b[COLUMNS][2 * PACKED];
 };
 
+// The largest exponent of the product of two numbers whose significands are from 1 to below 2; that of the product may be one more.
+DEVICE int exponent_of(float v) {
+  int exponent;
+  std::frexp(v, &exponent);
+  return exponent - 1;
+}
+
+// c + Σ a·b of `count` products, at most 16, as tensor cores add: all are brought to the largest exponent, cut off `extra` bits behind those
+// of a float, and so is the sum. Zeros and what is below the least exponent, −133, take no part in that.
+DEVICE float add_cut_off(float c, const float* a, const float* b, unsigned count, unsigned extra) {
+  int largest = c != 0.0f ? exponent_of(c) : -133;
+  bool finite = is_finite(c);
+  for (unsigned k = 0; k < count; ++k) {
+    finite = finite && is_finite(a[k]) && is_finite(b[k]);
+    if (a[k] != 0.0f && b[k] != 0.0f) largest = std::max(largest, exponent_of(a[k]) + exponent_of(b[k]));
+  }
+  if (!finite) {
+    for (unsigned k = 0; k < count; ++k) c += a[k] * b[k];
+    return c;
+  }
+  const int last = std::max(largest, -133) - 23 - static_cast<int>(extra);
+  const double unit = std::ldexp(1.0, last), per_unit = std::ldexp(1.0, -last);
+  // Conversions to whole numbers cut off.
+  int64_t sum = static_cast<int64_t>(c * per_unit);
+  for (unsigned k = 0; k < count; ++k) sum += static_cast<int64_t>(static_cast<double>(a[k]) * b[k] * per_unit);
+  const double exact = static_cast<double>(sum) * unit;
+  const float nearest = static_cast<float>(exact);
+  return std::fabs(nearest) > std::fabs(exact) ? std::nextafter(nearest, 0.0f) : nearest;
+}
+
 // ROWS × COLUMNS products at once. Lanes exchange all that they hold, unpacked, before any of them multiplies: to switch from
 // lane to lane takes longer than a product.
 template <unsigned DEPTH, unsigned ROWS, unsigned COLUMNS>
@@ -52,6 +82,27 @@ DEVICE void multiply_add(float (&d)[ROWS][COLUMNS][4], const unsigned (&own_a)[R
     const unsigned owner = k % (4 * PACKED) / PACKED, i = k / (4 * PACKED) * PACKED + k % PACKED;
     for (unsigned n = 0; n < COLUMNS; ++n)
       for (unsigned j = 0; j < 2; ++j) b[k][n][j] = of[(column + j) * 4 + owner].b[n][i];
+  }
+  const emulator::TensorCores cores = emulator::context()->tensor_cores;
+  if (cores.bytes != 0) {
+    const unsigned together = cores.bytes * DEPTH / 32;
+    for (unsigned m = 0; m < ROWS; ++m) {
+      for (unsigned half = 0; half < 2; ++half) {
+        float a[DEPTH], of_column[DEPTH];
+        for (unsigned k = 0; k < DEPTH; ++k) {
+          const unsigned owner = k % (4 * PACKED) / PACKED, part = k / (4 * PACKED);
+          a[k] = of[row * 4 + owner].a[m][(half + part * 2) * PACKED + k % PACKED];
+        }
+        for (unsigned n = 0; n < COLUMNS; ++n) {
+          for (unsigned j = 0; j < 2; ++j) {
+            float& sum = d[m][n][half * 2 + j];
+            for (unsigned k = 0; k < DEPTH; ++k) of_column[k] = b[k][n][j];
+            for (unsigned k = 0; k < DEPTH; k += together) sum = add_cut_off(sum, a + k, of_column + k, together, cores.extra);
+          }
+        }
+      }
+    }
+    return;
   }
   for (unsigned m = 0; m < ROWS; ++m) {
     for (unsigned half = 0; half < 2; ++half) {

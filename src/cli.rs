@@ -35,7 +35,7 @@ pub struct Cli {
 
 #[derive(Args, Clone)]
 pub struct Global {
-    /// Where to compute: auto, cpu, cuda[:N] or emulator
+    /// Where to compute: auto, cpu, cuda[:N], emulator, or emulator:sm_80 or :sm_90a, whose tensor cores cut off as those of these GPUs
     #[arg(long, global = true, default_value = "auto", help_heading = "Global options")]
     pub device: String,
     /// Precision of activations: f32; tf32, bf16 or f16 on a GPU or the emulator

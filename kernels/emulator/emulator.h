@@ -51,8 +51,13 @@ struct Runtime {
   const unsigned char* (*exchange)(const Context*, const void* offer, unsigned bytes, const char* file, unsigned line);
 };
 
+// How tensor cores add: sums of `bytes` of A's numbers at a time, which are cut off `extra` bits behind those of a float; `bytes` is
+// 0 where each product is rounded by itself.
+struct TensorCores { uint32_t bytes, extra; };
+
 struct Context {
   Index3 thread, block, threads, grid;
+  TensorCores tensor_cores;
   uint32_t epoch;
   uint16_t warp_epoch;
   const Runtime* runtime;

@@ -192,7 +192,7 @@ fn machine(settings: &Settings) -> Machine {
         let threads = Some(rayon::current_num_threads());
         return Machine { name: devices::instructions().into(), threads, ..named };
     };
-    let Description { name, architecture, multiprocessors, memory } = gpu.description().clone();
+    let Description { name, architecture, multiprocessors, memory, .. } = gpu.description().clone();
     let named = Machine { name, architecture: Some(architecture), ..named };
     if is_emulated(device) {
         return named;

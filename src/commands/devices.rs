@@ -98,7 +98,7 @@ fn library_lines(out: &mut dyn Write, name: &str, library: &Result<Library, Fail
 }
 
 fn gpu_json((index, gpu): (usize, &Found)) -> Value {
-    let Description { name, architecture, multiprocessors, memory } = &gpu.description;
+    let Description { name, architecture, multiprocessors, memory, .. } = &gpu.description;
     json!({
         "device": format!("cuda:{index}"),
         "name": name,
@@ -111,7 +111,7 @@ fn gpu_json((index, gpu): (usize, &Found)) -> Value {
 }
 
 fn gpu_lines(out: &mut dyn Write, (index, gpu): (usize, &Found)) -> io::Result<()> {
-    let Description { name, architecture, multiprocessors, memory } = &gpu.description;
+    let Description { name, architecture, multiprocessors, memory, .. } = &gpu.description;
     let gib = *memory as f64 / (1u64 << 30) as f64;
     line(
         out,

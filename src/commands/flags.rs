@@ -52,7 +52,8 @@ pub fn check(verb: &Verb, global: &Global, matches: &ArgMatches) -> Result<()> {
     let read = read_by(verb);
     let (name, matches) = innermost(matches);
     // The seed is also the emulator's, which orders threads by it.
-    let is_read = |id| read.contains(&id) || (id == "seed" && read.contains(&"device") && global.device == "emulator");
+    let is_read =
+        |id| read.contains(&id) || (id == "seed" && read.contains(&"device") && global.device.starts_with("emulator"));
     let is_given = |id| matches.value_source(id) == Some(ValueSource::CommandLine);
     match ALL.iter().find(|(id, _)| is_given(id) && !is_read(*id)) {
         Some((_, option)) => Err(Error::usage(format!("{name} has no use for {option}"), "leave it out")),

@@ -45,7 +45,10 @@ pub fn run(options: &Selftest, global: &Global) -> Result<()> {
 fn line(report: &OpReport) -> String {
     let name = report.op;
     match &report.outcome {
-        Outcome::Failed(wrong) => format!("{name:<22} FAILED: {wrong}"),
+        Outcome::Failed(wrong) => {
+            let others = report.failures.iter().map(|(dtype, passes)| format!("{dtype} {passes}"));
+            format!("{name:<22} FAILED: {wrong} (passes that fail: {})", others.collect::<Vec<_>>().join(", "))
+        }
         Outcome::NotRun => format!("{name:<22} not run: the device has failed"),
         Outcome::Passed => {
             let errors = report.errors.iter().map(|worst| format!("{} {:.1e}   ", worst.dtype, worst.error));
@@ -72,6 +75,7 @@ fn object(report: &OpReport) -> Value {
         "wrong": wrong,
         "cases": report.cases,
         "errors": errors,
+        "failures": report.failures.iter().map(|(dtype, passes)| (dtype.to_string(), json!(passes))).collect::<Map<_, _>>(),
         "bitwise_on_integers": report.compares_bits,
     })
 }

@@ -20,7 +20,7 @@ use cudarc::driver::sys::{
 
 use super::cache::Cache;
 use super::compile::{self, Source};
-use super::driver::{Address, Description, Driver, Event, GraphId, Kernel, Launch, Mark, PIECE, Stream};
+use super::driver::{Address, Description, Driver, Event, GraphId, Kernel, Launch, Mark, PIECE, Stream, TensorCores};
 use super::libcuda::{self, Api};
 use super::library::Status;
 use super::nvrtc::{self, Nvrtc, Version};
@@ -147,7 +147,9 @@ fn describe(api: &'static Api, device: CUdevice) -> Result<Description, Failure>
         let minor = attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
         let multiprocessors = attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
         let name = CStr::from_bytes_until_nul(&name).unwrap_or_default().to_string_lossy().into_owned();
-        Ok(Description { name, architecture: architecture(major, minor), multiprocessors, memory })
+        let architecture = architecture(major, minor);
+        let tensor_cores = TensorCores::of(&architecture);
+        Ok(Description { name, architecture, multiprocessors, memory, tensor_cores })
     };
     ask().map_err(|error: Refused| error.explain(None))
 }

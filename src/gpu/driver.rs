@@ -107,6 +107,43 @@ pub struct Description {
     pub multiprocessors: usize,
     /// Bytes of memory.
     pub memory: usize,
+    pub tensor_cores: TensorCores,
+}
+
+/// How tensor cores add up products, which are exact.
+///
+/// A few products and the sum so far are brought to the largest exponent of them, cut off some bits behind those of a float, added, and
+/// cut off to a float: nothing is rounded to nearest. How many at a time, and how many bits, depends on the architecture
+/// (Khattak and Mikaitis, "Accurate Models of NVIDIA Tensor Cores", 2025, and their models A100TC, AdaTC, H100TC and B200TC).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TensorCores {
+    /// Each product is added by itself and rounded, as no tensor core does it.
+    #[default]
+    Rounding,
+    /// sm_80 to sm_89: 8 products of 16 bits or 4 of tf32 at a time, one more bit.
+    Ampere,
+    /// sm_90 on: 16 products of 16 bits or 8 of tf32 at a time, two more bits.
+    Hopper,
+}
+
+impl TensorCores {
+    /// Those of a GPU. Of one that the sources do not know, the less exact.
+    pub fn of(architecture: &str) -> TensorCores {
+        match architecture {
+            "sm_90" | "sm_90a" | "sm_100" => TensorCores::Hopper,
+            _ => TensorCores::Ampere,
+        }
+    }
+
+    /// Products of numbers of `dtype` that are added at a time.
+    pub fn products(self, dtype: DType) -> usize {
+        let of_16_bits = match self {
+            TensorCores::Rounding => return 1,
+            TensorCores::Ampere => 8,
+            TensorCores::Hopper => 16,
+        };
+        if dtype.size() == 2 { of_16_bits } else { of_16_bits / 2 }
+    }
 }
 
 /// A mark in the stream, to measure time with. Numbered by the driver that made it.

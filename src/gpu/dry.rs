@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Failure;
-use super::driver::{Address, Description, Driver, Event, GraphId, Kernel, Launch, Mark, Stream};
+use super::driver::{Address, Description, Driver, Event, GraphId, Kernel, Launch, Mark, Stream, TensorCores};
 
 /// Addresses are aligned to this.
 const ALIGNMENT: u64 = 256;
@@ -23,7 +23,13 @@ impl Dry {
 
 impl Driver for Dry {
     fn describe(&self) -> Description {
-        Description { name: "no device".into(), architecture: "none".into(), multiprocessors: 1, memory: usize::MAX }
+        Description {
+            name: "no device".into(),
+            architecture: "none".into(),
+            multiprocessors: 1,
+            memory: usize::MAX,
+            tensor_cores: TensorCores::default(),
+        }
     }
 
     fn allocate(&self, bytes: usize) -> Result<Address, Failure> {

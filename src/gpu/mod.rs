@@ -32,7 +32,7 @@ use std::sync::{Mutex, MutexGuard};
 
 pub use cost::Cost;
 pub use cuda::{Found, Library, Probe, probe};
-pub use driver::{Address, Blocks, Description, Event, Kernel};
+pub use driver::{Address, Blocks, Description, Event, Kernel, TensorCores};
 use driver::{Driver, GraphId, Launch, PIECE};
 pub use failure::Failure;
 pub use memory::Buffer;
@@ -144,8 +144,20 @@ impl Gpu {
         Gpu::new("emulator".into(), Box::new(emulator))
     }
 
+    /// [`Gpu::emulator`] whose tensor cores add as those of this architecture.
+    #[cfg(feature = "emulator")]
+    pub fn emulator_of(architecture: &str, seed: u64) -> Result<Handle, Failure> {
+        let emulator = emulator::Emulator::new(seed).with_tensor_cores(TensorCores::of(architecture));
+        Ok(Gpu::new(format!("emulator:{architecture}"), Box::new(emulator)))
+    }
+
     #[cfg(not(feature = "emulator"))]
     pub fn emulator(_seed: u64) -> Result<Handle, Failure> {
+        Err(Failure::NoEmulator)
+    }
+
+    #[cfg(not(feature = "emulator"))]
+    pub fn emulator_of(_architecture: &str, _seed: u64) -> Result<Handle, Failure> {
         Err(Failure::NoEmulator)
     }
 

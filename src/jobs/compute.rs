@@ -41,7 +41,8 @@ enum Named {
     Auto,
     Cpu,
     Cuda(usize),
-    Emulator,
+    /// Whose tensor cores add as those of an architecture.
+    Emulator(Option<&'static str>),
 }
 
 impl Compute {
@@ -57,7 +58,8 @@ impl Compute {
         let device = match self.named()? {
             Named::Cpu => Device::Cpu,
             Named::Cuda(index) => Device::Gpu(Gpu::cuda(index).map_err(unavailable)?),
-            Named::Emulator => Device::Gpu(Gpu::emulator(self.seed).map_err(unavailable)?),
+            Named::Emulator(None) => Device::Gpu(Gpu::emulator(self.seed).map_err(unavailable)?),
+            Named::Emulator(Some(of)) => Device::Gpu(Gpu::emulator_of(of, self.seed).map_err(unavailable)?),
             Named::Auto => match first_usable() {
                 Ok(gpu) => Device::Gpu(gpu),
                 Err(Failure::NoDriver { .. } | Failure::NoDevice { .. }) => Device::Cpu,
@@ -88,12 +90,20 @@ impl Compute {
     }
 
     fn named(&self) -> Result<Named> {
-        let unknown = || Error::unknown("device", &self.device, ["auto", "cpu", "cuda", "emulator"]);
+        let unknown = || {
+            Error::unknown(
+                "device",
+                &self.device,
+                ["auto", "cpu", "cuda", "emulator", "emulator:sm_80", "emulator:sm_90a"],
+            )
+        };
         match self.device.as_str() {
             "auto" => Ok(Named::Auto),
             "cpu" => Ok(Named::Cpu),
             "cuda" => Ok(Named::Cuda(0)),
-            "emulator" => Ok(Named::Emulator),
+            "emulator" => Ok(Named::Emulator(None)),
+            "emulator:sm_80" => Ok(Named::Emulator(Some("sm_80"))),
+            "emulator:sm_90a" => Ok(Named::Emulator(Some("sm_90a"))),
             other => {
                 let index = other.strip_prefix("cuda:").ok_or_else(unknown)?;
                 let hint = "only GPUs are numbered, such as --device cuda:0";

@@ -35,7 +35,7 @@ impl Pass {
     /// The worst normalised error with random inputs. What exceeds the storage's rounding is within the tolerance.
     fn check_reals(&self, execution: Execution) -> Result<f64, Wrong> {
         let mut worst = 0f64;
-        let tolerance = if execution == Execution::CPU { self.tolerance_on_cpu } else { self.tolerance };
+        let tolerance = self.tolerance_on(execution);
         self.compare(Draw::Reals, execution, &self.draw(Draw::Reals, execution), |index, actual, expected| {
             worst = worst.max(normalized_error(actual, expected));
             let dtype = execution.dtype_of(self.layout(&self.outputs[index]).role);

@@ -38,6 +38,8 @@ pub struct OpReport {
     pub errors: Vec<Worst>,
     /// Whether integers were compared bit by bit.
     pub compares_bits: bool,
+    /// How many passes failed, of each dtype in which some did.
+    pub failures: Vec<(DType, usize)>,
     pub outcome: Outcome,
 }
 
@@ -74,7 +76,7 @@ impl Op {
         OPS.iter().find(|op| op.name == name).ok_or_else(|| Error::unknown("op", name, known()))
     }
 
-    /// Runs all passes of the op with activations of each of `dtypes`, until one fails.
+    /// Runs all passes of the op with activations of each of `dtypes`, also after one that fails, unless the device fails with it.
     pub fn check(&self, device: Device, dtypes: &[DType]) -> OpReport {
         let mut passes = (self.passes)();
         passes.retain(|pass| dtypes.iter().any(|&dtype| pass.runs_on(Execution { device, dtype })));
@@ -84,10 +86,11 @@ impl Op {
             cases: cases.len(),
             errors: Vec::new(),
             compares_bits: passes.iter().any(|pass| pass.is_exact),
+            failures: Vec::new(),
             outcome: Outcome::Passed,
         };
         for &dtype in dtypes {
-            let mut worst = None;
+            let (mut worst, mut failed) = (None, 0);
             let execution = Execution { device, dtype };
             for pass in passes.iter().filter(|pass| pass.runs_on(execution)) {
                 if interrupted() {
@@ -101,12 +104,19 @@ impl Op {
                         }
                     }
                     Err(wrong) => {
-                        report.outcome = Outcome::Failed(wrong);
-                        return report;
+                        failed += 1;
+                        if report.outcome == Outcome::Passed {
+                            report.outcome = Outcome::Failed(wrong);
+                        }
+                        if device.check().is_err() {
+                            report.failures.push((dtype, failed));
+                            return report;
+                        }
                     }
                 }
             }
             report.errors.extend(worst);
+            report.failures.extend((failed > 0).then_some((dtype, failed)));
         }
         report
     }
@@ -120,9 +130,14 @@ pub fn run(device: Device, dtypes: &[DType], ops: &[&'static Op], mut report: im
     for op in ops {
         let of_op = match device.check() {
             Ok(()) => op.check(device, dtypes),
-            Err(_) => {
-                OpReport { op: op.name, cases: 0, errors: Vec::new(), compares_bits: false, outcome: Outcome::NotRun }
-            }
+            Err(_) => OpReport {
+                op: op.name,
+                cases: 0,
+                errors: Vec::new(),
+                compares_bits: false,
+                failures: Vec::new(),
+                outcome: Outcome::NotRun,
+            },
         };
         if interrupted() {
             return Err(Error::Interrupted { last_checkpoint: None });
@@ -177,6 +192,21 @@ mod tests {
         assert_eq!((report.cases, report.compares_bits), (1, true));
         let [worst] = report.errors.as_slice() else { panic!("{report:?}") };
         assert_eq!((worst.dtype, worst.error, worst.pass.as_str()), (DType::F32, 0.0, "y of seven numbers"));
+        assert_eq!(report.failures, []);
+    }
+
+    #[test]
+    fn the_first_fault_is_told_and_all_are_counted() {
+        const SOME: Op = Op {
+            name: "some",
+            passes: || {
+                let passes = [copying(|_, y| y.fill(0.0)), copying(|x, y| y.copy_from(x)), copying(|_, y| y.fill(1.0))];
+                passes.into_iter().flatten().enumerate().map(|(i, pass)| pass.of(i)).collect()
+            },
+        };
+        let report = SOME.check(Device::Cpu, &[DType::F32]);
+        assert!(says(&report.outcome, "y of 0: integers give 0"), "{report:?}");
+        assert_eq!((report.failures.as_slice(), report.errors[0].pass.as_str()), (&[(DType::F32, 2)][..], "y of 1"));
     }
 
     #[test]
@@ -210,6 +240,24 @@ mod tests {
         #[test]
         fn what_is_right_passes_in_every_dtype() {
             assert_eq!(outcomes(emulator(), &[&RIGHT]), (vec![("right", Outcome::Passed)], true));
+        }
+
+        /// What tensor cores cut off is more than rounding would leave, and what the tolerance expects: of the deepest sums, a few
+        /// times less than it.
+        #[test]
+        fn sums_that_are_cut_off_stay_within_what_their_depth_allows() {
+            let passes = (Op::named("conv2d").unwrap().passes)();
+            let pass = passes.iter().find(|pass| pass.name() == "fprop of many channels").unwrap();
+            let error = |device: crate::gpu::Handle| {
+                let execution = Execution { device: Device::Gpu(device), dtype: DType::TF32 };
+                (pass.check(execution).unwrap(), pass.tolerance_on(execution))
+            };
+            let (rounding, tolerance) = error(Gpu::emulator(1).unwrap());
+            assert!(rounding < tolerance && tolerance == 1e-6, "{rounding}");
+            let [(ampere, of_ampere), (hopper, of_hopper)] =
+                ["sm_80", "sm_90a"].map(|architecture| error(Gpu::emulator_of(architecture, 1).unwrap()));
+            assert!(tolerance < hopper && hopper < ampere, "{rounding:e} {hopper:e} {ampere:e}");
+            assert!(ampere > of_ampere / 10.0 && hopper > of_hopper / 10.0, "{of_ampere:e} {of_hopper:e}");
         }
 
         #[test]

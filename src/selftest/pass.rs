@@ -3,6 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::operand::{Execution, Input, Layout, Output, Role, Values};
+use crate::gpu::TensorCores;
 use crate::numbers::{Numbers, stored};
 use crate::tensor::{DType, Device, Tensor, TensorMut};
 
@@ -32,8 +33,8 @@ pub struct Pass {
     pub tolerance_on_cpu: f64,
     /// Whether integers give the same bits as in `f64`, rounded once where the result is stored in fewer.
     pub is_exact: bool,
-    /// Whether it may run on tensor cores, where tf32 is not f32.
-    pub uses_tensor_cores: bool,
+    /// The products of the sums that it may make on tensor cores, where tf32 is not f32; 0 for others.
+    pub on_tensor_cores: usize,
     /// Whether the case is an edge of the CPU's implementation, and a long run of the same elsewhere.
     pub is_of_cpu: bool,
     run: Run,
@@ -76,7 +77,7 @@ impl Pass {
             tolerance: 0.0,
             tolerance_on_cpu: 0.0,
             is_exact: false,
-            uses_tensor_cores: false,
+            on_tensor_cores: 0,
             is_of_cpu: false,
             run: Box::new(run),
         }
@@ -102,8 +103,20 @@ impl Pass {
         Pass { is_exact, ..self }
     }
 
-    pub fn on_tensor_cores(self) -> Pass {
-        Pass { uses_tensor_cores: true, ..self }
+    pub fn on_tensor_cores(self, products: usize) -> Pass {
+        Pass { on_tensor_cores: products, ..self }
+    }
+
+    /// The tolerance on a device. Tensor cores cut off: with each few products that they add the sum loses up to 2⁻²³ of itself, half of that
+    /// on average, always towards zero, so that a sum of n such steps may be n·2⁻²⁴ too small.
+    pub fn tolerance_on(&self, execution: Execution) -> f64 {
+        let Device::Gpu(gpu) = execution.device else {
+            return if execution == Execution::CPU { self.tolerance_on_cpu } else { self.tolerance };
+        };
+        let cores = gpu.description().tensor_cores;
+        let is_cut_off = execution.dtype != DType::F32 && cores != TensorCores::Rounding;
+        let steps = if is_cut_off { self.on_tensor_cores.div_ceil(cores.products(execution.dtype)) } else { 0 };
+        self.tolerance + steps as f64 * 2f64.powi(-24)
     }
 
     pub fn of_cpu_if(self, is_of_cpu: bool) -> Pass {
@@ -137,7 +150,7 @@ impl Pass {
         let has_activations = layouts.any(|layout| layout.role == Role::Activation);
         match dtype {
             DType::F32 | DType::F64 => true,
-            DType::TF32 => has_activations && self.uses_tensor_cores,
+            DType::TF32 => has_activations && self.on_tensor_cores > 0,
             DType::BF16 | DType::F16 => has_activations,
         }
     }

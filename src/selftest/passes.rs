@@ -80,6 +80,8 @@ fn convolutions() -> Vec<Pass> {
         let [x, y] = [g.x(), g.y()].map(Layout::dense);
         let w = Layout::padded([g.k, g.r, g.s, g.group_channels()], g.pitch).in_arena();
         let unit = |layouts: [&Layout; 2]| layouts.map(|layout| Input::unit(layout.clone()));
+        let [of_filter, of_image, pixels] =
+            [g.r * g.s * g.group_channels(), g.r * g.s * g.k / conv.groups, g.n * g.p * g.q];
         [
             Pass::new("fprop", unit([&x, &w]), [y.clone()], move |[x, w], [y]| conv2d::fprop(conv, x, w, y)),
             with_epilogue(case, [&x, &w, &y]),
@@ -89,7 +91,14 @@ fn convolutions() -> Vec<Pass> {
             }),
             wgrad_products(case, [x, y, w.in_f32()]),
         ]
-        .map(|pass| pass.of(case.name).within(SUM).exact().on_tensor_cores())
+        .map(|pass| {
+            let products = match pass.direction {
+                "dgrad" => of_image,
+                "wgrad" | "products" => pixels,
+                _ => of_filter,
+            };
+            pass.of(case.name).within(SUM).exact().on_tensor_cores(products)
+        })
     };
     cases::CONV2D.iter().flat_map(of_case).collect()
 }

@@ -38,6 +38,9 @@ pub fn devices() -> Vec<Handle> {
     }
     match std::env::var("MEDMERGE_REQUIRE_DEVICE").as_deref() {
         Ok("cuda") => devices.push(Gpu::cuda(0).expect("MEDMERGE_REQUIRE_DEVICE asks for a GPU")),
+        Ok(emulator) if emulator.starts_with("emulator:") => {
+            devices = vec![Gpu::emulator_of(&emulator["emulator:".len()..], 7).expect("built with the emulator")];
+        }
         Ok(other) if !other.is_empty() => panic!("MEDMERGE_REQUIRE_DEVICE={other} is no device"),
         _ => {}
     }

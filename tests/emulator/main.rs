@@ -13,7 +13,7 @@ use std::process::Command;
 use std::sync::Mutex;
 
 use medmerge::gpu::emulator::{Context, Emulator, EntryPoint};
-use medmerge::gpu::{Address, Failure, Gpu, Handle};
+use medmerge::gpu::{Address, Failure, Gpu, Handle, TensorCores};
 use medmerge::parameters;
 use medmerge::tensor::{DType, Device, Tensor};
 
@@ -428,7 +428,17 @@ parameters! {
 
 /// What `name` of `matrix.cu` makes of whole numbers: A 16 × 16, B as `b` says.
 fn product(name: &'static str, storage: DType, a: &[f32], b: &[f32]) -> Result<Vec<f32>, Failure> {
-    let gpu = Gpu::on_emulator(Emulator::with_guests(3, guests("matrix", storage)));
+    product_on(TensorCores::Rounding, name, storage, a, b)
+}
+
+fn product_on(
+    cores: TensorCores,
+    name: &'static str,
+    storage: DType,
+    a: &[f32],
+    b: &[f32],
+) -> Result<Vec<f32>, Failure> {
+    let gpu = Gpu::on_emulator(Emulator::with_guests(3, guests("matrix", storage)).with_tensor_cores(cores));
     let operand =
         |values: &[f32]| Tensor::from_vec(values.to_vec(), [values.len()]).to_device(Device::Gpu(gpu)).cast(storage);
     let (a, b) = (operand(a), operand(b));
@@ -455,6 +465,54 @@ fn matrix_instructions_multiply() {
         assert_eq!(product("product", storage, &a, &turned).unwrap(), expected, "{storage}");
         assert_eq!(product("product_turned", storage, &a, &plain).unwrap(), expected, "{storage}");
     }
+}
+
+/// 1 and products of 2⁻ⁿ with signs: what is cut off, and of how many products at a time, tells the architectures apart.
+#[test]
+fn tensor_cores_cut_off_as_their_architecture_does() {
+    let on = |cores, terms: &[(usize, f32, f32)]| {
+        let (mut a, mut b) = (vec![0.0; 256], vec![0.0; 128]);
+        for &(k, of_a, of_b) in terms {
+            (a[k], b[k]) = (of_a, of_b);
+        }
+        product_on(cores, "product", DType::BF16, &a, &b).unwrap()[0]
+    };
+    let power = |n: i32| 2f32.powi(n);
+    let below_one = 1.0 - power(-24);
+    let [ampere, hopper, rounding] = [TensorCores::Ampere, TensorCores::Hopper, TensorCores::Rounding];
+    for (terms, expected) in [
+        // 1 − 2⁻²⁵: the 25th bit behind the point is kept by Hopper alone, and what is kept is cut off to a float.
+        (vec![(0, 1.0, 1.0), (1, power(-12), -power(-13))], [1.0, below_one, 1.0]),
+        // 1 − 2⁻²⁶ is beyond both.
+        (vec![(0, 1.0, 1.0), (1, power(-13), -power(-13))], [1.0, 1.0, 1.0]),
+        // 1 + 3·2⁻²⁵ is rounded up to 1 + 2⁻²³ by a rounding sum, and cut off by both.
+        (vec![(0, 1.0, 1.0), (1, 1.5 * power(-12), power(-12))], [1.0, 1.0, 1.0 + power(-23)]),
+        // Four times 2⁻²⁵: together 2⁻²³ on Hopper; on Ampere each is nothing beside 1.
+        (
+            std::iter::once((0, 1.0, 1.0)).chain((1..5).map(|k| (k, power(-12), power(-13)))).collect(),
+            [1.0, 1.0 + power(-23), 1.0],
+        ),
+        // The same in the second half: eight at a time come after the 1 is there, sixteen with it.
+        (
+            std::iter::once((0, 1.0, 1.0)).chain((8..12).map(|k| (k, power(-12), power(-13)))).collect(),
+            [1.0, 1.0 + power(-23), 1.0],
+        ),
+        // Before the 1 is there, four of them are a sum of their own on Ampere.
+        (
+            (0..4).map(|k| (k, power(-12), power(-13))).chain([(8, 1.0, 1.0)]).collect(),
+            [1.0 + power(-23), 1.0 + power(-23), 1.0 + power(-23)],
+        ),
+    ] {
+        let found = [ampere, hopper, rounding].map(|cores| on(cores, &terms));
+        assert_eq!(found, expected, "{terms:?}");
+    }
+    let whole: Vec<f32> = wholes(256, 5);
+    let exact = product("product", DType::F16, &whole, &wholes(128, 11)).unwrap();
+    for cores in [ampere, hopper] {
+        assert_eq!(product_on(cores, "product", DType::F16, &whole, &wholes(128, 11)).unwrap(), exact);
+    }
+    assert!(on(hopper, &[(3, f32::NAN, 1.0)]).is_nan());
+    assert_eq!(on(ampere, &[(3, f32::INFINITY, 1.0)]), f32::INFINITY);
 }
 
 /// Nobody's offer is read as if it were as long as another's.

@@ -39,6 +39,7 @@ pub struct Context {
     block: Index3,
     threads: Index3,
     grid: Index3,
+    tensor_cores: [u32; 2],
     epoch: u32,
     warp_epoch: u16,
     runtime: *const Runtime,
@@ -179,6 +180,8 @@ pub struct Block {
     entry: &'static EntryPoint,
     parameters: *const c_void,
     grid: [u32; 3],
+    /// The twin of `emulator::TensorCores`.
+    tensor_cores: [u32; 2],
     index: [u32; 3],
     contexts: Vec<Context>,
     /// `COPIES` for each thread. Not in its context, which is small so that those of a block lie side by side.
@@ -221,7 +224,13 @@ thread_local! {
 
 impl Block {
     /// Runs the blocks of one launch, one after the other.
-    pub fn new(entry: &'static EntryPoint, parameters: *const c_void, grid: [u32; 3], dynamic_shared: usize) -> Block {
+    pub fn new(
+        entry: &'static EntryPoint,
+        parameters: *const c_void,
+        grid: [u32; 3],
+        dynamic_shared: usize,
+        tensor_cores: [u32; 2],
+    ) -> Block {
         let threads = *entry.threads as usize;
         let Handed { contexts, mut copies, shared, shadow } = HANDED.take();
         if copies.len() < threads * COPIES {
@@ -231,6 +240,7 @@ impl Block {
             entry,
             parameters,
             grid,
+            tensor_cores,
             index: [0; 3],
             contexts,
             copies,
@@ -267,6 +277,7 @@ impl Block {
             block: three(self.index),
             threads: three([threads, 1, 1]),
             grid: three([x, y, z]),
+            tensor_cores: self.tensor_cores,
             epoch: 1,
             warp_epoch: 0,
             runtime: &RUNTIME,

@@ -34,7 +34,9 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
-use super::driver::{Address, Blocks, Description, Driver, Event, GraphId, Kernel, Launch, Mark, PIECE, Stream};
+use super::driver::{
+    Address, Blocks, Description, Driver, Event, GraphId, Kernel, Launch, Mark, PIECE, Stream, TensorCores,
+};
 use super::{Failure, lock};
 pub use block::Context;
 use block::{Block, Broken};
@@ -71,6 +73,7 @@ enum Command {
 
 pub struct Emulator {
     seed: u64,
+    tensor_cores: TensorCores,
     /// Commands so far: each launch is shuffled in its own way.
     clock: AtomicU64,
     memory: Memory,
@@ -87,6 +90,7 @@ impl Emulator {
         trap::install();
         Emulator {
             seed,
+            tensor_cores: TensorCores::default(),
             clock: AtomicU64::new(0),
             memory: Memory::default(),
             streams: Mutex::default(),
@@ -100,6 +104,11 @@ impl Emulator {
     /// An emulator that also knows `guests`.
     pub fn with_guests(seed: u64, guests: Vec<&'static EntryPoint>) -> Emulator {
         Emulator { guests, ..Emulator::new(seed) }
+    }
+
+    /// An emulator whose tensor cores add as those of a GPU do.
+    pub fn with_tensor_cores(self, tensor_cores: TensorCores) -> Emulator {
+        Emulator { tensor_cores, ..self }
     }
 
     fn entry(&self, kernel: Kernel) -> Result<&'static EntryPoint, Failure> {
@@ -165,7 +174,13 @@ impl Emulator {
         bytemuck::cast_slice_mut(&mut aligned)[..parameters.len()].copy_from_slice(parameters);
         let aligned: &[u128] = &aligned;
         let work = |_| {
-            let mut block = Block::new(entry, aligned.as_ptr().cast(), grid, blocks.dynamic_shared as usize);
+            let (parameters, dynamic_shared) = (aligned.as_ptr().cast(), blocks.dynamic_shared as usize);
+            let tensor_cores = match self.tensor_cores {
+                TensorCores::Rounding => [0, 0],
+                TensorCores::Ampere => [16, 1],
+                TensorCores::Hopper => [32, 2],
+            };
+            let mut block = Block::new(entry, parameters, grid, dynamic_shared, tensor_cores);
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
                 if index >= count || lock(&broken).is_some() {
@@ -218,6 +233,7 @@ impl Driver for Emulator {
             architecture: "host".into(),
             multiprocessors: rayon::current_num_threads(),
             memory: memory::LIMIT,
+            tensor_cores: self.tensor_cores,
         }
     }
 
