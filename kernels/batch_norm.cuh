@@ -3,8 +3,9 @@
 
 #include "common.cuh"
 
-// Forward and backward agree on the sign of this to the last bit, whoever computes it. `scale` is γ·rstd.
-DEVICE float normalized(float x, float mean, float scale, float beta) { return (x - mean) * scale + beta; }
+// Forward and backward agree on the sign of this to the last bit, whoever computes it: what is fused here is not left to the
+// compiler, which may choose otherwise in another kernel. `scale` is γ·rstd.
+DEVICE float normalized(float x, float mean, float scale, float beta) { return __fmaf_rn(x - mean, scale, beta); }
 
 // Where x lies: in tensors of n × Cᵢ one behind another, as the concatenation that nobody wrote down; or in a single one.
 struct Places {

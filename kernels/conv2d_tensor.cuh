@@ -421,6 +421,11 @@ DEVICE void multiply_tiles(Sums<T>& sums, SharedArray<element> rows, SharedArray
   }
 }
 
+// The shared memory of a kernel for tiles of T.
+#define TILES(T)                                            \
+  SHARED(element, rows, STAGES * T::ROW_ELEMENTS);          \
+  SHARED(element, columns, STAGES * T::COLUMN_ELEMENTS)
+
 template <class T, class Rows, class Columns>
 DEVICE Sums<T> mainloop(
     const Product& p, const Walk& walk, int depth, SharedArray<element> row_tiles, SharedArray<element> column_tiles) {

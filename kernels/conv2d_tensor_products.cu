@@ -108,10 +108,6 @@ DEVICE void products(const Products& p, SharedArray<element> rows, SharedArray<e
   store_products<T>(p, sums, as_floats(rows));
 }
 
-#define TILES(T)                                            \
-  SHARED(element, rows, STAGES * T::ROW_ELEMENTS);          \
-  SHARED(element, columns, STAGES * T::COLUMN_ELEMENTS)
-
 KERNEL(conv2d_tensor_products_128x128, Products, Tile128x128::THREADS) {
   TILES(Tile128x128);
   products<Tile128x128>(p, rows, columns);

@@ -49,7 +49,16 @@ fn every_kernel_compiles_everywhere_and_fits_its_registers() {
     assert_eq!(sources.iter().map(|source| source.file).collect::<BTreeSet<_>>(), files);
     // Tensor cores take tf32 in its place; all else has f32.
     let without_f32 = |file: &&&str| sources.iter().all(|source| source.file != **file || source.dtype != DType::F32);
-    let for_tensor_cores = ["conv2d_tensor", "conv2d_tensor_products", "limits_tensor"];
+    let for_tensor_cores = [
+        "conv2d_tensor",
+        "conv2d_tensor_dgrad",
+        "conv2d_tensor_dgrad_sums",
+        "conv2d_tensor_fprop",
+        "conv2d_tensor_fprop_statistics",
+        "conv2d_tensor_products",
+        "conv2d_tensor_wgrad",
+        "limits_tensor",
+    ];
     assert_eq!(files.iter().filter(without_f32).copied().collect::<Vec<_>>(), for_tensor_cores);
     let mut problems = Vec::new();
     for architecture in ARCHITECTURES {

@@ -252,6 +252,7 @@ static inline unsigned __float_as_uint(float v) { unsigned bits; std::memcpy(&bi
 static inline float __uint_as_float(unsigned bits) { float v; std::memcpy(&v, &bits, 4); return v; }
 // Rounds by itself: never part of a fused multiply-add.
 static inline float __fmul_rn(float a, float b) { return a * b; }
+static inline float __fmaf_rn(float a, float b, float c) { return std::fmaf(a, b, c); }
 
 struct alignas(8) float2 { float x, y; };
 static inline float2 make_float2(float x, float y) { return {x, y}; }

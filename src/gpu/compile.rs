@@ -59,6 +59,17 @@ impl KernelFacts {
     }
 }
 
+impl KernelFacts {
+    /// Of the most shared memory that a processor can have, how much its blocks need all together, with so many bytes each beyond what the kernel
+    /// declares, in percent: the rest of that memory is a cache. `None` where the architecture is not known.
+    pub fn carve_out(&self, architecture: &str, dynamic_shared: u32) -> Option<u32> {
+        let facts = KernelFacts { shared_bytes: self.shared_bytes + dynamic_shared, ..self.clone() };
+        let (limits, blocks) = (Processor::of(architecture)?, facts.blocks_per_processor(architecture)?);
+        let needed = blocks * (facts.shared_bytes.next_multiple_of(128) + RESERVED);
+        Some((100 * needed).div_ceil(limits.shared_bytes).min(100))
+    }
+}
+
 /// Registers of a processor, and the shared memory that each of its blocks has for the system.
 const REGISTERS: u32 = 65_536;
 const RESERVED: u32 = 1024;
@@ -292,6 +303,22 @@ ptxas info    : Used 10 registers, 376 bytes cmem[0]";
         assert_eq!(blocks(1024, 32, 0), 2);
         assert_eq!(blocks(32, 16, 0), 32);
         assert_eq!(KernelFacts::default().blocks_per_processor("sm_7"), None);
+    }
+
+    #[test]
+    fn shared_memory_is_carved_out_for_all_blocks() {
+        let percent = |threads, registers, shared_bytes, dynamic| {
+            let facts = KernelFacts { threads, registers, shared_bytes, ..Default::default() };
+            facts.carve_out("sm_90a", dynamic).unwrap()
+        };
+        // Eight blocks with a KiB each for the system, of 228 KiB.
+        assert_eq!(percent(256, 32, 0, 0), 4);
+        // Two blocks of 48 KiB: 98 of 228.
+        assert_eq!(percent(256, 128, 48 << 10, 0), 43);
+        assert_eq!(percent(256, 128, 16 << 10, 32 << 10), 43);
+        // One alone that takes all that a block may have.
+        assert_eq!(percent(384, 168, 1 << 10, 226 << 10), 100);
+        assert_eq!(KernelFacts::default().carve_out("sm_7", 0), None);
     }
 
     /// Whatever the compiler is told, and which compiler it is: a binary in the cache is never of something else.

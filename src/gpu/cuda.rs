@@ -6,6 +6,7 @@
 //! Nothing here is ever dropped: at exit the driver may be gone before the last of our destructors.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::{CStr, CString, c_int, c_uint, c_void};
 use std::path::PathBuf;
 use std::ptr::null_mut;
@@ -19,7 +20,7 @@ use cudarc::driver::sys::{
 };
 
 use super::cache::Cache;
-use super::compile::{self, Source};
+use super::compile::{self, KernelFacts, Source};
 use super::driver::{Address, Description, Driver, Event, GraphId, Kernel, Launch, Mark, PIECE, Stream, TensorCores};
 use super::libcuda::{self, Api};
 use super::library::Status;
@@ -302,7 +303,13 @@ unsafe impl Sync for Cuda {}
 #[derive(Default)]
 struct Code {
     functions: HashMap<Kernel, Function>,
-    modules: HashMap<(&'static str, DType), CUmodule>,
+    modules: HashMap<(&'static str, DType), Loaded>,
+}
+
+/// A module, and what its kernels need.
+struct Loaded {
+    module: CUmodule,
+    kernels: Vec<KernelFacts>,
 }
 
 #[derive(Clone, Copy)]
@@ -416,15 +423,14 @@ impl Cuda {
         if let Some(function) = code.functions.get(&kernel) {
             return Ok(*function);
         }
-        let module = match code.modules.get(&(kernel.file, kernel.dtype)) {
-            Some(module) => *module,
-            None => {
-                let module = self.load(kernel)?;
-                code.modules.insert((kernel.file, kernel.dtype), module);
-                module
-            }
+        let Loaded { module, kernels } = match code.modules.entry((kernel.file, kernel.dtype)) {
+            Entry::Occupied(loaded) => loaded.into_mut(),
+            Entry::Vacant(place) => place.insert(self.load(kernel)?),
         };
-        let symbol = CString::new(kernel.symbol()).expect("a name in the source");
+        let (module, symbol) = (*module, kernel.symbol());
+        let facts = kernels.iter().find(|facts| facts.symbol == symbol);
+        let carve_out = facts.and_then(|facts| facts.carve_out(&self.description.architecture, 0));
+        let symbol = CString::new(symbol).expect("a name in the source");
         let mut handle = null_mut();
         // SAFETY: the module is never unloaded, the name ends with a zero.
         match unsafe { call!(self.api, cuModuleGetFunction(&mut handle, module, symbol.as_ptr())) } {
@@ -434,9 +440,18 @@ impl Cuda {
             }
             result => self.explained(result)?,
         }
+        self.explained(carve_out.map_or(Ok(()), |percent| self.carve_out(handle, percent)))?;
         let function = Function { handle, dynamic_shared: 0 };
         code.functions.insert(kernel, function);
         Ok(function)
+    }
+
+    /// Says how much of a processor's memory is to be shared memory while the kernel runs; the driver rounds it up to what there is. By itself it
+    /// may leave room for fewer blocks than would fit.
+    fn carve_out(&self, function: CUfunction, percent: u32) -> Result<(), Refused> {
+        let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+        // SAFETY: the function exists.
+        unsafe { call!(self.api, cuFuncSetAttribute(function, attribute, percent as c_int)) }
     }
 
     /// Lets the kernel be launched with so much dynamic shared memory. 48 KiB need no permission, with what the kernel
@@ -448,11 +463,16 @@ impl Cuda {
         let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         // SAFETY: the function exists.
         unsafe { call!(self.api, cuFuncSetAttribute(function.handle, attribute, dynamic_shared as c_int)) }?;
+        let percent = lock(&self.code).modules.get(&(kernel.file, kernel.dtype)).and_then(|loaded| {
+            let facts = loaded.kernels.iter().find(|facts| facts.symbol == kernel.symbol())?;
+            facts.carve_out(&self.description.architecture, dynamic_shared)
+        });
+        percent.map_or(Ok(()), |percent| self.carve_out(function.handle, percent))?;
         lock(&self.code).functions.insert(kernel, Function { dynamic_shared, ..function });
         Ok(())
     }
 
-    fn load(&self, kernel: Kernel) -> Result<CUmodule, Failure> {
+    fn load(&self, kernel: Kernel) -> Result<Loaded, Failure> {
         let architecture = &self.description.architecture;
         let text = compile::text(kernel.file);
         let Some(text) = text else {
@@ -469,7 +489,7 @@ impl Cuda {
                 compiler: self.nvrtc.version.to_string(),
                 message: error.describe(),
             }),
-            result => self.explained(result).map(|()| module),
+            result => self.explained(result).map(|()| Loaded { module, kernels: compiled.kernels }),
         }
     }
 

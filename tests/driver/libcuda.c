@@ -237,7 +237,8 @@ int cuModuleLoadData(struct module **module, const void *image) {
   return OK;
 }
 // A function has the shared memory that it was allowed: what is not asked for is 48 KiB, more than 227 no block has.
-struct function { const char *name; int dynamic_shared; };
+// What of a processor's memory is shared while it runs, somebody has to have said: in percent.
+struct function { const char *name; int dynamic_shared, carve_out; };
 int cuModuleGetFunction(struct function **function, struct module *module, const char *name) {
   ENTER();
   static const char *const known[] = {"fill_f32", "to_f32_f32", "from_f32_f32"};
@@ -246,13 +247,17 @@ int cuModuleGetFunction(struct function **function, struct module *module, const
   for (unsigned i = 0; i < 3; ++i) {
     if (strcmp(known[i], name) != 0) continue;
     *function = &functions[current->device][i];
-    **function = (struct function){known[i], 48 << 10};
+    **function = (struct function){known[i], 48 << 10, -1};
     return OK;
   }
   return NOT_FOUND;
 }
 int cuFuncSetAttribute(struct function *function, int attribute, int value) {
   ENTER();
+  if (attribute == 9 && value >= 0 && value <= 100) {
+    function->carve_out = value;
+    return OK;
+  }
   if (attribute != 8 || value < 0 || value > 227 << 10) return INVALID_VALUE;
   function->dynamic_shared = value;
   return OK;
@@ -268,7 +273,7 @@ int cuLaunchKernelEx(const struct configuration *c, struct function *function, v
   ENTER();
   if (!c->x || c->y - 1 > 65534 || c->z - 1 > 65534 || c->threads - 1 > 1023 || c->threads_y != 1 || c->threads_z != 1 || extra)
     return INVALID_VALUE;
-  if (c->shared > (unsigned)function->dynamic_shared) return INVALID_VALUE;
+  if (c->shared > (unsigned)function->dynamic_shared || function->carve_out < 0) return INVALID_VALUE;
   for (unsigned i = 0; i < c->count; ++i) {
     const struct attribute *a = &c->attributes[i];
     int capability;

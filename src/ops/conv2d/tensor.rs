@@ -109,6 +109,11 @@ fn kernel_for_norm(pass: Pass, tile: Tile) -> &'static str {
     }
 }
 
+/// Each pass has a file of its own, but for its tiles.
+fn file_of(kernel: &'static str) -> &'static str {
+    kernel.rsplit_once('_').expect("a name ends with its tile").0
+}
+
 pub(super) fn dim(size: usize) -> u32 {
     u32::try_from(size).expect("fewer than 2³² blocks")
 }
@@ -145,7 +150,7 @@ fn launch<P: gpu::Parameters>(
     let grid = [size[0].div_ceil(tile.rows()), size[1].div_ceil(tile.columns()), grids].map(dim);
     // SAFETY: `layout` was asked whether operands come in packs; the contract checked their shapes, and the callers below
     // give a result, and sums of its tiles, of the size that the grid covers.
-    unsafe { gpu.launch("conv2d_tensor", name, dtype, grid, tile.threads(), product) }
+    unsafe { gpu.launch(file_of(name), name, dtype, grid, tile.threads(), product) }
 }
 
 /// Two sums per column and tile of rows, of each of `grids`.

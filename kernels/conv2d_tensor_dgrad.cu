@@ -1,0 +1,24 @@
+// modules: tf32 bf16 f16
+// Convolution on tensor cores: dgrad, for each tile.
+// The products, and what they cost: conv2d_tensor.cu.
+#include "conv2d_tensor.cuh"
+
+KERNEL(conv2d_tensor_dgrad_128x128, Product, Tile128x128::THREADS) {
+  TILES(Tile128x128);
+  dgrad<Tile128x128>(p, rows, columns);
+}
+
+KERNEL(conv2d_tensor_dgrad_128x64, Product, Tile128x64::THREADS) {
+  TILES(Tile128x64);
+  dgrad<Tile128x64>(p, rows, columns);
+}
+
+KERNEL(conv2d_tensor_dgrad_64x64, Product, Tile64x64::THREADS) {
+  TILES(Tile64x64);
+  dgrad<Tile64x64>(p, rows, columns);
+}
+
+KERNEL(conv2d_tensor_dgrad_128x32, Product, Tile128x32::THREADS) {
+  TILES(Tile128x32);
+  dgrad<Tile128x32>(p, rows, columns);
+}
