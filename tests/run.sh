@@ -68,6 +68,27 @@ rm -rf target/cubins
 XDG_CACHE_HOME=$PWD/target/tmp/cache cargo run --locked --quiet --features emulator -- kernels --arch sm_90a --cubin target/cubins > /dev/null
 python3 tests/sass.py "$disassembler" target/cubins
 
+# What is prepared for minutes on a GPU: with a stand-in for the program, then with the program on the emulator, made small.
+step "benches/on_gpu"
+python3 -m unittest discover --start-directory benches/on_gpu
+cargo build --locked --quiet --features emulator
+rm -rf target/on_gpu
+mkdir -p target/on_gpu/packed
+cp "${CARGO_TARGET_DIR:-target}/debug/medmerge" target/on_gpu/packed/
+git rev-parse HEAD > target/on_gpu/packed/commit 2>/dev/null || echo unknown > target/on_gpu/packed/commit
+call() {
+  env DEVICE=emulator:sm_90a NETWORK=resnet8 IMAGE_SIZE=16 FIRST_IMAGE_SIZE=16 BATCHES=4 PRECISIONS=bf16 ROUNDS=1 ARCH=sm_90a \
+    OPS="convert constraint" TESTS= KERNELS= FILTER=layer3.0.conv1 STAGES=step FORMS=eager PYTHON=/bin/false XDG_CACHE_HOME="$PWD/target/tmp/cache" \
+    bash benches/on_gpu/call.sh "$1" "target/on_gpu/out$1" target/on_gpu/packed > "target/on_gpu/log$1" 2>&1
+}
+call 1
+# There is no PyTorch in this, so that the second call has no table, and says so.
+call 2 && exit 1
+grep -q '^no table: no pair of reports' target/on_gpu/out2/stages.txt
+call 3
+python3 benches/on_gpu/results.py target/on_gpu/out{1,2,3} > target/on_gpu/results.md
+grep -c 'done, ' target/on_gpu/results.md
+
 # Another program's word on every family of networks.
 step "tests/onnx_check.py"
 if python3 -c 'import numpy, onnx, onnxruntime' 2>/dev/null; then

@@ -36,31 +36,8 @@ if ! [ -x "$medmerge" ]; then
 fi
 mkdir -p "$out" || exit 2
 : > "$out/stages.txt"
-failed=0
+source "$here/../on_gpu/stages.sh"
 ours=() theirs=()
-
-note() { echo "$*" | tee -a "$out/stages.txt" >&2; }
-
-# stage NAME LIMIT STDOUT COMMAND…: stops after LIMIT seconds, or when the budget is spent, as Ctrl-C does: what was measured is written.
-stage() {
-  local name=$1 limit=$2 stdout=$3 left=$((budget - SECONDS)) start=$SECONDS status
-  shift 3
-  if [ "$left" -lt 15 ]; then
-    note "$name: left out, no time"
-    failed=1
-    return 1
-  fi
-  [ "$limit" -lt "$left" ] || limit=$left
-  echo "== $name, at most $limit s: $*" >&2
-  timeout --signal INT --kill-after 15 "$limit" "$@" > "$stdout" 2> "$out/$name.log"
-  status=$?
-  case $status in
-    0) note "$name: done, $((SECONDS - start)) s" ;;
-    124 | 137) note "$name: stopped after $((SECONDS - start)) s" && failed=1 ;;
-    *) note "$name: failed with $status after $((SECONDS - start)) s: $(tail -n 1 "$out/$name.log")" && failed=1 ;;
-  esac
-  return "$status"
-}
 
 # pair NAME LIMIT_OF_MEDMERGE LIMIT_OF_PYTORCH FORMS BENCH [OPTION…], which both take: PyTorch's part only where medmerge has rows.
 pair() {
