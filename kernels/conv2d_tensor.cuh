@@ -44,6 +44,14 @@ using Tile128x64 = Tile<128, 64, 64>;
 using Tile64x64 = Tile<64, 64, 32>;
 using Tile128x32 = Tile<128, 32, 32>;
 
+// n / divisor for n below 2³¹ is n·multiplier / 2^shift: the host knows what is divided by (src/ops/conv2d/divider.rs), and a division takes
+// as long as ten such products.
+struct Divider { unsigned divisor, multiplier, shift; };
+
+DEVICE int divide(int n, const Divider& by) {
+  return static_cast<int>(static_cast<unsigned long long>(static_cast<unsigned>(n)) * by.multiplier >> by.shift);
+}
+
 struct Product {
   const element* from;  // fprop: x, dgrad and wgrad: dy
   const element* by;    // fprop and dgrad: w, wgrad: x
@@ -51,8 +59,19 @@ struct Product {
   Sizes g;
   int split;          // pixels of each split of wgrad, a multiple of DEPTH
   int to_pitch;
+  int tiles_down;          // tiles of rows
+  Divider by_tiles;        // tiles of columns
+  Divider by_rows;         // fprop and wgrad: rows and columns of an image of y
+  Divider by_columns;
+  Divider by_channels;     // of what is read through taps: fprop and wgrad C, dgrad K
+  Divider by_taps;         // fprop and wgrad: S
 };
-static_assert(sizeof(Product) == 112, "as in src/ops/conv2d/tensor.rs");
+static_assert(sizeof(Product) == 176, "as in src/ops/conv2d/tensor.rs");
+
+// This block's tile. Tiles of one row stand side by side in the grid, so that the lines of x (or dy) that they share are read from memory once,
+// and then from the cache.
+DEVICE unsigned tile_down(const Product& p) { return static_cast<unsigned>(divide(static_cast<int>(blockIdx.x), p.by_tiles)); }
+DEVICE unsigned tile_across(const Product& p) { return blockIdx.x - tile_down(p) * p.by_tiles.divisor; }
 
 // ---- tiles in shared memory ------------------------------------------------------------------------------------------
 
@@ -87,50 +106,49 @@ struct Walk {
   int from_h, from_w, stride_h, stride_w, step_h, step_w;
   int taps_h, taps_w;           // taps_w is not 0
   int height, width, channels;  // of what is read
+  Divider by_rows, by_columns, by_channels, by_taps;
 };
 
-DEVICE Walk forward_walk(const Sizes& g) {
+DEVICE Walk forward_walk(const Product& p) {
+  const Sizes& g = p.g;
   return Walk{g.p, g.q, -g.padding_h, -g.padding_w, g.stride_h, g.stride_w, g.dilation_h, g.dilation_w,
-              g.r, g.s, g.h, g.w, g.c};
+              g.r, g.s, g.h, g.w, g.c, p.by_rows, p.by_columns, p.by_channels, p.by_taps};
 }
 
 // dgrad with a stride: the input rows h = residue + stride·i read output rows through every `tap_step`-th tap alone, from
 // `first_tap` on, and tap first_tap + j·tap_step reads row from + i + j·step. Likewise columns.
 struct Residue {
+  int residue;
   int count;  // rows of this residue
   int first_tap, tap_step, taps;
   int from, step;
+  Divider by_count, by_taps;  // by 1 where there are none
 };
+static_assert(sizeof(Residue) == 52, "as in src/ops/conv2d/tensor.rs");
 
-DEVICE int remainder(int a, int b) { return (a % b + b) % b; }
+constexpr unsigned MOST_RESIDUES = 4;
 
-DEVICE Residue residue_of(int residue, int stride, int padding, int dilation, int taps, int size) {
-  int first = 0, period = 1;
-  while (first < stride && remainder(residue + padding - first * dilation, stride) != 0) ++first;
-  while (period * dilation % stride != 0) ++period;
-  Residue self;
-  self.count = residue < size ? (size - residue + stride - 1) / stride : 0;
-  self.first_tap = first;
-  self.tap_step = period;
-  self.taps = first < stride && first < taps ? (taps - first + period - 1) / period : 0;
-  self.from = self.taps > 0 ? (residue + padding - first * dilation) / stride : 0;
-  self.step = -(period * dilation / stride);
-  return self;
+// dgrad's product: one for each block of the grid's last dimension.
+struct BackwardProduct {
+  Product product;
+  Residue h[MOST_RESIDUES], w[MOST_RESIDUES];
+};
+static_assert(sizeof(BackwardProduct) == 592, "as in src/ops/conv2d/tensor.rs");
+
+// The residues of this block.
+struct Residues { const Residue &h, &w; };
+
+DEVICE Residues residues(const BackwardProduct& p) {
+  unsigned h = 0, w = blockIdx.z;
+  for (const unsigned across = p.product.g.stride_w; w >= across; w -= across) ++h;
+  return {p.h[h], p.w[w]};
 }
 
-// The residues of this block: one for each block of the grid's last dimension.
-DEVICE Residue residue_h(const Sizes& g) {
-  return residue_of(static_cast<int>(blockIdx.z) / g.stride_w, g.stride_h, g.padding_h, g.dilation_h, g.r, g.h);
-}
-DEVICE Residue residue_w(const Sizes& g) {
-  return residue_of(static_cast<int>(blockIdx.z) % g.stride_w, g.stride_w, g.padding_w, g.dilation_w, g.s, g.w);
-}
-
-DEVICE Walk backward_walk(const Sizes& g) {
-  const Residue h = residue_h(g), w = residue_w(g);
+DEVICE Walk backward_walk(const Product& p, const Residues& of) {
+  const Residue &h = of.h, &w = of.w;
   const bool is_read = h.taps > 0 && w.taps > 0;
   return Walk{h.count, w.count, h.from, w.from, 1, 1, h.step, w.step, is_read ? h.taps : 0, is_read ? w.taps : 1,
-              g.p, g.q, g.k};
+              p.g.p, p.g.q, p.g.k, h.by_count, w.by_count, p.by_channels, w.by_taps};
 }
 
 DEVICE void advance(Tap& tap, int channels, int taps_w) {
@@ -144,9 +162,14 @@ DEVICE void advance(Tap& tap, int channels, int taps_w) {
   }
 }
 
-DEVICE Tap tap_at(int i, int channels, int taps_w) {
-  const int tap = i / channels;
-  return Tap{tap / taps_w, tap % taps_w, i % channels};
+DEVICE Tap tap_at(int i, const Walk& walk) {
+  const int tap = divide(i, walk.by_channels), r = divide(tap, walk.by_taps);
+  return Tap{r, tap - r * walk.taps_w, i - tap * walk.channels};
+}
+
+DEVICE Pixel pixel_at(int i, const Divider& by_rows, const Divider& by_columns) {
+  const int line = divide(i, by_columns), image = divide(line, by_rows);
+  return Pixel{image, line - image * static_cast<int>(by_rows.divisor), i - line * static_cast<int>(by_columns.divisor)};
 }
 
 // A row or column that nothing reads.
@@ -169,15 +192,15 @@ struct Im2col {
     Im2col self;
     self.walk = walk;
     for (unsigned i = 0; i < Side::SHARE; ++i) {
-      const int row = static_cast<int>(blockIdx.x * Side::SPAN + Side::line(i));
-      const Pixel pixel = pixel_at(row, walk.rows, walk.columns);
+      const int row = static_cast<int>(tile_down(p) * Side::SPAN + Side::line(i));
+      const Pixel pixel = pixel_at(row, walk.by_rows, walk.by_columns);
       const int h = pixel.row * walk.stride_h + walk.from_h, w = pixel.column * walk.stride_w + walk.from_w;
       self.h[i] = pixel.image < p.g.n ? h : NOWHERE;
       self.w[i] = w;
       self.origin[i] = ((pixel.image * walk.height + h) * walk.width + w) * walk.channels;
     }
     for (unsigned part = 0; part < PARTS; ++part)
-      self.tap[part] = tap_at(static_cast<int>(Side::pack() * PACK + part * UNIT), walk.channels, walk.taps_w);
+      self.tap[part] = tap_at(static_cast<int>(Side::pack() * PACK + part * UNIT), walk);
     return self;
   }
 
@@ -205,7 +228,7 @@ struct Filters {
   DEVICE Filters start(const Product&, const Walk&) { return Filters{static_cast<int>(Side::pack() * PACK)}; }
 
   DEVICE const element* at(const Filters& self, const Product& p, unsigned i, unsigned) {
-    const int filter = static_cast<int>(blockIdx.y * Side::SPAN + Side::line(i));
+    const int filter = static_cast<int>(tile_across(p) * Side::SPAN + Side::line(i));
     if (filter >= p.g.k || self.depth >= p.g.r * p.g.s * p.g.c) return nullptr;
     return p.by + (filter * p.g.pitch + self.depth);
   }
@@ -223,9 +246,9 @@ struct TransposedFilters {
   int step_h, step_w;          // elements from tap to tap
   int taps_h, taps_w;
 
-  DEVICE TransposedFilters start(const Product& p, const Walk& walk) {
-    const Residue h = residue_h(p.g), w = residue_w(p.g);
-    const int channel = static_cast<int>(blockIdx.y * Side::SPAN + Side::pack() * PACK);
+  DEVICE TransposedFilters start(const Product& p, const Walk& walk, const Residues& of) {
+    const Residue &h = of.h, &w = of.w;
+    const int channel = static_cast<int>(tile_across(p) * Side::SPAN + Side::pack() * PACK);
     TransposedFilters self;
     self.first = channel < p.g.c ? (h.first_tap * p.g.s + w.first_tap) * p.g.c + channel : NOWHERE;
     self.step_h = h.tap_step * p.g.s * p.g.c;
@@ -233,7 +256,7 @@ struct TransposedFilters {
     self.taps_h = walk.taps_h;
     self.taps_w = walk.taps_w;
     for (unsigned i = 0; i < Side::SHARE; ++i)
-      self.tap[i] = tap_at(static_cast<int>(Side::line(i)), p.g.k, walk.taps_w);
+      self.tap[i] = tap_at(static_cast<int>(Side::line(i)), walk);
     return self;
   }
 
@@ -263,7 +286,7 @@ struct Outputs {
   int pixel, filter;
 
   DEVICE Outputs start(const Product& p, const Walk&) {
-    return Outputs{split_begin(p), static_cast<int>(blockIdx.x * Side::SPAN + Side::pack() * PACK)};
+    return Outputs{split_begin(p), static_cast<int>(tile_down(p) * Side::SPAN + Side::pack() * PACK)};
   }
 
   DEVICE const element* at(const Outputs& self, const Product& p, unsigned i, unsigned) {
@@ -288,12 +311,12 @@ struct TransposedIm2col {
   DEVICE TransposedIm2col start(const Product& p, const Walk& walk) {
     TransposedIm2col self;
     for (unsigned part = 0; part < PARTS; ++part) {
-      const unsigned weight = blockIdx.y * Side::SPAN + Side::pack() * PACK + part * UNIT;
-      self.tap[part] = tap_at(static_cast<int>(weight), walk.channels, walk.taps_w);
+      const unsigned weight = tile_across(p) * Side::SPAN + Side::pack() * PACK + part * UNIT;
+      self.tap[part] = tap_at(static_cast<int>(weight), walk);
     }
     for (unsigned i = 0; i < Side::SHARE; ++i)
-      self.pixel[i] = pixel_at(split_begin(p) + static_cast<int>(Side::line(i)), walk.rows, walk.columns);
-    self.jump = pixel_at(DEPTH, walk.rows, walk.columns);
+      self.pixel[i] = pixel_at(split_begin(p) + static_cast<int>(Side::line(i)), walk.by_rows, walk.by_columns);
+    self.jump = pixel_at(DEPTH, walk.by_rows, walk.by_columns);
     self.left = split_end(p) - split_begin(p);
     return self;
   }
@@ -428,9 +451,7 @@ DEVICE void multiply_tiles(Sums<T>& sums, SharedArray<element> rows, SharedArray
 
 template <class T, class Rows, class Columns>
 DEVICE Sums<T> mainloop(
-    const Product& p, const Walk& walk, int depth, SharedArray<element> row_tiles, SharedArray<element> column_tiles) {
-  Rows rows = Rows::start(p, walk);
-  Columns columns = Columns::start(p, walk);
+    const Product& p, Rows rows, Columns columns, int depth, SharedArray<element> row_tiles, SharedArray<element> column_tiles) {
   Sums<T> sums;
 #pragma unroll
   for (unsigned i = 0; i < T::PIECE_ROWS; ++i)
@@ -537,12 +558,11 @@ DEVICE void store_eight(element* to, const float (&v)[8], int count, bool packed
 }
 
 // The pixel of dx that row `row` of this block's product is, counted over all of them; less than zero: none.
-DEVICE int input_pixel(const Sizes& g, const Residue& h, const Residue& w, int row) {
+DEVICE int input_pixel(const Sizes& g, const Residues& of, int row) {
   if (g.stride_h == 1 && g.stride_w == 1) return row < g.n * g.h * g.w ? row : -1;
-  const Pixel pixel = pixel_at(row, h.count, w.count);
+  const Pixel pixel = pixel_at(row, of.h.by_count, of.w.by_count);
   if (pixel.image >= g.n) return -1;
-  const int residue_h = static_cast<int>(blockIdx.z) / g.stride_w, residue_w = static_cast<int>(blockIdx.z) % g.stride_w;
-  return (pixel.image * g.h + pixel.row * g.stride_h + residue_h) * g.w + pixel.column * g.stride_w + residue_w;
+  return (pixel.image * g.h + pixel.row * g.stride_h + of.h.residue) * g.w + pixel.column * g.stride_w + of.w.residue;
 }
 
 // ---- the three passes ------------------------------------------------------------------------------------------------
@@ -551,21 +571,24 @@ template <class T, unsigned UNIT = PACK>
 DEVICE Sums<T> fprop_sums(const Product& p, SharedArray<element> rows, SharedArray<element> columns) {
   using From = Im2col<Side<true, T::ROWS, T::THREADS>, UNIT>;
   using By = Filters<Side<true, T::COLUMNS, T::THREADS>>;
-  return mainloop<T, From, By>(p, forward_walk(p.g), p.g.r * p.g.s * p.g.c, rows, columns);
+  const Walk walk = forward_walk(p);
+  return mainloop<T>(p, From::start(p, walk), By::start(p, walk), p.g.r * p.g.s * p.g.c, rows, columns);
 }
 
 template <class T>
-DEVICE Sums<T> dgrad_sums(const Product& p, const Walk& walk, SharedArray<element> rows, SharedArray<element> columns) {
+DEVICE Sums<T> dgrad_sums(
+    const Product& p, const Walk& walk, const Residues& of, SharedArray<element> rows, SharedArray<element> columns) {
   using From = Im2col<Side<true, T::ROWS, T::THREADS>, PACK>;
   using By = TransposedFilters<Side<false, T::COLUMNS, T::THREADS>>;
-  return mainloop<T, From, By>(p, walk, walk.taps_h * walk.taps_w * p.g.k, rows, columns);
+  return mainloop<T>(p, From::start(p, walk), By::start(p, walk, of), walk.taps_h * walk.taps_w * p.g.k, rows, columns);
 }
 
 template <class T, unsigned UNIT = PACK>
 DEVICE Sums<T> wgrad_sums(const Product& p, SharedArray<element> rows, SharedArray<element> columns) {
   using From = Outputs<Side<false, T::ROWS, T::THREADS>>;
   using By = TransposedIm2col<Side<false, T::COLUMNS, T::THREADS>, UNIT>;
-  return mainloop<T, From, By>(p, forward_walk(p.g), split_end(p) - split_begin(p), rows, columns);
+  const Walk walk = forward_walk(p);
+  return mainloop<T>(p, From::start(p, walk), By::start(p, walk), split_end(p) - split_begin(p), rows, columns);
 }
 
 // Where sums belong. f(at, count, row, column, v): v[0..count] are elements at, at + 1, … of the result; row and column, of the
@@ -576,7 +599,7 @@ template <class T, class F>
 DEVICE void for_each_of_y(const Product& p, const Sums<T>& sums, F f) {
   const int pixels = p.g.n * p.g.p * p.g.q;
   for_each_eight<T>(sums, [&](unsigned row, unsigned column, const float (&v)[8]) {
-    const int pixel = static_cast<int>(blockIdx.x * T::ROWS + row), filter = static_cast<int>(blockIdx.y * T::COLUMNS + column);
+    const int pixel = static_cast<int>(tile_down(p) * T::ROWS + row), filter = static_cast<int>(tile_across(p) * T::COLUMNS + column);
     if (pixel < pixels && filter < p.g.k)
       f(static_cast<offset>(pixel) * p.g.k + filter, p.g.k - filter < 8 ? p.g.k - filter : 8, row, column, v);
   });
@@ -584,11 +607,10 @@ DEVICE void for_each_of_y(const Product& p, const Sums<T>& sums, F f) {
 
 // Calls f for the sums of dx, N·H·W × C: the pixels of this block's residues.
 template <class T, class F>
-DEVICE void for_each_of_dx(const Product& p, const Sums<T>& sums, F f) {
-  const Residue h = residue_h(p.g), w = residue_w(p.g);
+DEVICE void for_each_of_dx(const Product& p, const Residues& of, const Sums<T>& sums, F f) {
   for_each_eight<T>(sums, [&](unsigned row, unsigned column, const float (&v)[8]) {
-    const int pixel = input_pixel(p.g, h, w, static_cast<int>(blockIdx.x * T::ROWS + row));
-    const int channel = static_cast<int>(blockIdx.y * T::COLUMNS + column);
+    const int pixel = input_pixel(p.g, of, static_cast<int>(tile_down(p) * T::ROWS + row));
+    const int channel = static_cast<int>(tile_across(p) * T::COLUMNS + column);
     if (pixel >= 0 && channel < p.g.c)
       f(static_cast<offset>(pixel) * p.g.c + channel, p.g.c - channel < 8 ? p.g.c - channel : 8, row, column, v);
   });
@@ -599,7 +621,7 @@ template <class T, class F>
 DEVICE void for_each_of_dw(const Product& p, const Sums<T>& sums, F f) {
   const int weights = p.g.r * p.g.s * p.g.c;
   for_each_eight<T>(sums, [&](unsigned row, unsigned column, const float (&v)[8]) {
-    const int filter = static_cast<int>(blockIdx.x * T::ROWS + row), weight = static_cast<int>(blockIdx.y * T::COLUMNS + column);
+    const int filter = static_cast<int>(tile_down(p) * T::ROWS + row), weight = static_cast<int>(tile_across(p) * T::COLUMNS + column);
     if (filter < p.g.k && weight < weights)
       f((static_cast<offset>(blockIdx.z) * p.g.k + filter) * p.to_pitch + weight,
         weights - weight < 8 ? weights - weight : 8, row, column, v);
@@ -609,7 +631,7 @@ DEVICE void for_each_of_dw(const Product& p, const Sums<T>& sums, F f) {
 // Whether this block has rows of dx: residues may have fewer than the largest one.
 template <class T>
 DEVICE bool has_rows(const Product& p, const Walk& walk) {
-  return static_cast<int>(blockIdx.x * T::ROWS) < p.g.n * walk.rows * walk.columns;
+  return static_cast<int>(tile_down(p) * T::ROWS) < p.g.n * walk.rows * walk.columns;
 }
 
 template <class T>
@@ -621,9 +643,9 @@ DEVICE void store_y(const Product& p, const Sums<T>& sums) {
 }
 
 template <class T>
-DEVICE void store_dx(const Product& p, const Sums<T>& sums) {
+DEVICE void store_dx(const Product& p, const Residues& of, const Sums<T>& sums) {
   element* dx = static_cast<element*>(p.to);
-  for_each_of_dx<T>(p, sums, [&](offset at, int count, unsigned, unsigned, const float (&v)[8]) {
+  for_each_of_dx<T>(p, of, sums, [&](offset at, int count, unsigned, unsigned, const float (&v)[8]) {
     store_eight(dx + at, v, count, p.g.packed & PACKED_X);
   });
 }
@@ -632,7 +654,7 @@ struct FinishedProduct {
   Product product;
   Finish finish;
 };
-static_assert(sizeof(FinishedProduct) == 128, "as in src/ops/conv2d/tensor.rs");
+static_assert(sizeof(FinishedProduct) == 192, "as in src/ops/conv2d/tensor.rs");
 
 template <class T, unsigned UNIT = PACK>
 DEVICE void fprop(const FinishedProduct& all, SharedArray<element> rows, SharedArray<element> columns) {
@@ -641,7 +663,7 @@ DEVICE void fprop(const FinishedProduct& all, SharedArray<element> rows, SharedA
   if (all.finish.bias == nullptr) return store_y<T>(p, sums);
   element* y = static_cast<element*>(p.to);
   for_each_of_y<T>(p, sums, [&](offset at, int count, unsigned, unsigned column, const float (&v)[8]) {
-    const int filter = static_cast<int>(blockIdx.y * T::COLUMNS + column);
+    const int filter = static_cast<int>(tile_across(p) * T::COLUMNS + column);
     float z[8];
 #pragma unroll
     for (int l = 0; l < 8; ++l) z[l] = l < count ? finished(all.finish, v[l], filter + l) : 0;
@@ -650,10 +672,12 @@ DEVICE void fprop(const FinishedProduct& all, SharedArray<element> rows, SharedA
 }
 
 template <class T>
-DEVICE void dgrad(const Product& p, SharedArray<element> rows, SharedArray<element> columns) {
-  const Walk walk = backward_walk(p.g);
+DEVICE void dgrad(const BackwardProduct& all, SharedArray<element> rows, SharedArray<element> columns) {
+  const Product& p = all.product;
+  const Residues of = residues(all);
+  const Walk walk = backward_walk(p, of);
   if (!has_rows<T>(p, walk)) return;
-  store_dx<T>(p, dgrad_sums<T>(p, walk, rows, columns));
+  store_dx<T>(p, of, dgrad_sums<T>(p, walk, of, rows, columns));
 }
 
 template <class T, unsigned UNIT = PACK>
@@ -706,33 +730,49 @@ DEVICE float total_of_column(SharedArray<float> scratch, unsigned column) {
 
 // The sums of a tile's columns, `first` and `second` of a column: `partial` is tiles × 2 × channels.
 template <class T, class First, class Second>
-DEVICE void store_columns(float* partial, unsigned tile, int channels, First first, Second second) {
+DEVICE void store_columns(const Product& p, float* partial, unsigned tile, int channels, First first, Second second) {
   const unsigned column = threadIdx.x;
-  const int channel = static_cast<int>(blockIdx.y * T::COLUMNS + column);
+  const int channel = static_cast<int>(tile_across(p) * T::COLUMNS + column);
   if (column >= T::COLUMNS || channel >= channels) return;
   float* to = partial + static_cast<offset>(tile) * 2 * channels + channel;
   to[0] = first(column);
   to[channels] = second(column);
 }
 
-DEVICE float as_stored(float v) { return to_float(from_float(v)); }
+// Two numbers as they are stored: in 16 bits one instruction converts both.
+DEVICE void round_as_stored(float& first, float& second) {
+#if !defined(MEDMERGE_EMULATOR) && (defined(STORAGE_BF16) || defined(STORAGE_F16))
+  const unsigned pair = from_floats(first, second);
+  first = to_float(element{static_cast<unsigned short>(pair)});
+  second = to_float(element{static_cast<unsigned short>(pair >> 16)});
+#else
+  first = to_float(from_float(first));
+  second = to_float(from_float(second));
+#endif
+}
 
 struct ProductStatistics {
   Product product;
   float* partial;  // tiles of rows × 2 × K: of what y stores, the mean and the sum of squared distances from it
 };
-static_assert(sizeof(ProductStatistics) == 120, "as in src/ops/conv2d/tensor.rs");
+static_assert(sizeof(ProductStatistics) == 184, "as in src/ops/conv2d/tensor.rs");
 
 // fprop, and the statistics of each tile's pixels: the mean first, then the distances from it, so that nothing cancels.
 template <class T, unsigned UNIT = PACK>
 DEVICE void fprop_statistics(const ProductStatistics& all, SharedArray<element> rows, SharedArray<element> columns) {
   const Product& p = all.product;
-  const Sums<T> sums = fprop_sums<T, UNIT>(p, rows, columns);
+  Sums<T> sums = fprop_sums<T, UNIT>(p, rows, columns);
+#pragma unroll
+  for (unsigned i = 0; i < T::PIECE_ROWS; ++i)
+#pragma unroll
+    for (unsigned j = 0; j < PIECE_COLUMNS; ++j)
+#pragma unroll
+      for (unsigned l = 0; l < 4; l += 2) round_as_stored(sums.v[i][j][l], sums.v[i][j][l + 1]);
   store_y<T>(p, sums);
   finish_copies();
   const SharedArray<float> totals = shared_as_floats(rows, STAGES * T::ROW_ELEMENTS);
   const SharedArray<float> squares = totals + T::WARPS_DOWN * T::COLUMNS;
-  const int left = p.g.n * p.g.p * p.g.q - static_cast<int>(blockIdx.x * T::ROWS);
+  const int left = p.g.n * p.g.p * p.g.q - static_cast<int>(tile_down(p) * T::ROWS);
   const float count = static_cast<float>(left < static_cast<int>(T::ROWS) ? left : static_cast<int>(T::ROWS));
 #pragma unroll
   for (unsigned j = 0; j < PIECE_COLUMNS; ++j) {
@@ -741,7 +781,7 @@ DEVICE void fprop_statistics(const ProductStatistics& all, SharedArray<element> 
     for (unsigned i = 0; i < 2 * T::PIECE_ROWS; ++i)
 #pragma unroll
       for (unsigned l = 0; l < 2; ++l)
-        if (static_cast<int>(row_of_lane<T>(i)) < left) pair[l] += as_stored(sums.v[i / 2][j][i % 2 * 2 + l]);
+        if (static_cast<int>(row_of_lane<T>(i)) < left) pair[l] += sums.v[i / 2][j][i % 2 * 2 + l];
     leave_pair<T>(j, pair, totals);
   }
   __syncthreads();
@@ -754,19 +794,19 @@ DEVICE void fprop_statistics(const ProductStatistics& all, SharedArray<element> 
     for (unsigned i = 0; i < 2 * T::PIECE_ROWS; ++i)
 #pragma unroll
       for (unsigned l = 0; l < 2; ++l) {
-        const float distance = as_stored(sums.v[i / 2][j][i % 2 * 2 + l]) - mean[l];
+        const float distance = sums.v[i / 2][j][i % 2 * 2 + l] - mean[l];
         if (static_cast<int>(row_of_lane<T>(i)) < left) pair[l] += distance * distance;
       }
     leave_pair<T>(j, pair, squares);
   }
   __syncthreads();
   store_columns<T>(
-      all.partial, blockIdx.x, p.g.k, [&](unsigned column) { return total_of_column<T>(totals, column) / count; },
+      p, all.partial, tile_down(p), p.g.k, [&](unsigned column) { return total_of_column<T>(totals, column) / count; },
       [&](unsigned column) { return total_of_column<T>(squares, column); });
 }
 
 struct ProductGradient {
-  Product product;
+  BackwardProduct backward;
   const element* x;    // N·H·W × C: what the batch norm before this convolution read
   const float* mean;   // C
   const float* rstd;   // C
@@ -777,7 +817,7 @@ struct ProductGradient {
   unsigned padding;
   Places places;       // where x lies; fewer than 2³¹ elements from its beginning
 };
-static_assert(sizeof(ProductGradient) == 192, "as in src/ops/conv2d/tensor.rs");
+static_assert(sizeof(ProductGradient) == 672, "as in src/ops/conv2d/tensor.rs");
 
 // Keeps what is loaded behind this from being loaded before, where it would want registers.
 DEVICE void hold_loads() { __syncwarp(); }
@@ -789,26 +829,26 @@ struct alignas(2 * sizeof(element)) StoredPair { element v[2]; };
 // multiple of PACK, and all operands are aligned to 16 bytes.
 template <class T>
 DEVICE void dgrad_sums_of_norm(const ProductGradient& all, SharedArray<element> rows, SharedArray<element> columns) {
-  const Product& p = all.product;
-  const Walk walk = backward_walk(p.g);
-  const unsigned tile = blockIdx.z * gridDim.x + blockIdx.x;
+  const Product& p = all.backward.product;
+  const Residues of = residues(all.backward);
+  const Walk walk = backward_walk(p, of);
+  const unsigned tile = blockIdx.z * static_cast<unsigned>(p.tiles_down) + tile_down(p);
   if (!has_rows<T>(p, walk)) {
     const auto nothing = [](unsigned) { return 0.0f; };
-    return store_columns<T>(all.partial, tile, p.g.c, nothing, nothing);
+    return store_columns<T>(p, all.partial, tile, p.g.c, nothing, nothing);
   }
-  Sums<T> sums = dgrad_sums<T>(p, walk, rows, columns);
+  Sums<T> sums = dgrad_sums<T>(p, walk, of, rows, columns);
   finish_copies();
   const SharedArray<float> totals = shared_as_floats(rows, STAGES * T::ROW_ELEMENTS);
   const SharedArray<float> products = totals + T::WARPS_DOWN * T::COLUMNS;
-  const Residue h = residue_h(p.g), w = residue_w(p.g);
   int line[2 * T::PIECE_ROWS];  // this thread's pixels, or less than zero
 #pragma unroll
   for (unsigned i = 0; i < 2 * T::PIECE_ROWS; ++i) {
-    line[i] = input_pixel(p.g, h, w, static_cast<int>(blockIdx.x * T::ROWS + row_of_lane<T>(i)));
+    line[i] = input_pixel(p.g, of, static_cast<int>(tile_down(p) * T::ROWS + row_of_lane<T>(i)));
   }
 #pragma unroll
   for (unsigned j = 0; j < PIECE_COLUMNS; ++j) {
-    const int channel = static_cast<int>(blockIdx.y * T::COLUMNS + column_of_pair<T>(j));
+    const int channel = static_cast<int>(tile_across(p) * T::COLUMNS + column_of_pair<T>(j));
     const bool is_inside = channel < p.g.c;
     const Column column = column_of(all.places, static_cast<unsigned>(channel));
     const element* x_column = all.x + column.begin;
@@ -825,11 +865,12 @@ DEVICE void dgrad_sums_of_norm(const ProductGradient& all, SharedArray<element> 
       if (i % T::PIECE_ROWS == 0) hold_loads();
       if (line[i] < 0 || !is_inside) continue;
       const StoredPair stored = load_vector<StoredPair>(x_column + line[i] * static_cast<int>(column.pitch));
+      round_as_stored(sums.v[i / 2][j][i % 2 * 2], sums.v[i / 2][j][i % 2 * 2 + 1]);
 #pragma unroll
       for (unsigned l = 0; l < 2; ++l) {
         const float x = to_float(stored.v[l]);
         float& dz = sums.v[i / 2][j][i % 2 * 2 + l];
-        dz = all.relu && is_cut(normalized(x, mean[l], scale[l], beta[l])) ? 0 : as_stored(dz);
+        if (all.relu && is_cut(normalized(x, mean[l], scale[l], beta[l]))) dz = 0;
         sum[l] += dz;
         product[l] += dz * (x - mean[l]);
       }
@@ -837,9 +878,9 @@ DEVICE void dgrad_sums_of_norm(const ProductGradient& all, SharedArray<element> 
     leave_pair<T>(j, sum, totals);
     leave_pair<T>(j, product, products);
   }
-  store_dx<T>(p, sums);
+  store_dx<T>(p, of, sums);
   __syncthreads();
   store_columns<T>(
-      all.partial, tile, p.g.c, [&](unsigned column) { return total_of_column<T>(totals, column); },
+      p, all.partial, tile, p.g.c, [&](unsigned column) { return total_of_column<T>(totals, column); },
       [&](unsigned column) { return total_of_column<T>(products, column); });
 }

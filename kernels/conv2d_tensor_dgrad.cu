@@ -3,22 +3,22 @@
 // The products, and what they cost: conv2d_tensor.cu.
 #include "conv2d_tensor.cuh"
 
-KERNEL(conv2d_tensor_dgrad_128x128, Product, Tile128x128::THREADS) {
+KERNEL(conv2d_tensor_dgrad_128x128, BackwardProduct, Tile128x128::THREADS) {
   TILES(Tile128x128);
   dgrad<Tile128x128>(p, rows, columns);
 }
 
-KERNEL(conv2d_tensor_dgrad_128x64, Product, Tile128x64::THREADS) {
+KERNEL(conv2d_tensor_dgrad_128x64, BackwardProduct, Tile128x64::THREADS) {
   TILES(Tile128x64);
   dgrad<Tile128x64>(p, rows, columns);
 }
 
-KERNEL(conv2d_tensor_dgrad_64x64, Product, Tile64x64::THREADS) {
+KERNEL(conv2d_tensor_dgrad_64x64, BackwardProduct, Tile64x64::THREADS) {
   TILES(Tile64x64);
   dgrad<Tile64x64>(p, rows, columns);
 }
 
-KERNEL(conv2d_tensor_dgrad_128x32, Product, Tile128x32::THREADS) {
+KERNEL(conv2d_tensor_dgrad_128x32, BackwardProduct, Tile128x32::THREADS) {
   TILES(Tile128x32);
   dgrad<Tile128x32>(p, rows, columns);
 }

@@ -27,7 +27,7 @@ struct Products {
   int pitch;
   unsigned packed;              // pairs of weights lie at multiples of 8 bytes, and no channel is padding
 };
-static_assert(sizeof(Products) == 136, "as in src/ops/conv2d/products.rs");
+static_assert(sizeof(Products) == 200, "as in src/ops/conv2d/products.rs");
 
 // Sources whose products are added up at a time.
 constexpr unsigned BATCH = 8;
@@ -43,6 +43,7 @@ DEVICE void load_pair(const Products& p, const float* from, int column, float (&
   }
 #pragma unroll
   for (int l = 0; l < 2; ++l) {
+    // Divisions, not `divide`: the compiler would keep what that gives, for all columns at once, in registers that it does not have.
     const int tap = (column + l) / g.c, channel = (column + l) % g.c;
     pair[l] = tap < g.r * g.s && channel < p.channels ? from[tap * p.channels + channel] : 0;
   }
@@ -55,14 +56,14 @@ DEVICE void multiply_by_source(const Products& p, const Sums<T>& sums, unsigned 
 #pragma unroll
   for (unsigned i = 0; i < 2 * T::PIECE_ROWS; ++i) {
     const unsigned row = row_of_lane<T>(i);
-    const int filter = static_cast<int>(blockIdx.x * T::ROWS + row);
+    const int filter = static_cast<int>(tile_down(p.product) * T::ROWS + row);
     float sum = 0;
     if (filter < p.product.g.k) {
       const float* from = p.sources[source] + static_cast<offset>(filter) * p.pitch;
 #pragma unroll
       for (unsigned j = 0; j < PIECE_COLUMNS; ++j) {
         float pair[2];
-        load_pair<PACKED>(p, from, static_cast<int>(blockIdx.y * T::COLUMNS + warp_column<T>() + j * 8 + lane % 4 * 2), pair);
+        load_pair<PACKED>(p, from, static_cast<int>(tile_across(p.product) * T::COLUMNS + warp_column<T>() + j * 8 + lane % 4 * 2), pair);
         sum += sums.v[i / 2][j][i % 2 * 2] * pair[0] + sums.v[i / 2][j][i % 2 * 2 + 1] * pair[1];
       }
     }
@@ -77,7 +78,7 @@ template <class T>
 DEVICE void store_products(const Products& p, const Sums<T>& sums, SharedArray<float> scratch) {
   static_assert(BATCH * T::WARPS_ACROSS * T::ROWS * sizeof(float) <= STAGES * T::ROW_ELEMENTS * sizeof(element),
                 "the tiles of rows are large enough");
-  const offset part = static_cast<offset>(blockIdx.z) * gridDim.y + blockIdx.y;
+  const offset part = static_cast<offset>(blockIdx.z) * p.product.by_tiles.divisor + tile_across(p.product);
   const unsigned across = threadIdx.x / WARP % T::WARPS_ACROSS;
   finish_copies();
 #pragma unroll 1
@@ -91,7 +92,7 @@ DEVICE void store_products(const Products& p, const Sums<T>& sums, SharedArray<f
     }
     __syncthreads();
     for (unsigned i = threadIdx.x; i < batch * T::ROWS; i += T::THREADS) {
-      const unsigned m = i / T::ROWS, row = i % T::ROWS, filter = blockIdx.x * T::ROWS + row;
+      const unsigned m = i / T::ROWS, row = i % T::ROWS, filter = tile_down(p.product) * T::ROWS + row;
       if (filter >= static_cast<unsigned>(p.product.g.k)) continue;
       float sum = 0;
 #pragma unroll

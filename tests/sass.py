@@ -37,6 +37,14 @@ REQUIRED = [
     (r"conv2d_tensor_(fprop|dgrad)_(\d+x\d+|stem)\w*_(bf16|f16|tf32)", r"STG\.E(\.\w+)*\.128", "results are stored 16 bytes at a time"),
 ]
 
+# (kernels, an instruction that they do not have, why)
+FORBIDDEN = [
+    (rf"{TENSOR}_(bf16|f16|tf32)", r"F2F\b", "numbers are converted in pairs"),
+    # dgrad_sums alone asks which part a channel lies in.
+    (r"conv2d_tensor_(fprop|dgrad|wgrad)_(\d+x\d+|stem)_(bf16|f16|tf32)", r"F2I\b", "nothing is divided: the host knows by what"),
+    (r"conv2d_tensor_fprop_statistics_\w+", r"F2I\b", "nothing is divided: the host knows by what"),
+]
+
 
 def kernels(nvdisasm, cubin):
     """The instructions of each kernel."""
@@ -60,13 +68,18 @@ def broken_rules(name, instructions):
             rules += 1
             if not any(re.match(instruction, i) for i in instructions):
                 problems.append(f"no {instruction}: {why}")
+    for pattern, instruction, why in FORBIDDEN:
+        if re.fullmatch(pattern, name):
+            rules += 1
+            if any(re.match(instruction, i) for i in instructions):
+                problems.append(f"{instruction}: {why}")
     return problems, rules
 
 
 def main(nvdisasm, folder):
     cubins = sorted(pathlib.Path(folder).glob("*.cubin"))
     found = {name: code for cubin in cubins for name, code in kernels(nvdisasm, cubin).items()}
-    unused = [pattern for pattern, _, _ in REQUIRED if not any(re.fullmatch(pattern, name) for name in found)]
+    unused = [pattern for pattern, _, _ in REQUIRED + FORBIDDEN if not any(re.fullmatch(pattern, name) for name in found)]
     wrong = [f"no kernel is called {pattern}" for pattern in unused]
     for name, instructions in sorted(found.items()):
         problems, rules = broken_rules(name, instructions)

@@ -14,7 +14,7 @@ if [ $# -lt 2 ] || [ $# -gt 3 ]; then
   exit 2
 fi
 here=$(cd "$(dirname "$0")" && pwd)
-call=$1 results=$2 folder=${3:-.gpu}
+call=$1 results=$(realpath -m "$2") folder=$(realpath -m "${3:-.gpu}")
 device=${DEVICE:-cuda}
 network=${NETWORK:-resnet50}
 image_size=${IMAGE_SIZE:-224}
@@ -40,7 +40,7 @@ if [ -z "${MEDMERGE_NVRTC:-}" ] && ! ldconfig -p 2> "$out/ldconfig.log" | grep -
   found=$(find / -name 'libnvrtc.so*' -not -path '/proc/*' 2> "$out/find.log" | head -n 1)
   [ -z "$found" ] || export MEDMERGE_NVRTC=$(dirname "$found")
 fi
-export XDG_CACHE_HOME=${XDG_CACHE_HOME:-$PWD/$folder/cache} MEDMERGE_REQUIRE_DEVICE=$device
+export XDG_CACHE_HOME=${XDG_CACHE_HOME:-$folder/cache} MEDMERGE_REQUIRE_DEVICE=$device
 
 {
   echo "date: $(date -u +%Y-%m-%dT%H:%M:%SZ)"

@@ -5,7 +5,7 @@
 # (MEDMERGE_NVRTC), all kernels compiled for sm_90a. Prints the size, and fails beyond 64 MiB. Run in the repository's root.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-to=${1:-.gpu}
+to=$(realpath -m "${1:-.gpu}")
 rm -rf "$to"
 mkdir -p "$to/tests" "$to/benches"
 cargo build --release --locked
@@ -21,7 +21,7 @@ strip "$to/medmerge" "$to"/tests/*
 cp -r benches/on_gpu benches/peers "$to/benches/"
 rm -rf "$to"/benches/peers/{target,venv} "$to"/benches/*/__pycache__
 if [ -n "${MEDMERGE_NVRTC:-}" ]; then
-  XDG_CACHE_HOME=$PWD/$to/cache "$to/medmerge" kernels --arch sm_90a > "$to/kernels.txt"
+  XDG_CACHE_HOME=$to/cache "$to/medmerge" kernels --arch sm_90a > "$to/kernels.txt"
 fi
 git rev-parse HEAD > "$to/commit"
 size=$(du -sm "$to" | cut -f1)

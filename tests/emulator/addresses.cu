@@ -65,9 +65,11 @@ DEVICE void count_y(const Product& p) {
 }
 
 template <class T>
-DEVICE void count_dx(const Product& p) {
-  if (!has_rows<T>(p, backward_walk(p.g))) return;
-  for_each_of_dx<T>(p, nothing<T>(), [&](offset at, int count, unsigned, unsigned, const float (&)[8]) {
+DEVICE void count_dx(const BackwardProduct& all) {
+  const Product& p = all.product;
+  const Residues of = residues(all);
+  if (!has_rows<T>(p, backward_walk(p, of))) return;
+  for_each_of_dx<T>(p, of, nothing<T>(), [&](offset at, int count, unsigned, unsigned, const float (&)[8]) {
     count_elements(p, at, count);
   });
 }
@@ -83,10 +85,10 @@ KERNEL(count_y_128x128, Product, Tile128x128::THREADS) { count_y<Tile128x128>(p)
 KERNEL(count_y_128x64, Product, Tile128x64::THREADS) { count_y<Tile128x64>(p); }
 KERNEL(count_y_64x64, Product, Tile64x64::THREADS) { count_y<Tile64x64>(p); }
 KERNEL(count_y_128x32, Product, Tile128x32::THREADS) { count_y<Tile128x32>(p); }
-KERNEL(count_dx_128x128, Product, Tile128x128::THREADS) { count_dx<Tile128x128>(p); }
-KERNEL(count_dx_128x64, Product, Tile128x64::THREADS) { count_dx<Tile128x64>(p); }
-KERNEL(count_dx_64x64, Product, Tile64x64::THREADS) { count_dx<Tile64x64>(p); }
-KERNEL(count_dx_128x32, Product, Tile128x32::THREADS) { count_dx<Tile128x32>(p); }
+KERNEL(count_dx_128x128, BackwardProduct, Tile128x128::THREADS) { count_dx<Tile128x128>(p); }
+KERNEL(count_dx_128x64, BackwardProduct, Tile128x64::THREADS) { count_dx<Tile128x64>(p); }
+KERNEL(count_dx_64x64, BackwardProduct, Tile64x64::THREADS) { count_dx<Tile64x64>(p); }
+KERNEL(count_dx_128x32, BackwardProduct, Tile128x32::THREADS) { count_dx<Tile128x32>(p); }
 KERNEL(count_dw_128x128, Product, Tile128x128::THREADS) { count_dw<Tile128x128>(p); }
 KERNEL(count_dw_128x64, Product, Tile128x64::THREADS) { count_dw<Tile128x64>(p); }
 KERNEL(count_dw_64x64, Product, Tile64x64::THREADS) { count_dw<Tile64x64>(p); }
@@ -99,17 +101,4 @@ KERNEL(splits, Product, WARP) {
   int* to = static_cast<int*>(p.to) + 2 * blockIdx.z;
   to[0] = split_begin(p);
   to[1] = split_end(p);
-}
-
-// The rows' residue of each block, six numbers each.
-KERNEL(residues, Product, WARP) {
-  if (threadIdx.x != 0) return;
-  const Residue h = residue_h(p.g);
-  int* to = static_cast<int*>(p.to) + 6 * blockIdx.z;
-  to[0] = h.count;
-  to[1] = h.first_tap;
-  to[2] = h.tap_step;
-  to[3] = h.taps;
-  to[4] = h.from;
-  to[5] = h.step;
 }

@@ -4,6 +4,7 @@
 
 use medmerge::gpu::emulator::Emulator;
 use medmerge::gpu::{Address, Gpu, Handle};
+use medmerge::ops::conv2d::division::{Axis, Divider, Residue};
 use medmerge::parameters;
 use medmerge::tensor::{DType, Device, Integers, Tensor};
 
@@ -17,7 +18,7 @@ parameters! {
 }
 
 parameters! {
-    struct Product: 112 bytes {
+    struct Product: 176 bytes {
         from: Address, by: Address, to: Address,
         n: i32, h: i32, w: i32, c: i32,
         k: i32, r: i32, s: i32,
@@ -25,8 +26,13 @@ parameters! {
         stride_h: i32, stride_w: i32, padding_h: i32, padding_w: i32, dilation_h: i32, dilation_w: i32,
         groups: i32, group_c: i32, group_k: i32,
         pitch: i32, packed: u32,
-        split: i32, to_pitch: i32,
+        split: i32, to_pitch: i32, tiles_down: i32,
+        by_tiles: Divider, by_rows: Divider, by_columns: Divider, by_channels: Divider, by_taps: Divider,
     }
+}
+
+parameters! {
+    struct BackwardProduct: 592 bytes { product: Product, h: [Residue; 4], w: [Residue; 4] }
 }
 
 fn emulator(dtype: DType) -> Handle {
@@ -151,6 +157,12 @@ fn geometry(dice: &mut Dice) -> Product {
             packed: 0,
             split: 0,
             to_pitch: 0,
+            tiles_down: 1,
+            by_tiles: Divider::new(1),
+            by_rows: Divider::new(p as usize),
+            by_columns: Divider::new(q as usize),
+            by_channels: Divider::new(c as usize),
+            by_taps: Divider::new(s as usize),
         };
     }
 }
@@ -181,9 +193,22 @@ fn every_element_of_a_result_is_handed_out_once() {
                 }
                 let name: &'static str = format!("count_{result}_{tile}").leak();
                 let mut counts = Tensor::zeros([elements], DType::F32, Device::Gpu(gpu));
-                let product = Product { to: counts.view_mut().address(), to_pitch: weights as i32, ..g };
-                let grid = [rows.div_ceil(tile_rows), columns.div_ceil(tile_columns), grids];
-                launch(gpu, name, dtype, grid, threads, &product);
+                let [down, across] = [rows.div_ceil(tile_rows), columns.div_ceil(tile_columns)];
+                let (tiles_down, by_tiles) = (down as i32, Divider::new(across));
+                let to = counts.view_mut().address();
+                let product = Product { to, to_pitch: weights as i32, tiles_down, by_tiles, ..g };
+                let grid = [down * across, 1, grids];
+                let axis = |size, taps, stride, padding, dilation| {
+                    let [size, taps, stride, padding, dilation] =
+                        [size, taps, stride, padding, dilation].map(self::size);
+                    Axis { size, taps, stride, padding, dilation }.residues()
+                };
+                let h = axis(g.h, g.r, g.stride_h, g.padding_h, g.dilation_h);
+                let w = axis(g.w, g.s, g.stride_w, g.padding_w, g.dilation_w);
+                match result {
+                    "dx" => launch(gpu, name, dtype, grid, threads, &BackwardProduct { product, h, w }),
+                    _ => launch(gpu, name, dtype, grid, threads, &product),
+                }
                 let wrong = counts.to_vec::<f32>().into_iter().position(|count| count != 1.0);
                 assert_eq!(wrong, None, "{name}: {}×{}×{}×{} → {}", g.n, g.h, g.w, g.c, g.k);
             }
@@ -212,46 +237,5 @@ fn splits_cover_all_pixels_in_their_order() {
             }
             assert_eq!(end as usize, pixels);
         }
-    }
-}
-
-/// Every pair of an input row and a tap that an output row reads is one product of one residue.
-#[test]
-fn residues_take_every_tap_that_reaches_their_rows() {
-    let gpu = emulator(DType::BF16);
-    let mut dice = Dice(3);
-    for _ in 0..60 {
-        let g = geometry(&mut dice);
-        let (stride, count) = (size(g.stride_h), size(g.stride_h * g.stride_w));
-        let numbers = Integers::<u32>::uninit(6 * count, Device::Gpu(gpu));
-        let product = Product { to: numbers.address(), ..g };
-        launch(gpu, "residues", DType::BF16, [1, 1, count], 32, &product);
-        let numbers = numbers.to_vec();
-        // (input row, tap, output row), by the definition of a convolution.
-        let mut expected: Vec<[i32; 3]> = Vec::new();
-        for p in 0..g.p {
-            let rows = (0..g.r).map(|r| [p * g.stride_h - g.padding_h + r * g.dilation_h, r, p]);
-            expected.extend(rows.filter(|[h, ..]| (0..g.h).contains(h)));
-        }
-        let mut found: Vec<[i32; 3]> = Vec::new();
-        for residue in 0..stride {
-            let of_block = &numbers[6 * residue * size(g.stride_w)..][..6];
-            let [rows, first_tap, tap_step, taps, from, step] = std::array::from_fn(|i| of_block[i] as i32);
-            assert!(taps == 0 || first_tap + (taps - 1) * tap_step < g.r);
-            for (i, j) in (0..rows).flat_map(|i| (0..taps).map(move |j| (i, j))) {
-                let (h, p) = (residue as i32 + i * g.stride_h, from + i + j * step);
-                if (0..g.p).contains(&p) {
-                    found.push([h, first_tap + j * tap_step, p]);
-                }
-                assert!(h < g.h);
-            }
-        }
-        expected.sort_unstable();
-        found.sort_unstable();
-        assert_eq!(
-            found, expected,
-            "{} rows, {} taps, stride {}, padding {}, dilation {}",
-            g.h, g.r, g.stride_h, g.padding_h, g.dilation_h
-        );
     }
 }

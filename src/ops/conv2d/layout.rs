@@ -4,6 +4,7 @@
 //! wgrad filters. Fewer channels than a pack are padded first, in fprop and wgrad; those of a stem to four. A 1×1 convolution of
 //! stride 1 is seen as a plain matrix product: one image of one line.
 
+use super::division::MOST_RESIDUES;
 use super::{Conv2d, Geometry, Pass};
 use crate::gpu::Address;
 use crate::tensor::DType;
@@ -57,6 +58,7 @@ pub fn on_tensor_cores(g: &Geometry, pass: Pass, dtype: DType, operands: Operand
     let runs = is_stored
         && g.conv.groups == 1
         && !(is_padded && pass == Pass::Dgrad)
+        && (pass != Pass::Dgrad || g.conv.stride.into_iter().all(|stride| stride <= MOST_RESIDUES))
         && most.into_iter().all(|elements| elements < 1 << 31)
         && (is_padded || is_packed(x, dtype, g.c, g.c))
         && (is_padded || w.is_none_or(|w| is_packed(w, dtype, g.c, g.pitch)))

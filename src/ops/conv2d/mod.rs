@@ -10,6 +10,7 @@
 //! of `w` and `dw` (one filter each) may be padded.
 
 pub mod cpu;
+pub mod division;
 mod gpu;
 mod layout;
 mod products;

@@ -18,7 +18,7 @@ use crate::parameters;
 use crate::tensor::{DType, Implementation, Tensor, TensorMut};
 
 parameters! {
-    struct Products: 136 bytes {
+    struct Products: 200 bytes {
         product: Product,
         sources: Address,
         source_count: u32,
@@ -110,14 +110,9 @@ fn on_tensor_cores(
     let addresses: Vec<Address> = sources.iter().map(Tensor::address).collect();
     // In pairs; more would not hurt.
     let packed = padded.is_none() && addresses.iter().all(|&address| is_packed(address, DType::F32, g.c, g.pitch));
-    let product = Product {
-        from: dy.address(),
-        by: x,
-        to: products.address(),
-        g: sizes(seen, dtype, x, dy.address(), None),
-        split: tensor::int(*split),
-        to_pitch: 0,
-    };
+    let (sizes, size) = (sizes(seen, dtype, x, dy.address(), None), [seen.k, seen.filter_len()]);
+    let product = Product::new((seen, sizes), Pass::Wgrad, [dy.address(), x, products.address()], (*tile, size));
+    let product = Product { split: tensor::int(*split), ..product };
     let parameters = Products {
         product,
         sources: gpu.constant(&addresses),
@@ -132,7 +127,8 @@ fn on_tensor_cores(
     let cost = layout::padded(g, dtype).unwrap_or(*g).cost(Pass::Wgrad, dtype);
     let flops = cost.flops + 2 * weights * *splits as u64;
     gpu.account(|| Cost { flops, read: cost.read + 4 * weights, written: 4 * numbers });
-    let grid = [seen.k.div_ceil(tile.rows()), seen.filter_len().div_ceil(tile.columns()), *splits].map(tensor::dim);
+    let [down, across] = tensor::tiles(*tile, size);
+    let grid = [down * across, 1, *splits].map(tensor::dim);
     // SAFETY: `layout` was asked whether operands come in packs; the contract checked their shapes, that the sources' are those
     // of the filters, and that `products` has a place for each part, of which there is one for each split and tile of
     // columns.

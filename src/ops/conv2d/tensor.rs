@@ -1,6 +1,7 @@
 //! Convolution on a GPU's tensor cores: `kernels/conv2d_tensor.cu`. For a batch norm behind it fprop leaves the statistics of
 //! each tile of rows, and for one before it dgrad the sums that its backward begins with.
 
+use super::division::{Axis, Divider, MOST_RESIDUES, Residue};
 use super::gpu::{Finish, PACKED_DW, Sizes, direct_grid, sizes};
 use super::layout::{is_packed, pack, padded, plain};
 use super::tiles::{self, Tile, Tiling};
@@ -11,27 +12,69 @@ use crate::parameters;
 use crate::tensor::{DType, Device, Tensor};
 
 parameters! {
-    pub(super) struct Product: 112 bytes {
+    pub(super) struct Product: 176 bytes {
         pub from: Address,
         pub by: Address,
         pub to: Address,
         pub g: Sizes,
         pub split: i32,
         pub to_pitch: i32,
+        pub tiles_down: i32,
+        pub by_tiles: Divider,
+        pub by_rows: Divider,
+        pub by_columns: Divider,
+        pub by_channels: Divider,
+        pub by_taps: Divider,
+    }
+}
+
+impl Product {
+    /// `g` as the kernels see it; `size` is that of the result, in rows and columns.
+    pub fn new(
+        (g, sizes): (&Geometry, Sizes),
+        pass: Pass,
+        [from, by, to]: [Address; 3],
+        (tile, size): (Tile, [usize; 2]),
+    ) -> Product {
+        let [down, across] = tiles(tile, size);
+        let channels = if pass == Pass::Dgrad { g.k } else { g.c };
+        Product {
+            from,
+            by,
+            to,
+            g: sizes,
+            split: 0,
+            to_pitch: 0,
+            tiles_down: int(down),
+            by_tiles: Divider::new(across),
+            by_rows: Divider::new(g.p),
+            by_columns: Divider::new(g.q),
+            by_channels: Divider::new(channels),
+            by_taps: Divider::new(g.s),
+        }
     }
 }
 
 parameters! {
-    struct ProductStatistics: 120 bytes { product: Product, partial: Address }
+    struct BackwardProduct: 592 bytes { product: Product, h: [Residue; MOST_RESIDUES], w: [Residue; MOST_RESIDUES] }
+}
+
+/// Tiles of rows and of columns.
+pub(super) fn tiles(tile: Tile, [rows, columns]: [usize; 2]) -> [usize; 2] {
+    [rows.div_ceil(tile.rows()), columns.div_ceil(tile.columns())]
 }
 
 parameters! {
-    struct FinishedProduct: 128 bytes { product: Product, finish: Finish }
+    struct ProductStatistics: 184 bytes { product: Product, partial: Address }
 }
 
 parameters! {
-    struct ProductGradient: 192 bytes {
-        product: Product,
+    struct FinishedProduct: 192 bytes { product: Product, finish: Finish }
+}
+
+parameters! {
+    struct ProductGradient: 672 bytes {
+        backward: BackwardProduct,
         x: Address,
         mean: Address,
         rstd: Address,
@@ -147,7 +190,8 @@ fn launch<P: gpu::Parameters>(
     size: [usize; 2],
     grids: usize,
 ) {
-    let grid = [size[0].div_ceil(tile.rows()), size[1].div_ceil(tile.columns()), grids].map(dim);
+    let [down, across] = tiles(tile, size);
+    let grid = [down * across, 1, grids].map(dim);
     // SAFETY: `layout` was asked whether operands come in packs; the contract checked their shapes, and the callers below
     // give a result, and sums of its tiles, of the size that the grid covers.
     unsafe { gpu.launch(file_of(name), name, dtype, grid, tile.threads(), product) }
@@ -206,8 +250,9 @@ fn fprop_packed(gpu: Handle, g: &Geometry, dtype: DType, [x, w, y]: [Address; 3]
     gpu.account(|| g.cost(Pass::Fprop, dtype));
     let g = &plain(g);
     let (Tiling { tile, .. }, name) = division(g, Pass::Fprop, dtype);
-    let product = Product { from: x, by: w, to: y, g: sizes(g, dtype, x, y, Some(w)), split: 0, to_pitch: 0 };
     let pixels = g.n * g.p * g.q;
+    let sizes = sizes(g, dtype, x, y, Some(w));
+    let product = Product::new((g, sizes), Pass::Fprop, [x, w, y], (tile, [pixels, g.k]));
     if !matches!(besides, Besides::Statistics) {
         let parameters = FinishedProduct { product, finish: Finish::of(besides.epilogue()) };
         launch(gpu, name, dtype, &parameters, tile, [pixels, g.k], 1);
@@ -242,10 +287,16 @@ pub fn dgrad(
     gpu.account(|| g.cost(Pass::Dgrad, dtype));
     let g = &plain(g);
     let (choice, name) = division(g, Pass::Dgrad, dtype);
-    let product = Product { from: dy, by: w, to: dx, g: sizes(g, dtype, dx, dy, Some(w)), split: 0, to_pitch: 0 };
     let tiles::Gemm { m, n, grids, .. } = tiles::Gemm::of(g, Pass::Dgrad);
+    let sizes = sizes(g, dtype, dx, dy, Some(w));
+    let product = Product::new((g, sizes), Pass::Dgrad, [dy, w, dx], (choice.tile, [m, n]));
+    let [h, w] = [(g.h, g.r, 0), (g.w, g.s, 1)].map(|(size, taps, axis)| {
+        let [stride, padding, dilation] = [g.conv.stride, g.conv.padding, g.conv.dilation].map(|of| of[axis]);
+        Axis { size, taps, stride, padding, dilation }.residues()
+    });
+    let backward = BackwardProduct { product, h, w };
     let Some(norm) = norm else {
-        launch(gpu, name, dtype, &product, choice.tile, [m, n], grids);
+        launch(gpu, name, dtype, &backward, choice.tile, [m, n], grids);
         return None;
     };
     let sums = sums_of_tiles(gpu, m, choice.tile, grids, g.c);
@@ -257,7 +308,7 @@ pub fn dgrad(
     gpu.account(|| Cost::moving(x.bytes() + 4 * norm.mean.bytes(), sums.bytes()));
     let (places, x) = (Places::of(x), norm.x[0].address());
     let (partial, relu) = (sums.address(), norm.relu.into());
-    let parameters = ProductGradient { product, x, mean, rstd, gamma, beta, partial, relu, padding: 0, places };
+    let parameters = ProductGradient { backward, x, mean, rstd, gamma, beta, partial, relu, padding: 0, places };
     let name = kernel_for_norm(Pass::Dgrad, choice.tile);
     launch(gpu, name, dtype, &parameters, choice.tile, [m, n], grids);
     Some(sums)
@@ -288,11 +339,13 @@ pub fn wgrad(gpu: Handle, g: &Geometry, dtype: DType, x: Address, dy: Address, d
     if is_packed(partial, DType::F32, 0, pitch) {
         sizes.packed |= PACKED_DW;
     }
-    let product = Product { from: dy, by: x, to: partial, g: sizes, split: int(split), to_pitch: int(pitch) };
+    let size = [seen.k, seen.filter_len()];
+    let product = Product::new((&seen, sizes), Pass::Wgrad, [dy, x, partial], (tile, size));
+    let product = Product { split: int(split), to_pitch: int(pitch), ..product };
     let cost = padded.as_ref().unwrap_or(g).cost(Pass::Wgrad, dtype);
     let sums = workspace.as_ref().map_or(0, Tensor::bytes);
     gpu.account(|| if writes_dw { cost } else { Cost { written: sums as u64, ..cost } });
-    launch(gpu, name, dtype, &product, tile, [seen.k, seen.filter_len()], splits);
+    launch(gpu, name, dtype, &product, tile, size, splits);
     if writes_dw {
         return;
     }
