@@ -720,6 +720,19 @@ DEVICE void leave_pair(unsigned j, const float (&pair)[2], SharedArray<float> sc
   }
 }
 
+// The same of the eight columns of this thread where each has a row's eight.
+template <class T>
+DEVICE void leave_eight(const float (&eight)[8], SharedArray<float> scratch) {
+  const unsigned place = threadIdx.x / WARP / T::WARPS_ACROSS * T::COLUMNS + column_of_lane<T>();
+#pragma unroll
+  for (unsigned l = 0; l < 8; ++l) {
+    float sum = eight[l];
+#pragma unroll
+    for (unsigned step = 4; step < WARP; step *= 2) sum += __shfl_xor_sync(ALL_LANES, sum, step);
+    if (threadIdx.x % WARP < 4) scratch[place + l] = sum;
+  }
+}
+
 template <class T>
 DEVICE float total_of_column(SharedArray<float> scratch, unsigned column) {
   float sum = scratch[column];
@@ -819,11 +832,16 @@ struct ProductGradient {
 };
 static_assert(sizeof(ProductGradient) == 672, "as in src/ops/conv2d/tensor.rs");
 
-// Keeps what is loaded behind this from being loaded before, where it would want registers.
-DEVICE void hold_loads() { __syncwarp(); }
+// Four neighbours of an array whose place is a multiple of 16 bytes.
+struct alignas(16) Four { float v[4]; };
 
-// Two neighbours, `from` at an even place of an aligned row.
-struct alignas(2 * sizeof(element)) StoredPair { element v[2]; };
+DEVICE Four load_four(SharedArray<float> array, unsigned i) {
+#ifdef MEDMERGE_EMULATOR
+  return Four{{array[i], array[i + 1], array[i + 2], array[i + 3]}};
+#else
+  return *reinterpret_cast<const Four*>(array + i);
+#endif
+}
 
 // dgrad, with dz in the place of dx, and the sums of each tile's pixels that the batch norm's backward begins with. C is a
 // multiple of PACK, and all operands are aligned to 16 bytes.
@@ -841,44 +859,65 @@ DEVICE void dgrad_sums_of_norm(const ProductGradient& all, SharedArray<element> 
   finish_copies();
   const SharedArray<float> totals = shared_as_floats(rows, STAGES * T::ROW_ELEMENTS);
   const SharedArray<float> products = totals + T::WARPS_DOWN * T::COLUMNS;
-  int line[2 * T::PIECE_ROWS];  // this thread's pixels, or less than zero
+  // The norm's numbers for the tile's columns.
+  const SharedArray<float> means = products + T::WARPS_DOWN * T::COLUMNS, scales = means + T::COLUMNS, betas = scales + T::COLUMNS;
+  for (unsigned column = threadIdx.x; column < T::COLUMNS; column += T::THREADS) {
+    const int channel = static_cast<int>(tile_across(p) * T::COLUMNS + column);
+    if (channel >= p.g.c) continue;
+    means[column] = all.mean[channel];
+    scales[column] = all.gamma[channel] * all.rstd[channel];
+    betas[column] = all.beta[channel];
+  }
+  __syncthreads();
+  element* dz = static_cast<element*>(p.to);
+  const unsigned first = column_of_lane<T>();
+  const int channel = static_cast<int>(tile_across(p) * T::COLUMNS + first);
+  const int count = p.g.c - channel < 8 ? p.g.c - channel : 8;  // less than one: nothing
+  const element* x_column[8 / PACK] = {};
+  int x_pitch[8 / PACK] = {};
+  float sum[8] = {}, product[8] = {};
+#pragma unroll
+  for (int l = 0; l < 8; ++l) {
+    if (l >= count) continue;
+    if (l % static_cast<int>(PACK) == 0) {
+      const Column column = column_of(all.places, static_cast<unsigned>(channel + l));
+      x_column[l / PACK] = all.x + column.begin;
+      x_pitch[l / PACK] = static_cast<int>(column.pitch);
+    }
+  }
 #pragma unroll
   for (unsigned i = 0; i < 2 * T::PIECE_ROWS; ++i) {
-    line[i] = input_pixel(p.g, of, static_cast<int>(tile_down(p) * T::ROWS + row_of_lane<T>(i)));
-  }
+    float pairs[4][2], v[8];
 #pragma unroll
-  for (unsigned j = 0; j < PIECE_COLUMNS; ++j) {
-    const int channel = static_cast<int>(tile_across(p) * T::COLUMNS + column_of_pair<T>(j));
-    const bool is_inside = channel < p.g.c;
-    const Column column = column_of(all.places, static_cast<unsigned>(channel));
-    const element* x_column = all.x + column.begin;
-    float mean[2] = {}, scale[2] = {}, beta[2] = {}, sum[2] = {}, product[2] = {};
-#pragma unroll
-    for (unsigned l = 0; l < 2; ++l) {
-      if (!is_inside) continue;
-      mean[l] = all.mean[channel + l];
-      scale[l] = all.gamma[channel + l] * all.rstd[channel + l];
-      beta[l] = all.beta[channel + l];
-    }
-#pragma unroll
-    for (unsigned i = 0; i < 2 * T::PIECE_ROWS; ++i) {
-      if (i % T::PIECE_ROWS == 0) hold_loads();
-      if (line[i] < 0 || !is_inside) continue;
-      const StoredPair stored = load_vector<StoredPair>(x_column + line[i] * static_cast<int>(column.pitch));
+    for (unsigned j = 0; j < 4; ++j) {
       round_as_stored(sums.v[i / 2][j][i % 2 * 2], sums.v[i / 2][j][i % 2 * 2 + 1]);
-#pragma unroll
-      for (unsigned l = 0; l < 2; ++l) {
-        const float x = to_float(stored.v[l]);
-        float& dz = sums.v[i / 2][j][i % 2 * 2 + l];
-        if (all.relu && is_cut(normalized(x, mean[l], scale[l], beta[l]))) dz = 0;
-        sum[l] += dz;
-        product[l] += dz * (x - mean[l]);
-      }
+      pairs[j][0] = sums.v[i / 2][j][i % 2 * 2], pairs[j][1] = sums.v[i / 2][j][i % 2 * 2 + 1];
     }
-    leave_pair<T>(j, sum, totals);
-    leave_pair<T>(j, product, products);
+    gather_eight(v, pairs);
+    const int pixel = input_pixel(p.g, of, static_cast<int>(tile_down(p) * T::ROWS + row_of_lane<T>(i)));
+    if (pixel < 0 || count < 1) continue;
+#pragma unroll
+    for (unsigned part = 0; part < 8 / PACK; ++part) {
+      if (static_cast<int>(part * PACK) >= count) continue;
+      const Pack x = load_pack(x_column[part] + pixel * x_pitch[part]);
+      Pack cut;
+#pragma unroll
+      for (unsigned k = 0; k < PACK; k += 4) {
+        const unsigned l = part * PACK + k;
+        const Four mean = load_four(means, first + l), scale = load_four(scales, first + l), beta = load_four(betas, first + l);
+#pragma unroll
+        for (unsigned m = 0; m < 4; ++m) {
+          float& dz = cut.v[k + m];
+          dz = all.relu && is_cut(normalized(x.v[k + m], mean.v[m], scale.v[m], beta.v[m])) ? 0 : v[l + m];
+          sum[l + m] += dz;
+          product[l + m] += dz * (x.v[k + m] - mean.v[m]);
+        }
+      }
+      store_pack(dz + (static_cast<offset>(pixel) * p.g.c + channel + part * PACK), cut);
+    }
   }
-  store_dx<T>(p, of, sums);
+  leave_eight<T>(sum, totals);
+  leave_eight<T>(product, products);
   __syncthreads();
   store_columns<T>(
       p, all.partial, tile, p.g.c, [&](unsigned column) { return total_of_column<T>(totals, column); },

@@ -16,7 +16,13 @@ pub(super) const MAX_LABEL: u32 = 65_535;
 /// Refuses an array that is none of labels, or of other images.
 pub(super) fn check(path: &Path, images: &npz::Entry<Sampled>, labels: &npz::Entry<Sampled>) -> Result<()> {
     match labels.shape[..] {
-        [_] | [_, 1] => {}
+        [_] | [_, 1] => {
+            if let Sampled::Float { bytes, big_endian } = labels.element {
+                let order = if big_endian { '>' } else { '<' };
+                let message = format!("{} has elements of type '{order}f{bytes}', not integers", labels.name);
+                return Err(Error::data(path, message, "store classes as integers, or N×K shares of the classes"));
+            }
+        }
         [_, several] if (2..=MAX_LABEL as usize).contains(&several) => {}
         _ => {
             let message = format!("{} has the shape {:?}", labels.name, labels.shape);
@@ -96,14 +102,10 @@ pub(super) fn read(path: &Path, archive: &mut npz::Archive, entry: &npz::Entry<S
         Sampled::Integer(integer) => integer.values(&bytes).collect(),
         float => {
             let numbers: Vec<f64> = float.floats(&bytes).collect();
-            if columns > 1 && numbers.iter().any(|&number| number != 0.0 && number != 1.0) {
+            // Of several columns: one is not of floats.
+            if numbers.iter().any(|&number| number != 0.0 && number != 1.0) {
                 return soft(path, entry, columns, &numbers);
             }
-            if let Some(index) = numbers.iter().position(|number| number.fract() != 0.0) {
-                let message = format!("{} has the label {} at index {index}", entry.name, numbers[index]);
-                return Err(Error::data(path, message, "labels are integers, or N×K shares of the classes"));
-            }
-            // Whole, and what does not fit is no label either.
             numbers.into_iter().map(|number| number as i128).collect()
         }
     };
