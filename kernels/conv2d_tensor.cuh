@@ -700,33 +700,20 @@ DEVICE void wgrad(const Product& p, SharedArray<element> rows, SharedArray<eleme
 
 // ---- for batch norms ---------------------------------------------------------------------------------------------------
 //
-// Sums over a tile's rows are taken where the matrix instructions leave their results: piece j of a thread has columns
+// Sums over a tile's rows: statistics are taken where the matrix instructions leave their results: piece j of a thread has columns
 // column_of_pair(j) and the next one, of rows row_of_lane(i). One piece after the other, so that few registers are needed.
 
 template <class T>
 DEVICE unsigned column_of_pair(unsigned j) { return warp_column<T>() + j * 8 + threadIdx.x % 4 * 2; }
 
-// Adds up what the lanes with the same columns hold, and leaves it in `scratch`, WARPS_DOWN × COLUMNS floats. Behind a
-// barrier `total_of_column` adds up the warps.
-template <class T>
-DEVICE void leave_pair(unsigned j, const float (&pair)[2], SharedArray<float> scratch) {
-  const unsigned place = threadIdx.x / WARP / T::WARPS_ACROSS * T::COLUMNS + column_of_pair<T>(j);
+// Adds up what the lanes with the same columns, from `column` on, hold, and leaves it in `scratch`, WARPS_DOWN × COLUMNS floats.
+// Behind a barrier `total_of_column` adds up the warps.
+template <class T, unsigned COUNT>
+DEVICE void leave_columns(unsigned column, const float (&values)[COUNT], SharedArray<float> scratch) {
+  const unsigned place = threadIdx.x / WARP / T::WARPS_ACROSS * T::COLUMNS + column;
 #pragma unroll
-  for (unsigned l = 0; l < 2; ++l) {
-    float sum = pair[l];
-#pragma unroll
-    for (unsigned step = 4; step < WARP; step *= 2) sum += __shfl_xor_sync(ALL_LANES, sum, step);
-    if (threadIdx.x % WARP < 4) scratch[place + l] = sum;
-  }
-}
-
-// The same of the eight columns of this thread where each has a row's eight.
-template <class T>
-DEVICE void leave_eight(const float (&eight)[8], SharedArray<float> scratch) {
-  const unsigned place = threadIdx.x / WARP / T::WARPS_ACROSS * T::COLUMNS + column_of_lane<T>();
-#pragma unroll
-  for (unsigned l = 0; l < 8; ++l) {
-    float sum = eight[l];
+  for (unsigned l = 0; l < COUNT; ++l) {
+    float sum = values[l];
 #pragma unroll
     for (unsigned step = 4; step < WARP; step *= 2) sum += __shfl_xor_sync(ALL_LANES, sum, step);
     if (threadIdx.x % WARP < 4) scratch[place + l] = sum;
@@ -795,7 +782,7 @@ DEVICE void fprop_statistics(const ProductStatistics& all, SharedArray<element> 
 #pragma unroll
       for (unsigned l = 0; l < 2; ++l)
         if (static_cast<int>(row_of_lane<T>(i)) < left) pair[l] += sums.v[i / 2][j][i % 2 * 2 + l];
-    leave_pair<T>(j, pair, totals);
+    leave_columns<T>(column_of_pair<T>(j), pair, totals);
   }
   __syncthreads();
 #pragma unroll
@@ -810,7 +797,7 @@ DEVICE void fprop_statistics(const ProductStatistics& all, SharedArray<element> 
         const float distance = sums.v[i / 2][j][i % 2 * 2 + l] - mean[l];
         if (static_cast<int>(row_of_lane<T>(i)) < left) pair[l] += distance * distance;
       }
-    leave_pair<T>(j, pair, squares);
+    leave_columns<T>(column_of_pair<T>(j), pair, squares);
   }
   __syncthreads();
   store_columns<T>(
@@ -907,17 +894,17 @@ DEVICE void dgrad_sums_of_norm(const ProductGradient& all, SharedArray<element> 
         const Four mean = load_four(means, first + l), scale = load_four(scales, first + l), beta = load_four(betas, first + l);
 #pragma unroll
         for (unsigned m = 0; m < 4; ++m) {
-          float& dz = cut.v[k + m];
-          dz = all.relu && is_cut(normalized(x.v[k + m], mean.v[m], scale.v[m], beta.v[m])) ? 0 : v[l + m];
-          sum[l + m] += dz;
-          product[l + m] += dz * (x.v[k + m] - mean.v[m]);
+          float& passed = cut.v[k + m];
+          passed = all.relu && is_cut(normalized(x.v[k + m], mean.v[m], scale.v[m], beta.v[m])) ? 0 : v[l + m];
+          sum[l + m] += passed;
+          product[l + m] += passed * (x.v[k + m] - mean.v[m]);
         }
       }
       store_pack(dz + (static_cast<offset>(pixel) * p.g.c + channel + part * PACK), cut);
     }
   }
-  leave_eight<T>(sum, totals);
-  leave_eight<T>(product, products);
+  leave_columns<T>(first, sum, totals);
+  leave_columns<T>(first, product, products);
   __syncthreads();
   store_columns<T>(
       p, all.partial, tile, p.g.c, [&](unsigned column) { return total_of_column<T>(totals, column); },

@@ -134,5 +134,7 @@ case $call in
   *) echo "error: call $call" >&2; echo "hint: give 1, 2 or 3" >&2; exit 2 ;;
 esac
 cp "$out/stages.txt" "$results/"
+(cd "$out" && tar czf "$results/logs.tgz" ./*.log)
+rm -rf "$out"
 cat "$results/stages.txt"
 exit "$failed"

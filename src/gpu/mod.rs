@@ -223,6 +223,7 @@ impl Gpu {
     /// Waits for all work, and gives the driver back what nobody uses; the peak counts from here.
     pub fn release_unused(&self) -> Result<(), Failure> {
         self.synchronize()?;
+        let _turn = self.turn.take();
         let mut memory = lock(&self.memory);
         memory.trim(&*self.driver);
         memory.peak = memory.held;
