@@ -313,11 +313,12 @@ struct Normalize {
   const float* beta;        // C
   const element* residual;  // n × C, or null
   element* out;             // n × C; may be x, where that is one tensor
+  unsigned char* signs;     // n × C / PACK, or null: with a residual, bit i is set where number i of 16 bytes of `out` is not zero
   unsigned relu, padding;
-  PixelWalk walk;
+  PixelWalk walk;           // with signs vectorised
   Places places;
 };
-static_assert(sizeof(Normalize) == 112, "as in src/ops/batch_norm/gpu.rs");
+static_assert(sizeof(Normalize) == 120, "as in src/ops/batch_norm/gpu.rs");
 
 template <unsigned WIDTH, bool RESIDUAL, bool PARTS>
 DEVICE void normalize(const Normalize& p) {
@@ -343,6 +344,13 @@ DEVICE void normalize(const Normalize& p) {
       if (v.v[j] <= floor) v.v[j] = floor;
     }
     store_unit<WIDTH>(p.out + at, v);
+    if constexpr (RESIDUAL && WIDTH == PACK)
+      if (p.signs != nullptr) {
+        unsigned bits = 0;
+#pragma unroll
+        for (unsigned j = 0; j < WIDTH; ++j) bits |= is_cut(v.v[j]) ? 0 : 1u << j;
+        p.signs[at / PACK] = static_cast<unsigned char>(bits);
+      }
   }
 }
 

@@ -135,6 +135,28 @@ DEVICE void store_pack(element* to, const Pack& pack) {
 #endif
 }
 
+// Stores a pack and leaves in it what is stored.
+DEVICE void store_rounded(element* to, Pack& pack) {
+#if !defined(MEDMERGE_EMULATOR) && (defined(STORAGE_BF16) || defined(STORAGE_F16))
+  unsigned pairs[PACK / 2];
+#pragma unroll
+  for (unsigned i = 0; i < PACK / 2; ++i) {
+    pairs[i] = from_floats(pack.v[2 * i], pack.v[2 * i + 1]);
+    pack.v[2 * i] = to_float(element{static_cast<unsigned short>(pairs[i])});
+    pack.v[2 * i + 1] = to_float(element{static_cast<unsigned short>(pairs[i] >> 16)});
+  }
+  store_vector(to, make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]));
+#else
+  StoredPack stored;
+#pragma unroll
+  for (unsigned i = 0; i < PACK; ++i) {
+    stored.v[i] = from_float(pack.v[i]);
+    pack.v[i] = to_float(stored.v[i]);
+  }
+  store_vector(to, stored);
+#endif
+}
+
 // Four floats, whatever activations are stored as; `from` is aligned to 16 bytes.
 DEVICE float4 load4(const float* from) { return load_vector<float4>(from); }
 DEVICE void store4(float* to, float4 v) { store_vector(to, v); }

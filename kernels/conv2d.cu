@@ -464,7 +464,7 @@ DEVICE void fprop(const Fprop& p, SharedArray<float> row_tiles, SharedArray<floa
       if (column >= filters) continue;
 #pragma unroll
       for (unsigned i = 0; i < THREAD_ROWS; ++i)
-        sums.v[i][j] = finished(p.finish, sums.v[i][j], static_cast<int>(blockIdx.z) * filters + column);
+        sums.v[i][j] = finished(p.finish, sums.v[i][j], p.finish.bias[static_cast<int>(blockIdx.z) * filters + column]);
     }
   }
   store_pixels<COLUMNS>(
@@ -574,7 +574,7 @@ KERNEL(conv2d_fprop_depthwise, Fprop, DIRECT_THREADS) {
       sum += to_float(p.x[at]) * to_float(filter[r * g.s + s]);
     }
   }
-  p.y[i] = from_float(p.finish.bias != nullptr ? finished(p.finish, sum, k) : sum);
+  p.y[i] = from_float(p.finish.bias != nullptr ? finished(p.finish, sum, p.finish.bias[k]) : sum);
 }
 
 // A thread per element of dx.

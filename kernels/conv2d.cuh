@@ -24,9 +24,9 @@ struct Finish {
 };
 static_assert(sizeof(Finish) == 16, "as in src/ops/conv2d/gpu.rs");
 
-// A sum of filter `k`, where there is a bias.
-DEVICE float finished(const Finish& finish, float sum, int k) {
-  const float v = sum + finish.bias[k];
+// A sum of a filter of this bias.
+DEVICE float finished(const Finish& finish, float sum, float bias) {
+  const float v = sum + bias;
   // Not the larger of the two, which a NaN would not be.
   return finish.relu && v <= 0 ? 0 : v;
 }

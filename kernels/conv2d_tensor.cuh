@@ -1,6 +1,6 @@
 // Convolution on tensor cores: the product of tiles, where its operands lie, and how its results are handed out.
 //
-// A block computes ROWS × COLUMNS of the GEMM's M × N sums, a warp WARP_ROWS × 32 of them, in steps of 64 bytes of K: 32
+// A block computes ROWS × COLUMNS of the GEMM's M × N sums, a warp WARP_ROWS × WARP_COLUMNS of them, in steps of 64 bytes of K: 32
 // summands of 16 bits, 16 of tf32. Tiles are copied asynchronously, three steps deep, into shared memory, where packs of 16 bytes change places so that
 // what is loaded together lies in different banks. tf32 is rounded to nearest as it is loaded. Sums are f32, and each is
 // added in one order whatever the tile, so that the choice of a tile changes no bit of a result that is not by
@@ -25,16 +25,15 @@ constexpr unsigned STAGES = 3;
 constexpr unsigned LINE_PACKS = 4;              // packs of a step
 constexpr unsigned DEPTH = LINE_PACKS * PACK;   // summands of a step
 constexpr unsigned PIECE_DEPTH = 2 * PACK;      // summands of the instructions between two loads
-constexpr unsigned WARP_COLUMNS = 32, PIECE_COLUMNS = WARP_COLUMNS / 8;
 constexpr bool TF32 = sizeof(element) == 4;
 
-template <unsigned ROWS_, unsigned COLUMNS_, unsigned WARP_ROWS_>
+template <unsigned ROWS_, unsigned COLUMNS_, unsigned WARP_ROWS_, unsigned WARP_COLUMNS_ = 32>
 struct Tile {
-  static constexpr unsigned ROWS = ROWS_, COLUMNS = COLUMNS_, WARP_ROWS = WARP_ROWS_;
+  static constexpr unsigned ROWS = ROWS_, COLUMNS = COLUMNS_, WARP_ROWS = WARP_ROWS_, WARP_COLUMNS = WARP_COLUMNS_;
   static constexpr unsigned WARPS_DOWN = ROWS / WARP_ROWS, WARPS_ACROSS = COLUMNS / WARP_COLUMNS;
   static constexpr unsigned THREADS = WARPS_DOWN * WARPS_ACROSS * WARP;
-  // Rows of pieces, 16 × 8 each, that a warp computes.
-  static constexpr unsigned PIECE_ROWS = WARP_ROWS / 16;
+  // Rows and columns of pieces, 16 × 8 each, that a warp computes; four side by side, a group, are handed out together.
+  static constexpr unsigned PIECE_ROWS = WARP_ROWS / 16, PIECE_COLUMNS = WARP_COLUMNS / 8, GROUPS = WARP_COLUMNS / 32;
   static constexpr unsigned ROW_ELEMENTS = ROWS * DEPTH, COLUMN_ELEMENTS = COLUMNS * DEPTH;  // of a stage
 };
 
@@ -132,8 +131,10 @@ constexpr unsigned MOST_RESIDUES = 4;
 struct BackwardProduct {
   Product product;
   Residue h[MOST_RESIDUES], w[MOST_RESIDUES];
+  unsigned adds;  // 1: to what is there
+  unsigned padding;
 };
-static_assert(sizeof(BackwardProduct) == 592, "as in src/ops/conv2d/tensor.rs");
+static_assert(sizeof(BackwardProduct) == 600, "as in src/ops/conv2d/tensor.rs");
 
 // The residues of this block.
 struct Residues { const Residue &h, &w; };
@@ -420,24 +421,24 @@ DEVICE void load_pieces(unsigned (&r)[COUNT][4], SharedArray<element> tile, unsi
 
 template <class T>
 struct Sums {
-  float v[T::PIECE_ROWS][PIECE_COLUMNS][4];
+  float v[T::PIECE_ROWS][T::PIECE_COLUMNS][4];
 };
 
 // Where this thread's warp begins in the block's tile.
 template <class T>
 DEVICE unsigned warp_row() { return threadIdx.x / WARP / T::WARPS_ACROSS * T::WARP_ROWS; }
 template <class T>
-DEVICE unsigned warp_column() { return threadIdx.x / WARP % T::WARPS_ACROSS * WARP_COLUMNS; }
+DEVICE unsigned warp_column() { return threadIdx.x / WARP % T::WARPS_ACROSS * T::WARP_COLUMNS; }
 
 template <class T, class RowSide, class ColumnSide>
 DEVICE void multiply_tiles(Sums<T>& sums, SharedArray<element> rows, SharedArray<element> columns) {
 #pragma unroll
   for (unsigned depth = 0; depth < DEPTH; depth += PIECE_DEPTH) {
-    unsigned a[T::PIECE_ROWS][4], pairs[PIECE_COLUMNS / 2][4], b[PIECE_COLUMNS][2];
+    unsigned a[T::PIECE_ROWS][4], pairs[T::PIECE_COLUMNS / 2][4], b[T::PIECE_COLUMNS][2];
     load_pieces<RowSide, true>(a, rows, warp_row<T>(), depth);
     load_pieces<ColumnSide, false>(pairs, columns, warp_column<T>(), depth);
 #pragma unroll
-    for (unsigned j = 0; j < PIECE_COLUMNS; ++j)
+    for (unsigned j = 0; j < T::PIECE_COLUMNS; ++j)
 #pragma unroll
       for (unsigned half = 0; half < 2; ++half) b[j][half] = pairs[j / 2][j % 2 * 2 + half];
     multiply_pieces(sums.v, a, b);
@@ -456,7 +457,7 @@ DEVICE Sums<T> mainloop(
 #pragma unroll
   for (unsigned i = 0; i < T::PIECE_ROWS; ++i)
 #pragma unroll
-    for (unsigned j = 0; j < PIECE_COLUMNS; ++j)
+    for (unsigned j = 0; j < T::PIECE_COLUMNS; ++j)
 #pragma unroll
       for (unsigned l = 0; l < 4; ++l) sums.v[i][j][l] = 0;
 
@@ -493,9 +494,9 @@ DEVICE void finish_copies() {
   __syncthreads();
 }
 
-// The first of the eight columns of this thread in the block's tile.
+// The first of the eight columns of this thread in the block's tile, of each group of pieces.
 template <class T>
-DEVICE unsigned column_of_lane() { return warp_column<T>() + threadIdx.x % 4 * 8; }
+DEVICE unsigned column_of_lane(unsigned group) { return warp_column<T>() + group * 32 + threadIdx.x % 4 * 8; }
 
 // The i-th row of this thread in the block's tile, of 2·PIECE_ROWS.
 template <class T>
@@ -503,11 +504,14 @@ DEVICE unsigned row_of_lane(unsigned i) { return warp_row<T>() + i * 8 + threadI
 
 // Lane t of four holds columns 2t and 2t + 1 of four pieces of 8; afterwards piece t whole. In round b lanes whose numbers
 // differ in bit b swap the pieces whose numbers do.
-DEVICE void gather_eight(float (&v)[8], const float (&pairs)[4][2]) {
+template <class T>
+DEVICE void gather_eight(float (&v)[8], const Sums<T>& sums, unsigned i, unsigned group) {
   const unsigned lane = threadIdx.x % WARP;
   float now[4][2];
 #pragma unroll
-  for (unsigned j = 0; j < 4; ++j) now[j][0] = pairs[j][0], now[j][1] = pairs[j][1];
+  for (unsigned j = 0; j < 4; ++j)
+#pragma unroll
+    for (unsigned l = 0; l < 2; ++l) now[j][l] = sums.v[i / 2][group * 4 + j][i % 2 * 2 + l];
 #pragma unroll
   for (unsigned bit = 1; bit < 4; bit *= 2) {
     const bool upper = (lane & bit) != 0;
@@ -530,13 +534,12 @@ template <class T, class F>
 DEVICE void for_each_eight(const Sums<T>& sums, F f) {
 #pragma unroll
   for (unsigned i = 0; i < 2 * T::PIECE_ROWS; ++i) {
-    float pairs[4][2], v[8];
 #pragma unroll
-    for (unsigned j = 0; j < 4; ++j)
-#pragma unroll
-      for (unsigned l = 0; l < 2; ++l) pairs[j][l] = sums.v[i / 2][j][i % 2 * 2 + l];
-    gather_eight(v, pairs);
-    f(row_of_lane<T>(i), column_of_lane<T>(), v);
+    for (unsigned group = 0; group < T::GROUPS; ++group) {
+      float v[8];
+      gather_eight<T>(v, sums, i, group);
+      f(row_of_lane<T>(i), column_of_lane<T>(group), v);
+    }
   }
 }
 
@@ -601,7 +604,7 @@ DEVICE void for_each_of_y(const Product& p, const Sums<T>& sums, F f) {
   for_each_eight<T>(sums, [&](unsigned row, unsigned column, const float (&v)[8]) {
     const int pixel = static_cast<int>(tile_down(p) * T::ROWS + row), filter = static_cast<int>(tile_across(p) * T::COLUMNS + column);
     if (pixel < pixels && filter < p.g.k)
-      f(static_cast<offset>(pixel) * p.g.k + filter, p.g.k - filter < 8 ? p.g.k - filter : 8, row, column, v);
+      f(pixel * p.g.k + filter, p.g.k - filter < 8 ? p.g.k - filter : 8, row, column, v);
   });
 }
 
@@ -612,7 +615,7 @@ DEVICE void for_each_of_dx(const Product& p, const Residues& of, const Sums<T>& 
     const int pixel = input_pixel(p.g, of, static_cast<int>(tile_down(p) * T::ROWS + row));
     const int channel = static_cast<int>(tile_across(p) * T::COLUMNS + column);
     if (pixel >= 0 && channel < p.g.c)
-      f(static_cast<offset>(pixel) * p.g.c + channel, p.g.c - channel < 8 ? p.g.c - channel : 8, row, column, v);
+      f(pixel * p.g.c + channel, p.g.c - channel < 8 ? p.g.c - channel : 8, row, column, v);
   });
 }
 
@@ -637,17 +640,49 @@ DEVICE bool has_rows(const Product& p, const Walk& walk) {
 template <class T>
 DEVICE void store_y(const Product& p, const Sums<T>& sums) {
   element* y = static_cast<element*>(p.to);
-  for_each_of_y<T>(p, sums, [&](offset at, int count, unsigned, unsigned, const float (&v)[8]) {
+  for_each_of_y<T>(p, sums, [&](int at, int count, unsigned, unsigned, const float (&v)[8]) {
     store_eight(y + at, v, count, p.g.packed & PACKED_Y);
   });
 }
 
+// C is a multiple of PACK, and dx aligned to 16 bytes.
 template <class T>
-DEVICE void store_dx(const Product& p, const Residues& of, const Sums<T>& sums) {
+DEVICE void store_dx(const BackwardProduct& all, const Residues& of, const Sums<T>& sums) {
+  const Product& p = all.product;
   element* dx = static_cast<element*>(p.to);
-  for_each_of_dx<T>(p, of, sums, [&](offset at, int count, unsigned, unsigned, const float (&v)[8]) {
-    store_eight(dx + at, v, count, p.g.packed & PACKED_X);
+  for_each_of_dx<T>(p, of, sums, [&](int at, int count, unsigned, unsigned, const float (&v)[8]) {
+#pragma unroll
+    for (int first = 0; first < 8; first += PACK) {
+      if (first >= count) continue;
+      Pack z = {};
+      if (all.adds) z = load_pack(dx + at + first);
+#pragma unroll
+      for (unsigned l = 0; l < PACK; ++l) z.v[l] += v[first + l];
+      store_pack(dx + at + first, z);
+    }
   });
+}
+
+// Where the matrix instructions leave their results: piece j of a thread has columns column_of_pair(j) and the next one, of rows
+// row_of_lane(i).
+template <class T>
+DEVICE unsigned column_of_pair(unsigned j) { return warp_column<T>() + j * 8 + threadIdx.x % 4 * 2; }
+
+// Each number of the bias is loaded once, for all of its rows.
+template <class T>
+DEVICE void finish_sums(const Product& p, const Finish& finish, Sums<T>& sums) {
+#pragma unroll
+  for (unsigned j = 0; j < T::PIECE_COLUMNS; ++j)
+#pragma unroll
+    for (unsigned l = 0; l < 2; ++l) {
+      const int filter = static_cast<int>(tile_across(p) * T::COLUMNS + column_of_pair<T>(j) + l);
+      const float bias = filter < p.g.k ? finish.bias[filter] : 0;
+#pragma unroll
+      for (unsigned i = 0; i < 2 * T::PIECE_ROWS; ++i) {
+        float& sum = sums.v[i / 2][j][i % 2 * 2 + l];
+        sum = finished(finish, sum, bias);
+      }
+    }
 }
 
 struct FinishedProduct {
@@ -659,16 +694,9 @@ static_assert(sizeof(FinishedProduct) == 192, "as in src/ops/conv2d/tensor.rs");
 template <class T, unsigned UNIT = PACK>
 DEVICE void fprop(const FinishedProduct& all, SharedArray<element> rows, SharedArray<element> columns) {
   const Product& p = all.product;
-  const Sums<T> sums = fprop_sums<T, UNIT>(p, rows, columns);
-  if (all.finish.bias == nullptr) return store_y<T>(p, sums);
-  element* y = static_cast<element*>(p.to);
-  for_each_of_y<T>(p, sums, [&](offset at, int count, unsigned, unsigned column, const float (&v)[8]) {
-    const int filter = static_cast<int>(tile_across(p) * T::COLUMNS + column);
-    float z[8];
-#pragma unroll
-    for (int l = 0; l < 8; ++l) z[l] = l < count ? finished(all.finish, v[l], filter + l) : 0;
-    store_eight(y + at, z, count, p.g.packed & PACKED_Y);
-  });
+  Sums<T> sums = fprop_sums<T, UNIT>(p, rows, columns);
+  if (all.finish.bias != nullptr) finish_sums<T>(p, all.finish, sums);
+  store_y<T>(p, sums);
 }
 
 template <class T>
@@ -677,7 +705,7 @@ DEVICE void dgrad(const BackwardProduct& all, SharedArray<element> rows, SharedA
   const Residues of = residues(all);
   const Walk walk = backward_walk(p, of);
   if (!has_rows<T>(p, walk)) return;
-  store_dx<T>(p, of, dgrad_sums<T>(p, walk, of, rows, columns));
+  store_dx<T>(all, of, dgrad_sums<T>(p, walk, of, rows, columns));
 }
 
 template <class T, unsigned UNIT = PACK>
@@ -700,11 +728,8 @@ DEVICE void wgrad(const Product& p, SharedArray<element> rows, SharedArray<eleme
 
 // ---- for batch norms ---------------------------------------------------------------------------------------------------
 //
-// Sums over a tile's rows: statistics are taken where the matrix instructions leave their results: piece j of a thread has columns
-// column_of_pair(j) and the next one, of rows row_of_lane(i). One piece after the other, so that few registers are needed.
-
-template <class T>
-DEVICE unsigned column_of_pair(unsigned j) { return warp_column<T>() + j * 8 + threadIdx.x % 4 * 2; }
+// Sums over a tile's rows: statistics are taken where the matrix instructions leave their results, one piece after the other, so that few
+// registers are needed.
 
 // Adds up what the lanes with the same columns, from `column` on, hold, and leaves it in `scratch`, WARPS_DOWN × COLUMNS floats.
 // Behind a barrier `total_of_column` adds up the warps.
@@ -765,7 +790,7 @@ DEVICE void fprop_statistics(const ProductStatistics& all, SharedArray<element> 
 #pragma unroll
   for (unsigned i = 0; i < T::PIECE_ROWS; ++i)
 #pragma unroll
-    for (unsigned j = 0; j < PIECE_COLUMNS; ++j)
+    for (unsigned j = 0; j < T::PIECE_COLUMNS; ++j)
 #pragma unroll
       for (unsigned l = 0; l < 4; l += 2) round_as_stored(sums.v[i][j][l], sums.v[i][j][l + 1]);
   store_y<T>(p, sums);
@@ -775,7 +800,7 @@ DEVICE void fprop_statistics(const ProductStatistics& all, SharedArray<element> 
   const int left = p.g.n * p.g.p * p.g.q - static_cast<int>(tile_down(p) * T::ROWS);
   const float count = static_cast<float>(left < static_cast<int>(T::ROWS) ? left : static_cast<int>(T::ROWS));
 #pragma unroll
-  for (unsigned j = 0; j < PIECE_COLUMNS; ++j) {
+  for (unsigned j = 0; j < T::PIECE_COLUMNS; ++j) {
     float pair[2] = {};
 #pragma unroll
     for (unsigned i = 0; i < 2 * T::PIECE_ROWS; ++i)
@@ -786,7 +811,7 @@ DEVICE void fprop_statistics(const ProductStatistics& all, SharedArray<element> 
   }
   __syncthreads();
 #pragma unroll
-  for (unsigned j = 0; j < PIECE_COLUMNS; ++j) {
+  for (unsigned j = 0; j < T::PIECE_COLUMNS; ++j) {
     float pair[2] = {}, mean[2];
 #pragma unroll
     for (unsigned l = 0; l < 2; ++l) mean[l] = total_of_column<T>(totals, column_of_pair<T>(j) + l) / count;
@@ -805,19 +830,24 @@ DEVICE void fprop_statistics(const ProductStatistics& all, SharedArray<element> 
       [&](unsigned column) { return total_of_column<T>(squares, column); });
 }
 
+// What stands between a batch norm and what it puts out is cut where the gradient passes; as in batch_norm_passes.cuh, but that the signs of
+// an output come as bits.
+constexpr unsigned CUT_NOWHERE = 0, CUT_BY_INPUT = 1, CUT_BY_SIGNS = 2;
+
 struct ProductGradient {
   BackwardProduct backward;
-  const element* x;    // N·H·W × C: what the batch norm before this convolution read
-  const float* mean;   // C
-  const float* rstd;   // C
-  const float* gamma;  // C
-  const float* beta;   // C
-  float* partial;      // residues × tiles of rows × 2 × C: Σ dz, Σ dz·(x − μ)
-  unsigned relu;       // 1: a ReLU stands between the two, and dz is zero where it let nothing pass
+  const element* x;              // N·H·W × C: what the batch norm before this convolution read
+  const float* mean;             // C
+  const float* rstd;             // C
+  const float* gamma;            // C
+  const float* beta;             // C
+  const unsigned char* signs;    // N·H·W·C / PACK, read if cut BY_SIGNS: bit i is set where number i of 16 bytes of output is not zero
+  float* partial;                // residues × tiles of rows × 2 × C: Σ dz, Σ dz·(x − μ)
+  unsigned cut;                  // by the ReLU between the two, dz being zero where it let nothing pass
   unsigned padding;
-  Places places;       // where x lies; fewer than 2³¹ elements from its beginning
+  Places places;                 // where x lies; fewer than 2³¹ elements from its beginning
 };
-static_assert(sizeof(ProductGradient) == 672, "as in src/ops/conv2d/tensor.rs");
+static_assert(sizeof(ProductGradient) == 688, "as in src/ops/conv2d/tensor.rs");
 
 // Four neighbours of an array whose place is a multiple of 16 bytes.
 struct alignas(16) Four { float v[4]; };
@@ -828,6 +858,64 @@ DEVICE Four load_four(SharedArray<float> array, unsigned i) {
 #else
   return *reinterpret_cast<const Four*>(array + i);
 #endif
+}
+
+// The norm's numbers for the columns of a tile, in shared memory.
+struct NormOfTile { SharedArray<float> means, scales, betas; };
+
+// A thread's column of eight channels of dz.
+struct EightOfNorm {
+  unsigned first;               // in the tile
+  int channel, count;           // less than one: nothing
+  const element* x[8 / PACK];
+  int x_pitch[8 / PACK];
+};
+
+template <class T>
+DEVICE EightOfNorm eight_of_norm(const ProductGradient& all, unsigned group) {
+  const Product& p = all.backward.product;
+  EightOfNorm self = {};
+  self.first = column_of_lane<T>(group);
+  self.channel = static_cast<int>(tile_across(p) * T::COLUMNS + self.first);
+  self.count = p.g.c - self.channel < 8 ? p.g.c - self.channel : 8;
+#pragma unroll
+  for (int part = 0; part < static_cast<int>(8 / PACK); ++part) {
+    if (part * static_cast<int>(PACK) >= self.count) continue;
+    const Column column = column_of(all.places, static_cast<unsigned>(self.channel + part * static_cast<int>(PACK)));
+    self.x[part] = all.x + column.begin;
+    self.x_pitch[part] = static_cast<int>(column.pitch);
+  }
+  return self;
+}
+
+// 16 bytes of dz from as many sums of products: added to what is there, cut, stored, and added up as they are stored.
+DEVICE void finish_pack(const ProductGradient& all, const EightOfNorm& eight, const NormOfTile& norm, int pixel, unsigned part,
+                        const float* v, float* sum, float* product) {
+  const Product& p = all.backward.product;
+  const unsigned at = static_cast<unsigned>(pixel * p.g.c + eight.channel) + part * PACK;
+  element* dz = static_cast<element*>(p.to) + at;
+  const Pack x = load_pack(eight.x[part] + pixel * eight.x_pitch[part]);
+  const unsigned passing = all.cut == CUT_BY_SIGNS ? all.signs[at / PACK] : ~0u;
+  Pack z = {};
+  if (all.backward.adds) z = load_pack(dz);
+  float distances[PACK];
+#pragma unroll
+  for (unsigned k = 0; k < PACK; k += 4) {
+    const unsigned place = eight.first + part * PACK + k;
+    const Four mean = load_four(norm.means, place), scale = load_four(norm.scales, place), beta = load_four(norm.betas, place);
+#pragma unroll
+    for (unsigned m = k; m < k + 4; ++m) {
+      const bool cut = all.cut == CUT_BY_INPUT && is_cut(normalized(x.v[m], mean.v[m - k], scale.v[m - k], beta.v[m - k]));
+      z.v[m] = cut || !(passing >> m & 1) ? 0 : z.v[m] + v[m];
+      distances[m] = x.v[m] - mean.v[m - k];
+    }
+  }
+  store_rounded(dz, z);
+#pragma unroll
+  for (unsigned k = 0; k < PACK; ++k) {
+    sum[k] += z.v[k];
+    product[k] += z.v[k] * distances[k];
+  }
 }
 
 // dgrad, with dz in the place of dx, and the sums of each tile's pixels that the batch norm's backward begins with. C is a
@@ -842,11 +930,10 @@ DEVICE void dgrad_sums_of_norm(const ProductGradient& all, SharedArray<element> 
     const auto nothing = [](unsigned) { return 0.0f; };
     return store_columns<T>(p, all.partial, tile, p.g.c, nothing, nothing);
   }
-  Sums<T> sums = dgrad_sums<T>(p, walk, of, rows, columns);
+  const Sums<T> sums = dgrad_sums<T>(p, walk, of, rows, columns);
   finish_copies();
   const SharedArray<float> totals = shared_as_floats(rows, STAGES * T::ROW_ELEMENTS);
   const SharedArray<float> products = totals + T::WARPS_DOWN * T::COLUMNS;
-  // The norm's numbers for the tile's columns.
   const SharedArray<float> means = products + T::WARPS_DOWN * T::COLUMNS, scales = means + T::COLUMNS, betas = scales + T::COLUMNS;
   for (unsigned column = threadIdx.x; column < T::COLUMNS; column += T::THREADS) {
     const int channel = static_cast<int>(tile_across(p) * T::COLUMNS + column);
@@ -856,55 +943,24 @@ DEVICE void dgrad_sums_of_norm(const ProductGradient& all, SharedArray<element> 
     betas[column] = all.beta[channel];
   }
   __syncthreads();
-  element* dz = static_cast<element*>(p.to);
-  const unsigned first = column_of_lane<T>();
-  const int channel = static_cast<int>(tile_across(p) * T::COLUMNS + first);
-  const int count = p.g.c - channel < 8 ? p.g.c - channel : 8;  // less than one: nothing
-  const element* x_column[8 / PACK] = {};
-  int x_pitch[8 / PACK] = {};
-  float sum[8] = {}, product[8] = {};
+  const NormOfTile norm = {means, scales, betas};
 #pragma unroll
-  for (int l = 0; l < 8; ++l) {
-    if (l >= count) continue;
-    if (l % static_cast<int>(PACK) == 0) {
-      const Column column = column_of(all.places, static_cast<unsigned>(channel + l));
-      x_column[l / PACK] = all.x + column.begin;
-      x_pitch[l / PACK] = static_cast<int>(column.pitch);
+  for (unsigned group = 0; group < T::GROUPS; ++group) {
+    const EightOfNorm eight = eight_of_norm<T>(all, group);
+    float sum[8] = {}, product[8] = {};
+#pragma unroll
+    for (unsigned i = 0; i < 2 * T::PIECE_ROWS; ++i) {
+      float v[8];
+      gather_eight<T>(v, sums, i, group);
+      const int pixel = input_pixel(p.g, of, static_cast<int>(tile_down(p) * T::ROWS + row_of_lane<T>(i)));
+#pragma unroll
+      for (int part = 0; part < static_cast<int>(8 / PACK); ++part)
+        if (pixel >= 0 && part * static_cast<int>(PACK) < eight.count)
+          finish_pack(all, eight, norm, pixel, part, v + part * PACK, sum + part * PACK, product + part * PACK);
     }
+    leave_columns<T>(eight.first, sum, totals);
+    leave_columns<T>(eight.first, product, products);
   }
-#pragma unroll
-  for (unsigned i = 0; i < 2 * T::PIECE_ROWS; ++i) {
-    float pairs[4][2], v[8];
-#pragma unroll
-    for (unsigned j = 0; j < 4; ++j) {
-      round_as_stored(sums.v[i / 2][j][i % 2 * 2], sums.v[i / 2][j][i % 2 * 2 + 1]);
-      pairs[j][0] = sums.v[i / 2][j][i % 2 * 2], pairs[j][1] = sums.v[i / 2][j][i % 2 * 2 + 1];
-    }
-    gather_eight(v, pairs);
-    const int pixel = input_pixel(p.g, of, static_cast<int>(tile_down(p) * T::ROWS + row_of_lane<T>(i)));
-    if (pixel < 0 || count < 1) continue;
-#pragma unroll
-    for (unsigned part = 0; part < 8 / PACK; ++part) {
-      if (static_cast<int>(part * PACK) >= count) continue;
-      const Pack x = load_pack(x_column[part] + pixel * x_pitch[part]);
-      Pack cut;
-#pragma unroll
-      for (unsigned k = 0; k < PACK; k += 4) {
-        const unsigned l = part * PACK + k;
-        const Four mean = load_four(means, first + l), scale = load_four(scales, first + l), beta = load_four(betas, first + l);
-#pragma unroll
-        for (unsigned m = 0; m < 4; ++m) {
-          float& passed = cut.v[k + m];
-          passed = all.relu && is_cut(normalized(x.v[k + m], mean.v[m], scale.v[m], beta.v[m])) ? 0 : v[l + m];
-          sum[l + m] += passed;
-          product[l + m] += passed * (x.v[k + m] - mean.v[m]);
-        }
-      }
-      store_pack(dz + (static_cast<offset>(pixel) * p.g.c + channel + part * PACK), cut);
-    }
-  }
-  leave_columns<T>(first, sum, totals);
-  leave_columns<T>(first, product, products);
   __syncthreads();
   store_columns<T>(
       p, all.partial, tile, p.g.c, [&](unsigned column) { return total_of_column<T>(totals, column); },

@@ -61,7 +61,7 @@ DEVICE void multiply_by_source(const Products& p, const Sums<T>& sums, unsigned 
     if (filter < p.product.g.k) {
       const float* from = p.sources[source] + static_cast<offset>(filter) * p.pitch;
 #pragma unroll
-      for (unsigned j = 0; j < PIECE_COLUMNS; ++j) {
+      for (unsigned j = 0; j < T::PIECE_COLUMNS; ++j) {
         float pair[2];
         load_pair<PACKED>(p, from, static_cast<int>(tile_across(p.product) * T::COLUMNS + warp_column<T>() + j * 8 + lane % 4 * 2), pair);
         sum += sums.v[i / 2][j][i % 2 * 2] * pair[0] + sums.v[i / 2][j][i % 2 * 2 + 1] * pair[1];

@@ -340,6 +340,22 @@ impl Gradients {
         self.give(id, gradient);
     }
 
+    /// [`Gradients::contribute`] for who can add to what is there: `fill` is told whether it must, instead of overwriting it.
+    pub fn contribute_over(&mut self, id: Id, fill: impl FnOnce(TensorMut, bool)) {
+        let state = &mut self.slots[id.0].state;
+        match std::mem::replace(state, State::Empty) {
+            State::Ready(mut sum) => {
+                sum.make_unique();
+                fill(sum.view_mut(), true);
+                self.slots[id.0].state = State::Ready(sum);
+            }
+            other => {
+                *state = other;
+                self.contribute(id, |gradient| fill(gradient, false));
+            }
+        }
+    }
+
     /// [`Gradients::contribute`] for two gradients that one pass makes; `None` where nobody wants one.
     pub fn contribute_both(&mut self, ids: [Option<Id>; 2], fill: impl FnOnce([Option<TensorMut>; 2])) {
         if let [Some(first), Some(second)] = ids
@@ -530,6 +546,30 @@ mod tests {
         let loss = sum(&mut tape, &a, &b);
         let mut gradients = tape.backward(loss);
         assert_eq!(gradients.take(&x).unwrap().to_f64(), [7.0, 7.0]);
+    }
+
+    /// Whoever can add is told whether anything is there, and adds to no tensor that somebody else reads.
+    #[test]
+    fn contributions_over_what_is_there() {
+        let mut tape = Tape::new();
+        let (x, window) = (tape.leaf(numbers(&[1.0, 2.0])), tape.leaf(numbers(&[0.0; 3])));
+        let window = tape.window(&window, 1, [2], 1);
+        let mut gradients = tape.backward(Var::constant(Tensor::scalar(0.0)));
+        let mut told = Vec::new();
+        let mut add = |gradients: &mut Gradients, var: &Var| {
+            gradients.contribute_over(var.id().unwrap(), |dx, is_added| {
+                told.push(is_added);
+                dx.data::<f64>().iter_mut().for_each(|v| *v = if is_added { *v } else { 0.0 } + 1.0);
+            });
+        };
+        add(&mut gradients, &x);
+        let first = gradients.take(&x).unwrap();
+        gradients.give(x.id().unwrap(), first.clone());
+        add(&mut gradients, &x);
+        add(&mut gradients, &window);
+        add(&mut gradients, &window);
+        assert_eq!((first.to_f64(), gradients.take(&x).unwrap().to_f64()), (vec![1.0; 2], vec![2.0; 2]));
+        assert_eq!(told, [false, true, false, false]);
     }
 
     #[test]

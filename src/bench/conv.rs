@@ -5,7 +5,8 @@ use super::report::Row;
 use super::shapes::{self, Convolution, Scale};
 use super::{Measured, Settings, random_tensor};
 use crate::error::{Error, Result};
-use crate::ops::conv2d::{Geometry, Pass, dgrad, fprop, wgrad};
+use crate::ops::batch_norm::{Normalized, Passing};
+use crate::ops::conv2d::{Besides, Contribution, Geometry, Pass, dgrad_to, fprop_besides, wgrad};
 use crate::tensor::{DType, Device, Shape, Tensor, TensorMut};
 
 pub(super) struct ConvCase {
@@ -81,6 +82,16 @@ impl ConvCase {
     }
 
     pub fn time(&self, clock: &Clock) -> Result<Timing> {
+        self.time_with(clock, false)
+    }
+
+    /// The time that it takes as a training step runs it, between batch norms: fprop leaves statistics, and dgrad does the first pass of the
+    /// backward of the batch norm before it.
+    pub fn time_in_step(&self, clock: &Clock) -> Result<Timing> {
+        self.time_with(clock, true)
+    }
+
+    fn time_with(&self, clock: &Clock, is_in_step: bool) -> Result<Timing> {
         let (g, pass, dtype) = self.what();
         let cost = g.cost(pass, dtype);
         let shape = Shape::from([g.k, g.r, g.s, g.group_channels()]);
@@ -91,12 +102,24 @@ impl ConvCase {
         let (mut x, mut y) = (stack(g.x().len(), 1, dtype), stack(g.y().len(), 2, dtype));
         let mut w = stack(g.k * g.pitch, 3, filters_dtype);
         let [x_pitch, y_pitch] = [g.x().row_len(), g.y().row_len()];
+        let is_of_norm = is_in_step && pass == Pass::Dgrad;
+        let read_by_norm = stack(if is_of_norm { g.x().len() } else { 0 }, 4, dtype);
+        let per_channel = random_tensor([if is_of_norm { g.c } else { 0 }], 5, clock.device, DType::F32);
+        let besides = if is_in_step { Besides::Statistics } else { Besides::Nothing };
         clock.time(sets, &mut |set| match pass {
             Pass::Fprop => {
-                fprop(g.conv, &x.read(set, g.x(), x_pitch), &w.read(set, shape, g.pitch), y.write(set, g.y(), y_pitch));
+                let (x, w) = (x.read(set, g.x(), x_pitch), w.read(set, shape, g.pitch));
+                fprop_besides(g.conv, &x, &w, y.write(set, g.y(), y_pitch), besides);
             }
             Pass::Dgrad => {
-                dgrad(g.conv, &y.read(set, g.y(), y_pitch), &w.read(set, shape, g.pitch), x.write(set, g.x(), x_pitch));
+                let norm = is_of_norm.then(|| {
+                    let [mean, rstd, gamma, beta] = [0; 4].map(|_| per_channel.clone());
+                    let x = vec![read_by_norm.read(set, g.x(), x_pitch)];
+                    Normalized { x, mean, rstd, gamma, beta, passing: Passing::ByInput }
+                });
+                let (dy, w) = (y.read(set, g.y(), y_pitch), w.read(set, shape, g.pitch));
+                let dx = x.write(set, g.x(), x_pitch);
+                dgrad_to(g.conv, &dy, &w, Contribution { dx, is_added: false, norm: norm.as_ref() });
             }
             Pass::Wgrad => {
                 wgrad(g.conv, &x.read(set, g.x(), x_pitch), &y.read(set, g.y(), y_pitch), w.write(set, shape, g.pitch));

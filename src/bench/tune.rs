@@ -1,4 +1,5 @@
-//! Which tile suits each convolution on tensor cores: all of them timed, on this GPU.
+//! Which tile suits each convolution on tensor cores: all of them timed, on this GPU, with what a training step lets their kernels do
+//! besides.
 
 use super::conv::ConvCase;
 use super::measure::Clock;
@@ -30,8 +31,9 @@ pub struct Tuned {
 pub(super) fn tune(case: &ConvCase, clock: &Clock) -> Result<Option<Tuned>> {
     let (convolution, pass, dtype) = case.what();
     let Some(g) = tiles::on_tensor_cores(convolution, pass, dtype) else { return Ok(None) };
-    let timed =
-        |choice| -> Result<Timed> { Ok(Timed { choice, seconds: with_choice(choice, || case.time(clock))?.median }) };
+    let timed = |choice| -> Result<Timed> {
+        Ok(Timed { choice, seconds: with_choice(choice, || case.time_in_step(clock))?.median })
+    };
     let ruled = timed(tiles::choose(&g, pass, dtype))?;
     let mut best = ruled;
     for choice in tiles::candidates(&g, pass, dtype).into_iter().filter(|&choice| choice != ruled.choice) {

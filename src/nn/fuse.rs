@@ -17,7 +17,8 @@
 //! | convolution | does | where |
 //! |---|---|---|
 //! | fprop | leaves the statistics of its output | a batch norm reads it |
-//! | dgrad | cuts by the ReLU and leaves the sums of the batch norm's backward | it alone reads a batch norm that has no residual |
+//! | dgrad | adds to the gradient that is there | another layer reads its input, behind it |
+//! | dgrad | cuts by the ReLU and leaves the sums of the batch norm's backward | of those that read a batch norm it is the first |
 //!
 //! A concatenation that only batch norms read is not written at all ([`concatenations`](super::concatenations)).
 //!
@@ -44,7 +45,8 @@ pub struct Stage {
     pub relu: bool,
     /// Whether a batch norm wants the statistics of this convolution's output.
     pub leaves_statistics: bool,
-    /// Whether the convolution that alone reads this batch norm can do the first pass of its backward.
+    /// Whether the first stage that reads this batch norm, the last one backward, is a convolution, which can do the first pass of its
+    /// backward.
     pub meets_dgrad: bool,
     /// Where its output lies as a part of a concatenation that nobody writes.
     pub place: Option<Place>,
@@ -149,8 +151,8 @@ fn introduce_neighbours(layers: &[Layer], stages: &mut [Stage]) {
             let leaves_statistics = is_convolution(stage)
                 && stage.bias(layers).is_none()
                 && readers.iter().any(|reader| is_norm(reader) && reader.inputs[0] == stage.output);
-            let is_alone = matches!(readers[..], [reader] if is_convolution(reader) && readings(&reader) == 1);
-            [leaves_statistics, is_norm(stage) && !stage.residual && is_alone]
+            let meets_dgrad = is_norm(stage) && readers.first().is_some_and(|first| is_convolution(first));
+            [leaves_statistics, meets_dgrad]
         })
         .collect();
     for (stage, [leaves_statistics, meets_dgrad]) in stages.iter_mut().zip(found) {
@@ -250,7 +252,8 @@ impl Network {
             Operation::BatchNorm { .. } => {
                 let before =
                     self.stages.iter().find(|other| other.leaves_statistics && other.output == stage.inputs[0]);
-                let behind = self.stages.iter().find(|other| stage.meets_dgrad && other.inputs[0] == stage.output);
+                let reads = |other: &&Stage| other.inputs.contains(&stage.output);
+                let behind = self.stages.iter().find(reads).filter(|_| stage.meets_dgrad);
                 let fprop = before.map_or(0, |before| runs(before, Pass::Fprop));
                 let dgrad = behind.map_or(0, |behind| runs(behind, Pass::Dgrad));
                 (3 - fprop, 3 - dgrad)
@@ -274,11 +277,12 @@ impl Network {
             }
         };
         // A gradient that somebody has contributed to already, later in the network, is added to. To that of a concatenation in
-        // place a batch norm adds itself.
+        // place a batch norm adds itself, and so does dgrad on tensor cores.
+        let adds_itself = runs(stage, Pass::Dgrad) > 0;
         let is_unwritten = |node: Node| self.stages.iter().any(|other| other.is_unwritten && other.output == node);
         let sums = stage.inputs.iter().enumerate().filter(|&(i, input)| {
             let is_again = stage.inputs[i + 1..].contains(input);
-            !is_image(input) && !is_unwritten(*input) && (is_again || self.last_use(*input) > index)
+            !adds_itself && !is_image(input) && !is_unwritten(*input) && (is_again || self.last_use(*input) > index)
         });
         Launches { forward, backward: backward + sums.count() }
     }
@@ -378,12 +382,13 @@ mod tests {
         let [leaves, meets] = neighbours(&network);
         let convolutions = network.layers.iter().filter(|layer| matches!(layer.operation, Operation::Conv2d { .. }));
         assert_eq!(leaves, convolutions.map(|layer| layer.name.as_str()).collect::<Vec<_>>());
-        // What a block puts out has two readers, and a residual; so has what the stem does.
-        assert_eq!(meets, ["layer1.0.bn1", "layer2.0.bn1", "layer3.0.bn1"]);
+        // All but those that are residuals, and the last one of the last block, behind which comes a pool.
+        let blocks = ["bn1", "layer1.0.bn1", "layer1.0.bn2", "layer2.0.bn1", "layer2.0.bn2", "layer3.0.bn1"];
+        assert_eq!(meets, blocks);
     }
 
     #[test]
-    fn a_batch_norm_with_two_readers_does_not_meet_a_dgrad() {
+    fn a_batch_norm_meets_the_dgrad_of_its_first_reader() {
         let build = |second: bool| {
             let mut b = NetworkBuilder::new(8);
             let x = b.input();
@@ -395,7 +400,14 @@ mod tests {
             b.finish()
         };
         assert_eq!(neighbours(&build(false)), [vec![], vec!["bn"]]);
-        assert_eq!(neighbours(&build(true)), [Vec::<&str>::new(), vec![]]);
+        assert_eq!(neighbours(&build(true)), [vec![], vec!["bn"]]);
+        let mut b = NetworkBuilder::new(8);
+        let x = b.input();
+        let x = b.batch_norm("bn", x);
+        let y = relu(&mut b, "relu", x);
+        let z = b.conv2d("conv", x, 8, 1, Conv2d::new(1, 0));
+        add(&mut b, "add", y, z);
+        assert_eq!(neighbours(&b.finish()), [Vec::<&str>::new(), vec![]]);
     }
 
     #[test]

@@ -86,6 +86,11 @@ impl PixelWalk {
         }
     }
 
+    /// Whether units are 16 bytes of storage.
+    pub fn is_vectorised(&self) -> bool {
+        self.vectorised == 1
+    }
+
     /// Splits of the pixels.
     pub fn splits(&self) -> u32 {
         self.pixels.div_ceil(self.span)

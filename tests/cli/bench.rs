@@ -202,19 +202,21 @@ fn interrupted_between_rows() {
     assert!(!result["rows"].as_array().unwrap().is_empty());
 }
 
-/// ResNet-50 with 32 images of 224 pixels, counted without a GPU. From its layers' shapes a step takes 3.04 ms at 4 TB/s where
-/// batch norm is not fused, 2.30 ms where it is: ours is between the first of them and a tenth more.
+/// ResNet-50 with images of 224 pixels, counted without a GPU. From its layers' shapes a step with 32 takes 3.04 ms at 4 TB/s where
+/// batch norm is not fused, 2.30 ms where it is, and with 128 11.8 and 8.8: ours is below the first, and with 128 at most 1.15 times the second.
 #[test]
 fn a_step_stays_near_its_floor() {
     let folder = Folder::new();
     let of = |more: &str| {
-        let step = "bench step --dry-run --network resnet50 --image-size 224 --batch-size 32 --precision bf16";
+        let step = "bench step --dry-run --network resnet50 --image-size 224 --precision bf16";
         let rows = &folder.json(&format!("{step} --filter training {more}"))["rows"];
         let launches = rows[0]["step"]["launches"].as_u64().unwrap();
         (launches, rows[0]["bytes"].as_f64().unwrap() / 4e12 * 1e3)
     };
-    let ((launches, milliseconds), (unfused_launches, unfused)) = (of(""), of("--no-fusion"));
-    assert!(launches <= 480 && milliseconds < 1.1 * 3.04, "{launches} launches, {milliseconds} ms");
+    let ((launches, milliseconds), (_, of_many)) = (of("--batch-size 32"), of("--batch-size 128"));
+    let (unfused_launches, unfused) = of("--batch-size 32 --no-fusion");
+    assert!(launches <= 450 && milliseconds < 3.04, "{launches} launches, {milliseconds} ms");
+    assert!(of_many < 1.15 * 8.8, "{of_many} ms");
     assert!(unfused_launches > launches + 150 && unfused > 1.25 * milliseconds, "{unfused_launches}, {unfused} ms");
 }
 

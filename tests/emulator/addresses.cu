@@ -47,7 +47,7 @@ template <class T>
 DEVICE Sums<T> nothing() {
   Sums<T> sums;
   for (unsigned i = 0; i < T::PIECE_ROWS; ++i)
-    for (unsigned j = 0; j < PIECE_COLUMNS; ++j)
+    for (unsigned j = 0; j < T::PIECE_COLUMNS; ++j)
       for (unsigned l = 0; l < 4; ++l) sums.v[i][j][l] = 0;
   return sums;
 }

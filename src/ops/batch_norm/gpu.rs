@@ -6,7 +6,7 @@ use super::{Cut, Moments, ParameterGradients, Parts, PartsMut, PerChannel, Tiles
 use crate::gpu::{Address, Buffer, Cost, Gpu, Handle};
 use crate::ops::pixel_walk::{Division, PixelWalk, THREADS};
 use crate::parameters;
-use crate::tensor::{DType, Tensor, TensorMut, part_bytes};
+use crate::tensor::{DType, Device, Integers, Tensor, TensorMut, part_bytes};
 
 /// Where x lies: part of the parameters of a kernel.
 #[repr(C)]
@@ -100,7 +100,7 @@ parameters! {
 }
 
 parameters! {
-    struct Normalize: 112 bytes {
+    struct Normalize: 120 bytes {
         x: Address,
         mean: Address,
         rstd: Address,
@@ -108,6 +108,7 @@ parameters! {
         beta: Address,
         residual: Address,
         out: Address,
+        signs: Address,
         relu: u32,
         padding: u32,
         walk: PixelWalk,
@@ -352,18 +353,33 @@ fn finish_statistics(
     launch_of(gpu, [module, name], dtype, grid, threads, &finish);
 }
 
-pub fn normalize(gpu: &Gpu, x: Parts, by: PerChannel, residual: Option<&Tensor>, relu: bool, out: TensorMut) {
+/// Leaves the signs of a sum with a residual if they are asked for and it is taken 16 bytes at a time.
+pub fn normalize(
+    gpu: Handle,
+    x: Parts,
+    by: PerChannel,
+    residual: Option<&Tensor>,
+    relu: bool,
+    leaves_signs: bool,
+    out: TensorMut,
+) -> Option<Integers<u8>> {
     let (dtype, matrix, places) = (x.dtype(), matrix(x), Places::of(x));
-    let read = x.bytes() + residual.map_or(0, Tensor::bytes) + floats(4 * matrix[1]);
-    gpu.account(|| Cost::moving(read, out.bytes()));
+    let [read, mut written] = [x.bytes() + residual.map_or(0, Tensor::bytes) + floats(4 * matrix[1]), out.bytes()];
     let (x, out) = (parts(x, dtype), activation_mut(&out, dtype));
     let residual = residual.map_or(Address::NULL, |residual| activation(residual, dtype));
     let all = by.all().map(per_channel);
     let walk = PixelWalk::new(matrix, &places.runs(), dtype, &[x, residual, out], &all, OF_ELEMENTS);
+    let packs = matrix[0] * matrix[1] * dtype.size() / 16;
+    let signs = (leaves_signs && residual != Address::NULL && walk.is_vectorised())
+        .then(|| Integers::uninit(packs, Device::Gpu(gpu)));
+    written += signs.as_ref().map_or(0, Integers::bytes);
+    gpu.account(|| Cost::moving(read, written));
     let [mean, rstd, gamma, beta] = all;
-    let relu = relu.into();
-    let parameters = Normalize { x, mean, rstd, gamma, beta, residual, out, relu, padding: 0, places, walk };
+    let (relu, to_signs) = (relu.into(), signs.as_ref().map_or(Address::NULL, Integers::address));
+    let parameters =
+        Normalize { x, mean, rstd, gamma, beta, residual, out, signs: to_signs, relu, padding: 0, places, walk };
     launch_on_x(gpu, places, |kernels| kernels.normalize, dtype, walk.grid(dtype), &parameters);
+    signs
 }
 
 pub fn gradients(gpu: Handle, x: Parts, dy: Cut, by: PerChannel, to: ParameterGradients) {
@@ -477,7 +493,6 @@ mod tests {
     use super::super::{input_gradient, normalize, reference};
     use super::*;
     use crate::numbers::{Numbers, normalized_error};
-    use crate::tensor::{Device, Integers};
 
     /// Few blocks of many pixels each, as only large tensors have in earnest.
     const FEW_BLOCKS: Division = Division { blocks: 2, pixels: 64 };

@@ -30,7 +30,7 @@ use std::rc::Rc;
 use crate::gpu::Address;
 use crate::ops::pointwise;
 use crate::tape::{Gradients, Id, Tape, Var};
-use crate::tensor::{DType, Device, Element, Implementation, Shape, Tensor, TensorMut};
+use crate::tensor::{DType, Device, Element, Implementation, Integers, Shape, Tensor, TensorMut};
 
 pub use gpu::Places;
 pub use parts::{Parts, PartsMut};
@@ -166,7 +166,23 @@ pub fn reciprocal_deviation(variance: &Tensor, epsilon: f64, rstd: TensorMut) {
 
 /// `out = relu?(γ·(x − mean)·rstd + β [+ residual])`.
 pub fn normalize<'a>(x: impl Into<Parts<'a>>, by: PerChannel, residual: Option<&Tensor>, relu: bool, out: TensorMut) {
-    let x = x.into();
+    normalize_leaving(x.into(), by, residual, relu, false, out);
+}
+
+/// Which numbers of an activation are not zero, a bit of each: byte i has those of its i-th 16 bytes, the first number in the lowest bit. On
+/// a GPU, as the device's kernels alone read them.
+pub type Signs = Integers<u8>;
+
+/// [`normalize`], which leaves the signs of `out` where they are asked for and cost no pass: on a GPU, of a sum with a residual whose channels
+/// are taken 16 bytes at a time.
+pub fn normalize_leaving(
+    x: Parts,
+    by: PerChannel,
+    residual: Option<&Tensor>,
+    relu: bool,
+    leaves_signs: bool,
+    out: TensorMut,
+) -> Option<Signs> {
     assert_eq!(x.shape(), out.shape(), "batch norm");
     assert!(residual.is_none_or(|residual| residual.shape() == x.shape()), "the residual beside {}", x.shape());
     check_channels(x.shape(), by.all());
@@ -175,8 +191,9 @@ pub fn normalize<'a>(x: impl Into<Parts<'a>>, by: PerChannel, residual: Option<&
         Implementation::Reference => {
             reference::normalize::<f64>(&x.gather(), by.data(), residual.map(Tensor::data), relu, out.data());
         }
-        Implementation::Gpu(gpu) => gpu::normalize(gpu, x, by, residual, relu, out),
+        Implementation::Gpu(gpu) => return gpu::normalize(gpu, x, by, residual, relu, leaves_signs, out),
     }
+    None
 }
 
 /// `dβ = Σ dz` and `dγ = Σ dz·x̂`.
@@ -317,12 +334,22 @@ pub struct Normalized {
     pub rstd: Tensor,
     pub gamma: Tensor,
     pub beta: Tensor,
-    /// Whether a ReLU stands between the two.
-    pub relu: bool,
+    pub passing: Passing,
 }
 
-/// Where a batch norm and the one convolution that reads it meet: backward, the convolution's dgrad comes first, and may leave
-/// dz and its sums instead of dy.
+/// What passes of a gradient between a convolution and the batch norm before it.
+#[derive(Clone, Debug)]
+pub enum Passing {
+    /// All of it: there is no ReLU.
+    All,
+    /// What x, normalised, is above zero for.
+    ByInput,
+    /// What the output is above zero for, which a residual was added to.
+    BySigns(Rc<Signs>),
+}
+
+/// Where a batch norm and the first convolution that reads it meet: backward, the convolution's dgrad comes last of what contributes to the
+/// gradient, and may leave dz and its sums instead of dy.
 #[derive(Debug, Default)]
 pub struct Handoff {
     norm: RefCell<Option<Normalized>>,
@@ -331,10 +358,11 @@ pub struct Handoff {
 }
 
 impl Handoff {
-    /// Calls `dgrad` with the batch norm, and keeps the sums that it returns if what it wrote is dz.
-    pub fn pass_back(&self, dgrad: impl FnOnce(&Normalized) -> Option<Tensor>) {
-        let norm = self.norm.take().expect("a batch norm that ran before the convolution that reads it");
-        *self.sums.borrow_mut() = dgrad(&norm);
+    /// Calls `dgrad` with the batch norm, if its first pass can be done from what there is, and keeps the sums that it returns if what it
+    /// wrote is dz.
+    pub fn pass_back(&self, dgrad: impl FnOnce(Option<&Normalized>) -> Option<Tensor>) {
+        let norm = self.norm.take();
+        *self.sums.borrow_mut() = dgrad(norm.as_ref());
     }
 }
 
@@ -351,7 +379,7 @@ pub enum Source<'a> {
 pub struct Then {
     pub residual: Option<Var>,
     pub relu: bool,
-    /// Without a residual: where it meets the convolution that alone reads what it puts out.
+    /// Where it meets the first convolution that reads what it puts out.
     pub handoff: Option<Rc<Handoff>>,
 }
 
@@ -404,17 +432,25 @@ impl Tape {
         };
         let by = PerChannel { mean: &mean, rstd: &rstd, gamma: gamma.value(), beta: beta.value() };
         let mut out = self.uninit(parts.shape(), parts.dtype(), device);
-        normalize(parts, by, then.residual.as_ref().map(Var::value), then.relu, out.view_mut());
+        // Where nothing is recorded, nobody asks for signs.
+        let is_recorded = [gamma.id(), beta.id()].iter().chain(&x_ids).any(Option::is_some);
+        let residual = then.residual.as_ref();
+        let leaves_signs = then.handoff.is_some() && then.relu && is_recorded;
+        let signs = normalize_leaving(parts, by, residual.map(Var::value), then.relu, leaves_signs, out.view_mut());
         let ids = [gamma.id(), beta.id(), then.residual.as_ref().and_then(Var::id)];
         let kept = (then.relu && then.residual.is_some()).then(|| out.clone());
         self.record(out, &[&x_ids[..], &ids].concat(), || {
             let [gamma, beta] = [gamma, beta].map(|var| var.value().clone());
             let Then { relu, handoff, residual } = then;
-            assert!(handoff.is_none() || residual.is_none(), "the sign of a sum is not read off x");
-            if let Some(handoff) = &handoff {
+            let passing = match (relu, residual) {
+                (false, _) => Some(Passing::All),
+                (true, None) => Some(Passing::ByInput),
+                (true, Some(_)) => signs.map(|signs| Passing::BySigns(Rc::new(signs))),
+            };
+            if let (Some(handoff), Some(passing)) = (&handoff, passing) {
                 let [mean, rstd, gamma, beta] = [&mean, &rstd, &gamma, &beta].map(Tensor::clone);
                 let x = x.clone();
-                *handoff.norm.borrow_mut() = Some(Normalized { x, mean, rstd, gamma, beta, relu });
+                *handoff.norm.borrow_mut() = Some(Normalized { x, mean, rstd, gamma, beta, passing });
             }
             let saved = Saved { x_ids, ids, x, gamma, beta, mean, rstd, relu, out: kept, training, handoff };
             Box::new(move |dy, gradients| saved.backward(dy, gradients))
@@ -433,7 +469,9 @@ impl Saved {
         let sums = self.handoff.as_ref().and_then(|handoff| handoff.sums.take());
         // dx needs the sums only where the statistics are the batch's own.
         let mut means = (self.training && wants_dx).then(|| per_channel(2));
-        if self.out.is_some() {
+        // The output, where it is still to cut by.
+        let out = self.out.as_ref().filter(|_| sums.is_none());
+        if out.is_some() {
             dy.make_unique();
         }
         if means.is_some() || gamma_id.is_some() || beta_id.is_some() {
@@ -443,14 +481,14 @@ impl Saved {
                 if let Some(sums) = &sums {
                     return gradients_of_tiles(sums, x.shape().pixels(), &self.rstd, to);
                 }
-                let dy = match &self.out {
+                let dy = match out {
                     Some(out) => Cut::ByOutput(dy.view_mut(), out),
                     None if self.relu => Cut::ByInput(&dy),
                     None => Cut::Whole(&dy),
                 };
                 gradients(x, dy, by, to);
             });
-        } else if let Some(out) = &self.out {
+        } else if let Some(out) = out {
             pointwise::relu_backward_assign(dy.view_mut(), out);
         }
         let still_to_cut = self.relu && self.out.is_none() && sums.is_none();

@@ -1,9 +1,9 @@
 //! Convolution on a GPU: `kernels/conv2d.cu`, and which convolutions are left to the kernels for tensor cores.
 
 use super::layout::{Operands, is_packed, on_tensor_cores};
-use super::{Besides, Epilogue, Geometry, Pass, tensor};
+use super::{Besides, Contribution, Epilogue, Geometry, Pass, tensor};
 use crate::gpu::{Address, Cost, Gpu, Handle};
-use crate::ops::batch_norm::{Normalized, Tiles};
+use crate::ops::batch_norm::Tiles;
 use crate::parameters;
 use crate::tensor::{DType, Device, Tensor, TensorMut};
 
@@ -164,23 +164,18 @@ pub fn fprop(gpu: Handle, g: &Geometry, x: &Tensor, w: &Tensor, y: TensorMut, be
     None
 }
 
-/// Where tensor cores serve, does the first pass of the backward of the batch norm before it, if there is one: then `dx`
-/// becomes dz, and its sums are returned.
-pub fn dgrad(
-    gpu: Handle,
-    g: &Geometry,
-    dy: &Tensor,
-    w: &Tensor,
-    dx: TensorMut,
-    norm: Option<&Normalized>,
-) -> Option<Tensor> {
+/// Where tensor cores serve, adds to what is there if it is to, and does the first pass of the backward of the batch norm before it, if there
+/// is one: then `dx` becomes dz, and its sums are returned.
+pub fn dgrad(gpu: Handle, g: &Geometry, dy: &Tensor, w: &Tensor, to: Contribution) -> Option<Tensor> {
+    let Contribution { dx, is_added, norm } = to;
     let dtype = dy.dtype();
     assert!(w.dtype() == dtype && dx.dtype() == dtype, "dgrad of {dtype} by {} to {}", w.dtype(), dx.dtype());
     let (dy, w, dx) = (dy.address(), w.address(), dx.address());
     if on_tensor_cores(g, Pass::Dgrad, dtype, Operands { x: dx, y: dy, w: Some(w) }).is_some() {
         let norm = norm.filter(|norm| tensor::serves_norm(dtype, norm));
-        return tensor::dgrad(gpu, g, dtype, [dy, w, dx], norm);
+        return tensor::dgrad(gpu, g, dtype, [dy, w, dx], is_added, norm);
     }
+    assert!(!is_added, "this kernel adds to nothing");
     let parameters = Dgrad { dy, w, dx, g: sizes(g, dtype, dx, dy, Some(w)) };
     let pixels = g.n * g.h * g.w;
     let (name, grid, threads) = if is_depthwise(g) {

@@ -29,6 +29,7 @@ use std::str::FromStr;
 use super::Cost;
 use super::batch_norm::{Handoff, Normalized, Parts, Tiles};
 use super::bias::Added;
+use super::pointwise;
 use crate::error::Error;
 use crate::tape::{Tape, Var};
 use crate::tensor::{DType, Implementation, Shape, Tensor, TensorMut};
@@ -232,27 +233,46 @@ pub fn fprop_besides(conv: Conv2d, x: &Tensor, w: &Tensor, y: TensorMut, besides
 
 /// Overwrites `dx`. On a GPU all three tensors are of one dtype.
 pub fn dgrad(conv: Conv2d, dy: &Tensor, w: &Tensor, dx: TensorMut) {
+    dgrad_to(conv, dy, w, Contribution { dx, is_added: false, norm: None });
+}
+
+/// Where dgrad's result goes.
+pub struct Contribution<'a> {
+    pub dx: TensorMut<'a>,
+    /// Whether it is added to what is there: the gradient as far as it is known.
+    pub is_added: bool,
+    /// The batch norm whose output this is the gradient of, where nobody contributes to it any more.
+    pub norm: Option<&'a Normalized>,
+}
+
+/// [`dgrad`], which may add to what is there. Of a batch norm before it does the first pass of the backward too where the kernel that
+/// serves has the numbers at hand: then `dx` becomes dz, cut by the ReLU between the two, and its sums are returned, for
+/// [`gradients_of_tiles`](super::batch_norm::gradients_of_tiles).
+pub fn dgrad_to(conv: Conv2d, dy: &Tensor, w: &Tensor, to: Contribution) -> Option<Tensor> {
+    let Contribution { mut dx, is_added, norm } = to;
     let g = Geometry::new(conv, dx.shape(), w.shape(), w.pitch());
     assert_eq!(dy.shape(), g.y(), "the gradient of a convolution's output");
+    let of_norm = norm.map(|norm| Parts::from(&norm.x[..]).shape());
+    assert!(of_norm.is_none_or(|shape| shape == g.x()), "the batch norm before a convolution: {of_norm:?}");
+    if is_added && !adds(&g, dy, w, &dx) {
+        let mut term = Tensor::uninit(dx.shape(), dx.dtype(), dy.device());
+        dgrad(conv, dy, w, term.view_mut());
+        pointwise::add_assign(dx.reborrow(), &term);
+        return None;
+    }
     match dy.implementation() {
         Implementation::Cpu => cpu::dgrad(&g, dy.data(), w.data(), dx.data()),
         Implementation::Reference => reference::dgrad::<f64>(&g, dy.data(), w.data(), dx.data()),
-        Implementation::Gpu(gpu) => drop(gpu::dgrad(gpu, &g, dy, w, dx, None)),
+        Implementation::Gpu(gpu) => return gpu::dgrad(gpu, &g, dy, w, Contribution { dx, is_added, norm }),
     }
+    None
 }
 
-/// [`dgrad`] to what a batch norm put out, which does the first pass of its backward too where the kernel that serves has the
-/// numbers at hand: then `dx` becomes dz, cut by the ReLU between the two, and its sums are returned, for
-/// [`gradients_of_tiles`](super::batch_norm::gradients_of_tiles).
-pub fn dgrad_and_sums(conv: Conv2d, dy: &Tensor, w: &Tensor, norm: &Normalized, dx: TensorMut) -> Option<Tensor> {
-    let Implementation::Gpu(gpu) = dy.implementation() else {
-        dgrad(conv, dy, w, dx);
-        return None;
-    };
-    let g = Geometry::new(conv, dx.shape(), w.shape(), w.pitch());
-    assert_eq!(dy.shape(), g.y(), "the gradient of a convolution's output");
-    assert_eq!(Parts::from(&norm.x[..]).shape(), g.x(), "the batch norm before a convolution");
-    gpu::dgrad(gpu, &g, dy, w, dx, Some(norm))
+/// Whether the kernel that serves can add to what is there.
+fn adds(g: &Geometry, dy: &Tensor, w: &Tensor, dx: &TensorMut) -> bool {
+    let Implementation::Gpu(_) = dy.implementation() else { return false };
+    let operands = Operands { x: dx.address(), y: dy.address(), w: Some(w.address()) };
+    on_tensor_cores(g, Pass::Dgrad, dy.dtype(), operands).is_some()
 }
 
 /// Overwrites `dw`, but not the padding between its rows. On a GPU `x` and `dy` are of one dtype and `dw` is f32.
@@ -271,7 +291,7 @@ pub fn wgrad(conv: Conv2d, x: &Tensor, dy: &Tensor, dw: TensorMut) {
 pub struct Neighbours {
     /// Whether the batch norm behind it wants the statistics of its output, where they cost nothing.
     pub leaves_statistics: bool,
-    /// The batch norm before it, whose only reader it is: it does the first pass of that one's backward.
+    /// The batch norm before it, whose first reader it is: it does the first pass of that one's backward.
     pub before: Option<Rc<Handoff>>,
     /// The bias behind it, K numbers, and whether a ReLU follows.
     pub bias: Option<(Var, bool)>,
@@ -316,9 +336,11 @@ impl Tape {
                     _ => {}
                 }
                 if let (Some(id), Some(w)) = (x_id, kept_w) {
-                    gradients.contribute(id, |dx| match &before {
-                        Some(before) => before.pass_back(|norm| dgrad_and_sums(conv, &dy, &w, norm, dx)),
-                        None => dgrad(conv, &dy, &w, dx),
+                    gradients.contribute_over(id, |dx, is_added| match &before {
+                        Some(before) => {
+                            before.pass_back(|norm| dgrad_to(conv, &dy, &w, Contribution { dx, is_added, norm }))
+                        }
+                        None => drop(dgrad_to(conv, &dy, &w, Contribution { dx, is_added, norm: None })),
                     });
                 }
             })

@@ -7,7 +7,7 @@ use super::layout::{is_packed, pack, padded, plain};
 use super::tiles::{self, Tile, Tiling};
 use super::{Besides, Geometry, Pass};
 use crate::gpu::{self, Address, Cost, Gpu, Handle};
-use crate::ops::batch_norm::{Normalized, Parts, Places, Tiles};
+use crate::ops::batch_norm::{Normalized, Parts, Passing, Places, Tiles};
 use crate::parameters;
 use crate::tensor::{DType, Device, Tensor};
 
@@ -56,7 +56,13 @@ impl Product {
 }
 
 parameters! {
-    struct BackwardProduct: 592 bytes { product: Product, h: [Residue; MOST_RESIDUES], w: [Residue; MOST_RESIDUES] }
+    struct BackwardProduct: 600 bytes {
+        product: Product,
+        h: [Residue; MOST_RESIDUES],
+        w: [Residue; MOST_RESIDUES],
+        adds: u32,
+        padding: u32,
+    }
 }
 
 /// Tiles of rows and of columns.
@@ -73,15 +79,16 @@ parameters! {
 }
 
 parameters! {
-    struct ProductGradient: 672 bytes {
+    struct ProductGradient: 688 bytes {
         backward: BackwardProduct,
         x: Address,
         mean: Address,
         rstd: Address,
         gamma: Address,
         beta: Address,
+        signs: Address,
         partial: Address,
-        relu: u32,
+        cut: u32,
         padding: u32,
         places: Places,
     }
@@ -276,15 +283,28 @@ pub fn serves_norm(dtype: DType, norm: &Normalized) -> bool {
     x.dtype() == dtype && whole && aligned && x.bytes() / dtype.size() < (1 << 31) - (1 << 16)
 }
 
+/// Where a gradient passes, as the kernels have it, and the signs it passes by.
+fn cut(passing: &Passing) -> (u32, Address) {
+    match passing {
+        Passing::All => (0, Address::NULL),
+        Passing::ByInput => (1, Address::NULL),
+        Passing::BySigns(signs) => (2, signs.address()),
+    }
+}
+
 /// With a batch norm before it, `dx` becomes dz, and its sums are returned.
 pub fn dgrad(
     gpu: Handle,
     g: &Geometry,
     dtype: DType,
     [dy, w, dx]: [Address; 3],
+    is_added: bool,
     norm: Option<&Normalized>,
 ) -> Option<Tensor> {
     gpu.account(|| g.cost(Pass::Dgrad, dtype));
+    if is_added {
+        gpu.account(|| Cost::moving(g.x().len() * dtype.size(), 0));
+    }
     let g = &plain(g);
     let (choice, name) = division(g, Pass::Dgrad, dtype);
     let tiles::Gemm { m, n, grids, .. } = tiles::Gemm::of(g, Pass::Dgrad);
@@ -294,7 +314,7 @@ pub fn dgrad(
         let [stride, padding, dilation] = [g.conv.stride, g.conv.padding, g.conv.dilation].map(|of| of[axis]);
         Axis { size, taps, stride, padding, dilation }.residues()
     });
-    let backward = BackwardProduct { product, h, w };
+    let backward = BackwardProduct { product, h, w, adds: is_added.into(), padding: 0 };
     let Some(norm) = norm else {
         launch(gpu, name, dtype, &backward, choice.tile, [m, n], grids);
         return None;
@@ -305,10 +325,11 @@ pub fn dgrad(
         per_channel.address()
     });
     let x = Parts::from(&norm.x[..]);
-    gpu.account(|| Cost::moving(x.bytes() + 4 * norm.mean.bytes(), sums.bytes()));
+    let of_signs = if let Passing::BySigns(signs) = &norm.passing { signs.bytes() } else { 0 };
+    gpu.account(|| Cost::moving(x.bytes() + 4 * norm.mean.bytes() + of_signs, sums.bytes()));
     let (places, x) = (Places::of(x), norm.x[0].address());
-    let (partial, relu) = (sums.address(), norm.relu.into());
-    let parameters = ProductGradient { backward, x, mean, rstd, gamma, beta, partial, relu, padding: 0, places };
+    let (partial, (cut, signs)) = (sums.address(), cut(&norm.passing));
+    let parameters = ProductGradient { backward, x, mean, rstd, gamma, beta, signs, partial, cut, padding: 0, places };
     let name = kernel_for_norm(Pass::Dgrad, choice.tile);
     launch(gpu, name, dtype, &parameters, choice.tile, [m, n], grids);
     Some(sums)
@@ -369,9 +390,12 @@ pub fn wgrad(gpu: Handle, g: &Geometry, dtype: DType, x: Address, dy: Address, d
 
 #[cfg(all(test, feature = "emulator"))]
 mod tests {
-    use super::super::{dgrad, dgrad_and_sums, fprop, fprop_besides, reference, wgrad};
+    use super::super::{Contribution, dgrad, dgrad_to, fprop, fprop_besides, reference, wgrad};
+    use std::rc::Rc;
+
     use super::*;
     use crate::numbers::{Numbers, normalized_error};
+    use crate::ops::batch_norm::{PerChannel, normalize_leaving};
     use crate::ops::cases;
     use crate::ops::conv2d::Conv2d;
     use crate::ops::conv2d::layout::{Operands, on_tensor_cores};
@@ -512,42 +536,68 @@ mod tests {
         });
     }
 
-    /// The results of dgrad for the batch norm before it, with integers: the reference's bits.
+    /// Integers that every dtype holds, and sums of them: those on which a result depends alone.
+    fn signs(numbers: &mut Numbers, len: usize) -> Vec<f64> {
+        numbers.integers(len).into_iter().map(f64::signum).collect()
+    }
+
+    /// The results of dgrad for the batch norm before it, added to what is there or not, with integers: the reference's bits.
     #[test]
     fn dgrad_does_the_first_pass_of_a_batch_norm() {
         let gpu = Gpu::emulator(6).unwrap();
         let device = Device::Gpu(gpu);
         for_each_tile(Pass::Dgrad, |case, dtype, tile| {
             let mut numbers = Numbers::named(case.name);
-            let mut draw = |len: usize| numbers.integers(len).into_iter().map(|v| v.signum()).collect();
             let Example { g, x, w, dy, expected: [_, dx, _], .. } =
-                Example::new(device, dtype, &case.geometry(), &mut draw);
-            let mut per_channel = || {
-                let numbers: Vec<f32> = draw(g.c).into_iter().map(|v| v as f32).collect();
-                Tensor::from_vec(numbers, [g.c]).to_device(device)
+                Example::new(device, dtype, &case.geometry(), &mut |len| signs(&mut numbers, len));
+            let vector = |values: Vec<f64>, shape: Shape| {
+                Tensor::from_vec(values.into_iter().map(|v| v as f32).collect(), shape).to_device(device)
             };
-            let [mean, rstd, gamma, beta] = [0; 4].map(|_| per_channel());
-            for relu in [true, false] {
+            let [mean, rstd, gamma, beta] = [0; 4].map(|_| vector(signs(&mut numbers, g.c), [g.c].into()));
+            let [there, residual] = [0; 2].map(|_| vector(signs(&mut numbers, x.shape().len()), x.shape()).cast(dtype));
+            let by = PerChannel { mean: &mean, rstd: &rstd, gamma: &gamma, beta: &beta };
+            let mut out = Tensor::uninit(x.shape(), dtype, device);
+            let of_sum = normalize_leaving((&x).into(), by, Some(&residual), true, true, out.view_mut());
+            let of_sum = Rc::new(of_sum.expect("channels in packs"));
+            let per_channel = [&mean, &rstd, &gamma, &beta].map(Tensor::to_f64);
+            let (x_values, residual_values) = (x.to_f64(), residual.to_f64());
+            let normalized = |i: usize| {
+                let [mean, rstd, gamma, beta] = [0, 1, 2, 3].map(|k| per_channel[k][i % g.c]);
+                (x_values[i] - mean) * gamma * rstd + beta
+            };
+            let cases = [Passing::All, Passing::ByInput, Passing::BySigns(of_sum)];
+            for (passing, is_added) in
+                cases.into_iter().flat_map(|passing| [false, true].map(|adds| (passing.clone(), adds)))
+            {
+                let name = format!("{dtype} {}, {tile:?}, {passing:?}, added: {is_added}", case.name);
                 let [mean, rstd, gamma, beta] = [&mean, &rstd, &gamma, &beta].map(Tensor::clone);
-                let norm = Normalized { x: vec![x.clone()], mean, rstd, gamma, beta, relu };
+                let norm = Normalized { x: vec![x.clone()], mean, rstd, gamma, beta, passing };
                 let mut dz = Tensor::uninit(x.shape(), dtype, device);
+                if is_added {
+                    dz.view_mut().copy_from(&there);
+                }
                 let sums = tiles::with_choice(Tiling { tile, splits: 1 }, || {
-                    dgrad_and_sums(g.conv, &dy, &w, &norm, dz.view_mut()).expect("on tensor cores")
+                    let to = Contribution { dx: dz.view_mut(), is_added, norm: Some(&norm) };
+                    dgrad_to(g.conv, &dy, &w, to).expect("on tensor cores")
                 });
                 gpu.check().unwrap();
-                let mut expected_dz = seen(&dx, dtype);
+                let there = there.to_f64();
                 let mut expected = vec![0.0; 2 * g.c];
-                let numbers = [&norm.mean, &norm.rstd, &norm.gamma, &norm.beta].map(Tensor::to_f64);
-                for (i, (dz, x)) in expected_dz.iter_mut().zip(x.to_f64()).enumerate() {
-                    let c = i % g.c;
-                    let [mean, rstd, gamma, beta] = [0, 1, 2, 3].map(|k| numbers[k][c]);
-                    if relu && (x - mean) * gamma * rstd + beta <= 0.0 {
+                let mut expected_dz: Vec<f64> =
+                    (0..dx.len()).map(|i| dx[i] + if is_added { there[i] } else { 0.0 }).collect();
+                expected_dz = seen(&expected_dz, dtype);
+                for (i, dz) in expected_dz.iter_mut().enumerate() {
+                    let passes = match norm.passing {
+                        Passing::All => true,
+                        Passing::ByInput => normalized(i) > 0.0,
+                        Passing::BySigns(_) => normalized(i) + residual_values[i] > 0.0,
+                    };
+                    if !passes {
                         *dz = 0.0;
                     }
-                    expected[c] += *dz;
-                    expected[g.c + c] += *dz * (x - mean);
+                    expected[i % g.c] += *dz;
+                    expected[g.c + i % g.c] += *dz * (x_values[i] - per_channel[0][i % g.c]);
                 }
-                let name = format!("{dtype} {}, {tile:?}, ReLU: {relu}", case.name);
                 assert!(dz.to_f64() == expected_dz, "{name}");
                 let mut found = vec![0.0; 2 * g.c];
                 for tile in sums.to_f64().chunks(2 * g.c) {
@@ -555,6 +605,15 @@ mod tests {
                 }
                 assert!(found == expected, "{name}");
             }
+            // Without a batch norm it adds all the same.
+            let mut sum = Tensor::uninit(x.shape(), dtype, device);
+            sum.view_mut().copy_from(&there);
+            tiles::with_choice(Tiling { tile, splits: 1 }, || {
+                let to = Contribution { dx: sum.view_mut(), is_added: true, norm: None };
+                assert!(dgrad_to(g.conv, &dy, &w, to).is_none());
+            });
+            let expected: Vec<f64> = dx.iter().zip(there.to_f64()).map(|(dx, there)| dx + there).collect();
+            assert!(sum.to_f64() == seen(&expected, dtype), "{dtype} {}, {tile:?}, added", case.name);
         });
     }
 
