@@ -3,6 +3,7 @@
 //
 //   statistics       μ = Σ x / n,   σ² = Σ (x − μ)² / n,   rstd = 1 / √(σ² + ε);   for running statistics also σ²·n/(n − 1)
 //   normalize        out = relu?(x̂·γ + β [+ residual]),   x̂ = (x − μ)·rstd
+//   normalize_two    out = relu?(x̂·γ + β + r̂·γ' + β'),   r̂ the residual, by statistics of its own
 //   gradients        dz = dy where the ReLU let out pass, else 0;   dβ = Σ dz,   dγ = Σ dz·x̂
 //   input_gradient   dx = γ·rstd·(dz − dβ/n − x̂·dγ/n), without the two last terms in inference; residual's gradient is dz
 //   deviation        rstd of given variances
@@ -19,7 +20,8 @@
 //
 //                                read                 written
 //   statistics                   x
-//   normalize                    x [residual]         out
+//   normalize                    x [residual]         out              a byte per 16 of out, where its signs are wanted
+//   normalize_two                x residual           out              the same
 //   gradients                    dy x                                  with a residual and ReLU: dy x out, dz
 //   input_gradient               dz x                 dx               in inference: dz, and x where there is a ReLU
 //
@@ -81,6 +83,9 @@ KERNEL(batch_norm_normalize, Normalize, THREADS) {
   if (p.walk.vectorised) normalize_any<PACK, false>(p);
   else normalize_any<1, false>(p);
 }
+
+// A kernel of its own, since twice as many numbers per channel take more registers.
+KERNEL(batch_norm_normalize_two, Normalize, THREADS) { normalize_two<false>(p); }
 
 KERNEL(batch_norm_input_gradient, InputGradient, THREADS) {
   if (p.walk.vectorised) input_gradient_any<PACK, false>(p);

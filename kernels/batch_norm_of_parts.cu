@@ -31,6 +31,8 @@ KERNEL(batch_norm_of_parts_gradients, GradientSums, THREADS) {
   else cut_gradients<1, true>(p, betas, gammas);
 }
 
+KERNEL(batch_norm_of_parts_normalize_two, Normalize, THREADS) { normalize_two<true>(p); }
+
 KERNEL(batch_norm_of_parts_normalize, Normalize, THREADS) {
   if (p.walk.vectorised) normalize_any<PACK, true>(p);
   else normalize_any<1, true>(p);

@@ -305,46 +305,68 @@ DEVICE void finish_gradients(const FinishGradients& p, SharedArray<float> scratc
 
 // ---- element by element ----------------------------------------------------------------------------------------------
 
+struct Normalization {
+  const float* mean;   // C
+  const float* rstd;   // C
+  const float* gamma;  // C
+  const float* beta;   // C
+};
+
+// What is added to a normalisation.
+constexpr unsigned NOTHING = 0, RESIDUAL = 1, NORMALIZED_RESIDUAL = 2;
+
 struct Normalize {
-  const element* x;         // n × C
-  const float* mean;        // C
-  const float* rstd;        // C
-  const float* gamma;       // C
-  const float* beta;        // C
-  const element* residual;  // n × C, or null
-  element* out;             // n × C; may be x, where that is one tensor
-  unsigned char* signs;     // n × C / PACK, or null: with a residual, bit i is set where number i of 16 bytes of `out` is not zero
+  const element* x;           // n × C
+  Normalization by;
+  const element* residual;    // n × C, or null
+  Normalization of_residual;  // what it is normalised by before it is added, by normalize_two
+  element* out;               // n × C; may be x, where that is one tensor
+  unsigned char* signs;       // n × C / PACK, or null: with a residual, bit i is set where number i of 16 bytes of `out` is not zero
   unsigned relu, padding;
-  PixelWalk walk;           // with signs vectorised
+  PixelWalk walk;             // with signs vectorised
   Places places;
 };
-static_assert(sizeof(Normalize) == 120, "as in src/ops/batch_norm/gpu.rs");
+static_assert(sizeof(Normalize) == 152, "as in src/ops/batch_norm/gpu.rs");
 
-template <unsigned WIDTH, bool RESIDUAL, bool PARTS>
+// What a normalisation of a unit of channels needs.
+template <unsigned WIDTH>
+struct UnitOfNorm { Unit<WIDTH> mean, scale, beta; };
+
+template <unsigned WIDTH>
+DEVICE UnitOfNorm<WIDTH> load_norm(const Normalization& by, unsigned channel) {
+  const Unit<WIDTH> gamma = load_floats<WIDTH>(by.gamma + channel), rstd = load_floats<WIDTH>(by.rstd + channel);
+  UnitOfNorm<WIDTH> unit = {load_floats<WIDTH>(by.mean + channel), {}, load_floats<WIDTH>(by.beta + channel)};
+#pragma unroll
+  for (unsigned j = 0; j < WIDTH; ++j) unit.scale.v[j] = gamma.v[j] * rstd.v[j];
+  return unit;
+}
+
+template <unsigned WIDTH, unsigned ADDED, bool PARTS>
 DEVICE void normalize(const Normalize& p) {
   const Share s = share<WIDTH>(p.walk);
   if (s.count == 0) return;
-  const Unit<WIDTH> mean = load_floats<WIDTH>(p.mean + s.channel), beta = load_floats<WIDTH>(p.beta + s.channel);
-  const Unit<WIDTH> gamma = load_floats<WIDTH>(p.gamma + s.channel), rstd = load_floats<WIDTH>(p.rstd + s.channel);
+  const UnitOfNorm<WIDTH> by = load_norm<WIDTH>(p.by, s.channel);
+  UnitOfNorm<WIDTH> other = {};
+  if constexpr (ADDED == NORMALIZED_RESIDUAL) other = load_norm<WIDTH>(p.of_residual, s.channel);
   const float floor = p.relu ? 0.0f : -infinity();
   const Line line = line_of<PARTS>(p.places, s);
-  Unit<WIDTH> scale;
-#pragma unroll
-  for (unsigned j = 0; j < WIDTH; ++j) scale.v[j] = gamma.v[j] * rstd.v[j];
-#pragma unroll 2
+  // With six numbers per channel at hand, there are no registers for two pixels.
+#pragma unroll(ADDED == NORMALIZED_RESIDUAL ? 1 : 2)
   for (unsigned i = 0; i < s.count; ++i) {
     const unsigned long long at = s.first + i * s.stride;
     Unit<WIDTH> v = load_unit<WIDTH>(p.x + (PARTS ? line.first + i * line.stride : at)), residual = {};
-    if constexpr (RESIDUAL) residual = load_unit<WIDTH>(p.residual + at);
+    if constexpr (ADDED != NOTHING) residual = load_unit<WIDTH>(p.residual + at);
 #pragma unroll
     for (unsigned j = 0; j < WIDTH; ++j) {
-      v.v[j] = normalized(v.v[j], mean.v[j], scale.v[j], beta.v[j]);
-      if constexpr (RESIDUAL) v.v[j] += residual.v[j];
+      v.v[j] = normalized(v.v[j], by.mean.v[j], by.scale.v[j], by.beta.v[j]);
+      if constexpr (ADDED == NORMALIZED_RESIDUAL)
+        residual.v[j] = normalized(residual.v[j], other.mean.v[j], other.scale.v[j], other.beta.v[j]);
+      if constexpr (ADDED != NOTHING) v.v[j] += residual.v[j];
       // Not the larger of the two, which a NaN would not be.
       if (v.v[j] <= floor) v.v[j] = floor;
     }
     store_unit<WIDTH>(p.out + at, v);
-    if constexpr (RESIDUAL && WIDTH == PACK)
+    if constexpr (ADDED != NOTHING && WIDTH == PACK)
       if (p.signs != nullptr) {
         unsigned bits = 0;
 #pragma unroll
@@ -356,8 +378,14 @@ DEVICE void normalize(const Normalize& p) {
 
 template <unsigned WIDTH, bool PARTS>
 DEVICE void normalize_any(const Normalize& p) {
-  if (p.residual != nullptr) normalize<WIDTH, true, PARTS>(p);
-  else normalize<WIDTH, false, PARTS>(p);
+  if (p.residual == nullptr) normalize<WIDTH, NOTHING, PARTS>(p);
+  else normalize<WIDTH, RESIDUAL, PARTS>(p);
+}
+
+template <bool PARTS>
+DEVICE void normalize_two(const Normalize& p) {
+  if (p.walk.vectorised) normalize<PACK, NORMALIZED_RESIDUAL, PARTS>(p);
+  else normalize<1, NORMALIZED_RESIDUAL, PARTS>(p);
 }
 
 struct InputGradient {

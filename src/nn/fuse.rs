@@ -8,10 +8,11 @@
 //! | batch norm, ReLU | relu(x̂·γ + β) | the ReLU alone reads the batch norm |
 //! | batch norm, add | x̂·γ + β + residual | the sum alone reads the batch norm, and once |
 //! | batch norm, add, ReLU | relu(x̂·γ + β + residual) | the same, and the ReLU alone reads the sum |
+//! | batch norm, batch norm, add | x̂·γ + β + x̂₂·γ₂ + β₂ | the sum alone reads each of the two |
 //!
 //! The bias of a convolution that alone it reads, with the ReLU behind it, is the convolution's epilogue, unless a residual comes
 //! between the two; then it is joined like a batch norm, of which it is one with a mean of 0 and a deviation of 1.
-//! A sum of two batch norms goes with the first of them; the other one is its residual. Everything else stays a stage of its
+//! A sum of two batch norms is one stage too, where the sum alone reads both: the output of neither is written. Everything else stays a stage of its
 //! own, but convolutions on tensor cores work for the batch norms around them:
 //!
 //! | convolution | does | where |
@@ -41,6 +42,8 @@ pub struct Stage {
     pub output: Node,
     /// Whether a residual is added to the output of a batch norm, or a bias.
     pub residual: bool,
+    /// The batch norm whose output the residual is: what the stage reads is that one's input.
+    pub norm_of_residual: Option<usize>,
     /// Whether a ReLU follows it.
     pub relu: bool,
     /// Whether a batch norm wants the statistics of this convolution's output.
@@ -59,7 +62,19 @@ impl Stage {
         let output = Node::of_layer(index);
         let (layers, inputs) = (vec![index], layer.inputs.clone());
         let [residual, relu, leaves_statistics, meets_dgrad, is_unwritten] = [false; 5];
-        Stage { layers, inputs, output, residual, relu, leaves_statistics, meets_dgrad, place: None, is_unwritten }
+        let (norm_of_residual, place) = (None, None);
+        Stage {
+            layers,
+            inputs,
+            output,
+            residual,
+            norm_of_residual,
+            relu,
+            leaves_statistics,
+            meets_dgrad,
+            place,
+            is_unwritten,
+        }
     }
 
     fn operation<'a>(&self, layers: &'a [Layer]) -> &'a Operation {
@@ -74,6 +89,12 @@ impl Stage {
         }
     }
 
+    /// Whether it normalises what a node holds.
+    fn normalises(&self, layers: &[Layer], node: Node) -> bool {
+        let is_norm = matches!(self.operation(layers), Operation::BatchNorm { .. });
+        is_norm && (self.inputs[0] == node || self.norm_of_residual.is_some() && self.inputs[1] == node)
+    }
+
     fn absorb(&mut self, index: usize) {
         self.layers.push(index);
         self.output = Node::of_layer(index);
@@ -85,7 +106,8 @@ pub(super) fn stages(layers: &[Layer], is_fused: bool) -> Vec<Stage> {
     let mut ending_at: Vec<Option<Stage>> = vec![None; layers.len()];
     let mut is_absorbed = vec![false; layers.len()];
     for (index, layer) in layers.iter().enumerate().filter(|_| is_fused) {
-        if !matches!(layer.operation, Operation::BatchNorm { .. } | Operation::Bias { .. }) {
+        let is_first = matches!(layer.operation, Operation::BatchNorm { .. } | Operation::Bias { .. });
+        if !is_first || is_absorbed[index] {
             continue;
         }
         if let Some(stage) = convolution_with_bias(layers, index) {
@@ -99,6 +121,11 @@ pub(super) fn stages(layers: &[Layer], is_fused: bool) -> Vec<Stage> {
         if let Some(add) = next(&stage).filter(|&add| layers[add].operation == Operation::Add && !is_absorbed[add]) {
             stage.residual = true;
             stage.inputs.extend(layers[add].inputs.iter().filter(|&&input| input != stage.output));
+            if let Some((norm, at)) = norm_to_add(layers, &stage) {
+                stage.layers.push(at);
+                stage.inputs[1] = layers[at].inputs[0];
+                stage.norm_of_residual = Some(norm);
+            }
             stage.absorb(add);
         }
         if let Some(relu) = next(&stage).filter(|&relu| layers[relu].operation == Operation::Relu) {
@@ -116,6 +143,18 @@ pub(super) fn stages(layers: &[Layer], is_fused: bool) -> Vec<Stage> {
         introduce_neighbours(layers, &mut stages);
     }
     stages
+}
+
+/// The batch norm whose output is the residual of a stage that is a batch norm itself, if nobody else reads that; and the index of its
+/// layer.
+fn norm_to_add(layers: &[Layer], stage: &Stage) -> Option<(usize, usize)> {
+    let at = stage.inputs.get(1)?.layer()?;
+    match (stage.operation(layers), &layers[at].operation) {
+        (Operation::BatchNorm { .. }, &Operation::BatchNorm { index }) => {
+            only_reader(layers, stage.inputs[1]).map(|_| (index, at))
+        }
+        _ => None,
+    }
 }
 
 /// The stage of a bias, at `index`, that a convolution can add.
@@ -150,7 +189,7 @@ fn introduce_neighbours(layers: &[Layer], stages: &mut [Stage]) {
             let readers: Vec<&Stage> = stages.iter().filter(|other| readings(other) > 0).collect();
             let leaves_statistics = is_convolution(stage)
                 && stage.bias(layers).is_none()
-                && readers.iter().any(|reader| is_norm(reader) && reader.inputs[0] == stage.output);
+                && readers.iter().any(|reader| reader.normalises(layers, stage.output));
             let meets_dgrad = is_norm(stage) && readers.first().is_some_and(|first| is_convolution(first));
             [leaves_statistics, meets_dgrad]
         })
@@ -216,7 +255,8 @@ impl Network {
             Operation::Linear { .. } => "linear",
         };
         let has_bias = stage.bias(&self.layers).is_some();
-        let more = [(has_bias, "bias"), (stage.residual, "sum"), (stage.relu, "ReLU")];
+        let has_second = stage.norm_of_residual.is_some();
+        let more = [(has_bias, "bias"), (has_second, "batch norm"), (stage.residual, "sum"), (stage.relu, "ReLU")];
         let more = more.into_iter().filter_map(|(is_there, word)| is_there.then_some(word));
         [first].into_iter().chain(more).collect::<Vec<_>>().join(", ")
     }
@@ -250,13 +290,16 @@ impl Network {
             }
             // The sums, what is per channel, the elements. The sums may be a convolution's work.
             Operation::BatchNorm { .. } => {
-                let before =
-                    self.stages.iter().find(|other| other.leaves_statistics && other.output == stage.inputs[0]);
+                let statistics = |input: &Node| {
+                    let before = self.stages.iter().find(|other| other.leaves_statistics && other.output == *input);
+                    2 - before.map_or(0, |before| runs(before, Pass::Fprop))
+                };
+                let normalised = if stage.norm_of_residual.is_some() { 2 } else { 1 };
                 let reads = |other: &&Stage| other.inputs.contains(&stage.output);
                 let behind = self.stages.iter().find(reads).filter(|_| stage.meets_dgrad);
-                let fprop = before.map_or(0, |before| runs(before, Pass::Fprop));
                 let dgrad = behind.map_or(0, |behind| runs(behind, Pass::Dgrad));
-                (3 - fprop, 3 - dgrad)
+                let forward = 1 + stage.inputs[..normalised].iter().map(statistics).sum::<usize>();
+                (forward, 3 * normalised - dgrad)
             }
             // A batch norm whose deviations of 1 are filled in; its mean is zeros, which is no launch.
             Operation::Bias { .. } => (2, 3),
@@ -354,13 +397,21 @@ mod tests {
     }
 
     #[test]
-    fn a_sum_of_two_batch_norms_goes_with_the_first() {
+    fn two_batch_norms_and_their_sum_are_one() {
         let two = |b: &mut NetworkBuilder, x: Node| {
             let y = b.conv2d("other", b.input(), 4, 1, Conv2d::new(1, 0));
             let y = b.batch_norm("other bn", y);
             add(b, "add", y, x)
         };
-        assert_eq!(joined(two), ["conv", "other", "other bn", "bn+add"]);
+        assert_eq!(joined(two), ["conv", "other", "bn+other bn+add"]);
+        // Not where somebody else reads one of them.
+        let read = |b: &mut NetworkBuilder, x: Node| {
+            let y = b.conv2d("other", b.input(), 4, 1, Conv2d::new(1, 0));
+            let y = b.batch_norm("other bn", y);
+            let z = add(b, "add", y, x);
+            add(b, "again", z, y)
+        };
+        assert_eq!(joined(read), ["conv", "other", "other bn", "bn+add", "again"]);
     }
 
     /// Whether a convolution leaves statistics, and a batch norm meets its dgrad: the names of those that do.

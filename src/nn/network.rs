@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::concatenations::Place;
 use super::fuse::Stage;
-use super::graph::{Network, Node, Operation, Parameter, Region};
+use super::graph::{BatchNorm, Network, Node, Operation, Parameter, Region};
 use crate::ops::batch_norm::{Handoff, Source, Then, Tiles, reciprocal_deviation};
 use crate::ops::conv2d::Neighbours;
 use crate::ops::dropout::{Dropout, Key};
@@ -276,12 +276,31 @@ impl Run<'_> {
         mut inputs: impl Iterator<Item = Vec<Var>>,
     ) -> Var {
         let (network, stage) = (self.network, &self.network.stages[index]);
+        let x = inputs.next().expect("a batch norm has its input");
+        let handoff = stage.meets_dgrad.then(Rc::default);
+        self.handoffs[stage.output.0] = handoff.clone();
+        let mut residual = stage.residual.then(|| single(inputs.next().expect("a stage has its residual")));
+        let mut of_residual = None;
+        if let (Some(second), Some(x)) = (stage.norm_of_residual, &mut residual) {
+            let second = &network.batch_norms[second];
+            let (gamma, beta) = (self.parameter(tape, second.gamma), self.parameter(tape, second.beta));
+            let source = self.source(index, second, stage.inputs[1]);
+            let norm;
+            (*x, norm) = tape.batch_norm_unwritten(x, &gamma, &beta, source);
+            of_residual = Some(norm);
+        }
         let norm = &network.batch_norms[norm];
-        let (Node(first), Node(output)) = (stage.inputs[0], stage.output);
         let (gamma, beta) = (self.parameter(tape, norm.gamma), self.parameter(tape, norm.beta));
-        let is_last = network.last_use[first] == index;
-        let tiles = if is_last { self.tiles[first].take() } else { self.tiles[first].clone() };
-        let source = match (&mut self.of_batch, &self.rstd) {
+        let source = self.source(index, norm, stage.inputs[0]);
+        let then = Then { residual, of_residual, relu: stage.relu, handoff };
+        tape.batch_norm_of_parts(&x, &gamma, &beta, source, then)
+    }
+
+    /// What a batch norm of stage `index` normalises by, which reads `input`.
+    fn source(&mut self, index: usize, norm: &BatchNorm, Node(input): Node) -> Source<'_> {
+        let is_last = self.network.last_use[input] == index;
+        let tiles = if is_last { self.tiles[input].take() } else { self.tiles[input].clone() };
+        match (&mut self.of_batch, &self.rstd) {
             (Some(of_batch), _) => {
                 // Means lie before variances, so that a cut between the two gives both.
                 let (means, variances) = of_batch.view_mut().split_at(norm.variance);
@@ -295,12 +314,7 @@ impl Run<'_> {
                     .map(|(arena, offset)| arena.window(offset, [norm.channels], 1));
                 Source::Given { mean, rstd }
             }
-        };
-        let x = inputs.next().expect("a batch norm has its input");
-        let handoff = stage.meets_dgrad.then(Rc::default);
-        self.handoffs[output] = handoff.clone();
-        let residual = stage.residual.then(|| single(inputs.next().expect("a stage has its residual")));
-        tape.batch_norm_of_parts(&x, &gamma, &beta, source, Then { residual, relu: stage.relu, handoff })
+        }
     }
 
     /// Inputs of a stage: taken, not copied, at the last use. Then ops may write over them, and they are freed early.

@@ -53,6 +53,6 @@ impl Tape {
         let mut one = Tensor::uninit(shape, dtype, device);
         one.view_mut().fill(1.0);
         let gamma = Var::constant(one.clone());
-        self.batch_norm(x, &gamma, b, Source::Given { mean, rstd: one }, Then { residual, relu, handoff: None })
+        self.batch_norm(x, &gamma, b, Source::Given { mean, rstd: one }, Then { residual, relu, ..Then::default() })
     }
 }

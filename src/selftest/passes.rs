@@ -5,7 +5,7 @@ use std::iter::{once, repeat_n};
 use super::norm_of_parts::norms_of_parts;
 use super::operand::{Input, Layout, Output, Values};
 use super::pass::Pass;
-use crate::ops::batch_norm::{Cut, Moments, ParameterGradients, PerChannel, Tiles};
+use crate::ops::batch_norm::{Cut, Finish, Moments, ParameterGradients, PerChannel, Residual, Tiles};
 use crate::ops::cases::{
     self, ConstraintCase, ConvCase, CrossEntropyCase, GramCase, LinearCase, MergeCase, OptimizerCase, Other, Rule,
 };
@@ -199,6 +199,7 @@ impl NormPasses {
     fn all(self) -> Vec<Pass> {
         let mut passes = self.of_statistics();
         passes.extend(self.of_gradients());
+        passes.push(self.normalisation_of_two());
         // The forms between the barest and the fullest differ in nothing that depends on the size.
         let is_small = self.shape.iter().product::<usize>() < LARGE;
         for (relu, other) in [(false, false), (true, true), (false, true), (true, false)] {
@@ -261,6 +262,20 @@ impl NormPasses {
         let pass = Pass::with_many(name, inputs, out, move |inputs, outputs| {
             let ([x, mean, rstd, gamma, beta, residual @ ..], [out]) = (inputs, only(outputs)) else { unreachable!() };
             batch_norm::normalize(x, by([mean, rstd, gamma, beta]), residual.first(), relu, out);
+        });
+        pass.within(FEW).exact()
+    }
+
+    /// The sum of two normalisations, and a ReLU.
+    fn normalisation_of_two(&self) -> Pass {
+        let inputs = [&self.x, &self.dy].into_iter().chain(self.by.iter().chain(&self.by)).cloned().collect();
+        let out = vec![self.x.layout.clone().into()];
+        let pass = Pass::with_many("sum of two normalisations and ReLU", inputs, out, |inputs, outputs| {
+            let ([x, y, first @ .., mean, rstd, gamma, beta], [out]) = (inputs, only(outputs)) else { unreachable!() };
+            let [x_mean, x_rstd, x_gamma, x_beta] = first else { unreachable!() };
+            let residual = Some(Residual::Normalized(y, by([mean, rstd, gamma, beta])));
+            let then = Finish { residual, relu: true, leaves_signs: false };
+            batch_norm::normalize_then(x.into(), by([x_mean, x_rstd, x_gamma, x_beta]), then, out);
         });
         pass.within(FEW).exact()
     }

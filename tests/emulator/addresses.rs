@@ -206,7 +206,9 @@ fn every_element_of_a_result_is_handed_out_once() {
                 let h = axis(g.h, g.r, g.stride_h, g.padding_h, g.dilation_h);
                 let w = axis(g.w, g.s, g.stride_w, g.padding_w, g.dilation_w);
                 match result {
-                    "dx" => launch(gpu, name, dtype, grid, threads, &BackwardProduct { product, h, w, adds: 0, padding: 0 }),
+                    "dx" => {
+                        launch(gpu, name, dtype, grid, threads, &BackwardProduct { product, h, w, adds: 0, padding: 0 })
+                    }
                     _ => launch(gpu, name, dtype, grid, threads, &product),
                 }
                 let wrong = counts.to_vec::<f32>().into_iter().position(|count| count != 1.0);

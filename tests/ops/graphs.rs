@@ -79,18 +79,23 @@ fn conv2d() -> impl Iterator<Item = Graph> {
     })
 }
 
-/// A batch norm of x by γ and β, with the sum of a residual where there is a fourth leaf.
-pub fn normalized(tape: &mut Tape, leaves: &[Var], mode: Mode, relu: bool) -> Var {
-    let [x, gamma, beta, residual @ ..] = leaves else { panic!("three or four leaves") };
-    let source = match mode {
+/// What a batch norm of the first leaf normalises by.
+fn source(leaves: &[Var], mode: Mode) -> Source<'static> {
+    match mode {
         Mode::Training => Source::Batch { epsilon: 1e-2, tiles: None, running: None },
         Mode::Inference => {
-            let (dtype, c) = (x.value().dtype(), x.shape().channels());
+            let (dtype, c) = (leaves[0].value().dtype(), leaves[0].shape().channels());
             let [mean, rstd] = [random([c], 4), scaled(random([c], 5), 0.5, 1.0)].map(|t| t.cast(dtype));
             Source::Given { mean, rstd }
         }
-    };
-    tape.batch_norm(x, gamma, beta, source, Then { residual: residual.first().cloned(), relu, handoff: None })
+    }
+}
+
+/// A batch norm of x by γ and β, with the sum of a residual where there is a fourth leaf.
+pub fn normalized(tape: &mut Tape, leaves: &[Var], mode: Mode, relu: bool) -> Var {
+    let [x, gamma, beta, residual @ ..] = leaves else { panic!("three or four leaves") };
+    let source = source(leaves, mode);
+    tape.batch_norm(x, gamma, beta, source, Then { residual: residual.first().cloned(), relu, ..Then::default() })
 }
 
 fn batch_norm() -> impl Iterator<Item = Graph> {
@@ -105,6 +110,22 @@ fn batch_norm() -> impl Iterator<Item = Graph> {
             let leaves = leaves.into_iter().take(if residual { 4 } else { 3 });
             let name = format!("batch norm, {mode:?}, {shape:?}, residual: {residual}, ReLU: {relu}");
             Graph::new(name, leaves, move |tape, l| normalized(tape, l, mode, relu))
+        })
+    })
+}
+
+/// The sum of two batch norms of which none is written, by numbers of their own.
+fn two_batch_norms() -> impl Iterator<Item = Graph> {
+    [(Mode::Training, false), (Mode::Training, true), (Mode::Inference, true)].into_iter().map(|(mode, relu)| {
+        let (shape, c) = ([3, 2, 3, 5], 5);
+        let norm = |seed: u64| [random(shape, seed), scaled(random([c], seed + 1), 0.5, 1.0), random([c], seed + 2)];
+        let leaves = norm(1).into_iter().chain(norm(11));
+        let name = format!("two batch norms, {mode:?}, ReLU: {relu}");
+        Graph::new(name, leaves, move |tape, l| {
+            let (x, y) = l.split_at(3);
+            let (residual, of_residual) = tape.batch_norm_unwritten(&y[0], &y[1], &y[2], source(y, mode));
+            let then = Then { residual: Some(residual), of_residual: Some(of_residual), relu, handoff: None };
+            tape.batch_norm(&x[0], &x[1], &x[2], source(x, mode), then)
         })
     })
 }
@@ -268,6 +289,7 @@ pub fn ops() -> impl Iterator<Item = Graph> {
     conv2d()
         .chain([two_convolutions])
         .chain(batch_norm())
+        .chain(two_batch_norms())
         .chain(pools())
         .chain([0.5, 0.1].map(|p| {
             let key = Arc::new(Integers::from_vec(vec![3, 4]));

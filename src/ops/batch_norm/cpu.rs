@@ -6,7 +6,7 @@
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::reference::{Moments, ParameterGradients, PerChannel, finish_gradients};
+use super::reference::{Moments, ParameterGradients, PerChannel, Residual, finish_gradients};
 use super::{Parts, PartsMut};
 use crate::ops::pointwise::cpu::{add_block, relu_backward_block, relu_block};
 use crate::tensor::Tensor;
@@ -151,7 +151,8 @@ fn add_deviations(x: &[f32], shift: &[f32], first: &mut [f32], second: &mut [f32
     }
 }
 
-pub fn normalize(x: Parts, by: PerChannel<f32>, residual: Option<&[f32]>, relu: bool, out: &mut [f32]) {
+pub fn normalize(x: Parts, by: PerChannel<f32>, residual: Option<Residual<f32>>, relu: bool, out: &mut [f32]) {
+    let of_residual = residual.and_then(|residual| residual.by).map(|by| (by, scale(by)));
     let (channels, scale, parts) = (by.mean.len(), scale(by), list(x));
     let (block, span) = (block(channels), span(channels));
     out.par_chunks_mut(block).enumerate().for_each(|(i, out)| {
@@ -161,8 +162,16 @@ pub fn normalize(x: Parts, by: PerChannel<f32>, residual: Option<&[f32]>, relu: 
             let out = &mut out[part.first..];
             normalize_block(x, part.of(by.mean), part.of(&scale), part.of(by.beta), out, channels);
         }
-        if let Some(residual) = residual {
-            add_block(out, &residual[i * block..][..out.len()]);
+        if let Some(Residual { numbers, .. }) = residual {
+            let numbers = &numbers[i * block..][..out.len()];
+            match &of_residual {
+                None => add_block(out, numbers),
+                Some((by, scale)) => {
+                    let mut other = vec![0.0; numbers.len()];
+                    normalize_block(numbers, by.mean, scale, by.beta, &mut other, channels);
+                    add_block(out, &other);
+                }
+            }
         }
         if relu {
             relu_block(out);

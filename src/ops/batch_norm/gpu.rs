@@ -2,7 +2,7 @@
 
 use bytemuck::Zeroable;
 
-use super::{Cut, Moments, ParameterGradients, Parts, PartsMut, PerChannel, Tiles};
+use super::{Cut, Finish, Moments, ParameterGradients, Parts, PartsMut, PerChannel, Residual, Tiles};
 use crate::gpu::{Address, Buffer, Cost, Gpu, Handle};
 use crate::ops::pixel_walk::{Division, PixelWalk, THREADS};
 use crate::parameters;
@@ -100,13 +100,11 @@ parameters! {
 }
 
 parameters! {
-    struct Normalize: 120 bytes {
+    struct Normalize: 152 bytes {
         x: Address,
-        mean: Address,
-        rstd: Address,
-        gamma: Address,
-        beta: Address,
+        by: [Address; 4],
         residual: Address,
+        of_residual: [Address; 4],
         out: Address,
         signs: Address,
         relu: u32,
@@ -157,6 +155,7 @@ struct Kernels {
     statistics_finish: [&'static str; 2],
     gradients: &'static str,
     normalize: &'static str,
+    normalize_two: &'static str,
     input_gradient: &'static str,
 }
 
@@ -166,6 +165,7 @@ const KERNELS: Kernels = Kernels {
     statistics_finish: ["batch_norm_statistics_finish", "batch_norm_statistics_finish_few"],
     gradients: "batch_norm_gradients",
     normalize: "batch_norm_normalize",
+    normalize_two: "batch_norm_normalize_two",
     input_gradient: "batch_norm_input_gradient",
 };
 
@@ -175,6 +175,7 @@ const KERNELS_OF_PARTS: Kernels = Kernels {
     statistics_finish: ["batch_norm_of_parts_statistics_finish", "batch_norm_of_parts_statistics_finish_few"],
     gradients: "batch_norm_of_parts_gradients",
     normalize: "batch_norm_of_parts_normalize",
+    normalize_two: "batch_norm_of_parts_normalize_two",
     input_gradient: "batch_norm_of_parts_input_gradient",
 };
 
@@ -354,31 +355,30 @@ fn finish_statistics(
 }
 
 /// Leaves the signs of a sum with a residual if they are asked for and it is taken 16 bytes at a time.
-pub fn normalize(
-    gpu: Handle,
-    x: Parts,
-    by: PerChannel,
-    residual: Option<&Tensor>,
-    relu: bool,
-    leaves_signs: bool,
-    out: TensorMut,
-) -> Option<Integers<u8>> {
+pub fn normalize(gpu: Handle, x: Parts, by: PerChannel, then: Finish, out: TensorMut) -> Option<Integers<u8>> {
     let (dtype, matrix, places) = (x.dtype(), matrix(x), Places::of(x));
-    let [read, mut written] = [x.bytes() + residual.map_or(0, Tensor::bytes) + floats(4 * matrix[1]), out.bytes()];
+    let of_residual = then.residual.and_then(Residual::by);
+    let numbers = floats(4 * matrix[1] * if of_residual.is_some() { 2 } else { 1 });
+    let residual = then.residual.map(Residual::tensor);
+    let [read, mut written] = [x.bytes() + residual.map_or(0, Tensor::bytes) + numbers, out.bytes()];
     let (x, out) = (parts(x, dtype), activation_mut(&out, dtype));
     let residual = residual.map_or(Address::NULL, |residual| activation(residual, dtype));
-    let all = by.all().map(per_channel);
-    let walk = PixelWalk::new(matrix, &places.runs(), dtype, &[x, residual, out], &all, OF_ELEMENTS);
+    let by = by.all().map(per_channel);
+    let of_residual = of_residual.map_or([Address::NULL; 4], |by| by.all().map(per_channel));
+    let per_channel = [by, of_residual].concat();
+    let walk = PixelWalk::new(matrix, &places.runs(), dtype, &[x, residual, out], &per_channel, OF_ELEMENTS);
     let packs = matrix[0] * matrix[1] * dtype.size() / 16;
-    let signs = (leaves_signs && residual != Address::NULL && walk.is_vectorised())
-        .then(|| Integers::uninit(packs, Device::Gpu(gpu)));
+    let leaves_signs = then.leaves_signs && residual != Address::NULL && walk.is_vectorised();
+    let signs = leaves_signs.then(|| Integers::uninit(packs, Device::Gpu(gpu)));
     written += signs.as_ref().map_or(0, Integers::bytes);
     gpu.account(|| Cost::moving(read, written));
-    let [mean, rstd, gamma, beta] = all;
-    let (relu, to_signs) = (relu.into(), signs.as_ref().map_or(Address::NULL, Integers::address));
-    let parameters =
-        Normalize { x, mean, rstd, gamma, beta, residual, out, signs: to_signs, relu, padding: 0, places, walk };
-    launch_on_x(gpu, places, |kernels| kernels.normalize, dtype, walk.grid(dtype), &parameters);
+    let (relu, to_signs) = (then.relu.into(), signs.as_ref().map_or(Address::NULL, Integers::address));
+    let parameters = Normalize { x, by, residual, of_residual, out, signs: to_signs, relu, padding: 0, places, walk };
+    let kernel: fn(&Kernels) -> &'static str = match of_residual[0] {
+        Address::NULL => |kernels| kernels.normalize,
+        _ => |kernels| kernels.normalize_two,
+    };
+    launch_on_x(gpu, places, kernel, dtype, walk.grid(dtype), &parameters);
     signs
 }
 
@@ -608,7 +608,7 @@ mod tests {
             let mut out = Tensor::uninit([pixels, channels], DType::F32, device);
             normalize(&x, by, residual.then_some(&dy), relu, out.view_mut());
             let mut expected = vec![0.0; pixels * channels];
-            let residual = residual.then_some(&stored_dy[..]);
+            let residual = residual.then_some(reference::Residual { numbers: &stored_dy, by: None });
             reference::normalize::<f64>(&stored_x, on_host, residual, relu, &mut expected);
             assert_close(&out, &expected, 1e-6);
         }

@@ -166,32 +166,66 @@ pub fn reciprocal_deviation(variance: &Tensor, epsilon: f64, rstd: TensorMut) {
 
 /// `out = relu?(γ·(x − mean)·rstd + β [+ residual])`.
 pub fn normalize<'a>(x: impl Into<Parts<'a>>, by: PerChannel, residual: Option<&Tensor>, relu: bool, out: TensorMut) {
-    normalize_leaving(x.into(), by, residual, relu, false, out);
+    let residual = residual.map(Residual::Of);
+    normalize_then(x.into(), by, Finish { residual, relu, leaves_signs: false }, out);
 }
 
 /// Which numbers of an activation are not zero, a bit of each: byte i has those of its i-th 16 bytes, the first number in the lowest bit. On
 /// a GPU, as the device's kernels alone read them.
 pub type Signs = Integers<u8>;
 
-/// [`normalize`], which leaves the signs of `out` where they are asked for and cost no pass: on a GPU, of a sum with a residual whose channels
-/// are taken 16 bytes at a time.
-pub fn normalize_leaving(
-    x: Parts,
-    by: PerChannel,
-    residual: Option<&Tensor>,
-    relu: bool,
-    leaves_signs: bool,
-    out: TensorMut,
-) -> Option<Signs> {
-    assert_eq!(x.shape(), out.shape(), "batch norm");
-    assert!(residual.is_none_or(|residual| residual.shape() == x.shape()), "the residual beside {}", x.shape());
-    check_channels(x.shape(), by.all());
-    match x.implementation() {
-        Implementation::Cpu => cpu::normalize(x, by.data(), residual.map(Tensor::data), relu, out.data()),
-        Implementation::Reference => {
-            reference::normalize::<f64>(&x.gather(), by.data(), residual.map(Tensor::data), relu, out.data());
+/// What is added to a normalisation.
+#[derive(Clone, Copy)]
+pub enum Residual<'a> {
+    Of(&'a Tensor),
+    /// The output of another batch norm, which nobody wrote: what that one reads, and what it normalises it by.
+    Normalized(&'a Tensor, PerChannel<'a>),
+}
+
+impl<'a> Residual<'a> {
+    fn tensor(self) -> &'a Tensor {
+        match self {
+            Residual::Of(tensor) | Residual::Normalized(tensor, _) => tensor,
         }
-        Implementation::Gpu(gpu) => return gpu::normalize(gpu, x, by, residual, relu, leaves_signs, out),
+    }
+
+    fn by(self) -> Option<PerChannel<'a>> {
+        match self {
+            Residual::Of(_) => None,
+            Residual::Normalized(_, by) => Some(by),
+        }
+    }
+
+    fn data<T: Element>(self) -> reference::Residual<'a, T> {
+        reference::Residual { numbers: self.tensor().data(), by: self.by().map(PerChannel::data) }
+    }
+}
+
+/// What follows a normalisation in the same pass.
+#[derive(Clone, Copy, Default)]
+pub struct Finish<'a> {
+    pub residual: Option<Residual<'a>>,
+    pub relu: bool,
+    /// Whether the signs of `out` are wanted, where they cost no pass: on a GPU, of a sum with a residual whose channels are taken 16 bytes at
+    /// a time.
+    pub leaves_signs: bool,
+}
+
+/// [`normalize`], and what may follow. Returns the signs of `out` if they were asked for and are there.
+pub fn normalize_then(x: Parts, by: PerChannel, then: Finish, out: TensorMut) -> Option<Signs> {
+    assert_eq!(x.shape(), out.shape(), "batch norm");
+    let of_residual = then.residual.map(|residual| residual.tensor().shape());
+    assert!(of_residual.is_none_or(|shape| shape == x.shape()), "the residual beside {}", x.shape());
+    for by in [Some(by), then.residual.and_then(Residual::by)].into_iter().flatten() {
+        check_channels(x.shape(), by.all());
+    }
+    let Finish { residual, relu, .. } = then;
+    match x.implementation() {
+        Implementation::Cpu => cpu::normalize(x, by.data(), residual.map(Residual::data), relu, out.data()),
+        Implementation::Reference => {
+            reference::normalize::<f64>(&x.gather(), by.data(), residual.map(Residual::data), relu, out.data());
+        }
+        Implementation::Gpu(gpu) => return gpu::normalize(gpu, x, by, then, out),
     }
     None
 }
@@ -378,6 +412,8 @@ pub enum Source<'a> {
 #[derive(Clone, Debug, Default)]
 pub struct Then {
     pub residual: Option<Var>,
+    /// What the residual is normalised by first, if it is what [`Tape::batch_norm_unwritten`] gave.
+    pub of_residual: Option<Normalized>,
     pub relu: bool,
     /// Where it meets the first convolution that reads what it puts out.
     pub handoff: Option<Rc<Handoff>>,
@@ -413,35 +449,23 @@ impl Tape {
         let x_ids: Vec<Option<Id>> = x.iter().map(Var::id).collect();
         let x: Vec<Tensor> = x.iter().map(|part| part.value().clone()).collect();
         let parts = Parts::from(&x[..]);
-        let (dtype, device) = (statistics_dtype(parts), parts.device());
         let training = matches!(source, Source::Batch { .. });
-        let (mean, rstd) = match source {
-            Source::Given { mean, rstd } => (mean, rstd),
-            Source::Batch { epsilon, tiles, running } => {
-                let [mut mean, mut rstd] = [0; 2].map(|_| Tensor::uninit(gamma.shape(), dtype, device));
-                let to = Moments { mean: mean.view_mut(), rstd: rstd.view_mut(), running };
-                match tiles {
-                    Some(tiles) => {
-                        assert_eq!(tiles.pixels, parts.shape().pixels(), "tiles of {}", parts.shape());
-                        statistics_of_tiles(&tiles, epsilon, to);
-                    }
-                    None => statistics(parts, epsilon, to),
-                }
-                (mean, rstd)
-            }
-        };
+        let [mean, rstd] = source.statistics(parts);
         let by = PerChannel { mean: &mean, rstd: &rstd, gamma: gamma.value(), beta: beta.value() };
-        let mut out = self.uninit(parts.shape(), parts.dtype(), device);
+        let mut out = self.uninit(parts.shape(), parts.dtype(), parts.device());
         // Where nothing is recorded, nobody asks for signs.
         let is_recorded = [gamma.id(), beta.id()].iter().chain(&x_ids).any(Option::is_some);
-        let residual = then.residual.as_ref();
+        let residual = then.residual.as_ref().map(|residual| match &then.of_residual {
+            Some(norm) => Residual::Normalized(residual.value(), norm.by()),
+            None => Residual::Of(residual.value()),
+        });
         let leaves_signs = then.handoff.is_some() && then.relu && is_recorded;
-        let signs = normalize_leaving(parts, by, residual.map(Var::value), then.relu, leaves_signs, out.view_mut());
+        let signs = normalize_then(parts, by, Finish { residual, relu: then.relu, leaves_signs }, out.view_mut());
         let ids = [gamma.id(), beta.id(), then.residual.as_ref().and_then(Var::id)];
         let kept = (then.relu && then.residual.is_some()).then(|| out.clone());
         self.record(out, &[&x_ids[..], &ids].concat(), || {
             let [gamma, beta] = [gamma, beta].map(|var| var.value().clone());
-            let Then { relu, handoff, residual } = then;
+            let Then { relu, handoff, residual, .. } = then;
             let passing = match (relu, residual) {
                 (false, _) => Some(Passing::All),
                 (true, None) => Some(Passing::ByInput),
@@ -455,6 +479,53 @@ impl Tape {
             let saved = Saved { x_ids, ids, x, gamma, beta, mean, rstd, relu, out: kept, training, handoff };
             Box::new(move |dy, gradients| saved.backward(dy, gradients))
         })
+    }
+
+    /// A batch norm that alone another one adds to its own output, as [`Then::of_residual`]: nothing is written, and what stands for its output
+    /// here is x.
+    pub fn batch_norm_unwritten(&mut self, x: &Var, gamma: &Var, beta: &Var, source: Source) -> (Var, Normalized) {
+        let training = matches!(source, Source::Batch { .. });
+        let [mean, rstd] = source.statistics(x.value().into());
+        let [gamma_value, beta_value] = [gamma, beta].map(|var| var.value().clone());
+        let ids = [gamma.id(), beta.id(), None];
+        let passing = Passing::All;
+        let x_values = vec![x.value().clone()];
+        let norm = Normalized { x: x_values, mean, rstd, gamma: gamma_value, beta: beta_value, passing };
+        let y = self.record(x.value().clone(), &[x.id(), gamma.id(), beta.id()], || {
+            let Normalized { x: x_values, mean, rstd, gamma, beta, .. } = norm.clone();
+            let (x, x_ids) = (x_values, vec![x.id()]);
+            let saved =
+                Saved { x_ids, ids, x, gamma, beta, mean, rstd, relu: false, out: None, training, handoff: None };
+            Box::new(move |dy, gradients| saved.backward(dy, gradients))
+        });
+        (y, norm)
+    }
+}
+
+impl Source<'_> {
+    /// Mean and rstd to normalise `x` by.
+    fn statistics(self, x: Parts) -> [Tensor; 2] {
+        let (epsilon, tiles, running) = match self {
+            Source::Given { mean, rstd } => return [mean, rstd],
+            Source::Batch { epsilon, tiles, running } => (epsilon, tiles, running),
+        };
+        let [mut mean, mut rstd] =
+            [0; 2].map(|_| Tensor::uninit([x.shape().channels()], statistics_dtype(x), x.device()));
+        let to = Moments { mean: mean.view_mut(), rstd: rstd.view_mut(), running };
+        match tiles {
+            Some(tiles) => {
+                assert_eq!(tiles.pixels, x.shape().pixels(), "tiles of {}", x.shape());
+                statistics_of_tiles(&tiles, epsilon, to);
+            }
+            None => statistics(x, epsilon, to),
+        }
+        [mean, rstd]
+    }
+}
+
+impl Normalized {
+    fn by(&self) -> PerChannel<'_> {
+        PerChannel { mean: &self.mean, rstd: &self.rstd, gamma: &self.gamma, beta: &self.beta }
     }
 }
 

@@ -71,12 +71,19 @@ pub fn reciprocal_deviation<T: Element>(variance: &[T], epsilon: f64, rstd: &mut
     }
 }
 
-pub fn normalize<T: Element>(x: &[T], by: PerChannel<T>, residual: Option<&[T]>, relu: bool, out: &mut [T]) {
+/// What is added to a normalisation, and what it is normalised by itself first, if it is.
+#[derive(Clone, Copy)]
+pub struct Residual<'a, T> {
+    pub numbers: &'a [T],
+    pub by: Option<PerChannel<'a, T>>,
+}
+
+pub fn normalize<T: Element>(x: &[T], by: PerChannel<T>, residual: Option<Residual<T>>, relu: bool, out: &mut [T]) {
     let (channels, zero) = (by.mean.len(), T::default());
     for (i, (out, &x)) in out.iter_mut().zip(x).enumerate() {
         *out = by.normalized(i % channels, x);
-        if let Some(residual) = residual {
-            *out += residual[i];
+        if let Some(Residual { numbers, by }) = residual {
+            *out += by.map_or(numbers[i], |by| by.normalized(i % channels, numbers[i]));
         }
         // Not `max`, which would turn NaN into 0.
         if relu && *out <= zero {

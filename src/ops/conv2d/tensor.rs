@@ -395,7 +395,7 @@ mod tests {
 
     use super::*;
     use crate::numbers::{Numbers, normalized_error};
-    use crate::ops::batch_norm::{PerChannel, normalize_leaving};
+    use crate::ops::batch_norm::{Finish, PerChannel, Residual, normalize_then};
     use crate::ops::cases;
     use crate::ops::conv2d::Conv2d;
     use crate::ops::conv2d::layout::{Operands, on_tensor_cores};
@@ -557,7 +557,8 @@ mod tests {
             let [there, residual] = [0; 2].map(|_| vector(signs(&mut numbers, x.shape().len()), x.shape()).cast(dtype));
             let by = PerChannel { mean: &mean, rstd: &rstd, gamma: &gamma, beta: &beta };
             let mut out = Tensor::uninit(x.shape(), dtype, device);
-            let of_sum = normalize_leaving((&x).into(), by, Some(&residual), true, true, out.view_mut());
+            let sum = Finish { residual: Some(Residual::Of(&residual)), relu: true, leaves_signs: true };
+            let of_sum = normalize_then((&x).into(), by, sum, out.view_mut());
             let of_sum = Rc::new(of_sum.expect("channels in packs"));
             let per_channel = [&mean, &rstd, &gamma, &beta].map(Tensor::to_f64);
             let (x_values, residual_values) = (x.to_f64(), residual.to_f64());
