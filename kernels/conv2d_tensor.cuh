@@ -35,6 +35,9 @@ struct Tile {
   // Rows and columns of pieces, 16 × 8 each, that a warp computes; four side by side, a group, are handed out together.
   static constexpr unsigned PIECE_ROWS = WARP_ROWS / 16, PIECE_COLUMNS = WARP_COLUMNS / 8, GROUPS = WARP_COLUMNS / 32;
   static constexpr unsigned ROW_ELEMENTS = ROWS * DEPTH, COLUMN_ELEMENTS = COLUMNS * DEPTH;  // of a stage
+  // Where a warp's rows begin, and how far its rows of pieces lie from each other.
+  static constexpr unsigned PIECE_STEP = 16;
+  DEVICE unsigned row_of_warp(unsigned warp) { return warp / WARPS_ACROSS * WARP_ROWS; }
 };
 
 // As in src/ops/conv2d/tiles.rs.
@@ -71,6 +74,10 @@ static_assert(sizeof(Product) == 176, "as in src/ops/conv2d/tensor.rs");
 // and then from the cache.
 DEVICE unsigned tile_down(const Product& p) { return static_cast<unsigned>(divide(static_cast<int>(blockIdx.x), p.by_tiles)); }
 DEVICE unsigned tile_across(const Product& p) { return blockIdx.x - tile_down(p) * p.by_tiles.divisor; }
+
+// A tile of the result: how many tiles of rows are above it, and how many of columns beside it.
+struct Corner { unsigned down, across; };
+DEVICE Corner corner_of_block(const Product& p) { return {tile_down(p), tile_across(p)}; }
 
 // ---- tiles in shared memory ------------------------------------------------------------------------------------------
 
@@ -426,7 +433,7 @@ struct Sums {
 
 // Where this thread's warp begins in the block's tile.
 template <class T>
-DEVICE unsigned warp_row() { return threadIdx.x / WARP / T::WARPS_ACROSS * T::WARP_ROWS; }
+DEVICE unsigned warp_row() { return T::row_of_warp(threadIdx.x / WARP); }
 template <class T>
 DEVICE unsigned warp_column() { return threadIdx.x / WARP % T::WARPS_ACROSS * T::WARP_COLUMNS; }
 
@@ -500,7 +507,7 @@ DEVICE unsigned column_of_lane(unsigned group) { return warp_column<T>() + group
 
 // The i-th row of this thread in the block's tile, of 2·PIECE_ROWS.
 template <class T>
-DEVICE unsigned row_of_lane(unsigned i) { return warp_row<T>() + i * 8 + threadIdx.x % WARP / 4; }
+DEVICE unsigned row_of_lane(unsigned i) { return warp_row<T>() + i / 2 * T::PIECE_STEP + i % 2 * 8 + threadIdx.x % WARP / 4; }
 
 // Lane t of four holds columns 2t and 2t + 1 of four pieces of 8; afterwards piece t whole. In round b lanes whose numbers
 // differ in bit b swap the pieces whose numbers do.
@@ -597,37 +604,42 @@ DEVICE Sums<T> wgrad_sums(const Product& p, SharedArray<element> rows, SharedArr
 // Where sums belong. f(at, count, row, column, v): v[0..count] are elements at, at + 1, … of the result; row and column, of the
 // tile, are those of for_each_eight.
 
-// Calls f for the sums of y, N·P·Q × K.
+// Calls f for a tile's sums of y, N·P·Q × K.
 template <class T, class F>
-DEVICE void for_each_of_y(const Product& p, const Sums<T>& sums, F f) {
+DEVICE void for_each_of_y(const Product& p, const Corner& tile, const Sums<T>& sums, F f) {
   const int pixels = p.g.n * p.g.p * p.g.q;
   for_each_eight<T>(sums, [&](unsigned row, unsigned column, const float (&v)[8]) {
-    const int pixel = static_cast<int>(tile_down(p) * T::ROWS + row), filter = static_cast<int>(tile_across(p) * T::COLUMNS + column);
+    const int pixel = static_cast<int>(tile.down * T::ROWS + row), filter = static_cast<int>(tile.across * T::COLUMNS + column);
     if (pixel < pixels && filter < p.g.k)
       f(pixel * p.g.k + filter, p.g.k - filter < 8 ? p.g.k - filter : 8, row, column, v);
   });
 }
 
-// Calls f for the sums of dx, N·H·W × C: the pixels of this block's residues.
-template <class T, class F>
-DEVICE void for_each_of_dx(const Product& p, const Residues& of, const Sums<T>& sums, F f) {
+// Calls f for a tile's sums of dx, N·H·W × channels. pixel_of(row) is the pixel of a row of the product, or less than zero: none.
+template <class T, class PixelOf, class F>
+DEVICE void for_each_of_pixels(const Corner& tile, int channels, const Sums<T>& sums, PixelOf pixel_of, F f) {
   for_each_eight<T>(sums, [&](unsigned row, unsigned column, const float (&v)[8]) {
-    const int pixel = input_pixel(p.g, of, static_cast<int>(tile_down(p) * T::ROWS + row));
-    const int channel = static_cast<int>(tile_across(p) * T::COLUMNS + column);
-    if (pixel >= 0 && channel < p.g.c)
-      f(pixel * p.g.c + channel, p.g.c - channel < 8 ? p.g.c - channel : 8, row, column, v);
+    const int pixel = pixel_of(static_cast<int>(tile.down * T::ROWS + row));
+    const int channel = static_cast<int>(tile.across * T::COLUMNS + column);
+    if (pixel >= 0 && channel < channels) f(pixel * channels + channel, channels - channel < 8 ? channels - channel : 8, row, column, v);
   });
 }
 
-// Calls f for the partial sums of dw, splits × K × R·S·C.
+// The same for the pixels of this block's residues.
 template <class T, class F>
-DEVICE void for_each_of_dw(const Product& p, const Sums<T>& sums, F f) {
+DEVICE void for_each_of_dx(const Product& p, const Residues& of, const Sums<T>& sums, F f) {
+  for_each_of_pixels<T>(corner_of_block(p), p.g.c, sums, [&](int row) { return input_pixel(p.g, of, row); }, f);
+}
+
+// Calls f for a tile's partial sums of dw, splits × K × R·S·C.
+template <class T, class F>
+DEVICE void for_each_of_dw(const Product& p, const Corner& tile, unsigned split, const Sums<T>& sums, F f) {
   const int weights = p.g.r * p.g.s * p.g.c;
   for_each_eight<T>(sums, [&](unsigned row, unsigned column, const float (&v)[8]) {
-    const int filter = static_cast<int>(tile_down(p) * T::ROWS + row), weight = static_cast<int>(tile_across(p) * T::COLUMNS + column);
+    const int filter = static_cast<int>(tile.down * T::ROWS + row), weight = static_cast<int>(tile.across * T::COLUMNS + column);
     if (filter < p.g.k && weight < weights)
-      f((static_cast<offset>(blockIdx.z) * p.g.k + filter) * p.to_pitch + weight,
-        weights - weight < 8 ? weights - weight : 8, row, column, v);
+      f((static_cast<offset>(split) * p.g.k + filter) * p.to_pitch + weight, weights - weight < 8 ? weights - weight : 8, row,
+        column, v);
   });
 }
 
@@ -638,24 +650,22 @@ DEVICE bool has_rows(const Product& p, const Walk& walk) {
 }
 
 template <class T>
-DEVICE void store_y(const Product& p, const Sums<T>& sums) {
+DEVICE void store_y(const Product& p, const Corner& tile, const Sums<T>& sums) {
   element* y = static_cast<element*>(p.to);
-  for_each_of_y<T>(p, sums, [&](int at, int count, unsigned, unsigned, const float (&v)[8]) {
+  for_each_of_y<T>(p, tile, sums, [&](int at, int count, unsigned, unsigned, const float (&v)[8]) {
     store_eight(y + at, v, count, p.g.packed & PACKED_Y);
   });
 }
 
-// C is a multiple of PACK, and dx aligned to 16 bytes.
-template <class T>
-DEVICE void store_dx(const BackwardProduct& all, const Residues& of, const Sums<T>& sums) {
-  const Product& p = all.product;
-  element* dx = static_cast<element*>(p.to);
-  for_each_of_dx<T>(p, of, sums, [&](int at, int count, unsigned, unsigned, const float (&v)[8]) {
+// Channels are a multiple of PACK, and dx is aligned to 16 bytes. `adds`: to what is there.
+template <class T, class PixelOf>
+DEVICE void store_dx(element* dx, unsigned adds, const Corner& tile, int channels, const Sums<T>& sums, PixelOf pixel_of) {
+  for_each_of_pixels<T>(tile, channels, sums, pixel_of, [&](int at, int count, unsigned, unsigned, const float (&v)[8]) {
 #pragma unroll
     for (int first = 0; first < 8; first += PACK) {
       if (first >= count) continue;
       Pack z = {};
-      if (all.adds) z = load_pack(dx + at + first);
+      if (adds) z = load_pack(dx + at + first);
 #pragma unroll
       for (unsigned l = 0; l < PACK; ++l) z.v[l] += v[first + l];
       store_pack(dx + at + first, z);
@@ -670,12 +680,12 @@ DEVICE unsigned column_of_pair(unsigned j) { return warp_column<T>() + j * 8 + t
 
 // Each number of the bias is loaded once, for all of its rows.
 template <class T>
-DEVICE void finish_sums(const Product& p, const Finish& finish, Sums<T>& sums) {
+DEVICE void finish_sums(const Product& p, const Finish& finish, const Corner& tile, Sums<T>& sums) {
 #pragma unroll
   for (unsigned j = 0; j < T::PIECE_COLUMNS; ++j)
 #pragma unroll
     for (unsigned l = 0; l < 2; ++l) {
-      const int filter = static_cast<int>(tile_across(p) * T::COLUMNS + column_of_pair<T>(j) + l);
+      const int filter = static_cast<int>(tile.across * T::COLUMNS + column_of_pair<T>(j) + l);
       const float bias = filter < p.g.k ? finish.bias[filter] : 0;
 #pragma unroll
       for (unsigned i = 0; i < 2 * T::PIECE_ROWS; ++i) {
@@ -691,12 +701,18 @@ struct FinishedProduct {
 };
 static_assert(sizeof(FinishedProduct) == 192, "as in src/ops/conv2d/tensor.rs");
 
+// The end of fprop: a tile of y, with a bias and a ReLU where there are some.
+template <class T>
+DEVICE void store_finished(const FinishedProduct& all, const Corner& tile, Sums<T>& sums) {
+  const Product& p = all.product;
+  if (all.finish.bias != nullptr) finish_sums<T>(p, all.finish, tile, sums);
+  store_y<T>(p, tile, sums);
+}
+
 template <class T, unsigned UNIT = PACK>
 DEVICE void fprop(const FinishedProduct& all, SharedArray<element> rows, SharedArray<element> columns) {
-  const Product& p = all.product;
-  Sums<T> sums = fprop_sums<T, UNIT>(p, rows, columns);
-  if (all.finish.bias != nullptr) finish_sums<T>(p, all.finish, sums);
-  store_y<T>(p, sums);
+  Sums<T> sums = fprop_sums<T, UNIT>(all.product, rows, columns);
+  store_finished<T>(all, corner_of_block(all.product), sums);
 }
 
 template <class T>
@@ -705,14 +721,14 @@ DEVICE void dgrad(const BackwardProduct& all, SharedArray<element> rows, SharedA
   const Residues of = residues(all);
   const Walk walk = backward_walk(p, of);
   if (!has_rows<T>(p, walk)) return;
-  store_dx<T>(all, of, dgrad_sums<T>(p, walk, of, rows, columns));
+  const Sums<T> sums = dgrad_sums<T>(p, walk, of, rows, columns);
+  store_dx<T>(static_cast<element*>(p.to), all.adds, corner_of_block(p), p.g.c, sums, [&](int row) { return input_pixel(p.g, of, row); });
 }
 
-template <class T, unsigned UNIT = PACK>
-DEVICE void wgrad(const Product& p, SharedArray<element> rows, SharedArray<element> columns) {
-  const Sums<T> sums = wgrad_sums<T, UNIT>(p, rows, columns);
+template <class T>
+DEVICE void store_dw(const Product& p, const Corner& tile, unsigned split, const Sums<T>& sums) {
   float* partial = static_cast<float*>(p.to);
-  for_each_of_dw<T>(p, sums, [&](offset at, int count, unsigned, unsigned, const float (&v)[8]) {
+  for_each_of_dw<T>(p, tile, split, sums, [&](offset at, int count, unsigned, unsigned, const float (&v)[8]) {
 #pragma unroll
     for (int l = 0; l < 8; l += 4) {
       if ((p.g.packed & PACKED_DW) && l + 4 <= count) {
@@ -726,23 +742,37 @@ DEVICE void wgrad(const Product& p, SharedArray<element> rows, SharedArray<eleme
   });
 }
 
+template <class T, unsigned UNIT = PACK>
+DEVICE void wgrad(const Product& p, SharedArray<element> rows, SharedArray<element> columns) {
+  store_dw<T>(p, corner_of_block(p), blockIdx.z, wgrad_sums<T, UNIT>(p, rows, columns));
+}
+
 // ---- for batch norms ---------------------------------------------------------------------------------------------------
 //
 // Sums over a tile's rows: statistics are taken where the matrix instructions leave their results, one piece after the other, so that few
 // registers are needed.
 
-// Adds up what the lanes with the same columns, from `column` on, hold, and leaves it in `scratch`, WARPS_DOWN × COLUMNS floats.
-// Behind a barrier `total_of_column` adds up the warps.
-template <class T, unsigned COUNT>
-DEVICE void leave_columns(unsigned column, const float (&values)[COUNT], SharedArray<float> scratch) {
-  const unsigned place = threadIdx.x / WARP / T::WARPS_ACROSS * T::COLUMNS + column;
+// Adds up what the lanes with the same eight columns hold, column(m) being the m-th, and leaves it in `scratch`, WARPS_DOWN × COLUMNS
+// floats. In each round a lane hands half of its columns to the lane whose number differs in a bit, and adds what that one has of the other
+// half. Behind a barrier `total_of_column` adds up the warps.
+template <class T, class Column>
+DEVICE void leave_eight(const float (&values)[8], SharedArray<float> scratch, Column column) {
+  float now[8];
 #pragma unroll
-  for (unsigned l = 0; l < COUNT; ++l) {
-    float sum = values[l];
+  for (unsigned m = 0; m < 8; ++m) now[m] = values[m];
+  unsigned kept = 0;
 #pragma unroll
-    for (unsigned step = 4; step < WARP; step *= 2) sum += __shfl_xor_sync(ALL_LANES, sum, step);
-    if (threadIdx.x % WARP < 4) scratch[place + l] = sum;
+  for (unsigned half = 4; half > 0; half /= 2) {
+    const unsigned step = 16 / half;
+    const bool upper = (threadIdx.x & step) != 0;
+#pragma unroll
+    for (unsigned m = 0; m < half; ++m) {
+      const float other = __shfl_xor_sync(ALL_LANES, upper ? now[m] : now[m + half], step);
+      now[m] = (upper ? now[m + half] : now[m]) + other;
+    }
+    kept += upper ? half : 0;
   }
+  scratch[threadIdx.x / WARP / T::WARPS_ACROSS * T::COLUMNS + column(kept)] = now[0];
 }
 
 template <class T>
@@ -753,11 +783,12 @@ DEVICE float total_of_column(SharedArray<float> scratch, unsigned column) {
   return sum;
 }
 
-// The sums of a tile's columns, `first` and `second` of a column: `partial` is tiles × 2 × channels.
+// The sums of a tile's columns, `first` and `second` of a column: `partial` is tiles × 2 × channels, of which `across` counts those beside
+// this one.
 template <class T, class First, class Second>
-DEVICE void store_columns(const Product& p, float* partial, unsigned tile, int channels, First first, Second second) {
+DEVICE void store_columns(unsigned across, float* partial, unsigned tile, int channels, First first, Second second) {
   const unsigned column = threadIdx.x;
-  const int channel = static_cast<int>(tile_across(p) * T::COLUMNS + column);
+  const int channel = static_cast<int>(across * T::COLUMNS + column);
   if (column >= T::COLUMNS || channel >= channels) return;
   float* to = partial + static_cast<offset>(tile) * 2 * channels + channel;
   to[0] = first(column);
@@ -782,52 +813,68 @@ struct ProductStatistics {
 };
 static_assert(sizeof(ProductStatistics) == 184, "as in src/ops/conv2d/tensor.rs");
 
-// fprop, and the statistics of each tile's pixels: the mean first, then the distances from it, so that nothing cancels.
-template <class T, unsigned UNIT = PACK>
-DEVICE void fprop_statistics(const ProductStatistics& all, SharedArray<element> rows, SharedArray<element> columns) {
-  const Product& p = all.product;
-  Sums<T> sums = fprop_sums<T, UNIT>(p, rows, columns);
+template <class T>
+DEVICE void round_sums(Sums<T>& sums) {
 #pragma unroll
   for (unsigned i = 0; i < T::PIECE_ROWS; ++i)
 #pragma unroll
     for (unsigned j = 0; j < T::PIECE_COLUMNS; ++j)
 #pragma unroll
       for (unsigned l = 0; l < 4; l += 2) round_as_stored(sums.v[i][j][l], sums.v[i][j][l + 1]);
-  store_y<T>(p, sums);
-  finish_copies();
-  const SharedArray<float> totals = shared_as_floats(rows, STAGES * T::ROW_ELEMENTS);
-  const SharedArray<float> squares = totals + T::WARPS_DOWN * T::COLUMNS;
-  const int left = p.g.n * p.g.p * p.g.q - static_cast<int>(tile_down(p) * T::ROWS);
+}
+
+// The statistics of a tile's pixels, of sums that are rounded: the mean first, then the distances from it, so that nothing cancels.
+// `totals`: (2 × WARPS_DOWN + 1) × COLUMNS floats; `wait` waits for all threads that have sums.
+template <class T, class Wait>
+DEVICE void store_statistics(
+    const ProductStatistics& all, const Corner& tile, const Sums<T>& sums, SharedArray<float> totals, Wait wait) {
+  const Product& p = all.product;
+  const SharedArray<float> squares = totals + T::WARPS_DOWN * T::COLUMNS, means = squares + T::WARPS_DOWN * T::COLUMNS;
+  const int left = p.g.n * p.g.p * p.g.q - static_cast<int>(tile.down * T::ROWS);
   const float count = static_cast<float>(left < static_cast<int>(T::ROWS) ? left : static_cast<int>(T::ROWS));
 #pragma unroll
-  for (unsigned j = 0; j < T::PIECE_COLUMNS; ++j) {
-    float pair[2] = {};
+  for (unsigned group = 0; group < T::GROUPS; ++group) {
+    float eight[8] = {};
 #pragma unroll
     for (unsigned i = 0; i < 2 * T::PIECE_ROWS; ++i)
 #pragma unroll
-      for (unsigned l = 0; l < 2; ++l)
-        if (static_cast<int>(row_of_lane<T>(i)) < left) pair[l] += sums.v[i / 2][j][i % 2 * 2 + l];
-    leave_columns<T>(column_of_pair<T>(j), pair, totals);
+      for (unsigned m = 0; m < 8; ++m)
+        if (static_cast<int>(row_of_lane<T>(i)) < left) eight[m] += sums.v[i / 2][group * 4 + m / 2][i % 2 * 2 + m % 2];
+    leave_eight<T>(eight, totals, [&](unsigned m) { return column_of_pair<T>(group * 4 + m / 2) + m % 2; });
   }
-  __syncthreads();
+  wait();
+  for (unsigned column = threadIdx.x; column < T::COLUMNS; column += T::THREADS) means[column] = total_of_column<T>(totals, column) / count;
+  wait();
 #pragma unroll
-  for (unsigned j = 0; j < T::PIECE_COLUMNS; ++j) {
-    float pair[2] = {}, mean[2];
+  for (unsigned group = 0; group < T::GROUPS; ++group) {
+    float eight[8] = {}, mean[8];
 #pragma unroll
-    for (unsigned l = 0; l < 2; ++l) mean[l] = total_of_column<T>(totals, column_of_pair<T>(j) + l) / count;
+    for (unsigned m = 0; m < 8; ++m) mean[m] = means[column_of_pair<T>(group * 4 + m / 2) + m % 2];
 #pragma unroll
     for (unsigned i = 0; i < 2 * T::PIECE_ROWS; ++i)
 #pragma unroll
-      for (unsigned l = 0; l < 2; ++l) {
-        const float distance = sums.v[i / 2][j][i % 2 * 2 + l] - mean[l];
-        if (static_cast<int>(row_of_lane<T>(i)) < left) pair[l] += distance * distance;
+      for (unsigned m = 0; m < 8; ++m) {
+        const float distance = sums.v[i / 2][group * 4 + m / 2][i % 2 * 2 + m % 2] - mean[m];
+        if (static_cast<int>(row_of_lane<T>(i)) < left) eight[m] += distance * distance;
       }
-    leave_columns<T>(column_of_pair<T>(j), pair, squares);
+    leave_eight<T>(eight, squares, [&](unsigned m) { return column_of_pair<T>(group * 4 + m / 2) + m % 2; });
   }
-  __syncthreads();
+  wait();
   store_columns<T>(
-      p, all.partial, tile_down(p), p.g.k, [&](unsigned column) { return total_of_column<T>(totals, column) / count; },
+      tile.across, all.partial, tile.down, p.g.k, [&](unsigned column) { return static_cast<float>(means[column]); },
       [&](unsigned column) { return total_of_column<T>(squares, column); });
+}
+
+// fprop, and the statistics of each tile's pixels.
+template <class T, unsigned UNIT = PACK>
+DEVICE void fprop_statistics(const ProductStatistics& all, SharedArray<element> rows, SharedArray<element> columns) {
+  const Product& p = all.product;
+  const Corner tile = corner_of_block(p);
+  Sums<T> sums = fprop_sums<T, UNIT>(p, rows, columns);
+  round_sums<T>(sums);
+  store_y<T>(p, tile, sums);
+  finish_copies();
+  store_statistics<T>(all, tile, sums, shared_as_floats(rows, STAGES * T::ROW_ELEMENTS), [] { __syncthreads(); });
 }
 
 // What stands between a batch norm and what it puts out is cut where the gradient passes; as in batch_norm_passes.cuh, but that the signs of
@@ -863,21 +910,22 @@ DEVICE Four load_four(SharedArray<float> array, unsigned i) {
 // The norm's numbers for the columns of a tile, in shared memory.
 struct NormOfTile { SharedArray<float> means, scales, betas; };
 
-// A thread's column of eight channels of dz.
+// A thread's column of eight channels of dz, of so many.
 struct EightOfNorm {
   unsigned first;               // in the tile
+  int channels;
   int channel, count;           // less than one: nothing
   const element* x[8 / PACK];
   int x_pitch[8 / PACK];
 };
 
 template <class T>
-DEVICE EightOfNorm eight_of_norm(const ProductGradient& all, unsigned group) {
-  const Product& p = all.backward.product;
+DEVICE EightOfNorm eight_of_norm(const ProductGradient& all, const Corner& tile, int channels, unsigned group) {
   EightOfNorm self = {};
   self.first = column_of_lane<T>(group);
-  self.channel = static_cast<int>(tile_across(p) * T::COLUMNS + self.first);
-  self.count = p.g.c - self.channel < 8 ? p.g.c - self.channel : 8;
+  self.channels = channels;
+  self.channel = static_cast<int>(tile.across * T::COLUMNS + self.first);
+  self.count = channels - self.channel < 8 ? channels - self.channel : 8;
 #pragma unroll
   for (int part = 0; part < static_cast<int>(8 / PACK); ++part) {
     if (part * static_cast<int>(PACK) >= self.count) continue;
@@ -891,9 +939,8 @@ DEVICE EightOfNorm eight_of_norm(const ProductGradient& all, unsigned group) {
 // 16 bytes of dz from as many sums of products: added to what is there, cut, stored, and added up as they are stored.
 DEVICE void finish_pack(const ProductGradient& all, const EightOfNorm& eight, const NormOfTile& norm, int pixel, unsigned part,
                         const float* v, float* sum, float* product) {
-  const Product& p = all.backward.product;
-  const unsigned at = static_cast<unsigned>(pixel * p.g.c + eight.channel) + part * PACK;
-  element* dz = static_cast<element*>(p.to) + at;
+  const unsigned at = static_cast<unsigned>(pixel * eight.channels + eight.channel) + part * PACK;
+  element* dz = static_cast<element*>(all.backward.product.to) + at;
   const Pack x = load_pack(eight.x[part] + pixel * eight.x_pitch[part]);
   const unsigned passing = all.cut == CUT_BY_SIGNS ? all.signs[at / PACK] : ~0u;
   Pack z = {};
@@ -918,8 +965,47 @@ DEVICE void finish_pack(const ProductGradient& all, const EightOfNorm& eight, co
   }
 }
 
-// dgrad, with dz in the place of dx, and the sums of each tile's pixels that the batch norm's backward begins with. C is a
-// multiple of PACK, and all operands are aligned to 16 bytes.
+// dz in the place of dx, and the sums of a tile's pixels that the batch norm's backward begins with. Channels are a multiple of PACK, and
+// all operands are aligned to 16 bytes. `tile` counts among all of them, `totals`: (2 × WARPS_DOWN + 3) × COLUMNS floats, and `wait`
+// waits for all threads that have sums.
+template <class T, class PixelOf, class Wait>
+DEVICE void store_sums_of_norm(const ProductGradient& all, const Corner& corner, unsigned tile, int channels, const Sums<T>& sums,
+                               SharedArray<float> totals, PixelOf pixel_of, Wait wait) {
+  const SharedArray<float> products = totals + T::WARPS_DOWN * T::COLUMNS;
+  const SharedArray<float> means = products + T::WARPS_DOWN * T::COLUMNS, scales = means + T::COLUMNS, betas = scales + T::COLUMNS;
+  for (unsigned column = threadIdx.x; column < T::COLUMNS; column += T::THREADS) {
+    const int channel = static_cast<int>(corner.across * T::COLUMNS + column);
+    if (channel >= channels) continue;
+    means[column] = all.mean[channel];
+    scales[column] = all.gamma[channel] * all.rstd[channel];
+    betas[column] = all.beta[channel];
+  }
+  wait();
+  const NormOfTile norm = {means, scales, betas};
+#pragma unroll
+  for (unsigned group = 0; group < T::GROUPS; ++group) {
+    const EightOfNorm eight = eight_of_norm<T>(all, corner, channels, group);
+    float sum[8] = {}, product[8] = {};
+#pragma unroll
+    for (unsigned i = 0; i < 2 * T::PIECE_ROWS; ++i) {
+      float v[8];
+      gather_eight<T>(v, sums, i, group);
+      const int pixel = pixel_of(static_cast<int>(corner.down * T::ROWS + row_of_lane<T>(i)));
+#pragma unroll
+      for (int part = 0; part < static_cast<int>(8 / PACK); ++part)
+        if (pixel >= 0 && part * static_cast<int>(PACK) < eight.count)
+          finish_pack(all, eight, norm, pixel, part, v + part * PACK, sum + part * PACK, product + part * PACK);
+    }
+    leave_eight<T>(sum, totals, [&](unsigned m) { return eight.first + m; });
+    leave_eight<T>(product, products, [&](unsigned m) { return eight.first + m; });
+  }
+  wait();
+  store_columns<T>(
+      corner.across, all.partial, tile, channels, [&](unsigned column) { return total_of_column<T>(totals, column); },
+      [&](unsigned column) { return total_of_column<T>(products, column); });
+}
+
+// dgrad, with dz in the place of dx.
 template <class T>
 DEVICE void dgrad_sums_of_norm(const ProductGradient& all, SharedArray<element> rows, SharedArray<element> columns) {
   const Product& p = all.backward.product;
@@ -928,41 +1014,11 @@ DEVICE void dgrad_sums_of_norm(const ProductGradient& all, SharedArray<element> 
   const unsigned tile = blockIdx.z * static_cast<unsigned>(p.tiles_down) + tile_down(p);
   if (!has_rows<T>(p, walk)) {
     const auto nothing = [](unsigned) { return 0.0f; };
-    return store_columns<T>(p, all.partial, tile, p.g.c, nothing, nothing);
+    return store_columns<T>(tile_across(p), all.partial, tile, p.g.c, nothing, nothing);
   }
   const Sums<T> sums = dgrad_sums<T>(p, walk, of, rows, columns);
   finish_copies();
-  const SharedArray<float> totals = shared_as_floats(rows, STAGES * T::ROW_ELEMENTS);
-  const SharedArray<float> products = totals + T::WARPS_DOWN * T::COLUMNS;
-  const SharedArray<float> means = products + T::WARPS_DOWN * T::COLUMNS, scales = means + T::COLUMNS, betas = scales + T::COLUMNS;
-  for (unsigned column = threadIdx.x; column < T::COLUMNS; column += T::THREADS) {
-    const int channel = static_cast<int>(tile_across(p) * T::COLUMNS + column);
-    if (channel >= p.g.c) continue;
-    means[column] = all.mean[channel];
-    scales[column] = all.gamma[channel] * all.rstd[channel];
-    betas[column] = all.beta[channel];
-  }
-  __syncthreads();
-  const NormOfTile norm = {means, scales, betas};
-#pragma unroll
-  for (unsigned group = 0; group < T::GROUPS; ++group) {
-    const EightOfNorm eight = eight_of_norm<T>(all, group);
-    float sum[8] = {}, product[8] = {};
-#pragma unroll
-    for (unsigned i = 0; i < 2 * T::PIECE_ROWS; ++i) {
-      float v[8];
-      gather_eight<T>(v, sums, i, group);
-      const int pixel = input_pixel(p.g, of, static_cast<int>(tile_down(p) * T::ROWS + row_of_lane<T>(i)));
-#pragma unroll
-      for (int part = 0; part < static_cast<int>(8 / PACK); ++part)
-        if (pixel >= 0 && part * static_cast<int>(PACK) < eight.count)
-          finish_pack(all, eight, norm, pixel, part, v + part * PACK, sum + part * PACK, product + part * PACK);
-    }
-    leave_columns<T>(eight.first, sum, totals);
-    leave_columns<T>(eight.first, product, products);
-  }
-  __syncthreads();
-  store_columns<T>(
-      p, all.partial, tile, p.g.c, [&](unsigned column) { return total_of_column<T>(totals, column); },
-      [&](unsigned column) { return total_of_column<T>(products, column); });
+  store_sums_of_norm<T>(
+      all, corner_of_block(p), tile, p.g.c, sums, shared_as_floats(rows, STAGES * T::ROW_ELEMENTS),
+      [&](int row) { return input_pixel(p.g, of, row); }, [] { __syncthreads(); });
 }

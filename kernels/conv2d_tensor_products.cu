@@ -17,59 +17,19 @@
 // parts written and read: 202 MB; and 53 launches of wgrad and a padded stem where there were 98 and dα.
 //
 // Grid: tiles of rows, tiles of columns, splits.
-#include "conv2d_tensor.cuh"
-
-struct Products {
-  Product product;              // to: parts × M × K (float)
-  const float* const* sources;  // M × K filters of R·S × channels, `pitch` apart
-  unsigned source_count;
-  int channels;                 // of the sources: those that product.g has more are padding
-  int pitch;
-  unsigned packed;              // pairs of weights lie at multiples of 8 bytes, and no channel is padding
-};
-static_assert(sizeof(Products) == 200, "as in src/ops/conv2d/products.rs");
+#include "conv2d_products.cuh"
 
 // Sources whose products are added up at a time.
 constexpr unsigned BATCH = 8;
 
-// Loads the weights of the filter at `from` for columns `column` and `column + 1` of dW: zero where it has none.
-template <bool PACKED>
-DEVICE void load_pair(const Products& p, const float* from, int column, float (&pair)[2]) {
-  const Sizes& g = p.product.g;
-  if (PACKED) {
-    const float2 both = column < g.r * g.s * g.c ? load_vector<float2>(from + column) : make_float2(0, 0);
-    pair[0] = both.x, pair[1] = both.y;
-    return;
-  }
-#pragma unroll
-  for (int l = 0; l < 2; ++l) {
-    // Divisions, not `divide`: the compiler would keep what that gives, for all columns at once, in registers that it does not have.
-    const int tap = (column + l) / g.c, channel = (column + l) % g.c;
-    pair[l] = tap < g.r * g.s && channel < p.channels ? from[tap * p.channels + channel] : 0;
-  }
-}
-
 // The products of this warp's part of the tile with one source's, for each of its rows: to[row of the tile].
 template <class T, bool PACKED>
 DEVICE void multiply_by_source(const Products& p, const Sums<T>& sums, unsigned source, SharedArray<float> to) {
-  const unsigned lane = threadIdx.x % WARP;
+  const Corner tile = corner_of_block(p.product);
 #pragma unroll
   for (unsigned i = 0; i < 2 * T::PIECE_ROWS; ++i) {
-    const unsigned row = row_of_lane<T>(i);
-    const int filter = static_cast<int>(tile_down(p.product) * T::ROWS + row);
-    float sum = 0;
-    if (filter < p.product.g.k) {
-      const float* from = p.sources[source] + static_cast<offset>(filter) * p.pitch;
-#pragma unroll
-      for (unsigned j = 0; j < T::PIECE_COLUMNS; ++j) {
-        float pair[2];
-        load_pair<PACKED>(p, from, static_cast<int>(tile_across(p.product) * T::COLUMNS + warp_column<T>() + j * 8 + lane % 4 * 2), pair);
-        sum += sums.v[i / 2][j][i % 2 * 2] * pair[0] + sums.v[i / 2][j][i % 2 * 2 + 1] * pair[1];
-      }
-    }
-    sum += __shfl_xor_sync(ALL_LANES, sum, 1);
-    sum += __shfl_xor_sync(ALL_LANES, sum, 2);
-    if (lane % 4 == 0) to[row] = sum;
+    const float sum = product_of_row<T, PACKED>(p, tile, sums, source, i);
+    if (threadIdx.x % 4 == 0) to[row_of_lane<T>(i)] = sum;
   }
 }
 

@@ -231,7 +231,8 @@ DEVICE void load_matrices(unsigned (&r)[COUNT][4], SharedArray<element> array, c
 DEVICE SharedArray<float> as_floats(SharedArray<element> array) {
 #ifdef MEDMERGE_EMULATOR
   const int64_t count = array.count * static_cast<int64_t>(sizeof(element)) / static_cast<int64_t>(sizeof(float));
-  return {reinterpret_cast<float*>(array.data), array.shadow, count, array.name};
+  return {reinterpret_cast<float*>(array.data), array.shadow, count, array.name,
+          static_cast<int64_t>(sizeof(float) / sizeof(element))};
 #else
   return reinterpret_cast<float*>(array);
 #endif

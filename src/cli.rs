@@ -939,6 +939,9 @@ pub enum Bench {
         /// Replace the file if it is there
         #[arg(long, requires = "tune")]
         force: bool,
+        /// Run nothing, and tell which kernels and tiles each convolution gets; no GPU is needed
+        #[arg(long, conflicts_with_all = ["baseline", "rounds", "tune"])]
+        dry_run: bool,
         #[command(flatten)]
         images: BenchImages,
         #[command(flatten)]

@@ -50,6 +50,12 @@ fn every_kernel_compiles_everywhere_and_fits_its_registers() {
     // Tensor cores take tf32 in its place; all else has f32.
     let without_f32 = |file: &&&str| sources.iter().all(|source| source.file != **file || source.dtype != DType::F32);
     let for_tensor_cores = [
+        "conv2d_hopper_dgrad",
+        "conv2d_hopper_dgrad_sums",
+        "conv2d_hopper_fprop",
+        "conv2d_hopper_fprop_statistics",
+        "conv2d_hopper_products",
+        "conv2d_hopper_wgrad",
         "conv2d_tensor",
         "conv2d_tensor_dgrad",
         "conv2d_tensor_dgrad_sums",

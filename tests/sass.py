@@ -13,13 +13,14 @@ import subprocess
 import sys
 
 # An instruction: its address in a comment, maybe a predicate, its name.
-INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
+INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)")
 SECTION = re.compile(r"^\.text\.(\w+):")
 
 # Registers that were written to memory and read back; with a stack, so were arrays.
 FORBIDDEN_EVERYWHERE = r"(LDL|STL)\b"
 
 TENSOR = r"conv2d_tensor_(fprop|dgrad|wgrad)_(\d+x\d+|stem)\w*"
+WIDE = r"conv2d_hopper_(fprop|fprop_statistics|dgrad|dgrad_sums|wgrad|products)_(\d+x\d+)"
 MATRIX = {
     "bf16": r"HMMA\.16816\.F32\.BF16",
     "f16": r"HMMA\.16816\.F32$",
@@ -35,6 +36,12 @@ REQUIRED = [
     (rf"conv2d_tensor_(dgrad|wgrad)_\w*\d\w*_(bf16|f16)", r"LDSM\.16\.MT88\.4", "and turned on the way"),
     *[(rf"{TENSOR}_{dtype}", matrix, "tensor cores multiply") for dtype, matrix in MATRIX.items()],
     (r"conv2d_tensor_(fprop|dgrad)_(\d+x\d+|stem)\w*_(bf16|f16|tf32)", r"STG\.E(\.\w+)*\.128", "results are stored 16 bytes at a time"),
+    (rf"{WIDE}_bf16", r"HGMMA\.64x\d+x16\.F32\.BF16$", "warpgroups multiply"),
+    (rf"{WIDE}_f16", r"HGMMA\.64x\d+x16\.F32$", "warpgroups multiply"),
+    (rf"{WIDE}_(bf16|f16)", r"UTMALDG\.4D\.IM2COL", "patches are copied as such"),
+    (rf"{WIDE}_(bf16|f16)", r"UTMALDG\.2D", "and the other operand in boxes"),
+    (rf"{WIDE}_(bf16|f16)", r"USETMAXREG\.DEALLOC", "registers are handed on"),
+    (r"conv2d_hopper_(fprop|dgrad|wgrad)\w*_(bf16|f16)", r"STG\.E(\.\w+)*\.128", "results are stored 16 bytes at a time"),
 ]
 
 # (kernels, an instruction that they do not have, why)
@@ -43,6 +50,7 @@ FORBIDDEN = [
     # dgrad_sums alone asks which part a channel lies in.
     (r"conv2d_tensor_(fprop|dgrad|wgrad)_(\d+x\d+|stem)_(bf16|f16|tf32)", r"F2I\b", "nothing is divided: the host knows by what"),
     (r"conv2d_tensor_fprop_statistics_\w+", r"F2I\b", "nothing is divided: the host knows by what"),
+    (rf"{WIDE}_(bf16|f16)", r"LDGSTS|LDSM", "only copies by tensor maps read operands"),
 ]
 
 
@@ -85,7 +93,7 @@ def main(nvdisasm, folder):
         problems, rules = broken_rules(name, instructions)
         wrong += [f"{name}: {problem}" for problem in problems]
         if rules > 1:
-            counts = {kind: sum(i.split(".")[0] == kind for i in instructions) for kind in ("HMMA", "LDSM", "LDGSTS", "LDG", "STG")}
+            counts = {kind: sum(i.split(".")[0] == kind for i in instructions) for kind in ("HMMA", "HGMMA", "LDSM", "LDGSTS", "UTMALDG", "LDG", "STG")}
             told = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
             print(f"{name}: {len(instructions)} instructions, {told}")
     print(f"{len(found)} kernels in {len(cubins)} binaries, {len(wrong)} problems")

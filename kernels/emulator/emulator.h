@@ -15,11 +15,12 @@ struct Index3 { unsigned x, y, z; };
 
 struct Context;
 
-// Where a number in shared memory was last written and read: by which thread, between which barriers.
+// Where a number in shared memory was last written and read: by which thread, between which barriers. In a block that is
+// asynchronous, src/gpu/emulator/asynchronous.rs reads and writes these.
 struct Mark {
   uint32_t epoch;       // barriers of the block so far, plus one; 0: never
   uint16_t thread;      // MANY: several warps; WHOLE_WARP + w: several lanes of warp w
-  uint16_t warp_epoch;  // __syncwarp of that thread's warp so far
+  uint16_t warp_epoch;  // __syncwarp of that thread's warp so far, plus one
 };
 struct Shadow { Mark write, read; };
 constexpr uint16_t MANY = 0xFFFF, WHOLE_WARP = 0x8000;
@@ -39,6 +40,40 @@ struct Copy {
 };
 constexpr unsigned COPIES = 64;
 
+struct Context;
+struct TensorCores;
+
+// A bulk copy: lines of 128 bytes, from where a tensor map and a place in it say, to shared memory.
+struct BulkCopy {
+  unsigned char* to;
+  Shadow* shadow;
+  const char* name;
+  uint64_t place;             // of `to` in the array, in numbers
+  uint32_t lines, per_line;   // numbers of a line
+  const void* map;
+  int32_t at[4];              // as the instruction gets it: column and row, or channel, w, h and image
+  uint32_t offset[2];
+  void (*land)(const BulkCopy*);
+  void* barrier;
+  const char* barrier_name;
+  const char* file;
+  uint32_t line;
+};
+
+// What a thread of a warpgroup asks for with one product.
+struct Product {
+  float* d;
+  uint32_t columns, sums;  // sums: numbers of d
+  uint64_t a, b;
+  uint32_t a_along, b_along;
+  // The byte of dynamic shared memory where summand k of row (or column) i of an operand lies.
+  uint32_t (*place)(uint64_t operand, uint32_t along, uint32_t i, uint32_t k);
+  // Adds to the sums of 128 threads.
+  void (*compute)(const Product*, const unsigned char* shared, float* const* sums, TensorCores cores);
+  const char* file;
+  uint32_t line, element_bytes;
+};
+
 struct Runtime {
   void (*barrier)(const Context*, const char* file, unsigned line);
   uint64_t (*collective)(const Context*, Collective, unsigned mask, uint64_t value, unsigned argument, const char* file,
@@ -49,6 +84,24 @@ struct Runtime {
   void (*fault)(const Context*, const char* what, const char* name, uint64_t where, unsigned other_thread);
   // Gives `bytes` to the warp; returns those of its 32 lanes, one's behind the other's, good until the next call.
   const unsigned char* (*exchange)(const Context*, const void* offer, unsigned bytes, const char* file, unsigned line);
+  // What follows is Hopper's: hopper.h.
+  // Reads or writes a number of shared memory, in a block that is asynchronous.
+  void (*access)(const Context*, Shadow* shadow, const void* at, const char* name, uint64_t i, unsigned writes);
+  void (*barrier_init)(const Context*, void* barrier, Shadow* shadow, const char* name, unsigned i, unsigned arrivals);
+  // Both kinds of fences: of barriers that the thread made, and of what it wrote to shared memory.
+  void (*fence)(const Context*, unsigned of_barriers);
+  // An arrival and bytes to come.
+  void (*barrier_arrive)(const Context*, void* barrier, const Shadow* shadow, const char* name, unsigned i, unsigned bytes);
+  void (*barrier_wait)(const Context*, void* barrier, const Shadow* shadow, const char* name, unsigned i, unsigned parity,
+                       const char* file, unsigned line);
+  void (*named_barrier)(const Context*, unsigned id, unsigned threads, const char* file, unsigned line);
+  void (*copy)(const Context*, const BulkCopy*, const Shadow* barrier_shadow, unsigned barrier_index);
+  // The byte of dynamic shared memory that a pointer points to.
+  unsigned (*address)(const Context*, const void* at, const char* name);
+  void (*product)(const Context*, const Product*);
+  void (*product_fence)(const Context*, unsigned commits);
+  void (*product_wait)(const Context*, unsigned left, float* sums, unsigned count, const char* file, unsigned line);
+  void (*registers)(const Context*, unsigned count, unsigned up, const char* file, unsigned line);
 };
 
 // How tensor cores add: sums of `bytes` of A's numbers at a time, which are cut off `extra` bits behind those of a float; `bytes` is
@@ -60,6 +113,7 @@ struct Context {
   TensorCores tensor_cores;
   uint32_t epoch;
   uint16_t warp_epoch;
+  uint16_t asynchronous;  // whether accesses to shared memory are the runtime's to check
   const Runtime* runtime;
   mutable uint32_t copies_asked, copies_group;
   Copy* copies;  // room for COPIES
@@ -79,8 +133,10 @@ static inline bool is_ordered(const Mark& mark, const Context* now) {
   return same_warp && mark.warp_epoch != now->warp_epoch;
 }
 
-static inline void note_read(Shadow& shadow, const char* name, uint64_t i) {
+// `at`: the number itself.
+static inline void note_read(Shadow& shadow, const void* at, const char* name, uint64_t i) {
   const Context* now = context();
+  if (now->asynchronous) return now->runtime->access(now, &shadow, at, name, i, 0);
   if (!is_ordered(shadow.write, now)) now->runtime->fault(now, "race: read after write of", name, i, shadow.write.thread);
   const uint16_t self = static_cast<uint16_t>(now->thread.x);
   Mark& read = shadow.read;
@@ -94,8 +150,9 @@ static inline void note_read(Shadow& shadow, const char* name, uint64_t i) {
   }
 }
 
-static inline void note_write(Shadow& shadow, const char* name, uint64_t i) {
+static inline void note_write(Shadow& shadow, const void* at, const char* name, uint64_t i) {
   const Context* now = context();
+  if (now->asynchronous) return now->runtime->access(now, &shadow, at, name, i, 1);
   if (!is_ordered(shadow.write, now)) now->runtime->fault(now, "race: two writes of", name, i, shadow.write.thread);
   if (!is_ordered(shadow.read, now)) now->runtime->fault(now, "race: write after read of", name, i, shadow.read.thread);
   shadow.write = Mark{now->epoch, static_cast<uint16_t>(now->thread.x), now->warp_epoch};
@@ -107,8 +164,8 @@ struct SharedReference {
   Shadow& shadow;
   const char* name;
   uint64_t i;
-  operator T() const { note_read(shadow, name, i); return value; }
-  const SharedReference& operator=(T v) const { note_write(shadow, name, i); value = v; return *this; }
+  operator T() const { note_read(shadow, &value, name, i); return value; }
+  const SharedReference& operator=(T v) const { note_write(shadow, &value, name, i); value = v; return *this; }
   const SharedReference& operator=(const SharedReference& other) const { return *this = static_cast<T>(other); }
   const SharedReference& operator+=(T v) const { return *this = static_cast<T>(*this) + v; }
 };
@@ -120,14 +177,15 @@ struct SharedArray {
   Shadow* shadow;
   int64_t count;
   const char* name;
+  int64_t step = 1;  // marks of a number: two in a float whose memory is an array of 16-bit numbers
   SharedReference<T> operator[](int64_t i) const {
     if (i < 0 || i >= count) {
       const Context* now = context();
       now->runtime->fault(now, "out of bounds:", name, static_cast<uint64_t>(i), now->thread.x);
     }
-    return {data[i], shadow[i], name, static_cast<uint64_t>(i)};
+    return {data[i], shadow[i * step], name, static_cast<uint64_t>(i)};
   }
-  SharedArray operator+(int64_t offset) const { return {data + offset, shadow + offset, count - offset, name}; }
+  SharedArray operator+(int64_t offset) const { return {data + offset, shadow + offset * step, count - offset, name, step}; }
 };
 
 template <class T>
@@ -136,7 +194,7 @@ static inline SharedArray<T> shared(const char* name, unsigned count) {
   Shadow* shadow;
   const Context* now = context();
   now->runtime->shared(now, name, count * sizeof(T), count, &data, &shadow);
-  return {static_cast<T*>(data), shadow, count, name};
+  return {static_cast<T*>(data), shadow, count, name, 1};
 }
 
 template <class T>
@@ -145,7 +203,7 @@ static inline SharedArray<T> dynamic_shared(const char* name) {
   Shadow* shadow;
   const Context* now = context();
   const unsigned bytes = now->runtime->dynamic(now, name, &data, &shadow);
-  return {static_cast<T*>(data), shadow, static_cast<int64_t>(bytes / sizeof(T)), name};
+  return {static_cast<T*>(data), shadow, static_cast<int64_t>(bytes / sizeof(T)), name, 1};
 }
 
 static inline void check_aligned(const void* address, size_t bytes) {
@@ -204,7 +262,8 @@ static inline void wait_for_copies(unsigned left) {
       now->copies[kept++] = copy;
       continue;
     }
-    for (uint32_t j = 0; j < copy.elements; ++j) note_write(copy.shadow[j], copy.name, j);
+    for (uint32_t j = 0; j < copy.elements; ++j)
+      note_write(copy.shadow[j], static_cast<const char*>(copy.to) + j * (copy.bytes / copy.elements), copy.name, j);
     if (copy.from != nullptr) std::memcpy(copy.to, copy.from, copy.bytes);
     else std::memset(copy.to, 0, copy.bytes);
   }
@@ -275,7 +334,8 @@ template <class T>
 DEVICE SharedArray<float> shared_as_floats(SharedArray<T> array, unsigned count) {
   static_assert(sizeof(T) <= sizeof(float), "a mark for each float");
   emulator::check_aligned(array.data, 16);
-  return {reinterpret_cast<float*>(array.data), array.shadow, static_cast<int64_t>(count * sizeof(T) / sizeof(float)), array.name};
+  return {reinterpret_cast<float*>(array.data), array.shadow, static_cast<int64_t>(count * sizeof(T) / sizeof(float)),
+          array.name, static_cast<int64_t>(sizeof(float) / sizeof(T))};
 }
 DEVICE float4 shared_load4(SharedArray<float> array, unsigned i) {
   emulator::check_aligned(array.data + i, 16);

@@ -145,7 +145,7 @@ impl ConvCase {
     }
 
     /// `128×28×28×64 → 64, 3×3 / 2`
-    fn shape(&self) -> String {
+    pub fn shape(&self) -> String {
         let g = &self.convolution.geometry;
         let stride = if g.conv.stride[0] > 1 { format!(" / {}", g.conv.stride[0]) } else { String::new() };
         format!("{}×{}×{}×{} → {}, {}×{}{stride}", g.n, g.h, g.w, g.c, g.k, g.r, g.s)

@@ -7,6 +7,7 @@
 
 mod conv;
 pub mod data;
+pub mod division;
 pub mod limits;
 pub mod measure;
 mod merge;
@@ -262,6 +263,15 @@ impl Bench {
     pub fn account(&self) -> Result<Vec<Row>> {
         let of_case = |case: &Case| match case {
             Case::Step(case) => Some(case.account()),
+            _ => None,
+        };
+        self.cases.iter().filter_map(of_case).collect()
+    }
+
+    /// How each convolution is divided between blocks; nothing is run.
+    pub fn divisions(&self) -> Vec<division::Division> {
+        let of_case = |case: &Case| match case {
+            Case::Conv(case) => Some(division::of(case)),
             _ => None,
         };
         self.cases.iter().filter_map(of_case).collect()

@@ -32,6 +32,10 @@ pub fn run(verb: &Bench, global: &Global) -> Result<()> {
         let settings = settings(place::dry(global)?, options, images, sources, passes);
         return dry_run(&bench::Bench::new(kind, &settings)?, *launches, global);
     }
+    if let Bench::Conv { dry_run: true, .. } = verb {
+        let settings = settings(place::dry(global)?, options, images, sources, passes);
+        return divisions(&bench::Bench::new(kind, &settings)?, global);
+    }
     let place = place::open(global)?;
     let emulated = is_emulated(place.device);
     if let Some((path, earlier)) = &baseline {
@@ -110,6 +114,19 @@ fn dry_run(bench: &bench::Bench, launches: bool, global: &Global) -> Result<()> 
         )?;
         writeln!(out, "at a time for itself, and what it is planned in. Nothing was run.")?;
         if launches { print_launches(out, &rows) } else { Ok(()) }
+    })
+}
+
+/// Reports how convolutions are divided between blocks, without running them.
+fn divisions(bench: &bench::Bench, global: &Global) -> Result<()> {
+    let divisions = bench.divisions();
+    report(global, &json!({"bench": "conv", "dry_run": true, "rows": json_of(&divisions)}), |out| {
+        writeln!(out, "{}", bench::division::table(&divisions).to_text())?;
+        writeln!(
+            out,
+            "tile: rows and columns that a block computes on tensor cores; sm_90a has kernels of its own for most layers."
+        )?;
+        writeln!(out, "Nothing was run.")
     })
 }
 

@@ -33,6 +33,7 @@ fn read_by(verb: &Verb) -> &'static [&'static str] {
         Verb::Export(_) => &[],
         Verb::Synth(_) => &["seed"],
         Verb::Bench(Bench::Merge { .. }) => &["device"],
+        Verb::Bench(Bench::Conv { dry_run: true, .. }) => &["precision"],
         Verb::Bench(Bench::Conv { .. }) => &["device", "precision"],
         Verb::Bench(Bench::Step { dry_run: true, .. }) => &["precision", "no_fusion"],
         Verb::Bench(Bench::Step { .. } | Bench::Data(_)) => &["device", "precision", "no_fusion"],

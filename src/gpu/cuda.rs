@@ -16,7 +16,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use cudarc::driver::sys::{
     CUcontext, CUdevice, CUdevice_attribute, CUevent, CUevent_flags, CUfunction, CUfunction_attribute, CUgraphExec,
     CUlaunchAttribute, CUlaunchAttributeID, CUlaunchConfig, CUmodule, CUresult, CUstream, CUstream_flags,
-    CUstreamCaptureMode,
+    CUstreamCaptureMode, CUtensorMap, CUtensorMapDataType, CUtensorMapFloatOOBfill, CUtensorMapInterleave,
+    CUtensorMapL2promotion, CUtensorMapSwizzle,
 };
 
 use super::cache::Cache;
@@ -25,6 +26,7 @@ use super::driver::{Address, Description, Driver, Event, GraphId, Kernel, Launch
 use super::libcuda::{self, Api};
 use super::library::Status;
 use super::nvrtc::{self, Nvrtc, Version};
+use super::tensor_map::{self, Images, Mapped, TensorMap};
 use super::{Failure, lock};
 use crate::dtype::DType;
 
@@ -150,7 +152,8 @@ fn describe(api: &'static Api, device: CUdevice) -> Result<Description, Failure>
         let name = CStr::from_bytes_until_nul(&name).unwrap_or_default().to_string_lossy().into_owned();
         let architecture = architecture(major, minor);
         let tensor_cores = TensorCores::of(&architecture);
-        Ok(Description { name, architecture, multiprocessors, memory, tensor_cores })
+        let warpgroups = architecture == "sm_90a";
+        Ok(Description { name, architecture, multiprocessors, memory, tensor_cores, warpgroups })
     };
     ask().map_err(|error: Refused| error.explain(None))
 }
@@ -719,6 +722,74 @@ impl Driver for Cuda {
             Failure::Driver { call, message } => Failure::Driver { call, message: format!("{message}: {launch}") },
             other => other,
         })
+    }
+
+    fn encode(&self, mapped: &Mapped) -> Result<TensorMap, Failure> {
+        self.explained(self.enter())?;
+        let mut map = CUtensorMap { opaque: [0; 16] };
+        let dtype = match mapped.dtype() {
+            DType::F16 => CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+            _ => CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        };
+        let address = mapped.address().0 as *mut c_void;
+        let (sizes, pitches) = (mapped.sizes(), mapped.pitches());
+        let rank = sizes.len() as u32;
+        let interleave = CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE;
+        let swizzle = CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B;
+        // What lies beside a line is read soon: the next channels, or the next pixel.
+        let l2 = CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B;
+        // Zeros.
+        let outside = CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE;
+        // SAFETY: the functions read as many numbers as the rank says, of pitches one less and of corners two less, and write a map.
+        let encoded = unsafe {
+            match mapped {
+                Mapped::Matrix(_) => {
+                    let (sizes_of_box, strides) = ([tensor_map::LINE, mapped.lines()], [1, 1]);
+                    call!(
+                        self.api,
+                        cuTensorMapEncodeTiled(
+                            &mut map,
+                            dtype,
+                            rank,
+                            address,
+                            sizes.as_ptr(),
+                            pitches.as_ptr(),
+                            sizes_of_box.as_ptr(),
+                            strides.as_ptr(),
+                            interleave,
+                            swizzle,
+                            l2,
+                            outside
+                        )
+                    )
+                }
+                Mapped::Images(Images { lower: [top, left], upper: [bottom, right], strides: [h, w], .. }) => {
+                    // From the innermost dimension on, as the sizes.
+                    let (lower, upper, strides) = ([*left, *top], [*right, *bottom], [1, *w, *h, 1]);
+                    call!(
+                        self.api,
+                        cuTensorMapEncodeIm2col(
+                            &mut map,
+                            dtype,
+                            rank,
+                            address,
+                            sizes.as_ptr(),
+                            pitches.as_ptr(),
+                            lower.as_ptr(),
+                            upper.as_ptr(),
+                            tensor_map::LINE,
+                            mapped.lines(),
+                            strides.as_ptr(),
+                            interleave,
+                            swizzle,
+                            l2,
+                            outside
+                        )
+                    )
+                }
+            }
+        };
+        self.explained(encoded).map(|()| TensorMap(map.opaque))
     }
 
     fn synchronize(&self) -> Result<(), Failure> {

@@ -6,6 +6,7 @@
 use std::fmt;
 
 use super::Failure;
+use super::tensor_map::{Mapped, TensorMap};
 use crate::dtype::DType;
 
 /// A place in a device's memory; what kernels get as a pointer.
@@ -108,6 +109,8 @@ pub struct Description {
     /// Bytes of memory.
     pub memory: usize,
     pub tensor_cores: TensorCores,
+    /// Whether it runs what only sm_90a has: bulk copies by tensor maps, and products of warpgroups.
+    pub warpgroups: bool,
 }
 
 /// How tensor cores add up products, which are exact.
@@ -217,6 +220,9 @@ pub trait Driver: Send + Sync {
     fn compile_ahead(&self, _dtype: DType) {}
 
     fn launch(&self, launch: &Launch) -> Result<(), Failure>;
+
+    /// The tensor map of something that [`Mapped::check`] has passed; for a device with [`Description::warpgroups`].
+    fn encode(&self, mapped: &Mapped) -> Result<TensorMap, Failure>;
 
     /// Waits for all work; an asynchronous fault of a kernel shows here at the latest.
     fn synchronize(&self) -> Result<(), Failure>;

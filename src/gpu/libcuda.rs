@@ -10,7 +10,8 @@ use std::sync::OnceLock;
 
 use cudarc::driver::sys::{
     CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUevent, CUfunction, CUfunction_attribute, CUgraph,
-    CUgraphExec, CUlaunchConfig, CUmodule, CUresult, CUstream, CUstreamCaptureMode,
+    CUgraphExec, CUlaunchConfig, CUmodule, CUresult, CUstream, CUstreamCaptureMode, CUtensorMap, CUtensorMapDataType,
+    CUtensorMapFloatOOBfill, CUtensorMapInterleave, CUtensorMapL2promotion, CUtensorMapSwizzle,
 };
 use libloading::Library;
 
@@ -60,6 +61,14 @@ api! {
     cuModuleGetFunction(*mut CUfunction, CUmodule, *const c_char) -> Status;
     cuFuncSetAttribute(CUfunction, CUfunction_attribute, c_int) -> Status;
     cuLaunchKernelEx(*const CUlaunchConfig, CUfunction, *mut *mut c_void, *mut *mut c_void) -> Status;
+    cuTensorMapEncodeTiled(
+        *mut CUtensorMap, CUtensorMapDataType, u32, *mut c_void, *const u64, *const u64, *const u32, *const u32,
+        CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill
+    ) -> Status;
+    cuTensorMapEncodeIm2col(
+        *mut CUtensorMap, CUtensorMapDataType, u32, *mut c_void, *const u64, *const u64, *const c_int, *const c_int,
+        u32, u32, *const u32, CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill
+    ) -> Status;
     cuStreamBeginCapture_v2(CUstream, CUstreamCaptureMode) -> Status;
     cuStreamEndCapture(CUstream, *mut CUgraph) -> Status;
     cuGraphInstantiateWithFlags(*mut CUgraphExec, CUgraph, c_ulonglong) -> Status;

@@ -22,6 +22,7 @@ mod memory;
 pub mod nvrtc;
 pub(crate) mod plan;
 mod staging;
+pub mod tensor_map;
 mod trace;
 mod turn;
 
@@ -40,6 +41,8 @@ use memory::{ArenaId, Memory, Owner};
 use plan::Log;
 pub use plan::{Life, MemoryPlan};
 use staging::Staging;
+use tensor_map::Mapped;
+pub use tensor_map::TensorMap;
 use trace::Ledger;
 pub use trace::{Trace, Work, WorkOf};
 use turn::{Held, Turn};
@@ -147,7 +150,9 @@ impl Gpu {
     /// [`Gpu::emulator`] whose tensor cores add as those of this architecture.
     #[cfg(feature = "emulator")]
     pub fn emulator_of(architecture: &str, seed: u64) -> Result<Handle, Failure> {
-        let emulator = emulator::Emulator::new(seed).with_tensor_cores(TensorCores::of(architecture));
+        let emulator = emulator::Emulator::new(seed)
+            .with_tensor_cores(TensorCores::of(architecture))
+            .with_warpgroups(architecture == "sm_90a");
         Ok(Gpu::new(format!("emulator:{architecture}"), Box::new(emulator)))
     }
 
@@ -345,6 +350,18 @@ impl Gpu {
         self.enter(WorkOf::Launch(kernel));
         let launch = Launch { kernel, grid, blocks: blocks.into(), parameters: bytemuck::bytes_of(parameters) };
         self.run(|driver| driver.launch(&launch));
+    }
+
+    /// The tensor map of what bulk copies take. Zeros if the device has failed, or fails by this.
+    pub fn encode(&self, mapped: impl Into<Mapped>) -> TensorMap {
+        let mut map = bytemuck::Zeroable::zeroed();
+        let mapped = mapped.into();
+        self.run(|driver| {
+            mapped.check().map_err(|message| Failure::Driver { call: mapped.call(), message })?;
+            map = driver.encode(&mapped)?;
+            Ok(())
+        });
+        map
     }
 
     /// Compiles and loads a kernel ahead of its first launch.

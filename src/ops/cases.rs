@@ -124,6 +124,21 @@ pub const CONV2D: &[ConvCase] = &[
     conv("stem of 5 channels", [2, 7, 6, 5], [24, 3, 3]).stride(2, 1).padding(1, 1),
     conv("in eights, rows 72 → 80", [2, 7, 7, 8], [16, 3, 3]).padding(1, 1).row_padding(8),
     conv("in eights, two splits", [2, 24, 24, 8], [8, 3, 3]).padding(1, 1),
+    // Channels in 64s, which sm_90a takes to products of warpgroups where storage has 16 bits; those whose filters come in 64s in dgrad
+    // too: tiles of 128 and of 256 rows that are not full, and filters that end within one.
+    conv("in 64s, 1×1", [2, 9, 11, 64], [72, 1, 1]),
+    conv("in 64s, 1×1, two tiles of filters", [1, 5, 6, 64], [320, 1, 1]),
+    conv("in 64s, 3×3, 130 pixels", [1, 13, 10, 64], [64, 3, 3]).padding(1, 1),
+    conv("in 64s, 3×3, rows 1152 → 1160", [3, 5, 4, 128], [128, 3, 3]).padding(1, 1).row_padding(8),
+    conv("in 64s, 3×3, stride 2", [3, 15, 13, 64], [40, 3, 3]).stride(2, 2).padding(1, 1),
+    conv("in 64s, 1×1, stride 2, last row and column not reached", [2, 8, 10, 64], [64, 1, 1]).stride(2, 2),
+    conv("in 64s, 3×3, no padding", [1, 6, 7, 128], [192, 3, 3]),
+    conv("in 64s, 2×3, dilation 3, 2, no padding", [2, 8, 9, 64], [64, 2, 3]).dilation(3, 2),
+    conv("in 64s, stride 1, 2, padding 3, 1, dilation 2, 1", [2, 6, 9, 64], [24, 3, 2])
+        .stride(1, 2)
+        .padding(3, 1)
+        .dilation(2, 1),
+    conv("in 64s, padding beyond the filter's reach", [1, 4, 5, 64], [64, 2, 2]).padding(2, 3),
     conv("single pixels", [4, 1, 1, 16], [8, 3, 3]).padding(1, 1),
     conv("single pixels, 1×1", [2, 1, 1, 5], [3, 1, 1]),
     conv("a single product", [1, 1, 1, 1], [1, 1, 1]),

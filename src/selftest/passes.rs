@@ -128,7 +128,7 @@ fn wgrad_products(case: &ConvCase, [x, y, w]: [Layout; 3]) -> Pass {
     let inputs = [x, y].into_iter().chain(repeat_n(w, sources)).map(Input::unit).collect();
     Pass::with_many("products", inputs, vec![sum.into()], move |inputs, outputs| {
         let ([x, dy, sources @ ..], [to]) = (inputs, only(outputs)) else { unreachable!() };
-        let parts = conv2d::product_parts(&g, x.dtype(), sources.len());
+        let parts = conv2d::product_parts(x.device(), &g, x.dtype(), sources.len());
         let mut products = Tensor::uninit([parts, sources.len(), g.k], sources[0].dtype(), x.device());
         conv2d::wgrad_products(conv, x, dy, sources, products.view_mut());
         let products = products.to_f64();

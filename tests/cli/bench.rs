@@ -220,6 +220,29 @@ fn a_step_stays_near_its_floor() {
     assert!(unfused_launches > launches + 150 && unfused > 1.25 * milliseconds, "{unfused_launches}, {unfused} ms");
 }
 
+/// ResNet-50's layers: a stem and dgrad with a stride are left to the kernels that all tensor cores have, and so is all of tf32.
+#[test]
+fn tiles_are_told_without_a_gpu() {
+    let folder = Folder::new();
+    let of = |precision: &str| {
+        let conv = "bench conv --dry-run --network resnet50 --image-size 224 --batch-size 128 --precision";
+        folder.json(&format!("{conv} {precision}"))["rows"].as_array().unwrap().clone()
+    };
+    let rows = of("bf16");
+    let row = |layer: &str| {
+        let row = rows.iter().find(|row| row["name"].as_str().unwrap().contains(layer)).unwrap();
+        (row["tile"].as_str().map(str::to_string), row["tile_of_warpgroups"].as_str().map(str::to_string))
+    };
+    let some = |tile: &str| Some(tile.to_string());
+    assert_eq!(row("/conv1/fprop"), (some("stem"), None));
+    assert_eq!(row("/layer1.0.conv2/fprop"), (some("128×64"), some("256×64")));
+    assert_eq!(row("/layer2.0.conv2/dgrad"), (some("128×128"), None));
+    assert_eq!(row("/layer4.1.conv2/dgrad"), (some("128×128"), some("128×256")));
+    assert!(row("/layer2.0.conv2/wgrad").1.is_some_and(|tile| tile.contains(" splits")));
+    assert!(of("tf32").iter().all(|row| row["tile"].is_string() && row["tile_of_warpgroups"].is_null()));
+    assert_refused(&folder, &[case("device", "bench conv --dry-run --device cpu", &["no use for --device"])]);
+}
+
 #[test]
 fn loading_is_told_stage_by_stage() {
     let folder = Folder::new();

@@ -205,7 +205,7 @@ fn an_option_that_a_verb_does_not_read_is_refused() {
     let folder = Folder::with_sources();
     let all = ["--device cpu", "--precision f32", "--no-fusion", "--seed 1"];
     // A verb, and which of them it has no use for.
-    let verbs: [(&str, &str, &[usize]); 14] = [
+    let verbs: [(&str, &str, &[usize]); 15] = [
         ("eval", EVAL, &[3]),
         ("predict", &format!("{PREDICT} --out new"), &[3]),
         ("merge", &format!("{MERGE} --out new"), &[1, 2, 3]),
@@ -216,6 +216,7 @@ fn an_option_that_a_verb_does_not_read_is_refused() {
         ("synth", &format!("{SYNTH} --out new"), &[0, 1, 2]),
         ("bench merge", "bench merge --network resnet8", &[1, 2, 3]),
         ("bench conv", "bench conv --network resnet8", &[2, 3]),
+        ("bench conv", "bench conv --dry-run --network resnet8", &[0, 2, 3]),
         ("bench step", "bench step --dry-run --network resnet8 --image-size 8", &[0, 3]),
         ("selftest", "selftest --op concat", &[1, 2, 3]),
         ("kernels", "kernels", &[0, 1, 2, 3]),

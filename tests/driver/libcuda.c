@@ -12,7 +12,7 @@
 enum {
   OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_DEVICE = 101, INVALID_IMAGE = 200,
   INVALID_CONTEXT = 201, INVALID_HANDLE = 400, NOT_FOUND = 500, ILLEGAL_ADDRESS = 700,
-  INVALID_CLUSTER_SIZE = 912, CAPTURE_UNSUPPORTED = 900,
+  NOT_SUPPORTED = 801, CAPTURE_UNSUPPORTED = 900, INVALID_CLUSTER_SIZE = 912,
 };
 enum { COPY, SET, KERNEL, EVENT, WAIT };
 enum { DEVICES = 16, MEMORY = 64 << 20 };
@@ -118,6 +118,7 @@ int cuGetErrorName(int code, const char **name) {
   *name = code == ILLEGAL_ADDRESS ? "CUDA_ERROR_ILLEGAL_ADDRESS"
           : code == INVALID_IMAGE ? "CUDA_ERROR_INVALID_IMAGE"
           : code == INVALID_VALUE ? "CUDA_ERROR_INVALID_VALUE"
+          : code == NOT_SUPPORTED ? "CUDA_ERROR_NOT_SUPPORTED"
                                   : NULL;
   return *name ? OK : INVALID_VALUE;
 }
@@ -285,6 +286,50 @@ int cuLaunchKernelEx(const struct configuration *c, struct function *function, v
   struct work work = {.kind = KERNEL, .kernel = function->name};
   memcpy(&work.parameters, parameters[0], sizeof work.parameters);
   return submit(c->stream, work);
+}
+
+// A tensor map holds the arguments, for tests to read: what it is of and how, the address, four sizes, three strides, numbers and lines of a
+// copy, element strides, and two corners. What the documentation forbids is refused.
+static int encode(uint64_t *map, int kind, int type, unsigned rank, void *address, const uint64_t *sizes, const uint64_t *strides,
+                  unsigned numbers, unsigned lines, const unsigned *element_strides, int interleave, int swizzle, int l2, int fill) {
+  ENTER();
+  int capability;
+  cuDeviceGetAttribute(&capability, 75, current->device);
+  if (capability < 9) return NOT_SUPPORTED;
+  // 16 bits (float or bfloat), no interleave, and then a swizzle of 128 bytes for no more than these.
+  if ((type != 6 && type != 9) || interleave != 0 || swizzle != 3 || numbers * 2 > 128 || numbers * 2 % 16) return INVALID_VALUE;
+  if ((uint64_t)map % 64 || !address || (uint64_t)address % 16 || !lines || l2 > 3 || fill > 1) return INVALID_VALUE;
+  memset(map, 0, 128);
+  map[0] = kind | type << 8 | rank << 16 | (uint64_t)swizzle << 24 | (uint64_t)l2 << 32 | (uint64_t)fill << 40;
+  map[1] = (uint64_t)address;
+  for (unsigned i = 0; i < rank; ++i) {
+    if (!sizes[i] || sizes[i] > 1ull << 32 || !element_strides[i] || element_strides[i] > 8) return INVALID_VALUE;
+    map[2 + i] = sizes[i];
+    map[10] |= (uint64_t)element_strides[i] << 16 * i;
+  }
+  for (unsigned i = 0; i + 1 < rank; ++i) {
+    if (strides[i] % 16 || strides[i] >= 1ull << 40) return INVALID_VALUE;
+    map[6 + i] = strides[i];
+  }
+  map[9] = numbers | (uint64_t)lines << 32;
+  return OK;
+}
+int cuTensorMapEncodeTiled(uint64_t *map, int type, unsigned rank, void *address, const uint64_t *sizes, const uint64_t *strides,
+                           const unsigned *box, const unsigned *element_strides, int interleave, int swizzle, int l2, int fill) {
+  if (rank != 2 || box[1] > 256) return INVALID_VALUE;
+  return encode(map, 1, type, rank, address, sizes, strides, box[0], box[1], element_strides, interleave, swizzle, l2, fill);
+}
+int cuTensorMapEncodeIm2col(uint64_t *map, int type, unsigned rank, void *address, const uint64_t *sizes, const uint64_t *strides,
+                            const int *lower, const int *upper, unsigned channels, unsigned pixels, const unsigned *element_strides,
+                            int interleave, int swizzle, int l2, int fill) {
+  if (rank != 4 || channels > 256 || pixels > 1024) return INVALID_VALUE;
+  for (int i = 0; i < 2; ++i)
+    if (lower[i] < -128 || lower[i] > 127 || upper[i] < -128 || upper[i] > 127) return INVALID_VALUE;
+  const int code = encode(map, 2, type, rank, address, sizes, strides, channels, pixels, element_strides, interleave, swizzle, l2, fill);
+  if (code != OK) return code;
+  map[11] = (unsigned)lower[0] | (uint64_t)(unsigned)lower[1] << 32;
+  map[12] = (unsigned)upper[0] | (uint64_t)(unsigned)upper[1] << 32;
+  return OK;
 }
 
 int cuStreamBeginCapture_v2(struct stream *stream, int mode) {

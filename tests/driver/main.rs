@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+use medmerge::gpu::tensor_map::{Images, Matrix, Window};
 use medmerge::gpu::{Address, Blocks, Failure, Gpu, Handle};
 use medmerge::parameters;
 use medmerge::tensor::DType;
@@ -282,6 +283,35 @@ fn a_launch_asks_for_shared_memory_and_clusters() {
     let failure = gpu.check().unwrap_err().to_string();
     let says = "6×1×7 blocks of 256 with 61440 bytes of dynamic shared memory in clusters of 2×1×4 of fill_f32";
     assert!(failure.ends_with(says), "{failure}");
+}
+
+/// The stand-in's tensor map holds the arguments that it was made of.
+#[test]
+fn tensor_maps_are_described_from_the_innermost_dimension_on() {
+    let gpu = gpu(11);
+    assert!(gpu.description().warpgroups);
+    let memory = gpu.allocate(1 << 16);
+    let address = memory.address();
+    // What it is, its type, how many dimensions; the swizzle of 128 bytes, 256 bytes to L2, zeros outside.
+    let kind = |kind: u64, dtype: u64, rank: u64| kind | dtype << 8 | rank << 16 | 3 << 24 | 3 << 32;
+    let matrix = Matrix { address, dtype: DType::BF16, rows: 100, columns: 72, pitch: 160, box_rows: 192 };
+    let map = gpu.encode(matrix).0;
+    assert_eq!(map[..2], [kind(1, 9, 2), address.0]);
+    assert_eq!(map[2..9], [72, 100, 0, 0, 160, 0, 0]);
+    assert_eq!(map[9..13], [64 | 192 << 32, 1 | 1 << 16, 0, 0]);
+
+    let window = Window { taps: [3, 7], strides: [2, 1], padding: [1, 3], dilation: [4, 1] };
+    let images = Images::of_convolution(address, DType::F16, [5, 11, 13, 72], window, 128);
+    let map = gpu.encode(images).0;
+    assert_eq!(map[..2], [kind(2, 6, 4), address.0]);
+    // C, W, H, N.
+    assert_eq!(map[2..9], [72, 13, 11, 5, 144, 13 * 144, 11 * 13 * 144]);
+    assert_eq!(map[9..11], [64 | 128 << 32, 1 | 1 << 16 | 2 << 32 | 1 << 48]);
+    // W, H: the paddings, and what is left of them when the taps are there.
+    let corner = |w: i32, h: i32| u64::from(w as u32) | u64::from(h as u32) << 32;
+    assert_eq!(map[11..13], [corner(-3, -1), corner(3 - 6, 1 - 8)]);
+
+    gpu.check().unwrap();
 }
 
 #[test]

@@ -59,7 +59,7 @@ DEVICE void count_elements(const Product& p, offset at, int count) {
 
 template <class T>
 DEVICE void count_y(const Product& p) {
-  for_each_of_y<T>(p, nothing<T>(), [&](offset at, int count, unsigned, unsigned, const float (&)[8]) {
+  for_each_of_y<T>(p, corner_of_block(p), nothing<T>(), [&](offset at, int count, unsigned, unsigned, const float (&)[8]) {
     count_elements(p, at, count);
   });
 }
@@ -76,7 +76,7 @@ DEVICE void count_dx(const BackwardProduct& all) {
 
 template <class T>
 DEVICE void count_dw(const Product& p) {
-  for_each_of_dw<T>(p, nothing<T>(), [&](offset at, int count, unsigned, unsigned, const float (&)[8]) {
+  for_each_of_dw<T>(p, corner_of_block(p), blockIdx.z, nothing<T>(), [&](offset at, int count, unsigned, unsigned, const float (&)[8]) {
     count_elements(p, at, count);
   });
 }

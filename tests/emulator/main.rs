@@ -3,6 +3,7 @@
 
 mod addresses;
 mod dynamic;
+mod hopper;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::c_void;

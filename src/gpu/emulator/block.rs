@@ -7,6 +7,8 @@
 //!
 //! Everything here runs on one thread of the host, which [`CURRENT`] tells the kernels' callbacks about.
 
+mod calls;
+
 use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, c_char, c_void};
 use std::mem::{MaybeUninit, take};
@@ -14,6 +16,7 @@ use std::mem::{MaybeUninit, take};
 use corosensei::stack::{DefaultStack, Stack, StackPointer};
 use corosensei::{Coroutine, CoroutineResult, Yielder};
 
+use super::asynchronous::{Asynchronous, BulkCopy, Product, Shadow, Site};
 use super::trap::{self, Fault};
 use super::{EntryPoint, mix, shuffle};
 use crate::gpu::driver::Blocks;
@@ -42,6 +45,7 @@ pub struct Context {
     tensor_cores: [u32; 2],
     epoch: u32,
     warp_epoch: u16,
+    asynchronous: u16,
     runtime: *const Runtime,
     copies_asked: u32,
     copies_group: u32,
@@ -65,30 +69,41 @@ struct Runtime {
     dynamic: unsafe extern "C" fn(*const Context, *const c_char, *mut *mut c_void, *mut *mut Shadow) -> u32,
     fault: unsafe extern "C" fn(*const Context, *const c_char, *const c_char, u64, u32),
     exchange: unsafe extern "C" fn(*const Context, *const u8, u32, *const c_char, u32) -> *const u8,
+    access: unsafe extern "C" fn(*const Context, *mut Shadow, *const u8, *const c_char, u64, u32),
+    barrier_init: unsafe extern "C" fn(*const Context, *mut u64, *mut Shadow, *const c_char, u32, u32),
+    fence: unsafe extern "C" fn(*const Context, u32),
+    barrier_arrive: unsafe extern "C" fn(*const Context, *mut u64, *const Shadow, *const c_char, u32, u32),
+    barrier_wait:
+        unsafe extern "C" fn(*const Context, *mut u64, *const Shadow, *const c_char, u32, u32, *const c_char, u32),
+    named_barrier: unsafe extern "C" fn(*const Context, u32, u32, *const c_char, u32),
+    copy: unsafe extern "C" fn(*const Context, *const BulkCopy, *const Shadow, u32),
+    address: unsafe extern "C" fn(*const Context, *const u8, *const c_char) -> u32,
+    product: unsafe extern "C" fn(*const Context, *const Product),
+    product_fence: unsafe extern "C" fn(*const Context, u32),
+    product_wait: unsafe extern "C" fn(*const Context, u32, *mut f32, u32, *const c_char, u32),
+    registers: unsafe extern "C" fn(*const Context, u32, u32, *const c_char, u32),
 }
 
-static RUNTIME: Runtime = Runtime { barrier, collective, shared, dynamic, fault, exchange };
-
-/// The twin of `emulator::Shadow`: two marks of eight bytes.
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct Shadow {
-    write: u64,
-    read: u64,
-}
-
-/// A place in a kernel's source.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Site {
-    file: *const c_char,
-    line: u32,
-}
-
-impl std::fmt::Display for Site {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}", text(self.file), self.line)
-    }
-}
+static RUNTIME: Runtime = Runtime {
+    barrier,
+    collective,
+    shared,
+    dynamic,
+    fault,
+    exchange,
+    access: calls::access,
+    barrier_init: calls::barrier_init,
+    fence: calls::fence,
+    barrier_arrive: calls::barrier_arrive,
+    barrier_wait: calls::barrier_wait,
+    named_barrier: calls::named_barrier,
+    copy: calls::copy,
+    address: calls::address,
+    product: calls::product,
+    product_fence: calls::product_fence,
+    product_wait: calls::product_wait,
+    registers: calls::registers,
+};
 
 #[derive(Clone, Copy)]
 enum State {
@@ -96,7 +111,27 @@ enum State {
     Running,
     AtBarrier(Site),
     AtCollective(Collective),
+    /// At a barrier in shared memory, by its number, for a phase of this parity.
+    AtPhase {
+        barrier: usize,
+        parity: u32,
+        site: Site,
+    },
+    AtNamedBarrier(Named),
+    /// Until at most the last `left` groups of products are under way.
+    AtProducts {
+        left: u32,
+        site: Site,
+    },
     Ended,
+}
+
+/// A barrier of some threads, by its number.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Named {
+    id: u32,
+    threads: u32,
+    site: Site,
 }
 
 #[derive(Clone, Copy)]
@@ -210,6 +245,8 @@ pub struct Block {
     dynamic_shared: usize,
     /// Where the kernel names its dynamic shared memory; null before it does.
     dynamic_site: *const c_char,
+    /// What runs beside the threads, in a block that has begun to use it.
+    asynchronous: Option<Box<Asynchronous>>,
     fault: Option<String>,
 }
 
@@ -261,6 +298,7 @@ impl Block {
             declared: Vec::new(),
             dynamic_shared,
             dynamic_site: std::ptr::null(),
+            asynchronous: None,
             fault: None,
         }
     }
@@ -279,7 +317,8 @@ impl Block {
             grid: three([x, y, z]),
             tensor_cores: self.tensor_cores,
             epoch: 1,
-            warp_epoch: 0,
+            warp_epoch: 1,
+            asynchronous: 0,
             runtime: &RUNTIME,
             copies_asked: 0,
             copies_group: 0,
@@ -289,6 +328,7 @@ impl Block {
         (self.begun, self.shared_used, self.shadow_used) = (0, 0, 0);
         self.declared.clear();
         self.dynamic_site = std::ptr::null();
+        self.asynchronous = None;
         shuffle(&mut self.order, seed);
         // From here on the coroutines write to the block too: nothing below holds a reference to it while one runs.
         let block: *mut Block = self;
@@ -311,10 +351,17 @@ impl Block {
                     Block::resume(block, worker)?;
                 }
                 if (*block).states.iter().all(|state| matches!(state, State::Ended)) {
-                    return Ok(());
+                    return (*block).finish();
+                }
+                seed = mix(seed);
+                // A copy may arrive now, or later.
+                if seed & 1 == 0 {
+                    (*block).land(seed)?;
                 }
                 let mut ready = (*block).release()?;
-                seed = mix(seed);
+                if ready.is_empty() {
+                    (*block).land(mix(seed))?;
+                }
                 shuffle(&mut ready, seed);
                 for thread in ready {
                     (&mut (*block).states)[thread as usize] = State::Running;
@@ -395,9 +442,14 @@ impl Block {
         Err(Broken { block: block.index, thread: block.current, what, address })
     }
 
-    /// The threads that can go on.
+    fn broken(&self, thread: usize, what: String) -> Broken {
+        Broken { block: self.index, thread: thread as u32, what, address: None }
+    }
+
+    /// The threads that can go on; none where bulk copies are under way that others wait for.
     fn release(&mut self) -> Result<Vec<u32>, Broken> {
-        let ready = self.complete_collectives()?;
+        let mut ready = self.complete_collectives()?;
+        ready.extend(self.complete_asynchronous()?);
         if !ready.is_empty() {
             return Ok(ready);
         }
@@ -410,8 +462,14 @@ impl Block {
         match ((0..self.states.len()).find(absent), first) {
             (None, Some(_)) => {
                 self.contexts.iter_mut().for_each(|context| context.epoch += 1);
-                Ok((0..self.states.len() as u32).collect())
+                let all: Vec<u32> = (0..self.states.len() as u32).collect();
+                if let Some(asynchronous) = self.asynchronous.as_mut() {
+                    asynchronous.meet(&all);
+                }
+                Ok(all)
             }
+            _ if self.asynchronous.as_ref().is_some_and(|asynchronous| asynchronous.is_copying()) => Ok(Vec::new()),
+            _ if let Some(broken) = self.stuck_asynchronous() => Err(broken),
             (Some(absent), Some(site)) if !matches!(self.states[absent], State::AtCollective(_)) => {
                 let what = format!("the barrier at {site} is not reached by this thread, {}", self.whereabouts(absent));
                 Err(Broken { block: self.index, thread: absent as u32, what, address: None })
@@ -445,6 +503,9 @@ impl Block {
             State::Ended => "which has ended".into(),
             State::AtBarrier(site) => format!("which waits at the barrier at {site}"),
             State::AtCollective(Collective { site, .. }) => format!("which waits at the collective at {site}"),
+            State::AtPhase { site, .. } => format!("which waits for a phase at {site}"),
+            State::AtNamedBarrier(Named { site, .. }) => format!("which waits at the barrier at {site}"),
+            State::AtProducts { site, .. } => format!("which waits for products at {site}"),
             State::NotBegun | State::Running => "which runs".into(),
         }
     }
@@ -497,6 +558,13 @@ impl Block {
                         let context = &mut self.contexts[first + lane];
                         context.warp_epoch = context.warp_epoch.wrapping_add(1);
                     }
+                }
+                if let Some(asynchronous) = self.asynchronous.as_mut()
+                    && collective.kind == kind::SYNC
+                    && is_whole
+                {
+                    let warp: Vec<u32> = (first..first + WARP).map(|thread| thread as u32).collect();
+                    asynchronous.meet(&warp);
                 }
             }
         }
@@ -635,7 +703,7 @@ impl Drop for Block {
     }
 }
 
-fn text(string: *const c_char) -> String {
+pub(super) fn text(string: *const c_char) -> String {
     // SAFETY: all strings here are literals of the kernels' sources.
     unsafe { CStr::from_ptr(string) }.to_string_lossy().into_owned()
 }

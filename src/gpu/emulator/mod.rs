@@ -10,6 +10,19 @@
 //! | lets some threads miss a barrier, or some lanes a collective | with the line that waits and the thread that is elsewhere |
 //! | makes a vector access that is not aligned | with its address |
 //!
+//! | a kernel that, on sm_90a's terms (`asynchronous`), | is told |
+//! |---|---|
+//! | waits for a phase of a barrier in shared memory that never ends | with the arrivals and the bytes that are missing |
+//! | expects fewer bytes than are copied, arrives too often, copies by a barrier that was not made or fenced | with the barrier |
+//! | reads, writes, multiplies or copies over what a bulk copy brings, and has not waited for its barrier | as a race; until it lands, NaN is there |
+//! | overwrites what a product still reads, by itself or by a bulk copy | as a race |
+//! | writes what a product reads, or a bulk copy overwrites, without `fence_async` before the others are told | with the thread that wrote |
+//! | reads sums before their product is waited for | by NaN |
+//! | changes sums between two products, or hands them over without `multiply_fence` | with the product |
+//! | does not ask for a product, or sets its registers, with its whole warpgroup and alike | with the thread that differs |
+//! | ends with a copy under way, or a product that nobody waited for | with its line |
+//! | copies to, or multiplies from, a place that the swizzle does not begin at; beyond shared memory, or a buffer | with the place |
+//!
 //! | work that | is told |
 //! |---|---|
 //! | reads what is uploaded beside it before it has waited for that | by NaN in a kernel, by name in a copy (`streams`) |
@@ -19,9 +32,12 @@
 //! block as coroutines on one thread of the host. Graphs are recorded and replayed command by command.
 //!
 //! Clusters are checked where they are launched, and their blocks run like all others: no kernel can wait for the rest of its
-//! cluster yet, or reach into its shared memory, because `kernels/` has no words for that.
+//! cluster yet, or reach into its shared memory, because `kernels/` has no words for that. What is not looked at on sm_90a's terms
+//! either: how many registers there are to be set, and who writes the global memory that a bulk copy reads, as it lands.
 
+mod asynchronous;
 mod block;
+mod maps;
 mod memory;
 mod streams;
 mod trap;
@@ -37,6 +53,7 @@ use rayon::prelude::*;
 use super::driver::{
     Address, Blocks, Description, Driver, Event, GraphId, Kernel, Launch, Mark, PIECE, Stream, TensorCores,
 };
+use super::tensor_map::{Mapped, TensorMap};
 use super::{Failure, lock};
 pub use block::Context;
 use block::{Block, Broken};
@@ -74,6 +91,7 @@ enum Command {
 pub struct Emulator {
     seed: u64,
     tensor_cores: TensorCores,
+    warpgroups: bool,
     /// Commands so far: each launch is shuffled in its own way.
     clock: AtomicU64,
     memory: Memory,
@@ -91,6 +109,7 @@ impl Emulator {
         Emulator {
             seed,
             tensor_cores: TensorCores::default(),
+            warpgroups: false,
             clock: AtomicU64::new(0),
             memory: Memory::default(),
             streams: Mutex::default(),
@@ -109,6 +128,11 @@ impl Emulator {
     /// An emulator whose tensor cores add as those of a GPU do.
     pub fn with_tensor_cores(self, tensor_cores: TensorCores) -> Emulator {
         Emulator { tensor_cores, ..self }
+    }
+
+    /// An emulator that says of itself whether it runs what only sm_90a has. It does in any case.
+    pub fn with_warpgroups(self, warpgroups: bool) -> Emulator {
+        Emulator { warpgroups, ..self }
     }
 
     fn entry(&self, kernel: Kernel) -> Result<&'static EntryPoint, Failure> {
@@ -169,10 +193,10 @@ impl Emulator {
         shuffle(&mut order, seed);
         let next = AtomicUsize::new(0);
         let broken: Mutex<Option<Broken>> = Mutex::new(None);
-        // The struct's alignment is at most 16.
-        let mut aligned = vec![0u128; parameters.len().div_ceil(16)];
+        // The struct's alignment is at most that of a tensor map.
+        let mut aligned = vec![Aligned([0; 64]); parameters.len().div_ceil(size_of::<Aligned>())];
         bytemuck::cast_slice_mut(&mut aligned)[..parameters.len()].copy_from_slice(parameters);
-        let aligned: &[u128] = &aligned;
+        let aligned: &[Aligned] = &aligned;
         let work = |_| {
             let (parameters, dynamic_shared) = (aligned.as_ptr().cast(), blocks.dynamic_shared as usize);
             let tensor_cores = match self.tensor_cores {
@@ -234,6 +258,7 @@ impl Driver for Emulator {
             multiprocessors: rayon::current_num_threads(),
             memory: memory::LIMIT,
             tensor_cores: self.tensor_cores,
+            warpgroups: self.warpgroups,
         }
     }
 
@@ -343,6 +368,10 @@ impl Driver for Emulator {
         self.submit(Command::Launch { entry, grid, blocks, parameters: launch.parameters.to_vec() })
     }
 
+    fn encode(&self, mapped: &Mapped) -> Result<TensorMap, Failure> {
+        Ok(maps::encode(mapped))
+    }
+
     fn synchronize(&self) -> Result<(), Failure> {
         self.not_recording("a wait")
     }
@@ -382,6 +411,11 @@ impl Driver for Emulator {
         lock(&self.graphs).remove(&graph.0);
     }
 }
+
+/// A piece of a kernel's parameters.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Aligned([u8; 64]);
 
 /// The last step of splitmix64.
 fn mix(mut z: u64) -> u64 {

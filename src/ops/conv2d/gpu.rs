@@ -1,7 +1,7 @@
 //! Convolution on a GPU: `kernels/conv2d.cu`, and which convolutions are left to the kernels for tensor cores.
 
 use super::layout::{Operands, is_packed, on_tensor_cores};
-use super::{Besides, Contribution, Epilogue, Geometry, Pass, tensor};
+use super::{Besides, Contribution, Epilogue, Geometry, Pass, hopper, tensor};
 use crate::gpu::{Address, Cost, Gpu, Handle};
 use crate::ops::batch_norm::Tiles;
 use crate::parameters;
@@ -147,6 +147,9 @@ pub fn fprop(gpu: Handle, g: &Geometry, x: &Tensor, w: &Tensor, y: TensorMut, be
     assert!(w.dtype() == dtype && y.dtype() == dtype, "convolution of {dtype} by {} to {}", w.dtype(), y.dtype());
     let (x, w, y) = (x.address(), w.address(), y.address());
     if on_tensor_cores(g, Pass::Fprop, dtype, Operands { x, y, w: Some(w) }).is_some() {
+        if let Some(seen) = hopper::serves(gpu, g, Pass::Fprop, dtype, [x, w]) {
+            return hopper::fprop(gpu, [g, &seen], dtype, [x, w, y], besides);
+        }
         return tensor::fprop(gpu, g, dtype, [x, w, y], besides);
     }
     let parameters = Fprop { x, w, y, g: sizes(g, dtype, x, y, Some(w)), finish: Finish::of(besides.epilogue()) };
@@ -173,6 +176,9 @@ pub fn dgrad(gpu: Handle, g: &Geometry, dy: &Tensor, w: &Tensor, to: Contributio
     let (dy, w, dx) = (dy.address(), w.address(), dx.address());
     if on_tensor_cores(g, Pass::Dgrad, dtype, Operands { x: dx, y: dy, w: Some(w) }).is_some() {
         let norm = norm.filter(|norm| tensor::serves_norm(dtype, norm));
+        if let Some(seen) = hopper::serves(gpu, g, Pass::Dgrad, dtype, [dy, w]) {
+            return hopper::dgrad(gpu, [g, &seen], dtype, [dy, w, dx], is_added, norm);
+        }
         return tensor::dgrad(gpu, g, dtype, [dy, w, dx], is_added, norm);
     }
     assert!(!is_added, "this kernel adds to nothing");
@@ -196,6 +202,9 @@ pub fn wgrad(gpu: Handle, g: &Geometry, x: &Tensor, dy: &Tensor, dw: TensorMut) 
     assert!(x.dtype() == dtype && dw.dtype() == DType::F32, "wgrad of {} by {dtype} to {}", x.dtype(), dw.dtype());
     let (x, dy, dw) = (x.address(), dy.address(), dw.address());
     if on_tensor_cores(g, Pass::Wgrad, dtype, Operands { x, y: dy, w: None }).is_some() {
+        if let Some(seen) = hopper::serves(gpu, g, Pass::Wgrad, dtype, [x, dy]) {
+            return hopper::wgrad(gpu, [g, &seen], dtype, [x, dy, dw]);
+        }
         return tensor::wgrad(gpu, g, dtype, x, dy, dw);
     }
     let columns = g.k / g.conv.groups;

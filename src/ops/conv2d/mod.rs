@@ -11,7 +11,10 @@
 
 pub mod cpu;
 pub mod division;
+#[cfg(all(test, feature = "emulator"))]
+mod example;
 mod gpu;
+pub mod hopper;
 mod layout;
 mod products;
 pub mod reference;
@@ -318,7 +321,8 @@ impl Tape {
         let (x_id, w_id) = (x.id(), w.id());
         let bias_id = bias.as_ref().and_then(|(bias, _)| bias.id());
         let added = bias.map(|(bias, relu)| Added::new(&bias, relu.then(|| y.clone())));
-        let place = self.reserve_products(w, |sources| product_parts(&g, x.value().dtype(), sources));
+        let place =
+            self.reserve_products(w, |sources| product_parts(x.value().device(), &g, x.value().dtype(), sources));
         let y = self.record(y, &[x_id, w_id, bias_id], || {
             // Each operand is kept only for the gradient of the other.
             let kept_x = w_id.map(|_| x.value().clone());

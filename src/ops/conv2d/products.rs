@@ -8,17 +8,18 @@
 //! the one part is taken from a dW that is dropped behind it.
 
 use super::gpu::sizes;
+use super::hopper::{WideTile, WideTiling};
 use super::layout::{self, Operands, is_packed};
 use super::tensor::{self, Product, STEM_WGRAD};
 use super::tiles::{self, Tile, Tiling};
-use super::{Conv2d, Geometry, Pass, wgrad};
+use super::{Conv2d, Geometry, Pass, hopper, wgrad};
 use crate::gpu::{Address, Cost, Handle};
 use crate::ops::merge;
 use crate::parameters;
-use crate::tensor::{DType, Implementation, Tensor, TensorMut};
+use crate::tensor::{DType, Device, Implementation, Tensor, TensorMut};
 
 parameters! {
-    struct Products: 200 bytes {
+    pub(super) struct Products: 200 bytes {
         product: Product,
         sources: Address,
         source_count: u32,
@@ -28,20 +29,40 @@ parameters! {
     }
 }
 
-/// How the pass is divided where it runs on tensor cores: `g` as the kernels see it, tile, splits and the pixels of each,
-/// the kernel, and the parts that come of it.
+/// How the pass is divided where it runs on tensor cores: `g` as the kernels see it, splits and the pixels of each, the kernel with its
+/// tile, and the parts that come of it.
 struct Division {
     g: Geometry,
-    tile: Tile,
     splits: usize,
     split: usize,
-    kernel: &'static str,
+    kernel: Kernel,
     parts: usize,
 }
 
-/// `None` if operands of this shape and dtype, aligned as tensors are, do not run on tensor cores.
-fn division(g: &Geometry, dtype: DType, sources: usize) -> Option<Division> {
-    let layout::OnTensorCores { g, has_tiles } = layout::on_tensor_cores(g, Pass::Wgrad, dtype, Operands::ALIGNED)?;
+#[derive(Clone, Copy)]
+enum Kernel {
+    OfWarps(Tile, &'static str),
+    OfWarpgroups(WideTile),
+}
+
+impl Division {
+    fn new(g: Geometry, kernel: Kernel, splits: usize, columns: usize, depth: usize) -> Division {
+        let pixels = g.n * g.p * g.q;
+        let split = pixels.div_ceil(splits).next_multiple_of(depth);
+        let splits = pixels.div_ceil(split);
+        Division { g, splits, split, kernel, parts: splits * g.filter_len().div_ceil(columns) }
+    }
+}
+
+/// `None` if operands of this shape and dtype, aligned as tensors are, do not run on tensor cores of the device.
+fn division(device: Device, of: &Geometry, dtype: DType, sources: usize) -> Option<Division> {
+    let layout::OnTensorCores { g, has_tiles } = layout::on_tensor_cores(of, Pass::Wgrad, dtype, Operands::ALIGNED)?;
+    if let Device::Gpu(gpu) = device
+        && let Some(seen) = hopper::serves(gpu, of, Pass::Wgrad, dtype, [Address::NULL; 2])
+    {
+        let WideTiling { tile, splits } = hopper::choose_products(&seen, sources);
+        return Some(Division::new(seen, Kernel::OfWarpgroups(tile), splits, tile.columns(), hopper::LINE));
+    }
     // Packs of 16 bits that span two taps have a kernel of their own.
     let is_stem = !has_tiles;
     let Tiling { tile, splits } = tiles::choose_products(&g, dtype, sources, is_stem.then_some(STEM_WGRAD));
@@ -52,16 +73,12 @@ fn division(g: &Geometry, dtype: DType, sources: usize) -> Option<Division> {
         Tile::Small => "conv2d_tensor_products_64x64",
         Tile::Narrow => unreachable!("no such kernel"),
     };
-    let pixels = g.n * g.p * g.q;
-    let split = pixels.div_ceil(splits).next_multiple_of(tiles::depth(dtype));
-    let splits = pixels.div_ceil(split);
-    let parts = splits * g.filter_len().div_ceil(tile.columns());
-    Some(Division { g, tile, splits, split, kernel, parts })
+    Some(Division::new(g, Kernel::OfWarps(tile, kernel), splits, tile.columns(), tiles::depth(dtype)))
 }
 
-/// In how many parts [`wgrad_products`] leaves the products with so many sources.
-pub fn product_parts(g: &Geometry, dtype: DType, sources: usize) -> usize {
-    division(g, dtype, sources).map_or(1, |division| division.parts)
+/// In how many parts [`wgrad_products`] leaves the products with so many sources on a device.
+pub fn product_parts(device: Device, g: &Geometry, dtype: DType, sources: usize) -> usize {
+    division(device, g, dtype, sources).map_or(1, |division| division.parts)
 }
 
 /// Overwrites `products`, parts × M × K: the sum over the parts is that of dW with the filters of M `sources`, which are laid
@@ -72,7 +89,7 @@ pub fn wgrad_products(conv: Conv2d, x: &Tensor, dy: &Tensor, sources: &[Tensor],
     assert_eq!(dy.shape(), g.y(), "the gradient of a convolution's output");
     let alike = |source: &Tensor| source.shape() == filters && source.pitch() == pitch;
     assert!(sources.iter().all(alike), "products with filters that differ in layout");
-    let division = division(&g, x.dtype(), sources.len());
+    let division = division(x.device(), &g, x.dtype(), sources.len());
     let parts = division.as_ref().map_or(1, |division| division.parts);
     assert_eq!(products.shape().dims(), [parts, sources.len(), g.k], "the products of {} sources", sources.len());
     if let (Implementation::Gpu(gpu), Some(division)) = (x.implementation(), division)
@@ -104,16 +121,14 @@ fn on_tensor_cores(
     assert!(dy.dtype() == dtype, "products of {dtype} by {}", dy.dtype());
     let are_f32 = sources.iter().all(|source| source.dtype() == DType::F32) && products.dtype() == DType::F32;
     assert!(are_f32, "sources and products are f32");
-    let Division { g: seen, tile, splits, split, kernel, parts } = division;
+    let Division { g: seen, splits, split, kernel, parts } = division;
     let padded = layout::padded(g, dtype).map(|padded| tensor::pad_x(gpu, dtype, x.address(), g, &padded));
     let x = padded.as_ref().map_or(x.address(), Tensor::address);
     let addresses: Vec<Address> = sources.iter().map(Tensor::address).collect();
     // In pairs; more would not hurt.
     let packed = padded.is_none() && addresses.iter().all(|&address| is_packed(address, DType::F32, g.c, g.pitch));
     let (sizes, size) = (sizes(seen, dtype, x, dy.address(), None), [seen.k, seen.filter_len()]);
-    let product = Product::new((seen, sizes), Pass::Wgrad, [dy.address(), x, products.address()], (*tile, size));
-    let product = Product { split: tensor::int(*split), ..product };
-    let parameters = Products {
+    let parameters = |product| Products {
         product,
         sources: gpu.constant(&addresses),
         source_count: u32::try_from(sources.len()).expect("fewer than 2³² sources"),
@@ -127,7 +142,16 @@ fn on_tensor_cores(
     let cost = layout::padded(g, dtype).unwrap_or(*g).cost(Pass::Wgrad, dtype);
     let flops = cost.flops + 2 * weights * *splits as u64;
     gpu.account(|| Cost { flops, read: cost.read + 4 * weights, written: 4 * numbers });
-    let [down, across] = tensor::tiles(*tile, size);
+    let (tile, kernel) = match *kernel {
+        Kernel::OfWarps(tile, kernel) => (tile, kernel),
+        Kernel::OfWarpgroups(tile) => {
+            let operands = [x, dy.address(), products.address()];
+            return hopper::wgrad_products(gpu, seen, dtype, operands, (tile, *splits, *split), parameters);
+        }
+    };
+    let product = Product::new((seen, sizes), Pass::Wgrad, [dy.address(), x, products.address()], (tile, size));
+    let parameters = parameters(Product { split: tensor::int(*split), ..product });
+    let [down, across] = tensor::tiles(tile, size);
     let grid = [down * across, 1, *splits].map(tensor::dim);
     // SAFETY: `layout` was asked whether operands come in packs; the contract checked their shapes, that the sources' are those
     // of the filters, and that `products` has a place for each part, of which there is one for each split and tile of
@@ -139,9 +163,11 @@ fn on_tensor_cores(
 mod tests {
     use super::*;
     use crate::gpu::Gpu;
+    use crate::gpu::WorkOf;
+    use crate::gpu::emulator::Emulator;
     use crate::numbers::Numbers;
     use crate::ops::cases;
-    use crate::tensor::{Device, Shape};
+    use crate::tensor::Shape;
 
     /// The products that `wgrad_products` leaves, added over the parts: by the reference in `f64`, or on a device.
     fn products(g: &Geometry, sources: usize, place: Option<(Device, DType)>) -> Vec<f64> {
@@ -159,7 +185,7 @@ mod tests {
         };
         let (x, dy) = (tensor(g.x(), None), tensor(g.y(), None));
         let frozen: Vec<Tensor> = (0..sources).map(|_| tensor(filters, Some(DType::F32))).collect();
-        let parts = product_parts(g, x.dtype(), sources);
+        let parts = product_parts(x.device(), g, x.dtype(), sources);
         let mut products = Tensor::uninit([parts, sources, g.k], frozen[0].dtype(), x.device());
         wgrad_products(g.conv, &x, &dy, &frozen, products.view_mut());
         let products = products.to_f64();
@@ -185,6 +211,34 @@ mod tests {
         }
     }
 
+    /// The same by products of warpgroups.
+    #[test]
+    fn every_wide_tile_multiplies_every_case() {
+        let gpu = Gpu::on_emulator(Emulator::new(4).with_warpgroups(true));
+        let mut count = 0;
+        for case in cases::CONV2D {
+            for tile in WideTile::ALL {
+                let (dtype, sources) = ([DType::BF16, DType::F16][count % 2], [1, 3][count / 2 % 2]);
+                if hopper::choice(&case.geometry(), Pass::Wgrad, dtype).is_none() {
+                    continue;
+                }
+                count += 1;
+                let g = Geometry { pitch: case.geometry().filter_len(), ..case.geometry() };
+                let (expected, mut actual) = (products(&g, sources, None), Vec::new());
+                let trace = gpu.trace(|| {
+                    let place = Some((Device::Gpu(gpu), dtype));
+                    actual = hopper::with_choice(WideTiling { tile, splits: 3 }, || products(&g, sources, place));
+                });
+                gpu.check().unwrap();
+                let is_wide = |of| matches!(of, WorkOf::Launch(kernel) if kernel.file == "conv2d_hopper_products");
+                assert_eq!(trace.work.iter().filter(|work| is_wide(work.of)).count(), 1, "{}", case.name);
+                let wrong = (0..actual.len()).find(|&i| actual[i] != expected[i]).map(|i| (i, actual[i], expected[i]));
+                assert!(wrong.is_none(), "{dtype}, {sources} sources, {}, {tile:?}: {wrong:?}", case.name);
+            }
+        }
+        assert!(count >= 15, "{count}");
+    }
+
     /// No dW, no workspace and no second launch; a stem's channels are padded first.
     #[test]
     fn tensor_cores_take_one_launch() {
@@ -194,7 +248,7 @@ mod tests {
             let tensor = |shape: Shape| Tensor::zeros(shape, DType::BF16, Device::Gpu(gpu));
             let (x, dy) = (tensor(g.x()), tensor(g.y()));
             let frozen = vec![Tensor::zeros(w, DType::F32, Device::Gpu(gpu)); 2];
-            let parts = product_parts(&g, DType::BF16, 2);
+            let parts = product_parts(Device::Gpu(gpu), &g, DType::BF16, 2);
             let mut to = Tensor::uninit([parts, 2, g.k], DType::F32, Device::Gpu(gpu));
             let before = gpu.launches();
             wgrad_products(g.conv, &x, &dy, &frozen, to.view_mut());

@@ -56,12 +56,12 @@ impl Product {
 }
 
 parameters! {
-    struct BackwardProduct: 600 bytes {
-        product: Product,
-        h: [Residue; MOST_RESIDUES],
-        w: [Residue; MOST_RESIDUES],
-        adds: u32,
-        padding: u32,
+    pub(super) struct BackwardProduct: 600 bytes {
+        pub product: Product,
+        pub h: [Residue; MOST_RESIDUES],
+        pub w: [Residue; MOST_RESIDUES],
+        pub adds: u32,
+        pub padding: u32,
     }
 }
 
@@ -71,15 +71,15 @@ pub(super) fn tiles(tile: Tile, [rows, columns]: [usize; 2]) -> [usize; 2] {
 }
 
 parameters! {
-    struct ProductStatistics: 184 bytes { product: Product, partial: Address }
+    pub(super) struct ProductStatistics: 184 bytes { pub product: Product, pub partial: Address }
 }
 
 parameters! {
-    struct FinishedProduct: 192 bytes { product: Product, finish: Finish }
+    pub(super) struct FinishedProduct: 192 bytes { pub product: Product, pub finish: Finish }
 }
 
 parameters! {
-    struct ProductGradient: 688 bytes {
+    pub(super) struct ProductGradient: 688 bytes {
         backward: BackwardProduct,
         x: Address,
         mean: Address,
@@ -160,7 +160,7 @@ fn kernel_for_norm(pass: Pass, tile: Tile) -> &'static str {
 }
 
 /// Each pass has a file of its own, but for its tiles.
-fn file_of(kernel: &'static str) -> &'static str {
+pub(super) fn file_of(kernel: &'static str) -> &'static str {
     kernel.rsplit_once('_').expect("a name ends with its tile").0
 }
 
@@ -204,9 +204,9 @@ fn launch<P: gpu::Parameters>(
     unsafe { gpu.launch(file_of(name), name, dtype, grid, tile.threads(), product) }
 }
 
-/// Two sums per column and tile of rows, of each of `grids`.
-fn sums_of_tiles(gpu: Handle, rows: usize, tile: Tile, grids: usize, columns: usize) -> Tensor {
-    Tensor::uninit([grids * rows.div_ceil(tile.rows()), 2, columns], DType::F32, Device::Gpu(gpu))
+/// Two sums per column and tile of `span` rows, of each of `grids`.
+pub(super) fn sums_of_tiles(gpu: Handle, rows: usize, span: usize, grids: usize, columns: usize) -> Tensor {
+    Tensor::uninit([grids * rows.div_ceil(span), 2, columns], DType::F32, Device::Gpu(gpu))
 }
 
 /// `rows` × `lines` × `channels` at `x`, rows `pitch` apart, with zeros up to padded lines and channels.
@@ -267,7 +267,7 @@ fn fprop_packed(gpu: Handle, g: &Geometry, dtype: DType, [x, w, y]: [Address; 3]
     }
     let is_stem = !g.c.is_multiple_of(pack(dtype));
     let name = if is_stem { "conv2d_tensor_fprop_statistics_stem" } else { kernel_for_norm(Pass::Fprop, tile) };
-    let sums = sums_of_tiles(gpu, pixels, tile, 1, g.k);
+    let sums = sums_of_tiles(gpu, pixels, tile.rows(), 1, g.k);
     gpu.account(|| Cost::moving(0, sums.bytes()));
     let parameters = ProductStatistics { product, partial: sums.address() };
     launch(gpu, name, dtype, &parameters, tile, [pixels, g.k], 1);
@@ -290,6 +290,27 @@ fn cut(passing: &Passing) -> (u32, Address) {
         Passing::ByInput => (1, Address::NULL),
         Passing::BySigns(signs) => (2, signs.address()),
     }
+}
+
+/// A product whose result is a batch norm's dz, and the sums of its tiles of `span` rows, of each of `grids`.
+pub(super) fn gradient(
+    gpu: Handle,
+    backward: BackwardProduct,
+    norm: &Normalized,
+    channels: usize,
+    [rows, span, grids]: [usize; 3],
+) -> (ProductGradient, Tensor) {
+    let sums = sums_of_tiles(gpu, rows, span, grids, channels);
+    let [mean, rstd, gamma, beta] = [&norm.mean, &norm.rstd, &norm.gamma, &norm.beta].map(|per_channel| {
+        assert_eq!((per_channel.dtype(), per_channel.dims()), (DType::F32, &[channels][..]), "a batch norm's numbers");
+        per_channel.address()
+    });
+    let x = Parts::from(&norm.x[..]);
+    let of_signs = if let Passing::BySigns(signs) = &norm.passing { signs.bytes() } else { 0 };
+    gpu.account(|| Cost::moving(x.bytes() + 4 * norm.mean.bytes() + of_signs, sums.bytes()));
+    let (places, x) = (Places::of(x), norm.x[0].address());
+    let (partial, (cut, signs)) = (sums.address(), cut(&norm.passing));
+    (ProductGradient { backward, x, mean, rstd, gamma, beta, signs, partial, cut, padding: 0, places }, sums)
 }
 
 /// With a batch norm before it, `dx` becomes dz, and its sums are returned.
@@ -319,17 +340,7 @@ pub fn dgrad(
         launch(gpu, name, dtype, &backward, choice.tile, [m, n], grids);
         return None;
     };
-    let sums = sums_of_tiles(gpu, m, choice.tile, grids, g.c);
-    let [mean, rstd, gamma, beta] = [&norm.mean, &norm.rstd, &norm.gamma, &norm.beta].map(|per_channel| {
-        assert_eq!((per_channel.dtype(), per_channel.dims()), (DType::F32, &[g.c][..]), "a batch norm's numbers");
-        per_channel.address()
-    });
-    let x = Parts::from(&norm.x[..]);
-    let of_signs = if let Passing::BySigns(signs) = &norm.passing { signs.bytes() } else { 0 };
-    gpu.account(|| Cost::moving(x.bytes() + 4 * norm.mean.bytes() + of_signs, sums.bytes()));
-    let (places, x) = (Places::of(x), norm.x[0].address());
-    let (partial, (cut, signs)) = (sums.address(), cut(&norm.passing));
-    let parameters = ProductGradient { backward, x, mean, rstd, gamma, beta, signs, partial, cut, padding: 0, places };
+    let (parameters, sums) = gradient(gpu, backward, norm, g.c, [m, choice.tile.rows(), grids]);
     let name = kernel_for_norm(Pass::Dgrad, choice.tile);
     launch(gpu, name, dtype, &parameters, choice.tile, [m, n], grids);
     Some(sums)
@@ -344,112 +355,78 @@ pub fn wgrad(gpu: Handle, g: &Geometry, dtype: DType, x: Address, dy: Address, d
     let pixels = g.n * g.p * g.q;
     let split = pixels.div_ceil(splits).next_multiple_of(tiles::depth(dtype));
     let splits = pixels.div_ceil(split);
-
-    // One split needs no second launch: it writes dw itself.
-    let writes_dw = splits == 1 && padded.is_none();
-    let mut workspace = None;
-    let (partial, pitch) = if writes_dw {
-        (dw, g.pitch)
-    } else {
-        let shape = [splits, seen.k, seen.filter_len()];
-        let sums = workspace.insert(Tensor::uninit(shape, DType::F32, Device::Gpu(gpu)));
-        (sums.view_mut().address(), seen.filter_len())
-    };
-    let mut sizes = sizes(&seen, dtype, x, dy, None);
-    // Whether a row's length fills packs does not matter here: what is left over is written one by one.
-    if is_packed(partial, DType::F32, 0, pitch) {
-        sizes.packed |= PACKED_DW;
-    }
+    let sums = Sums::of(gpu, g, &seen, splits, dw);
+    let sizes = sums.sizes(sizes(&seen, dtype, x, dy, None));
     let size = [seen.k, seen.filter_len()];
-    let product = Product::new((&seen, sizes), Pass::Wgrad, [dy, x, partial], (tile, size));
-    let product = Product { split: int(split), to_pitch: int(pitch), ..product };
-    let cost = padded.as_ref().unwrap_or(g).cost(Pass::Wgrad, dtype);
-    let sums = workspace.as_ref().map_or(0, Tensor::bytes);
-    gpu.account(|| if writes_dw { cost } else { Cost { written: sums as u64, ..cost } });
+    let product = Product::new((&seen, sizes), Pass::Wgrad, [dy, x, sums.partial], (tile, size));
+    let product = Product { split: int(split), to_pitch: int(sums.pitch), ..product };
+    sums.account(gpu, padded.as_ref().unwrap_or(g).cost(Pass::Wgrad, dtype));
     launch(gpu, name, dtype, &product, tile, size, splits);
-    if writes_dw {
-        return;
+    sums.add_up(gpu, g, &seen, dtype, dw);
+}
+
+/// Where wgrad's splits leave their sums, rows `pitch` apart: in dw itself, or in a workspace that a second launch adds up.
+pub(super) struct Sums {
+    pub partial: Address,
+    pub pitch: usize,
+    splits: usize,
+    workspace: Option<Tensor>,
+}
+
+impl Sums {
+    /// `seen` is `g` as the kernels see it.
+    pub fn of(gpu: Handle, g: &Geometry, seen: &Geometry, splits: usize, dw: Address) -> Sums {
+        // One split needs no second launch: it writes dw itself.
+        if splits == 1 && g.c == seen.c {
+            return Sums { partial: dw, pitch: g.pitch, splits, workspace: None };
+        }
+        let mut sums = Tensor::uninit([splits, seen.k, seen.filter_len()], DType::F32, Device::Gpu(gpu));
+        Sums { partial: sums.view_mut().address(), pitch: seen.filter_len(), splits, workspace: Some(sums) }
     }
-    let sum = StretchSum {
-        partial,
-        dw,
-        filters: int(g.k),
-        taps: int(g.r * g.s),
-        channels: int(g.c),
-        padded: int(seen.c),
-        pitch: int(g.pitch),
-        splits: int(splits),
-    };
-    // SAFETY: `partial` holds the splits' K × R·S·C sums, with padded channels, and `dw` has rows `pitch` apart.
-    unsafe {
-        gpu.account(|| Cost::moving(sums, size_of::<f32>() * g.k * g.filter_len()));
+
+    pub fn sizes(&self, mut sizes: Sizes) -> Sizes {
+        // Whether a row's length fills packs does not matter here: what is left over is written one by one.
+        if is_packed(self.partial, DType::F32, 0, self.pitch) {
+            sizes.packed |= PACKED_DW;
+        }
+        sizes
+    }
+
+    /// Accounts for a pass that costs so much where it writes dw itself.
+    pub fn account(&self, gpu: Handle, cost: Cost) {
+        let written = self.workspace.as_ref().map_or(cost.written, |sums| sums.bytes() as u64);
+        gpu.account(|| Cost { written, ..cost });
+    }
+
+    /// Behind the pass: dw from the splits.
+    pub fn add_up(self, gpu: Handle, g: &Geometry, seen: &Geometry, dtype: DType, dw: Address) {
+        let Some(workspace) = &self.workspace else { return };
+        let sum = StretchSum {
+            partial: self.partial,
+            dw,
+            filters: int(g.k),
+            taps: int(g.r * g.s),
+            channels: int(g.c),
+            padded: int(seen.c),
+            pitch: int(g.pitch),
+            splits: int(self.splits),
+        };
+        gpu.account(|| Cost::moving(workspace.bytes(), size_of::<f32>() * g.k * g.filter_len()));
         let grid = direct_grid(g.k * g.filter_len());
-        gpu.launch("conv2d_tensor", "conv2d_tensor_wgrad_sum", dtype, grid, DIRECT_THREADS, &sum);
+        // SAFETY: `partial` holds the splits' K × R·S·C sums, with padded channels, and `dw` has rows `pitch` apart.
+        unsafe { gpu.launch("conv2d_tensor", "conv2d_tensor_wgrad_sum", dtype, grid, DIRECT_THREADS, &sum) }
     }
 }
 
 #[cfg(all(test, feature = "emulator"))]
 mod tests {
-    use super::super::{Contribution, dgrad, dgrad_to, fprop, fprop_besides, reference, wgrad};
-    use std::rc::Rc;
-
+    use super::super::example::{Example, check_gradient, check_statistics, seen};
+    use super::super::{dgrad_to, fprop, fprop_besides};
     use super::*;
     use crate::numbers::{Numbers, normalized_error};
-    use crate::ops::batch_norm::{Finish, PerChannel, Residual, normalize_then};
     use crate::ops::cases;
     use crate::ops::conv2d::Conv2d;
     use crate::ops::conv2d::layout::{Operands, on_tensor_cores};
-    use crate::tensor::Shape;
-
-    /// Operands of a convolution on a device, as stored there, and the reference's results from what is stored.
-    struct Example {
-        g: Geometry,
-        dtype: DType,
-        x: Tensor,
-        w: Tensor,
-        dy: Tensor,
-        expected: [Vec<f64>; 3],
-    }
-
-    impl Example {
-        fn new(device: Device, dtype: DType, g: &Geometry, draw: &mut dyn FnMut(usize) -> Vec<f64>) -> Example {
-            let g = Geometry { pitch: g.filter_len(), ..*g };
-            let filters: Shape = [g.k, g.r, g.s, g.c].into();
-            let mut tensor = |shape: Shape| {
-                let numbers = draw(shape.len()).into_iter().map(|v| v as f32).collect();
-                Tensor::from_vec(numbers, shape).to_device(device).cast(dtype)
-            };
-            let (x, w, dy) = (tensor(g.x()), tensor(filters), tensor(g.y()));
-            let [host_x, host_w, host_dy] = [&x, &w, &dy].map(|t| seen(&t.to_f64(), dtype));
-            let mut expected = [g.y().len(), g.x().len(), filters.len()].map(|len| vec![0.0; len]);
-            let [y, dx, dw] = &mut expected;
-            reference::fprop::<f64>(&g, &host_x, &host_w, y);
-            reference::dgrad::<f64>(&g, &host_dy, &host_w, dx);
-            reference::wgrad::<f64>(&g, &host_x, &host_dy, dw);
-            Example { g, dtype, x, w, dy, expected }
-        }
-
-        fn run(&self, pass: Pass) -> (Vec<f64>, &[f64]) {
-            let Example { g, dtype, x, w, dy, expected } = self;
-            let like = |tensor: &Tensor, dtype| Tensor::uninit(tensor.shape(), dtype, tensor.device());
-            let mut result = match pass {
-                Pass::Fprop => like(dy, *dtype),
-                Pass::Dgrad => like(x, *dtype),
-                Pass::Wgrad => like(w, DType::F32),
-            };
-            match pass {
-                Pass::Fprop => fprop(g.conv, x, w, result.view_mut()),
-                Pass::Dgrad => dgrad(g.conv, dy, w, result.view_mut()),
-                Pass::Wgrad => wgrad(g.conv, x, dy, result.view_mut()),
-            }
-            (result.to_f64(), &expected[pass as usize])
-        }
-    }
-
-    /// An operand as tensor cores see it.
-    fn seen(stored: &[f64], dtype: DType) -> Vec<f64> {
-        stored.iter().map(|&v| crate::numbers::stored(v, dtype)).collect()
-    }
 
     /// Integers that every dtype holds, results included, so that each tile must give the reference's bits.
     #[test]
@@ -516,105 +493,18 @@ mod tests {
                 fprop_besides(g.conv, &x, &w, y.view_mut(), Besides::Statistics).expect("on tensor cores")
             });
             gpu.check().unwrap();
-            let name = format!("{dtype} {}, {tile:?}", case.name);
-            let (y, sums) = (y.to_f64(), tiles.sums.to_f64());
-            assert!(y == plain.to_f64(), "{name}");
-            assert_eq!((tiles.pixels, sums.len()), (y.len() / g.k, 2 * g.k * tiles.pixels.div_ceil(tiles.span)));
-            for (tile, sums) in y.chunks(tiles.span * g.k).zip(sums.chunks(2 * g.k)) {
-                let mut expected = vec![0.0; 2 * g.k];
-                let count = (tile.len() / g.k) as f64;
-                for channel in 0..g.k {
-                    let column = || tile.iter().skip(channel).step_by(g.k);
-                    let mean = column().sum::<f64>() / count;
-                    expected[channel] = mean;
-                    expected[g.k + channel] = column().map(|v| (v - mean).powi(2)).sum();
-                }
-                let ((means, squares), (of_means, of_squares)) = (sums.split_at(g.k), expected.split_at(g.k));
-                assert!(normalized_error(means, of_means) < 1e-6, "{name}: {}", normalized_error(means, of_means));
-                assert!(normalized_error(squares, of_squares) < 1e-6, "{name}: {squares:?}, not {of_squares:?}");
-            }
+            check_statistics(&format!("{dtype} {}, {tile:?}", case.name), g.k, &tiles, [&y, &plain]);
         });
     }
 
-    /// Integers that every dtype holds, and sums of them: those on which a result depends alone.
-    fn signs(numbers: &mut Numbers, len: usize) -> Vec<f64> {
-        numbers.integers(len).into_iter().map(f64::signum).collect()
-    }
-
-    /// The results of dgrad for the batch norm before it, added to what is there or not, with integers: the reference's bits.
     #[test]
     fn dgrad_does_the_first_pass_of_a_batch_norm() {
         let gpu = Gpu::emulator(6).unwrap();
-        let device = Device::Gpu(gpu);
         for_each_tile(Pass::Dgrad, |case, dtype, tile| {
-            let mut numbers = Numbers::named(case.name);
-            let Example { g, x, w, dy, expected: [_, dx, _], .. } =
-                Example::new(device, dtype, &case.geometry(), &mut |len| signs(&mut numbers, len));
-            let vector = |values: Vec<f64>, shape: Shape| {
-                Tensor::from_vec(values.into_iter().map(|v| v as f32).collect(), shape).to_device(device)
-            };
-            let [mean, rstd, gamma, beta] = [0; 4].map(|_| vector(signs(&mut numbers, g.c), [g.c].into()));
-            let [there, residual] = [0; 2].map(|_| vector(signs(&mut numbers, x.shape().len()), x.shape()).cast(dtype));
-            let by = PerChannel { mean: &mean, rstd: &rstd, gamma: &gamma, beta: &beta };
-            let mut out = Tensor::uninit(x.shape(), dtype, device);
-            let sum = Finish { residual: Some(Residual::Of(&residual)), relu: true, leaves_signs: true };
-            let of_sum = normalize_then((&x).into(), by, sum, out.view_mut());
-            let of_sum = Rc::new(of_sum.expect("channels in packs"));
-            let per_channel = [&mean, &rstd, &gamma, &beta].map(Tensor::to_f64);
-            let (x_values, residual_values) = (x.to_f64(), residual.to_f64());
-            let normalized = |i: usize| {
-                let [mean, rstd, gamma, beta] = [0, 1, 2, 3].map(|k| per_channel[k][i % g.c]);
-                (x_values[i] - mean) * gamma * rstd + beta
-            };
-            let cases = [Passing::All, Passing::ByInput, Passing::BySigns(of_sum)];
-            for (passing, is_added) in
-                cases.into_iter().flat_map(|passing| [false, true].map(|adds| (passing.clone(), adds)))
-            {
-                let name = format!("{dtype} {}, {tile:?}, {passing:?}, added: {is_added}", case.name);
-                let [mean, rstd, gamma, beta] = [&mean, &rstd, &gamma, &beta].map(Tensor::clone);
-                let norm = Normalized { x: vec![x.clone()], mean, rstd, gamma, beta, passing };
-                let mut dz = Tensor::uninit(x.shape(), dtype, device);
-                if is_added {
-                    dz.view_mut().copy_from(&there);
-                }
-                let sums = tiles::with_choice(Tiling { tile, splits: 1 }, || {
-                    let to = Contribution { dx: dz.view_mut(), is_added, norm: Some(&norm) };
-                    dgrad_to(g.conv, &dy, &w, to).expect("on tensor cores")
-                });
-                gpu.check().unwrap();
-                let there = there.to_f64();
-                let mut expected = vec![0.0; 2 * g.c];
-                let mut expected_dz: Vec<f64> =
-                    (0..dx.len()).map(|i| dx[i] + if is_added { there[i] } else { 0.0 }).collect();
-                expected_dz = seen(&expected_dz, dtype);
-                for (i, dz) in expected_dz.iter_mut().enumerate() {
-                    let passes = match norm.passing {
-                        Passing::All => true,
-                        Passing::ByInput => normalized(i) > 0.0,
-                        Passing::BySigns(_) => normalized(i) + residual_values[i] > 0.0,
-                    };
-                    if !passes {
-                        *dz = 0.0;
-                    }
-                    expected[i % g.c] += *dz;
-                    expected[g.c + i % g.c] += *dz * (x_values[i] - per_channel[0][i % g.c]);
-                }
-                assert!(dz.to_f64() == expected_dz, "{name}");
-                let mut found = vec![0.0; 2 * g.c];
-                for tile in sums.to_f64().chunks(2 * g.c) {
-                    found.iter_mut().zip(tile).for_each(|(found, sum)| *found += sum);
-                }
-                assert!(found == expected, "{name}");
-            }
-            // Without a batch norm it adds all the same.
-            let mut sum = Tensor::uninit(x.shape(), dtype, device);
-            sum.view_mut().copy_from(&there);
-            tiles::with_choice(Tiling { tile, splits: 1 }, || {
-                let to = Contribution { dx: sum.view_mut(), is_added: true, norm: None };
-                assert!(dgrad_to(g.conv, &dy, &w, to).is_none());
+            let name = format!("{dtype} {}, {tile:?}", case.name);
+            check_gradient(&name, gpu, dtype, &case.geometry(), &|g, dy, w, to| {
+                tiles::with_choice(Tiling { tile, splits: 1 }, || dgrad_to(g.conv, dy, w, to))
             });
-            let expected: Vec<f64> = dx.iter().zip(there.to_f64()).map(|(dx, there)| dx + there).collect();
-            assert!(sum.to_f64() == seen(&expected, dtype), "{dtype} {}, {tile:?}, added", case.name);
         });
     }
 

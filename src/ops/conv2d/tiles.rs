@@ -207,6 +207,11 @@ pub fn with_choice<R>(choice: Tiling, work: impl FnOnce() -> R) -> R {
     work()
 }
 
+/// Whether this thread chooses for all convolutions.
+pub(super) fn is_forced() -> bool {
+    FORCED.get().is_some()
+}
+
 /// The tiling that a convolution gets. `g` is as the kernels see it.
 pub fn choose(g: &Geometry, pass: Pass, dtype: DType) -> Tiling {
     if let Some(forced) = FORCED.get().filter(|choice| choice.tile.serves(pass)) {

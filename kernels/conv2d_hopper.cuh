@@ -1,0 +1,380 @@
+// Convolution on the tensor cores of sm_90a: the products of conv2d_tensor.cu by instructions of whole warpgroups, from operands that a
+// warpgroup of their own copies, for activations of 16 bits whose channels come in 64s.
+//
+// A block stays for all the tiles that it computes: one tile, and the one as many further on as there are blocks; tiles of a row stand side
+// by side. Its warpgroups have different work. The last one, of which one thread is enough, asks for copies: a step's operands, 64
+// summands deep, fill a stage of a ring as soon as that was read. The two others multiply, each half of the tile's rows, and end the tile
+// as conv2d_tensor.cuh does, while the ring fills with the next tile's. A stage has two barriers, `full`, on which its bytes
+// arrive, and `empty`, on which the warps that have read it do.
+//
+//   pass                  rows of the tile                                columns
+//   fprop                 patches of x, a line per output pixel           filters, a line each
+//   dgrad of stride 1     patches of dy, likewise: fprop turned round     filters turned, a line per filter with 64 channels
+//   wgrad                 dy turned, a line per pixel with 64 filters     patches of x turned, a line per pixel with 64 weights
+//
+// Patches are what the tensor map's im2col mode reads; it knows the padding, and the stride as the step of its walk. A step belongs to one
+// tap. What lies outside becomes zeros. Sums are added in the order of conv2d_tensor.cuh's, taps and then channels, but 16 at a time.
+//
+// Bytes: both operands once for each tile across them, the result once. Grid: at most as many blocks as fit at once (one per processor,
+// for the registers); which tile a layer gets: src/ops/conv2d/hopper.rs.
+#pragma once
+
+#include "conv2d_tensor.cuh"
+#include "hopper.cuh"
+
+// ROWS × COLUMNS sums, of which each of the two warpgroups that multiply has half the rows, 64 at a time; through a ring of so many stages.
+template <unsigned ROWS_, unsigned COLUMNS_, unsigned RING_>
+struct WideTile : Tile<ROWS_, COLUMNS_, ROWS_ / 8, COLUMNS_> {
+  using Base = Tile<ROWS_, COLUMNS_, ROWS_ / 8, COLUMNS_>;
+  static constexpr unsigned RING = RING_, ROWS = ROWS_, COLUMNS = COLUMNS_;
+  static constexpr unsigned MULTIPLIERS = Base::THREADS, ALL_THREADS = MULTIPLIERS + WARPGROUP;
+  static_assert(MULTIPLIERS == 2 * WARPGROUP, "two warpgroups multiply");
+  // Of a stage.
+  static constexpr unsigned ROW_ELEMENTS = ROWS * LINE, COLUMN_ELEMENTS = COLUMNS * LINE, STAGE = ROW_ELEMENTS + COLUMN_ELEMENTS;
+  // What the ring takes of dynamic shared memory, and behind it the columns of sums.
+  static constexpr unsigned RING_ELEMENTS = RING * STAGE, SCRATCH_FLOATS = (2 * Base::WARPS_DOWN + 3) * COLUMNS;
+  static_assert((RING_ELEMENTS * sizeof(element) + SCRATCH_FLOATS * sizeof(float)) <= 226 * 1024, "a block has 227 KiB");
+  // A row of pieces is a product of the warpgroup, of which each warp has 16 rows.
+  static constexpr unsigned PIECE_STEP = 64;
+  DEVICE unsigned row_of_warp(unsigned warp) { return warp / 4 * (ROWS / 2) + warp % 4 * 16; }
+};
+
+// As in src/ops/conv2d/hopper.rs.
+using Tile128x256 = WideTile<128, 256, 4>;
+using Wide128x128 = WideTile<128, 128, 6>;
+using Tile256x64 = WideTile<256, 64, 4>;
+
+constexpr unsigned CHUNK = LINE * LINE;  // elements of 64 lines
+// Registers of a thread that copies, and of one that multiplies: 128·40 + 256·232 are all but 1024 of a processor's 65536.
+constexpr unsigned COPY_REGISTERS = 40, MULTIPLY_REGISTERS = 232;
+// The block's barrier on which those wait for each other that multiply.
+constexpr unsigned MULTIPLIERS_BARRIER = 1;
+
+// ---- the ring --------------------------------------------------------------------------------------------------------
+
+struct Ring {
+  SharedArray<element> memory;
+  SharedArray<Barrier> full, empty;
+};
+
+// The shared memory of a kernel for tiles of T.
+#define RING(T)                       \
+  DYNAMIC_SHARED(element, memory);    \
+  SHARED(Barrier, full, T::RING);     \
+  SHARED(Barrier, empty, T::RING);    \
+  const Ring ring = {memory, full, empty}
+
+// A stage, and the parity of the phase of its barriers that is waited for.
+struct Turn { unsigned stage, parity; };
+
+template <class T>
+DEVICE void next(Turn& turn) {
+  if (++turn.stage == T::RING) {
+    turn.stage = 0;
+    turn.parity ^= 1;
+  }
+}
+
+// Waits until this turn's stage was read, and has its barrier expect a whole stage. Returns where the stage begins.
+template <class T>
+DEVICE unsigned begin_copies(const Ring& ring, const Turn& turn) {
+  barrier_wait(ring.empty, turn.stage, turn.parity);
+  barrier_expect(ring.full, turn.stage, T::STAGE * sizeof(element));
+  return turn.stage * T::STAGE;
+}
+
+// Of a warp that has read a stage.
+DEVICE void leave_stage(const Ring& ring, unsigned stage) {
+  if (threadIdx.x % WARP == 0) barrier_arrive(ring.empty, stage);
+}
+
+// ---- tiles and their copies ------------------------------------------------------------------------------------------
+
+struct Maps {
+  TensorMap from, by;
+};
+
+// A tile of the result; of wgrad, of one split.
+struct Piece {
+  Corner corner;
+  unsigned split;
+};
+
+DEVICE unsigned tiles_of_split(const Product& p) { return static_cast<unsigned>(p.tiles_down) * p.by_tiles.divisor; }
+
+// How a pass reads its operands: whether lines go along the summands, how many steps a tile takes, and its copies.
+struct Forward {
+  static constexpr bool ROWS_ALONG = true, COLUMNS_ALONG = true;
+
+  DEVICE unsigned pieces(const Product& p) { return tiles_of_split(p); }
+
+  DEVICE Piece piece(const Product& p, unsigned i) {
+    const unsigned down = static_cast<unsigned>(divide(static_cast<int>(i), p.by_tiles));
+    return {{down, i - down * p.by_tiles.divisor}, 0};
+  }
+
+  DEVICE int steps(const Product& p, const Piece&) {
+    return p.g.r * p.g.s * ((p.g.c + static_cast<int>(LINE) - 1) / static_cast<int>(LINE));
+  }
+
+  // A step's columns: 64 weights of each filter.
+  template <class T>
+  DEVICE void copy_columns(const Product& p, const Maps& maps, const Ring& ring, unsigned place, const Piece& piece, const Tap& tap,
+                           unsigned stage) {
+    const int weight = (tap.r * p.g.s + tap.s) * p.g.c + tap.channel;
+    copy_box(ring.memory, place, maps.by, weight, static_cast<int>(piece.corner.across * T::COLUMNS), ring.full, stage);
+  }
+
+  template <class T, class Pass>
+  DEVICE void copy_tile(const Product& p, const Maps& maps, const Ring& ring, Turn& turn, const Piece& piece) {
+    const Sizes& g = p.g;
+    const Pixel first = pixel_at(static_cast<int>(piece.corner.down * T::ROWS), p.by_rows, p.by_columns);
+    const int h = first.row * g.stride_h - g.padding_h, w = first.column * g.stride_w - g.padding_w;
+    Tap tap = {0, 0, 0};
+    for (; tap.r < g.r; ++tap.r) {
+      for (tap.s = 0; tap.s < g.s; ++tap.s) {
+        for (tap.channel = 0; tap.channel < g.c; tap.channel += LINE) {
+          const unsigned place = begin_copies<T>(ring, turn);
+          copy_patches(ring.memory, place, maps.from, tap.channel, w, h, first.image, static_cast<unsigned>(tap.s * g.dilation_w),
+                       static_cast<unsigned>(tap.r * g.dilation_h), ring.full, turn.stage);
+          Pass::template copy_columns<T>(p, maps, ring, place + T::ROW_ELEMENTS, piece, tap, turn.stage);
+          next<T>(turn);
+        }
+      }
+    }
+  }
+};
+
+// dgrad of stride 1 as a convolution of dy: `p.g` is that one's, so its channels are filters here and its filters channels; the
+// filters' taps are read from the last one on.
+struct Backward : Forward {
+  static constexpr bool COLUMNS_ALONG = false;
+
+  template <class T>
+  DEVICE void copy_columns(const Product& p, const Maps& maps, const Ring& ring, unsigned place, const Piece& piece, const Tap& tap,
+                           unsigned stage) {
+    const Sizes& g = p.g;
+    const int turned = (g.r - 1 - tap.r) * g.s + g.s - 1 - tap.s;
+    const int weight = turned * g.k + static_cast<int>(piece.corner.across * T::COLUMNS);
+#pragma unroll
+    for (unsigned chunk = 0; chunk < T::COLUMNS / LINE; ++chunk)
+      copy_box(ring.memory, place + chunk * CHUNK, maps.by, weight + static_cast<int>(chunk * LINE), tap.channel, ring.full, stage);
+  }
+};
+
+// wgrad, a step of 64 pixels. Splits one behind the other.
+struct OfWeights {
+  static constexpr bool ROWS_ALONG = false, COLUMNS_ALONG = false;
+
+  DEVICE unsigned pieces(const Product& p) {
+    const int pixels = p.g.n * p.g.p * p.g.q;
+    return tiles_of_split(p) * static_cast<unsigned>((pixels + p.split - 1) / p.split);
+  }
+
+  DEVICE Piece piece(const Product& p, unsigned i) {
+    const unsigned split = i / tiles_of_split(p);
+    Piece piece = Forward::piece(p, i - split * tiles_of_split(p));
+    piece.split = split;
+    return piece;
+  }
+
+  DEVICE int begin(const Product& p, const Piece& piece) { return static_cast<int>(piece.split) * p.split; }
+
+  DEVICE int steps(const Product& p, const Piece& piece) {
+    const int left = p.g.n * p.g.p * p.g.q - begin(p, piece), pixels = left < p.split ? left : p.split;
+    return (pixels + static_cast<int>(LINE) - 1) / static_cast<int>(LINE);
+  }
+
+  template <class T, class Pass>
+  DEVICE void copy_tile(const Product& p, const Maps& maps, const Ring& ring, Turn& turn, const Piece& piece) {
+    const Sizes& g = p.g;
+    const int filter = static_cast<int>(piece.corner.down * T::ROWS), weights = g.r * g.s * g.c;
+    int channel[T::COLUMNS / LINE];
+    unsigned offset_w[T::COLUMNS / LINE], offset_h[T::COLUMNS / LINE];
+#pragma unroll
+    for (unsigned chunk = 0; chunk < T::COLUMNS / LINE; ++chunk) {
+      // Beyond the last weights there is nothing to sum: any others will do.
+      const int asked = static_cast<int>(piece.corner.across * T::COLUMNS + chunk * LINE);
+      const int weight = asked < weights ? asked : weights - static_cast<int>(LINE);
+      const int tap = divide(weight, p.by_channels), r = divide(tap, p.by_taps);
+      channel[chunk] = weight - tap * g.c;
+      offset_h[chunk] = static_cast<unsigned>(r * g.dilation_h);
+      offset_w[chunk] = static_cast<unsigned>((tap - r * g.s) * g.dilation_w);
+    }
+    const int steps = OfWeights::steps(p, piece);
+    int pixel = begin(p, piece);
+    for (int step = 0; step < steps; ++step, pixel += LINE) {
+      const unsigned place = begin_copies<T>(ring, turn);
+      const Pixel first = pixel_at(pixel, p.by_rows, p.by_columns);
+      const int h = first.row * g.stride_h - g.padding_h, w = first.column * g.stride_w - g.padding_w;
+#pragma unroll
+      for (unsigned chunk = 0; chunk < T::ROWS / LINE; ++chunk)
+        copy_box(ring.memory, place + chunk * CHUNK, maps.from, filter + static_cast<int>(chunk * LINE), pixel, ring.full, turn.stage);
+#pragma unroll
+      for (unsigned chunk = 0; chunk < T::COLUMNS / LINE; ++chunk)
+        copy_patches(ring.memory, place + T::ROW_ELEMENTS + chunk * CHUNK, maps.by, channel[chunk], w, h, first.image,
+                     offset_w[chunk], offset_h[chunk], ring.full, turn.stage);
+      next<T>(turn);
+    }
+  }
+};
+
+// ---- the product -----------------------------------------------------------------------------------------------------
+
+// The sums of this thread's warpgroup over so many steps.
+template <class T, class Pass>
+DEVICE void multiply_steps(Sums<T>& sums, const Ring& ring, Turn& turn, unsigned warpgroup, int steps) {
+  constexpr unsigned ROW_STEP = PRODUCT_DEPTH * (Pass::ROWS_ALONG ? 1 : LINE);
+  constexpr unsigned COLUMN_STEP = PRODUCT_DEPTH * (Pass::COLUMNS_ALONG ? 1 : LINE);
+#pragma unroll
+  for (unsigned i = 0; i < T::PIECE_ROWS; ++i)
+#pragma unroll
+    for (unsigned j = 0; j < T::PIECE_COLUMNS; ++j)
+#pragma unroll
+      for (unsigned l = 0; l < 4; ++l) sums.v[i][j][l] = 0;
+
+  unsigned before = 0;
+#pragma unroll 1
+  for (int step = 0; step < steps; ++step) {
+    barrier_wait(ring.full, turn.stage, turn.parity);
+    const unsigned place = turn.stage * T::STAGE;
+    const unsigned long long rows = operand<Pass::ROWS_ALONG>(ring.memory, place + warpgroup * T::PIECE_ROWS * CHUNK, CHUNK);
+    const unsigned long long columns = operand<Pass::COLUMNS_ALONG>(ring.memory, place + T::ROW_ELEMENTS, CHUNK);
+    multiply_fence();
+#pragma unroll
+    for (unsigned depth = 0; depth < LINE / PRODUCT_DEPTH; ++depth)
+#pragma unroll
+      for (unsigned i = 0; i < T::PIECE_ROWS; ++i)
+        multiply<T::COLUMNS, Pass::ROWS_ALONG, Pass::COLUMNS_ALONG>(
+            sums.v[i], further(rows, i * CHUNK + depth * ROW_STEP), further(columns, depth * COLUMN_STEP));
+    multiply_commit();
+    // The step before was read.
+    multiply_wait<1>(sums.v);
+    if (step > 0) leave_stage(ring, before);
+    before = turn.stage;
+    next<T>(turn);
+  }
+  multiply_wait<0>(sums.v);
+  leave_stage(ring, before);
+}
+
+// Everything of a block, with all its threads. f(piece, sums) ends a tile; those call it that multiply.
+template <class T, class Pass, class F>
+DEVICE void for_each_piece(const Product& p, const Maps& maps, const Ring& ring, F f) {
+  if (threadIdx.x == 0) {
+    for (unsigned stage = 0; stage < T::RING; ++stage) {
+      barrier_init(ring.full, stage, 1);
+      barrier_init(ring.empty, stage, T::MULTIPLIERS / WARP);
+    }
+    fence_barriers();
+  }
+  __syncthreads();
+  // The same in all lanes, which the compiler does not see by itself.
+  const unsigned warpgroup = __shfl_sync(ALL_LANES, threadIdx.x / WARPGROUP, 0);
+  const unsigned pieces = Pass::pieces(p);
+  if (warpgroup == T::MULTIPLIERS / WARPGROUP) {
+    registers_down<COPY_REGISTERS>();
+    if (threadIdx.x != T::MULTIPLIERS) return;
+    // Stages that nobody has filled yet are read already.
+    Turn turn = {0, 1};
+    for (unsigned i = blockIdx.x; i < pieces; i += gridDim.x)
+      Pass::template copy_tile<T, Pass>(p, maps, ring, turn, Pass::piece(p, i));
+    return;
+  }
+  registers_up<MULTIPLY_REGISTERS>();
+  Turn turn = {0, 0};
+  for (unsigned i = blockIdx.x; i < pieces; i += gridDim.x) {
+    const Piece piece = Pass::piece(p, i);
+    Sums<T> sums;
+    multiply_steps<T, Pass>(sums, ring, turn, warpgroup, Pass::steps(p, piece));
+    f(piece, sums);
+  }
+}
+
+// ---- the passes ------------------------------------------------------------------------------------------------------
+
+struct WideFprop {
+  Maps maps;  // x and w
+  FinishedProduct finished;
+};
+static_assert(sizeof(WideFprop) == 448, "as in src/ops/conv2d/hopper.rs");
+
+struct WideStatistics {
+  Maps maps;
+  ProductStatistics statistics;
+};
+static_assert(sizeof(WideStatistics) == 448, "as in src/ops/conv2d/hopper.rs");
+
+// dgrad's product has the sizes of the convolution of dy, so that filters are channels of dx.
+struct WideDgrad {
+  Maps maps;  // dy and w
+  Product product;
+  unsigned adds;  // 1: to what is there
+  unsigned padding;
+};
+static_assert(sizeof(WideDgrad) == 448, "as in src/ops/conv2d/hopper.rs");
+
+struct WideGradient {
+  Maps maps;
+  ProductGradient gradient;  // without residues
+};
+static_assert(sizeof(WideGradient) == 960, "as in src/ops/conv2d/hopper.rs");
+
+struct WideWgrad {
+  Maps maps;  // dy and x
+  Product product;
+};
+static_assert(sizeof(WideWgrad) == 448, "as in src/ops/conv2d/hopper.rs");
+
+template <class T>
+DEVICE void wide_fprop(const WideFprop& p, const Ring& ring) {
+  for_each_piece<T, Forward>(p.finished.product, p.maps, ring, [&](const Piece& piece, Sums<T>& sums) {
+    store_finished<T>(p.finished, piece.corner, sums);
+  });
+}
+
+// Columns of sums lie behind the ring. Each tile's take the place of those of the one before, which everybody is to be done with.
+template <class T>
+DEVICE SharedArray<float> scratch(const Ring& ring) { return shared_as_floats(ring.memory + T::RING_ELEMENTS, T::SCRATCH_FLOATS * 2); }
+
+template <class T>
+DEVICE void wait_for_multipliers() { warpgroup_barrier(MULTIPLIERS_BARRIER, T::MULTIPLIERS); }
+
+template <class T>
+DEVICE void wide_statistics(const WideStatistics& p, const Ring& ring) {
+  for_each_piece<T, Forward>(p.statistics.product, p.maps, ring, [&](const Piece& piece, Sums<T>& sums) {
+    round_sums<T>(sums);
+    store_y<T>(p.statistics.product, piece.corner, sums);
+    store_statistics<T>(p.statistics, piece.corner, sums, scratch<T>(ring), [] { wait_for_multipliers<T>(); });
+    wait_for_multipliers<T>();
+  });
+}
+
+// The pixel of dx that a row of the product is, which has no residues.
+DEVICE int pixel_of_row(const Product& p, int row) { return row < p.g.n * p.g.p * p.g.q ? row : -1; }
+
+template <class T>
+DEVICE void wide_dgrad(const WideDgrad& all, const Ring& ring) {
+  const Product& p = all.product;
+  for_each_piece<T, Backward>(p, all.maps, ring, [&](const Piece& piece, const Sums<T>& sums) {
+    store_dx<T>(static_cast<element*>(p.to), all.adds, piece.corner, p.g.k, sums, [&](int row) { return pixel_of_row(p, row); });
+  });
+}
+
+template <class T>
+DEVICE void wide_dgrad_sums(const WideGradient& all, const Ring& ring) {
+  const Product& p = all.gradient.backward.product;
+  for_each_piece<T, Backward>(p, all.maps, ring, [&](const Piece& piece, const Sums<T>& sums) {
+    store_sums_of_norm<T>(
+        all.gradient, piece.corner, piece.corner.down, p.g.k, sums, scratch<T>(ring), [&](int row) { return pixel_of_row(p, row); },
+        [] { wait_for_multipliers<T>(); });
+    wait_for_multipliers<T>();
+  });
+}
+
+template <class T>
+DEVICE void wide_wgrad(const WideWgrad& p, const Ring& ring) {
+  for_each_piece<T, OfWeights>(p.product, p.maps, ring, [&](const Piece& piece, const Sums<T>& sums) {
+    store_dw<T>(p.product, piece.corner, piece.split, sums);
+  });
+}

@@ -1,0 +1,662 @@
+//! Convolution on the tensor cores of sm_90a by products of whole warpgroups: `kernels/conv2d_hopper.cuh`. Which passes they take, which
+//! tile each gets, and its tensor maps; all other passes are left to [`tensor`](super::tensor).
+//!
+//! Results have the bits of those kernels, as far as sums are exact: both add in one order, but tensor cores add 16 products at once
+//! here. So it is with wgrad's splits, which are of another length.
+
+use std::cell::Cell;
+use std::fmt;
+
+use super::division::{Divider, MOST_RESIDUES};
+use super::gpu::{Finish, sizes};
+use super::layout::plain;
+use super::products::Products;
+use super::tensor::{
+    self, BackwardProduct, FinishedProduct, Product, ProductGradient, ProductStatistics, Sums, dim, int,
+};
+use super::{Besides, Conv2d, Geometry, Pass};
+use crate::gpu::tensor_map::{Images, Matrix, Window};
+use crate::gpu::{self, Address, Blocks, Cost, Gpu, Handle, TensorMap};
+use crate::ops::batch_norm::{Normalized, Tiles};
+use crate::parameters;
+use crate::tensor::{DType, Tensor};
+
+parameters! {
+    struct WideFprop: 448 bytes { from: TensorMap, by: TensorMap, finished: FinishedProduct }
+}
+
+parameters! {
+    struct WideStatistics: 448 bytes { from: TensorMap, by: TensorMap, statistics: ProductStatistics, padding: u64 }
+}
+
+parameters! {
+    struct WideDgrad: 448 bytes { from: TensorMap, by: TensorMap, product: Product, adds: u32, padding: [u32; 3] }
+}
+
+parameters! {
+    struct WideGradient: 960 bytes { from: TensorMap, by: TensorMap, gradient: ProductGradient, padding: [u64; 2] }
+}
+
+parameters! {
+    struct WideWgrad: 448 bytes { from: TensorMap, by: TensorMap, product: Product, padding: [u64; 2] }
+}
+
+parameters! {
+    struct WideProducts: 512 bytes { from: TensorMap, by: TensorMap, products: Products, padding: [u64; 7] }
+}
+
+/// Numbers of a line of an operand in shared memory: what a step sums, and the columns of a copy.
+pub(super) const LINE: usize = 64;
+
+/// Rows and columns of a block's tile: the names in `kernels/conv2d_hopper.cuh`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WideTile {
+    Wide,
+    Square,
+    Tall,
+}
+
+impl WideTile {
+    pub const ALL: [WideTile; 3] = [WideTile::Wide, WideTile::Square, WideTile::Tall];
+
+    pub const fn rows(self) -> usize {
+        if matches!(self, WideTile::Tall) { 256 } else { 128 }
+    }
+
+    pub const fn columns(self) -> usize {
+        match self {
+            WideTile::Wide => 256,
+            WideTile::Square => 128,
+            WideTile::Tall => 64,
+        }
+    }
+
+    /// Stages of the ring of operands.
+    const fn ring(self) -> usize {
+        if matches!(self, WideTile::Square) { 6 } else { 4 }
+    }
+
+    /// Bytes of dynamic shared memory: the ring, and for a batch norm two sums for each column of each warp that multiplies, and three of its
+    /// numbers.
+    fn shared(self, is_for_norm: bool) -> usize {
+        let stage = (self.rows() + self.columns()) * LINE * DType::BF16.size();
+        let sums = if is_for_norm { (2 * MULTIPLYING_WARPS + 3) * self.columns() * size_of::<f32>() } else { 0 };
+        self.ring() * stage + sums
+    }
+}
+
+/// How a pass is divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WideTiling {
+    pub tile: WideTile,
+    /// Splits of wgrad's summands; 1 in the other passes.
+    pub splits: usize,
+}
+
+impl fmt::Display for WideTiling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}×{}", self.tile.rows(), self.tile.columns())?;
+        match self.splits {
+            1 => Ok(()),
+            splits => write!(f, ", {splits} splits"),
+        }
+    }
+}
+
+const THREADS: u32 = 384;
+const MULTIPLYING_WARPS: usize = 8;
+
+// ---- which passes ------------------------------------------------------------------------------------------------------
+
+/// The limits of copies in im2col mode: the corners of the box of pixels, a tap's offset, and the step of the walk.
+const CORNERS: std::ops::RangeInclusive<i64> = -128..=127;
+const MOST_OFFSET: usize = 255;
+const MOST_STRIDE: usize = 8;
+
+/// dgrad of stride 1 as the convolution of dy that it is: its channels are the filters of `g`, its filters the channels, and its taps go
+/// the other way. `None` where dy would have to be cut, not padded.
+fn turned(g: &Geometry) -> Option<Geometry> {
+    let Conv2d { stride, padding, dilation, groups } = g.conv;
+    let reach = [g.r, g.s].map(|taps| taps - 1);
+    let [Some(down), Some(right)] = [0, 1].map(|axis| (dilation[axis] * reach[axis]).checked_sub(padding[axis])) else {
+        return None;
+    };
+    let conv = Conv2d { stride: [1; 2], padding: [down, right], dilation, groups };
+    let turned = Geometry { h: g.p, w: g.q, c: g.k, k: g.c, p: g.h, q: g.w, conv, ..*g };
+    (stride == [1; 2]).then_some(turned)
+}
+
+/// The convolution whose patches a pass reads: `g`, or dgrad's own. `None` if the kernels do not take it. `g` is one that tensor
+/// cores take, of `layout`.
+pub fn seen(g: &Geometry, pass: Pass, dtype: DType) -> Option<Geometry> {
+    let g = plain(g);
+    let seen = if pass == Pass::Dgrad { turned(&g)? } else { g };
+    let Conv2d { stride, padding, dilation, groups } = seen.conv;
+    let walks = [(seen.r, 0), (seen.s, 1)].into_iter().all(|(taps, axis)| {
+        let (reach, padding) = (dilation[axis] * (taps - 1), padding[axis] as i64);
+        reach <= MOST_OFFSET
+            && [-padding, padding - reach as i64].iter().all(|corner| CORNERS.contains(corner))
+            && stride[axis] <= MOST_STRIDE
+    });
+    // A step's 64 summands are of one tap: channels, or wgrad's pixels, of which 64 weights are.
+    let takes = matches!(dtype, DType::BF16 | DType::F16)
+        && groups == 1
+        && walks
+        && seen.c.is_multiple_of(LINE)
+        && g.pitch.is_multiple_of(super::layout::pack(dtype));
+    takes.then_some(seen)
+}
+
+/// How a device with these tensor cores does a pass over tensors that are no windows: `None` where it is left to the other kernels.
+pub fn choice(g: &Geometry, pass: Pass, dtype: DType) -> Option<WideTiling> {
+    use super::layout::{Operands, on_tensor_cores};
+    on_tensor_cores(g, pass, dtype, Operands::ALIGNED)?;
+    Some(choose(&seen(g, pass, dtype)?, pass))
+}
+
+/// Whether a GPU does a pass by these kernels, on operands that tensor cores take: then the convolution that it reads.
+pub(super) fn serves(gpu: &Gpu, g: &Geometry, pass: Pass, dtype: DType, operands: [Address; 2]) -> Option<Geometry> {
+    let is_aligned = operands.iter().all(|address| address.0.is_multiple_of(16));
+    let is_asked = gpu.description().warpgroups && is_aligned && !super::tiles::is_forced();
+    if is_asked { seen(g, pass, dtype) } else { None }
+}
+
+// ---- which tile --------------------------------------------------------------------------------------------------------
+
+/// The GPU of the rule: an H100 as published, rates per processor and clock. wgmma has 2048 products of 16 bits at the clock of 1.83 GHz, of
+/// which 80 % are left for the clock that its power allows; the bytes of tiles are what a 5.5 TB/s L2 cache gives each processor, those of
+/// results its share of 3.35 TB/s of memory. Predictions: none of these was measured here.
+const PROCESSORS: usize = 132;
+const PRODUCTS: usize = 1640;
+const TILE_BYTES: usize = 24;
+const RESULT_BYTES: usize = 14;
+/// Clocks between the last product of a tile and the first of the next, beside those that its results take.
+const TURN: usize = 500;
+/// Clocks of a second launch.
+const LAUNCH: usize = 4000;
+/// A split has at least so many summands.
+const SHORTEST: usize = 512;
+const MOST_SPLITS: usize = 256;
+
+/// Rows and columns of the result, and what is summed for each.
+fn gemm(seen: &Geometry, pass: Pass) -> [usize; 3] {
+    let (pixels, weights) = (seen.n * seen.p * seen.q, seen.filter_len());
+    match pass {
+        Pass::Fprop | Pass::Dgrad => [pixels, seen.k, weights],
+        Pass::Wgrad => [seen.k, weights, pixels],
+    }
+}
+
+/// Clocks that the rule expects: waves of tiles on all processors, each as long as its steps and its results take.
+fn cost(gemm @ [rows, columns, _]: [usize; 3], pass: Pass, choice: WideTiling) -> usize {
+    let WideTiling { tile, splits } = choice;
+    let bytes_of_result = if pass == Pass::Wgrad { size_of::<f32>() } else { DType::BF16.size() };
+    let sums = match splits {
+        1 => 0,
+        // Written, which is counted above, and read by a second launch.
+        splits => LAUNCH + size_of::<f32>() * splits * rows * columns / (RESULT_BYTES * PROCESSORS),
+    };
+    waves(gemm, choice, tile.rows() * tile.columns() * bytes_of_result / RESULT_BYTES) + sums
+}
+
+/// Clocks of all waves, where a tile takes `end` behind its last step.
+fn waves([rows, columns, summands]: [usize; 3], WideTiling { tile, splits }: WideTiling, end: usize) -> usize {
+    let copies = (tile.rows() + tile.columns()) * LINE * DType::BF16.size() / TILE_BYTES;
+    let step = (tile.rows() * tile.columns() * LINE / PRODUCTS).max(copies);
+    let of_tile = summands.div_ceil(splits).div_ceil(LINE) * step + TURN + end;
+    let tiles = rows.div_ceil(tile.rows()) * columns.div_ceil(tile.columns()) * splits;
+    tiles.div_ceil(PROCESSORS) * of_tile
+}
+
+thread_local! {
+    static FORCED: Cell<Option<WideTiling>> = const { Cell::new(None) };
+}
+
+/// Runs `work` with one choice for every pass that this thread starts and these kernels take.
+pub fn with_choice<R>(choice: WideTiling, work: impl FnOnce() -> R) -> R {
+    struct Restore(Option<WideTiling>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            FORCED.set(self.0);
+        }
+    }
+    let _restore = Restore(FORCED.replace(Some(choice)));
+    work()
+}
+
+/// The tiling of what [`seen`] sees. It depends on the shapes alone.
+fn choose(seen: &Geometry, pass: Pass) -> WideTiling {
+    let gemm = gemm(seen, pass);
+    choose_by(gemm, pass, |choice| cost(gemm, pass, choice))
+}
+
+/// The same of wgrad with products in place of dW: each tile reads those of so many sources from the L2 cache, and what it writes is not
+/// worth counting.
+pub(super) fn choose_products(seen: &Geometry, sources: usize) -> WideTiling {
+    let gemm = gemm(seen, Pass::Wgrad);
+    choose_by(gemm, Pass::Wgrad, |choice| {
+        let size = choice.tile.rows() * choice.tile.columns();
+        waves(gemm, choice, size * size_of::<f32>() * sources / TILE_BYTES)
+    })
+}
+
+fn choose_by(gemm: [usize; 3], pass: Pass, cost: impl Fn(WideTiling) -> usize) -> WideTiling {
+    let most = match pass {
+        Pass::Wgrad => (gemm[2] / SHORTEST).clamp(1, MOST_SPLITS),
+        _ => 1,
+    };
+    if let Some(WideTiling { tile, splits }) = FORCED.get() {
+        return WideTiling { tile, splits: if pass == Pass::Wgrad { splits } else { 1 } };
+    }
+    let all = WideTile::ALL.into_iter().flat_map(|tile| (1..=most).map(move |splits| WideTiling { tile, splits }));
+    all.min_by_key(|&choice| cost(choice)).expect("tiles")
+}
+
+// ---- launches ----------------------------------------------------------------------------------------------------------
+
+/// The kernel, and its file; those that also work for a batch norm, the one behind fprop or before dgrad, have their own.
+fn kernel(pass: Pass, is_for_norm: bool, tile: WideTile) -> [&'static str; 2] {
+    use WideTile::{Square, Tall, Wide};
+    let name = match (pass, is_for_norm, tile) {
+        (Pass::Fprop, false, Wide) => "conv2d_hopper_fprop_128x256",
+        (Pass::Fprop, false, Square) => "conv2d_hopper_fprop_128x128",
+        (Pass::Fprop, false, Tall) => "conv2d_hopper_fprop_256x64",
+        (Pass::Fprop, true, Wide) => "conv2d_hopper_fprop_statistics_128x256",
+        (Pass::Fprop, true, Square) => "conv2d_hopper_fprop_statistics_128x128",
+        (Pass::Fprop, true, Tall) => "conv2d_hopper_fprop_statistics_256x64",
+        (Pass::Dgrad, false, Wide) => "conv2d_hopper_dgrad_128x256",
+        (Pass::Dgrad, false, Square) => "conv2d_hopper_dgrad_128x128",
+        (Pass::Dgrad, false, Tall) => "conv2d_hopper_dgrad_256x64",
+        (Pass::Dgrad, true, Wide) => "conv2d_hopper_dgrad_sums_128x256",
+        (Pass::Dgrad, true, Square) => "conv2d_hopper_dgrad_sums_128x128",
+        (Pass::Dgrad, true, Tall) => "conv2d_hopper_dgrad_sums_256x64",
+        (Pass::Wgrad, _, Wide) => "conv2d_hopper_wgrad_128x256",
+        (Pass::Wgrad, _, Square) => "conv2d_hopper_wgrad_128x128",
+        (Pass::Wgrad, _, Tall) => "conv2d_hopper_wgrad_256x64",
+    };
+    [tensor::file_of(name), name]
+}
+
+/// The product of tiles that the kernels are told of; `size` is that of the result.
+fn product(
+    seen: &Geometry,
+    sizes: super::Sizes,
+    [from, by, to]: [Address; 3],
+    tile: WideTile,
+    size: [usize; 2],
+) -> Product {
+    Product {
+        from,
+        by,
+        to,
+        g: sizes,
+        split: 0,
+        to_pitch: 0,
+        tiles_down: int(size[0].div_ceil(tile.rows())),
+        by_tiles: Divider::new(size[1].div_ceil(tile.columns())),
+        by_rows: Divider::new(seen.p),
+        by_columns: Divider::new(seen.q),
+        by_channels: Divider::new(seen.c),
+        by_taps: Divider::new(seen.s),
+    }
+}
+
+/// The patches that `seen` reads from `address`, so many pixels at a time.
+fn patches(gpu: Handle, seen: &Geometry, dtype: DType, address: Address, pixels: usize) -> TensorMap {
+    let Conv2d { stride, padding, dilation, .. } = seen.conv;
+    let window = Window { taps: [seen.r, seen.s], strides: stride, padding, dilation };
+    gpu.encode(Images::of_convolution(address, dtype, [seen.n, seen.h, seen.w, seen.c], window, dim(pixels)))
+}
+
+/// Filters, so many at a time.
+fn filters(gpu: Handle, g: &Geometry, dtype: DType, address: Address, lines: usize) -> TensorMap {
+    let [rows, columns, pitch] = [g.k, g.filter_len(), g.pitch * dtype.size()].map(|size| size as u64);
+    gpu.encode(Matrix { address, dtype, rows, columns, pitch, box_rows: dim(lines) })
+}
+
+fn name_of_products(tile: WideTile) -> &'static str {
+    match tile {
+        WideTile::Wide => "conv2d_hopper_products_128x256",
+        WideTile::Square => "conv2d_hopper_products_128x128",
+        WideTile::Tall => "conv2d_hopper_products_256x64",
+    }
+}
+
+fn launch<P: gpu::Parameters>(
+    gpu: Handle,
+    pass: Pass,
+    is_for_norm: bool,
+    dtype: DType,
+    tile: WideTile,
+    pieces: usize,
+    parameters: &P,
+) {
+    launch_kernel(gpu, kernel(pass, is_for_norm, tile), is_for_norm, dtype, tile, pieces, parameters);
+}
+
+fn launch_kernel<P: gpu::Parameters>(
+    gpu: Handle,
+    [file, name]: [&'static str; 2],
+    is_for_norm: bool,
+    dtype: DType,
+    tile: WideTile,
+    pieces: usize,
+    parameters: &P,
+) {
+    let blocks = Blocks::from(THREADS).with_dynamic_shared(dim(tile.shared(is_for_norm)));
+    let grid = [dim(pieces.min(gpu.description().multiprocessors)), 1, 1];
+    // SAFETY: `layout` and `seen` were asked whether the kernels take the operands, the tensor maps describe them as the contract
+    // checked them, and the callers below give a result, and sums of its tiles, of the size that `pieces` cover.
+    unsafe { gpu.launch(file, name, dtype, grid, blocks, parameters) }
+}
+
+/// `seen` is what [`serves`] gave for `g`. Returns the statistics of y's tiles, if they are what is to be done besides.
+pub(super) fn fprop(
+    gpu: Handle,
+    [g, seen]: [&Geometry; 2],
+    dtype: DType,
+    [x, w, y]: [Address; 3],
+    besides: Besides,
+) -> Option<Tiles> {
+    gpu.account(|| g.cost(Pass::Fprop, dtype));
+    let WideTiling { tile, .. } = choose(seen, Pass::Fprop);
+    let size = [seen.n * seen.p * seen.q, seen.k];
+    let product = product(seen, sizes(seen, dtype, x, y, Some(w)), [x, w, y], tile, size);
+    let (from, by) = (patches(gpu, seen, dtype, x, tile.rows()), filters(gpu, seen, dtype, w, tile.columns()));
+    let pieces = size[0].div_ceil(tile.rows()) * size[1].div_ceil(tile.columns());
+    if !matches!(besides, Besides::Statistics) {
+        let finished = FinishedProduct { product, finish: Finish::of(besides.epilogue()) };
+        launch(gpu, Pass::Fprop, false, dtype, tile, pieces, &WideFprop { from, by, finished });
+        return None;
+    }
+    let sums = tensor::sums_of_tiles(gpu, size[0], tile.rows(), 1, g.k);
+    gpu.account(|| Cost::moving(0, sums.bytes()));
+    let statistics = ProductStatistics { product, partial: sums.address() };
+    launch(gpu, Pass::Fprop, true, dtype, tile, pieces, &WideStatistics { from, by, statistics, padding: 0 });
+    Some(Tiles { sums, span: tile.rows(), pixels: size[0] })
+}
+
+/// With a batch norm before it, `dx` becomes dz, and its sums are returned.
+pub(super) fn dgrad(
+    gpu: Handle,
+    [g, seen]: [&Geometry; 2],
+    dtype: DType,
+    [dy, w, dx]: [Address; 3],
+    is_added: bool,
+    norm: Option<&Normalized>,
+) -> Option<Tensor> {
+    gpu.account(|| g.cost(Pass::Dgrad, dtype));
+    if is_added {
+        gpu.account(|| Cost::moving(g.x().len() * dtype.size(), 0));
+    }
+    let WideTiling { tile, .. } = choose(seen, Pass::Dgrad);
+    let size = [seen.n * seen.p * seen.q, seen.k];
+    let product = product(seen, sizes(seen, dtype, dy, dx, Some(w)), [dy, w, dx], tile, size);
+    // Filters as they lie: a line for each, with 64 of its weights.
+    let (from, by) = (patches(gpu, seen, dtype, dy, tile.rows()), filters(gpu, g, dtype, w, LINE));
+    let pieces = size[0].div_ceil(tile.rows()) * size[1].div_ceil(tile.columns());
+    let Some(norm) = norm else {
+        let parameters = WideDgrad { from, by, product, adds: is_added.into(), padding: [0; 3] };
+        launch(gpu, Pass::Dgrad, false, dtype, tile, pieces, &parameters);
+        return None;
+    };
+    let none = [bytemuck::Zeroable::zeroed(); MOST_RESIDUES];
+    let backward = BackwardProduct { product, h: none, w: none, adds: is_added.into(), padding: 0 };
+    let (gradient, sums) = tensor::gradient(gpu, backward, norm, g.c, [size[0], tile.rows(), 1]);
+    launch(gpu, Pass::Dgrad, true, dtype, tile, pieces, &WideGradient { from, by, gradient, padding: [0; 2] });
+    Some(sums)
+}
+
+pub(super) fn wgrad(gpu: Handle, [g, seen]: [&Geometry; 2], dtype: DType, [x, dy, dw]: [Address; 3]) {
+    let WideTiling { tile, splits } = choose(seen, Pass::Wgrad);
+    let pixels = seen.n * seen.p * seen.q;
+    let split = pixels.div_ceil(splits).next_multiple_of(LINE);
+    let splits = pixels.div_ceil(split);
+    let sums = Sums::of(gpu, g, seen, splits, dw);
+    let sizes = sums.sizes(sizes(seen, dtype, x, dy, None));
+    let size = [seen.k, seen.filter_len()];
+    let product = product(seen, sizes, [dy, x, sums.partial], tile, size);
+    let product = Product { split: int(split), to_pitch: int(sums.pitch), ..product };
+    let from = gpu.encode(Matrix::dense(dy, dtype, [pixels, seen.k], dim(LINE)));
+    let by = patches(gpu, seen, dtype, x, LINE);
+    sums.account(gpu, g.cost(Pass::Wgrad, dtype));
+    let pieces = size[0].div_ceil(tile.rows()) * size[1].div_ceil(tile.columns()) * splits;
+    launch(gpu, Pass::Wgrad, false, dtype, tile, pieces, &WideWgrad { from, by, product, padding: [0; 2] });
+    sums.add_up(gpu, g, seen, dtype, dw);
+}
+
+/// wgrad with products in place of dW, which `products` describes but for its product: that of so many splits of `split` pixels.
+pub(super) fn wgrad_products(
+    gpu: Handle,
+    seen: &Geometry,
+    dtype: DType,
+    [x, dy, to]: [Address; 3],
+    (tile, splits, split): (WideTile, usize, usize),
+    products: impl FnOnce(Product) -> Products,
+) {
+    let size = [seen.k, seen.filter_len()];
+    let product = product(seen, sizes(seen, dtype, x, dy, None), [dy, x, to], tile, size);
+    let products = products(Product { split: int(split), ..product });
+    let from = gpu.encode(Matrix::dense(dy, dtype, [seen.n * seen.p * seen.q, seen.k], dim(LINE)));
+    let by = patches(gpu, seen, dtype, x, LINE);
+    let pieces = size[0].div_ceil(tile.rows()) * size[1].div_ceil(tile.columns()) * splits;
+    let kernel = ["conv2d_hopper_products", name_of_products(tile)];
+    let parameters = WideProducts { from, by, products, padding: [0; 7] };
+    launch_kernel(gpu, kernel, false, dtype, tile, pieces, &parameters);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn geometry(x: [usize; 4], filters: [usize; 3], conv: Conv2d) -> Geometry {
+        let [k, r, s] = filters;
+        Geometry::new(conv, x.into(), [k, r, s, x[3]].into(), r * s * x[3])
+    }
+
+    #[test]
+    fn what_a_step_does_not_fill_is_left_to_others() {
+        let takes = |x, filters, conv, pass| seen(&geometry(x, filters, conv), pass, DType::BF16).is_some();
+        let same = Conv2d::new(1, 1);
+        for pass in Pass::ALL {
+            assert!(takes([2, 8, 8, 64], [128, 3, 3], same, pass), "{pass}");
+            // Summed are channels, and in dgrad filters.
+            assert_eq!(takes([2, 8, 8, 96], [128, 3, 3], same, pass), pass == Pass::Dgrad);
+            assert_eq!(takes([2, 8, 8, 64], [96, 3, 3], same, pass), pass != Pass::Dgrad);
+            assert_eq!(takes([2, 8, 8, 64], [64, 3, 3], Conv2d::new(2, 1), pass), pass != Pass::Dgrad);
+            // dy would have to be cut.
+            assert_eq!(takes([2, 8, 8, 64], [64, 1, 1], same, pass), pass != Pass::Dgrad);
+            assert!(seen(&geometry([2, 8, 8, 64], [64, 3, 3], same), pass, DType::F16).is_some());
+            assert!(seen(&geometry([2, 8, 8, 64], [64, 3, 3], same), pass, DType::TF32).is_none());
+        }
+    }
+
+    #[test]
+    fn the_limits_of_copies_are_kept() {
+        let takes = |stride: [usize; 2], padding: [usize; 2], dilation: [usize; 2]| {
+            let conv = Conv2d { stride, padding, dilation, groups: 1 };
+            seen(&geometry([1, 300, 300, 64], [64, 2, 2], conv), Pass::Fprop, DType::BF16).is_some()
+        };
+        assert!(takes([8, 8], [0, 0], [1, 1]));
+        assert!(!takes([1, 9], [0, 0], [1, 1]));
+        assert!(takes([1, 1], [128, 128], [1, 1]));
+        assert!(!takes([1, 1], [129, 0], [1, 1]));
+        assert!(takes([1, 1], [0, 0], [128, 128]));
+        assert!(!takes([1, 1], [0, 0], [129, 1]));
+        assert!(takes([1, 1], [127, 127], [255, 255]));
+        assert!(!takes([1, 1], [0, 128], [1, 256]));
+    }
+
+    #[test]
+    fn dgrad_is_the_convolution_of_dy() {
+        let conv = Conv2d { stride: [1; 2], padding: [2, 0], dilation: [1, 3], groups: 1 };
+        let g = geometry([2, 9, 11, 128], [64, 4, 3], conv);
+        let turned = seen(&g, Pass::Dgrad, DType::F16).unwrap();
+        assert_eq!((turned.x(), turned.y()), (g.y(), g.x()));
+        assert_eq!(turned.conv.padding, [1, 6]);
+        let [k, c] = [turned.k, turned.c];
+        assert_eq!(turned, Geometry { pitch: g.pitch, ..Geometry::new(turned.conv, g.y(), [k, 4, 3, c].into(), 0) });
+    }
+
+    /// The tiles of ResNet-50's layers with 128 images of 224 pixels.
+    #[test]
+    fn many_filters_get_wide_tiles_and_64_of_them_tall_ones() {
+        let tile = |x, filters, conv, pass| {
+            let choice = choice(&geometry(x, filters, conv), pass, DType::BF16);
+            choice.map(|choice| (choice.tile, choice.splits))
+        };
+        let same = Conv2d::new(1, 1);
+        assert_eq!(tile([128, 7, 7, 512], [512, 3, 3], same, Pass::Fprop), Some((WideTile::Wide, 1)));
+        assert_eq!(tile([128, 56, 56, 64], [64, 3, 3], same, Pass::Fprop), Some((WideTile::Tall, 1)));
+        assert_eq!(tile([128, 28, 28, 128], [128, 3, 3], same, Pass::Dgrad), Some((WideTile::Square, 1)));
+        let (_, splits) = tile([128, 56, 56, 64], [64, 3, 3], same, Pass::Wgrad).unwrap();
+        assert!(splits > 8, "{splits}");
+        assert_eq!(tile([128, 56, 56, 64], [64, 3, 3], Conv2d::new(2, 1), Pass::Dgrad), None);
+    }
+
+    #[test]
+    fn shared_memory_suffices() {
+        for tile in WideTile::ALL {
+            // Beside it stand two barriers of 8 bytes for each stage, and what aligns the ring to 1024 bytes.
+            assert!(tile.shared(true) + 1024 <= Blocks::SHARED, "{tile:?}");
+        }
+    }
+}
+
+#[cfg(all(test, feature = "emulator"))]
+mod emulated {
+    use super::super::example::{Example, check_gradient, check_statistics, seen as as_stored, signs};
+    use super::super::{Epilogue, dgrad_to, fprop, fprop_besides};
+    use super::*;
+    use crate::gpu::WorkOf;
+    use crate::gpu::emulator::Emulator;
+    use crate::numbers::Numbers;
+    use crate::ops::cases;
+    use crate::tensor::Device;
+
+    /// One whose tensor cores round each sum: integers come out the same, and sooner.
+    fn gpu(seed: u64) -> Handle {
+        Gpu::on_emulator(Emulator::new(seed).with_warpgroups(true))
+    }
+
+    /// Calls `check` with every case that these kernels take in a pass, and every tile, each pair with one dtype.
+    fn for_each_tile(pass: Pass, mut check: impl FnMut(&cases::ConvCase, DType, WideTile)) {
+        let mut count = 0;
+        for case in cases::CONV2D.iter().filter(|case| choice(&case.geometry(), pass, DType::BF16).is_some()) {
+            for tile in WideTile::ALL {
+                count += 1;
+                check(case, [DType::BF16, DType::F16][count % 2], tile);
+            }
+        }
+        assert!(count >= 3 * 5, "{count} cases and tiles of {pass}");
+    }
+
+    /// The kernels that `work` launches.
+    fn kernels(gpu: Handle, work: impl FnOnce()) -> Vec<&'static str> {
+        let of = |of| match of {
+            WorkOf::Launch(kernel) => kernel.name,
+            _ => "a copy",
+        };
+        gpu.trace(work).work.into_iter().map(|work| of(work.of)).collect()
+    }
+
+    /// Integers that every dtype holds, results included, so that each tile must give the reference's bits.
+    #[test]
+    fn every_tile_computes_every_case() {
+        let gpu = gpu(5);
+        for pass in Pass::ALL {
+            for_each_tile(pass, |case, dtype, tile| {
+                let mut numbers = Numbers::named(case.name);
+                let example =
+                    Example::new(Device::Gpu(gpu), dtype, &case.geometry(), &mut |len| signs(&mut numbers, len));
+                let splits = if pass == Pass::Wgrad { 3 } else { 1 };
+                let mut result = None;
+                let launched = kernels(gpu, || {
+                    result = Some(with_choice(WideTiling { tile, splits }, || example.run(pass)));
+                });
+                gpu.check().unwrap();
+                assert_eq!(launched[0], kernel(pass, false, tile)[1], "{}", case.name);
+                let (actual, expected) = result.expect("it ran");
+                let expected: Vec<f64> = match pass {
+                    Pass::Wgrad => expected.to_vec(),
+                    _ => as_stored(expected, dtype),
+                };
+                let wrong = (0..actual.len()).find(|&i| actual[i] != expected[i]).map(|i| (i, actual[i], expected[i]));
+                assert!(wrong.is_none(), "{dtype} {pass} of {}, {tile:?}: {wrong:?}", case.name);
+            });
+        }
+    }
+
+    #[test]
+    fn statistics_are_those_of_what_was_stored() {
+        let gpu = gpu(6);
+        for_each_tile(Pass::Fprop, |case, dtype, tile| {
+            let mut numbers = Numbers::named(case.name);
+            // A mean that is not zero, so that its relative error says something.
+            let mut draw = |len: usize| numbers.reals(len).into_iter().map(|v| 0.3 + v).collect();
+            let Example { g, x, w, dy, .. } = Example::new(Device::Gpu(gpu), dtype, &case.geometry(), &mut draw);
+            let like_y = || Tensor::uninit(dy.shape(), dtype, dy.device());
+            let (mut y, mut plain) = (like_y(), like_y());
+            let tiles = with_choice(WideTiling { tile, splits: 1 }, || {
+                fprop(g.conv, &x, &w, plain.view_mut());
+                fprop_besides(g.conv, &x, &w, y.view_mut(), Besides::Statistics).expect("on tensor cores")
+            });
+            gpu.check().unwrap();
+            assert_eq!(tiles.span, tile.rows());
+            check_statistics(&format!("{dtype} {}, {tile:?}", case.name), g.k, &tiles, [&y, &plain]);
+        });
+    }
+
+    #[test]
+    fn dgrad_does_the_first_pass_of_a_batch_norm() {
+        let gpu = gpu(8);
+        for_each_tile(Pass::Dgrad, |case, dtype, tile| {
+            let name = format!("{dtype} {}, {tile:?}", case.name);
+            check_gradient(&name, gpu, dtype, &case.geometry(), &|g, dy, w, to| {
+                let is_for_norm = to.norm.is_some();
+                let mut sums = None;
+                let launched = kernels(gpu, || {
+                    sums = with_choice(WideTiling { tile, splits: 1 }, || dgrad_to(g.conv, dy, w, to));
+                });
+                assert_eq!(launched, [kernel(Pass::Dgrad, is_for_norm, tile)[1]], "{name}");
+                sums
+            });
+        });
+    }
+
+    #[test]
+    fn a_bias_and_a_relu_follow() {
+        let gpu = gpu(7);
+        for_each_tile(Pass::Fprop, |case, dtype, tile| {
+            let mut numbers = Numbers::named(case.name);
+            let Example { g, x, w, dy, expected: [y, ..], .. } =
+                Example::new(Device::Gpu(gpu), dtype, &case.geometry(), &mut |len| signs(&mut numbers, len));
+            let bias = numbers.integers(g.k);
+            let mut actual = Tensor::uninit(dy.shape(), dtype, dy.device());
+            let on_device = Tensor::from_vec(bias.iter().map(|&v| v as f32).collect(), [g.k]).to_device(dy.device());
+            with_choice(WideTiling { tile, splits: 1 }, || {
+                let epilogue = Epilogue { bias: &on_device, relu: true };
+                fprop_besides(g.conv, &x, &w, actual.view_mut(), Besides::Epilogue(epilogue))
+            });
+            gpu.check().unwrap();
+            let expected: Vec<f64> = y.iter().enumerate().map(|(i, v)| (v + bias[i % g.k]).max(0.0)).collect();
+            assert!(actual.to_f64() == as_stored(&expected, dtype), "{dtype} {}, {tile:?}", case.name);
+        });
+    }
+
+    /// The emulator of sm_90a takes a layer to these kernels, others do not.
+    #[test]
+    fn only_sm_90a_has_them() {
+        let case = cases::CONV2D.iter().find(|case| case.name == "in 64s, 1×1").expect("a case");
+        let emulators =
+            [("sm_90a", true), ("sm_80", false)].map(|(name, has)| (Gpu::emulator_of(name, 3).unwrap(), has));
+        for (gpu, has_them) in emulators {
+            let mut numbers = Numbers(1);
+            let example =
+                Example::new(Device::Gpu(gpu), DType::BF16, &case.geometry(), &mut |len| signs(&mut numbers, len));
+            let launched = kernels(gpu, || drop(example.run(Pass::Fprop)));
+            gpu.check().unwrap();
+            assert_eq!(launched[0].starts_with("conv2d_hopper"), has_them, "{launched:?}");
+        }
+    }
+}
