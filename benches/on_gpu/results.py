@@ -20,7 +20,9 @@ from figures import geometric_mean, table  # noqa: E402
 # The model of the machine: a launch takes as long as its bytes or its operations, whichever is longer, at shares of what the
 # vendor states that well-made kernels reach, and a gap to the next. Bytes/s, tensor cores' FLOP/s in 16 bits, f32's.
 CARDS = {"H100": (3.35e12, 989e12, 67e12), "H200": (4.8e12, 989e12, 67e12)}
-SHARE_OF_BYTES, SHARE_OF_OPERATIONS, GAP = 0.83, 0.60, 2e-6
+SHARE_OF_BYTES, GAP = 0.83, 2e-6
+# Of operations: those of tensor cores by instructions of warpgroups, by those of a warp, and all others.
+SHARE_OF_OPERATIONS = {"conv2d_hopper_": 0.80, "conv2d_tensor_": 0.60, "": 0.60}
 FIRST_STEP = {"warm": 1.0, "cold": 15.0}  # seconds
 
 
@@ -178,10 +180,10 @@ def predict(kernels, precision, card):
     bytes_per_second, tensor, plain = CARDS[card]
     seconds = 0.0
     for kernel in kernels:
-        is_on_tensor_cores = kernel["name"].startswith("conv2d_tensor_")
-        operations = (tensor if precision != "tf32" else tensor / 2) if is_on_tensor_cores else plain
+        family, share = next(of for of in SHARE_OF_OPERATIONS.items() if kernel["name"].startswith(of[0]))
+        operations = (tensor if precision != "tf32" else tensor / 2) if family else plain
         moving = (kernel["read"] + kernel["written"]) / (SHARE_OF_BYTES * bytes_per_second)
-        seconds += max(moving, kernel["flops"] / (SHARE_OF_OPERATIONS * operations)) + kernel["launches"] * GAP
+        seconds += max(moving, kernel["flops"] / (share * operations)) + kernel["launches"] * GAP
     return seconds
 
 
@@ -199,7 +201,8 @@ def document(results):
         bytes_per_second, tensor, _ = CARDS[results.card()]
         lines += [
             "## The model of the machine", "",
-            f"{SHARE_OF_BYTES:.0%} of {bytes_per_second / 1e12:g} TB/s, {SHARE_OF_OPERATIONS:.0%} of {tensor / 1e12:g} TFLOP/s in 16 bits, "
+            f"{SHARE_OF_BYTES:.0%} of {bytes_per_second / 1e12:g} TB/s, {SHARE_OF_OPERATIONS['conv2d_tensor_']:.0%} of {tensor / 1e12:g} TFLOP/s "
+            f"in 16 bits, {SHARE_OF_OPERATIONS['conv2d_hopper_']:.0%} by warpgroups, "
             f"{1e6 * GAP:g} µs from launch to launch ({results.card()}).", "",
             table(["step", "predicted ms", "measured ms", "measured by predicted"], predictions), "",
         ]

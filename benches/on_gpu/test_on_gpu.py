@@ -152,6 +152,8 @@ class Verdicts(unittest.TestCase):
         kernels = [kernel("conv2d_tensor_x_bf16", 10, 10, 5.934e12, 3)]
         self.assertAlmostEqual(results.predict(kernels, "bf16", "H200"), 0.01 + 6e-6)
         self.assertAlmostEqual(results.predict(kernels, "tf32", "H200"), 0.02 + 6e-6)
+        # Those of warpgroups at 80 %.
+        self.assertAlmostEqual(results.predict([kernel("conv2d_hopper_x_bf16", 10, 10, 7.912e12)], "bf16", "H200"), 0.01 + 2e-6)
         self.assertAlmostEqual(results.predict([kernel("add_f32", 3.35e9, 0, 0)], "f32", "H100"), 1e-3 / 0.83 + 2e-6)
 
 

@@ -5,8 +5,10 @@ use super::conv::ConvCase;
 use super::measure::Clock;
 use super::report;
 use crate::error::Result;
+use crate::ops::conv2d::hopper;
 use crate::ops::conv2d::tiles::{self, Key, MeasuredTiling, Tiling, with_choice};
 use crate::report::Table;
+use crate::tensor::Device;
 
 /// The time that a pass of a convolution takes with one choice.
 #[derive(Clone, Copy, Debug)]
@@ -27,10 +29,17 @@ pub struct Tuned {
     pub entry: MeasuredTiling,
 }
 
-/// Times every choice for a convolution; `None` if it has none, because it does not run on tensor cores.
+/// Times every choice for a convolution; `None` if it has none: it does not run on tensor cores, or this GPU has
+/// kernels of its own for it.
 pub(super) fn tune(case: &ConvCase, clock: &Clock) -> Result<Option<Tuned>> {
     let (convolution, pass, dtype) = case.what();
     let Some(g) = tiles::on_tensor_cores(convolution, pass, dtype) else { return Ok(None) };
+    if let Device::Gpu(gpu) = clock.device
+        && gpu.description().warpgroups
+        && hopper::choice(convolution, pass, dtype).is_some()
+    {
+        return Ok(None);
+    }
     let timed = |choice| -> Result<Timed> {
         Ok(Timed { choice, seconds: with_choice(choice, || case.time_in_step(clock))?.median })
     };

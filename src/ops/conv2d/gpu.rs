@@ -173,6 +173,10 @@ pub fn dgrad(gpu: Handle, g: &Geometry, dy: &Tensor, w: &Tensor, to: Contributio
     let Contribution { dx, is_added, norm } = to;
     let dtype = dy.dtype();
     assert!(w.dtype() == dtype && dx.dtype() == dtype, "dgrad of {dtype} by {} to {}", w.dtype(), dx.dtype());
+    gpu.account(|| g.cost(Pass::Dgrad, dtype));
+    if is_added {
+        gpu.account(|| Cost::moving(g.x().len() * dtype.size(), 0));
+    }
     let (dy, w, dx) = (dy.address(), w.address(), dx.address());
     if on_tensor_cores(g, Pass::Dgrad, dtype, Operands { x: dx, y: dy, w: Some(w) }).is_some() {
         let norm = norm.filter(|norm| tensor::serves_norm(dtype, norm));
@@ -191,7 +195,6 @@ pub fn dgrad(gpu: Handle, g: &Geometry, dy: &Tensor, w: &Tensor, to: Contributio
         let (width, threads, name) = tile(columns, ["conv2d_dgrad_wide", "conv2d_dgrad_narrow"]);
         (name, [pixels.div_ceil(ROWS), columns.div_ceil(width), g.conv.groups].map(dim), threads)
     };
-    gpu.account(|| g.cost(Pass::Dgrad, dtype));
     // SAFETY: the shapes of all three tensors were checked against `g`, their dtypes above.
     unsafe { gpu.launch("conv2d", name, dtype, grid, threads, &parameters) }
     None

@@ -14,7 +14,7 @@ use super::products::Products;
 use super::tensor::{
     self, BackwardProduct, FinishedProduct, Product, ProductGradient, ProductStatistics, Sums, dim, int,
 };
-use super::{Besides, Conv2d, Geometry, Pass};
+use super::{Besides, Conv2d, Geometry, Pass, tiles};
 use crate::gpu::tensor_map::{Images, Matrix, Window};
 use crate::gpu::{self, Address, Blocks, Cost, Gpu, Handle, TensorMap};
 use crate::ops::batch_norm::{Normalized, Tiles};
@@ -95,11 +95,7 @@ pub struct WideTiling {
 
 impl fmt::Display for WideTiling {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}×{}", self.tile.rows(), self.tile.columns())?;
-        match self.splits {
-            1 => Ok(()),
-            splits => write!(f, ", {splits} splits"),
-        }
+        tiles::tell(f, [self.tile.rows(), self.tile.columns()], self.splits)
     }
 }
 
@@ -157,7 +153,7 @@ pub fn choice(g: &Geometry, pass: Pass, dtype: DType) -> Option<WideTiling> {
 /// Whether a GPU does a pass by these kernels, on operands that tensor cores take: then the convolution that it reads.
 pub(super) fn serves(gpu: &Gpu, g: &Geometry, pass: Pass, dtype: DType, operands: [Address; 2]) -> Option<Geometry> {
     let is_aligned = operands.iter().all(|address| address.0.is_multiple_of(16));
-    let is_asked = gpu.description().warpgroups && is_aligned && !super::tiles::is_forced();
+    let is_asked = gpu.description().warpgroups && is_aligned && !tiles::is_forced();
     if is_asked { seen(g, pass, dtype) } else { None }
 }
 
@@ -214,14 +210,7 @@ thread_local! {
 
 /// Runs `work` with one choice for every pass that this thread starts and these kernels take.
 pub fn with_choice<R>(choice: WideTiling, work: impl FnOnce() -> R) -> R {
-    struct Restore(Option<WideTiling>);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            FORCED.set(self.0);
-        }
-    }
-    let _restore = Restore(FORCED.replace(Some(choice)));
-    work()
+    tiles::choosing(&FORCED, choice, work)
 }
 
 /// The tiling of what [`seen`] sees. It depends on the shapes alone.
@@ -385,10 +374,6 @@ pub(super) fn dgrad(
     is_added: bool,
     norm: Option<&Normalized>,
 ) -> Option<Tensor> {
-    gpu.account(|| g.cost(Pass::Dgrad, dtype));
-    if is_added {
-        gpu.account(|| Cost::moving(g.x().len() * dtype.size(), 0));
-    }
     let WideTiling { tile, .. } = choose(seen, Pass::Dgrad);
     let size = [seen.n * seen.p * seen.q, seen.k];
     let product = product(seen, sizes(seen, dtype, dy, dx, Some(w)), [dy, w, dx], tile, size);

@@ -322,10 +322,6 @@ pub fn dgrad(
     is_added: bool,
     norm: Option<&Normalized>,
 ) -> Option<Tensor> {
-    gpu.account(|| g.cost(Pass::Dgrad, dtype));
-    if is_added {
-        gpu.account(|| Cost::moving(g.x().len() * dtype.size(), 0));
-    }
     let g = &plain(g);
     let (choice, name) = division(g, Pass::Dgrad, dtype);
     let tiles::Gemm { m, n, grids, .. } = tiles::Gemm::of(g, Pass::Dgrad);

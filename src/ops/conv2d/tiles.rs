@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 use std::sync::OnceLock;
+use std::thread::LocalKey;
 
 use serde::{Deserialize, Serialize};
 
@@ -197,13 +198,22 @@ thread_local! {
 
 /// Runs `work` with one choice for every convolution that this thread starts and for which there is such a kernel.
 pub fn with_choice<R>(choice: Tiling, work: impl FnOnce() -> R) -> R {
-    struct Restore(Option<Tiling>);
-    impl Drop for Restore {
+    choosing(&FORCED, choice, work)
+}
+
+/// Runs `work` with `choice` where this thread looks for one.
+pub(super) fn choosing<T: Copy + 'static, R>(
+    at: &'static LocalKey<Cell<Option<T>>>,
+    choice: T,
+    work: impl FnOnce() -> R,
+) -> R {
+    struct Restore<T: Copy + 'static>(&'static LocalKey<Cell<Option<T>>>, Option<T>);
+    impl<T: Copy> Drop for Restore<T> {
         fn drop(&mut self) {
-            FORCED.set(self.0);
+            self.0.set(self.1);
         }
     }
-    let _restore = Restore(FORCED.replace(Some(choice)));
+    let _restore = Restore(at, at.replace(Some(choice)));
     work()
 }
 
@@ -247,12 +257,13 @@ fn is_cut(g: &Geometry, pass: Pass, splits: usize) -> bool {
 
 impl fmt::Display for Tiling {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}×{}", self.tile.rows(), self.tile.columns())?;
-        match self.splits {
-            1 => Ok(()),
-            splits => write!(f, ", {splits} splits"),
-        }
+        tell(f, [self.tile.rows(), self.tile.columns()], self.splits)
     }
+}
+
+pub(super) fn tell(f: &mut fmt::Formatter<'_>, [rows, columns]: [usize; 2], splits: usize) -> fmt::Result {
+    write!(f, "{rows}×{columns}")?;
+    if splits > 1 { write!(f, ", {splits} splits") } else { Ok(()) }
 }
 
 /// A shape, pass and precision: what a choice was measured for.
@@ -343,6 +354,19 @@ mod tests {
         assert_eq!(best(narrow, Pass::Fprop), Tiling { tile: Tile::Medium, splits: 1 });
         let growth = gemm([128, 56, 56, 128], [32, 3, 3], same, Pass::Fprop);
         assert_eq!(best(growth, Pass::Fprop), Tiling { tile: Tile::Narrow, splits: 1 });
+    }
+
+    /// No kernel on record holds fewer blocks than the rule counts on.
+    #[test]
+    fn so_many_blocks_reside() {
+        let record = std::fs::read_to_string("benches/results/kernels-sm_90a.csv").unwrap();
+        for tile in Tile::ALL {
+            let name = format!("_{}x{}_bf16", tile.rows(), tile.columns());
+            let of_tile =
+                |row: &&str| row.starts_with("conv2d_tensor_") && row.split(',').next().unwrap().ends_with(&name);
+            let blocks = record.lines().filter(of_tile).map(|row| row.rsplit(',').next().unwrap().parse().unwrap());
+            assert_eq!(blocks.min(), Some(tile.resident()), "{tile:?}");
+        }
     }
 
     #[test]
