@@ -86,40 +86,45 @@ fn every_kernel_compiles_everywhere_and_fits_its_registers() {
     assert!(problems.is_empty(), "spills, or too much shared memory, by {compiler}:\n{}", problems.join("\n"));
 }
 
-/// The kernels' needs on Hopper as they were when somebody last looked: a change shows in the diff of this file, which
-/// the test writes anew beside itself.
+/// The kernels' needs on the architectures that differ, as they were when somebody last looked: a change shows in the diff of these files,
+/// which the test writes anew beside itself.
 #[test]
-fn needs_on_hopper_are_those_on_record() {
-    const RECORD: &str = "benches/results/kernels-sm_90a.csv";
+fn needs_are_those_on_record() {
     let nvrtc = compiler();
-    let record = std::fs::read_to_string(RECORD).unwrap();
-    let (first, _) = record.split_once('\n').unwrap();
-    let head = |version: &str| format!("# libnvrtc {version}, sm_90a");
-    if first != head(&nvrtc.version.to_string()) {
-        // Another compiler gives other numbers; the test above watches over spills with any.
-        eprintln!("not compared: {RECORD} is of another compiler than libnvrtc {}", nvrtc.version);
-        return;
-    }
-    let mut found = head(&nvrtc.version.to_string());
-    found.push_str("\nkernel,threads,registers,shared bytes,blocks per processor\n");
-    for (source, module) in compile::sources("sm_90a").iter().zip(compiled("sm_90a")) {
-        let mut rows = rows(&module);
-        if !record.contains(&rows) {
-            // The compiler does not always choose the same registers: one of a hundred kernels had 149 once where it has
-            // 139 otherwise, from the same source by the same file of libnvrtc. What differs twice is a change.
-            rows = self::rows(&compile::compile(nvrtc, None, source, "sm_90a").unwrap());
+    let mut differing = Vec::new();
+    for architecture in ["sm_80", "sm_89", "sm_90a", "sm_100"] {
+        let path = format!("benches/results/kernels-{architecture}.csv");
+        let record = std::fs::read_to_string(&path).unwrap_or_default();
+        let first = record.lines().next().unwrap_or_default();
+        let head = format!("# libnvrtc {}, {architecture}", nvrtc.version);
+        if !first.is_empty() && first != head {
+            // Another compiler gives other numbers; the test above watches over spills with any.
+            eprintln!("not compared: {path} is of another compiler than libnvrtc {}", nvrtc.version);
+            continue;
         }
-        found.push_str(&rows);
+        let mut found = format!("{head}\nkernel,threads,registers,shared bytes,blocks per processor\n");
+        for (source, module) in compile::sources(architecture).iter().zip(compiled(architecture)) {
+            let mut rows = rows(&module, architecture);
+            if !record.contains(&rows) {
+                // The compiler does not always choose the same registers: one of a hundred kernels had 149 once where it has
+                // 139 otherwise, from the same source by the same file of libnvrtc. What differs twice is a change.
+                rows = self::rows(&compile::compile(nvrtc, None, source, architecture).unwrap(), architecture);
+            }
+            found.push_str(&rows);
+        }
+        let beside = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("kernels-{architecture}.csv"));
+        std::fs::write(&beside, &found).unwrap();
+        if found != record {
+            differing.push(format!("{path}; what is now is in {}", beside.display()));
+        }
     }
-    let beside = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels-sm_90a.csv");
-    std::fs::write(&beside, &found).unwrap();
-    assert!(found == record, "differs from {RECORD}; what is now is in {}", beside.display());
+    assert!(differing.is_empty(), "differs from {}", differing.join(", "));
 }
 
 /// What each kernel of a module needs, as it stands on record.
-fn rows(module: &Module) -> String {
+fn rows(module: &Module, architecture: &str) -> String {
     let row = |kernel: &KernelFacts| {
-        let blocks = kernel.blocks_per_processor("sm_90a").unwrap();
+        let blocks = kernel.blocks_per_processor(architecture).unwrap();
         let KernelFacts { symbol, threads, registers, shared_bytes, .. } = kernel;
         assert!(*threads > 0 && blocks > 0, "{kernel:?}");
         format!("{symbol},{threads},{registers},{shared_bytes},{blocks}\n")
