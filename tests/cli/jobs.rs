@@ -234,8 +234,9 @@ fn a_plan_shows_what_runs_as_one() {
     assert_eq!(f32 + 2 - bf16, 53, "one launch less for each batch norm");
 
     let text = folder.done("inspect --plan resnet18");
-    assert!(text.starts_with("resnet18: 43 stages of 68 layers\n"), "{text}");
+    assert!(text.starts_with("resnet18: 40 stages of 68 layers\n"), "{text}");
     assert!(text.contains("bn1 + relu ") && text.contains("batch norm, sum, ReLU"), "{text}");
+    assert_eq!(text.matches("batch norm, batch norm, sum, ReLU").count(), 3, "blocks with a shortcut: {text}");
     assert!(folder.done("inspect --plan densenet121").contains("concatenation"));
     assert_refused(
         &folder,
