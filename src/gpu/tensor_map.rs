@@ -12,11 +12,18 @@
 //! The limits are those of the CUDA driver's `cuTensorMapEncodeTiled` and `cuTensorMapEncodeIm2col` (version 13.0). [`Mapped::check`] knows
 //! them, so that every device refuses the same.
 
+use std::ops::RangeInclusive;
+
 use super::driver::Address;
 use crate::dtype::DType;
 
 /// Numbers of a line in shared memory, 128 bytes: columns of a box, and channels of a pixel.
 pub const LINE: u32 = 64;
+
+/// The limits of copies in im2col mode: the corners of the box of pixels, the step of the walk, and a tap's offset.
+pub const CORNERS: RangeInclusive<i64> = -128..=127;
+pub const MOST_STRIDE: u32 = 8;
+pub const MOST_OFFSET: usize = 255;
 
 /// An encoded tensor map, as it stands in a kernel's parameters: at a multiple of 64 bytes.
 #[repr(C, align(64))]
@@ -199,10 +206,10 @@ impl Images {
         for ((size, [lower, upper]), stride) in
             [h, w].into_iter().zip([0, 1].map(|i| [self.lower[i], self.upper[i]])).zip(self.strides)
         {
-            if stride == 0 || stride > 8 {
-                return Err(format!("a stride of {stride}; it is from 1 to 8"));
+            if stride == 0 || stride > MOST_STRIDE {
+                return Err(format!("a stride of {stride}; it is from 1 to {MOST_STRIDE}"));
             }
-            if let Some(corner) = [lower, upper].into_iter().find(|corner| !(-128..=127).contains(corner)) {
+            if let Some(corner) = [lower, upper].into_iter().find(|&corner| !CORNERS.contains(&corner.into())) {
                 return Err(format!("a corner of the box of pixels at {corner}; it is from -128 to 127"));
             }
             if size as i64 - 1 + i64::from(upper) < i64::from(lower) {

@@ -15,7 +15,7 @@ use super::tensor::{
     self, BackwardProduct, FinishedProduct, Product, ProductGradient, ProductStatistics, Sums, dim, int,
 };
 use super::{Besides, Conv2d, Geometry, Pass, tiles};
-use crate::gpu::tensor_map::{Images, Matrix, Window};
+use crate::gpu::tensor_map::{self, Images, Matrix, Window};
 use crate::gpu::{self, Address, Blocks, Cost, Gpu, Handle, TensorMap};
 use crate::ops::batch_norm::{Normalized, Tiles};
 use crate::parameters;
@@ -104,11 +104,6 @@ const MULTIPLYING_WARPS: usize = 8;
 
 // ---- which passes ------------------------------------------------------------------------------------------------------
 
-/// The limits of copies in im2col mode: the corners of the box of pixels, a tap's offset, and the step of the walk.
-const CORNERS: std::ops::RangeInclusive<i64> = -128..=127;
-const MOST_OFFSET: usize = 255;
-const MOST_STRIDE: usize = 8;
-
 /// dgrad of stride 1 as the convolution of dy that it is: its channels are the filters of `g`, its filters the channels, and its taps go
 /// the other way. `None` where dy would have to be cut, not padded.
 fn turned(g: &Geometry) -> Option<Geometry> {
@@ -130,9 +125,9 @@ pub fn seen(g: &Geometry, pass: Pass, dtype: DType) -> Option<Geometry> {
     let Conv2d { stride, padding, dilation, groups } = seen.conv;
     let walks = [(seen.r, 0), (seen.s, 1)].into_iter().all(|(taps, axis)| {
         let (reach, padding) = (dilation[axis] * (taps - 1), padding[axis] as i64);
-        reach <= MOST_OFFSET
-            && [-padding, padding - reach as i64].iter().all(|corner| CORNERS.contains(corner))
-            && stride[axis] <= MOST_STRIDE
+        reach <= tensor_map::MOST_OFFSET
+            && [-padding, padding - reach as i64].iter().all(|corner| tensor_map::CORNERS.contains(corner))
+            && stride[axis] <= tensor_map::MOST_STRIDE as usize
     });
     // A step's 64 summands are of one tap: channels, or wgrad's pixels, of which 64 weights are.
     let takes = matches!(dtype, DType::BF16 | DType::F16)
