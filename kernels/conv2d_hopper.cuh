@@ -7,6 +7,10 @@
 // as conv2d_tensor.cuh does, while the ring fills with the next tile's. A stage has two barriers, `full`, on which its bytes
 // arrive, and `empty`, on which the warps that have read it do.
 //
+// Two tiles one below the other have the same columns. Their blocks may be a cluster: then each copies half of the columns, to both of
+// them, and a stage is empty when the warps of both have read theirs. Which tiles do is the host's choice; where there is an odd number
+// of them, the last one's partner multiplies zeros and stores nothing.
+//
 //   pass                  rows of the tile                                columns
 //   fprop                 patches of x, a line per output pixel           filters, a line each
 //   dgrad of stride 1     patches of dy, likewise: fprop turned round     filters turned, a line per filter with 64 channels
@@ -15,8 +19,8 @@
 // Patches are what the tensor map's im2col mode reads; it knows the padding, and the stride as the step of its walk. A step belongs to one
 // tap. What lies outside becomes zeros. Sums are added in the order of conv2d_tensor.cuh's, taps and then channels, but 16 at a time.
 //
-// Bytes: both operands once for each tile across them, the result once. Grid: at most as many blocks as fit at once (one per processor,
-// for the registers); which tile a layer gets: src/ops/conv2d/hopper.rs.
+// Bytes: both operands once for each tile across them, in clusters the columns once for two, the result once. Grid: at most as many
+// blocks as fit at once (one per processor, for the registers); which tile a layer gets: src/ops/conv2d/hopper.rs.
 #pragma once
 
 #include "conv2d_tensor.cuh"
@@ -28,6 +32,8 @@ struct WideTile : Tile<ROWS_, COLUMNS_, ROWS_ / 8, COLUMNS_> {
   using Base = Tile<ROWS_, COLUMNS_, ROWS_ / 8, COLUMNS_>;
   static constexpr unsigned RING = RING_, ROWS = ROWS_, COLUMNS = COLUMNS_;
   static constexpr unsigned MULTIPLIERS = Base::THREADS, ALL_THREADS = MULTIPLIERS + WARPGROUP;
+  // Whether there may be clusters: half of the columns are whole copies.
+  static constexpr bool IN_CLUSTERS = COLUMNS > LINE;
   static_assert(MULTIPLIERS == 2 * WARPGROUP, "two warpgroups multiply");
   // Of a stage.
   static constexpr unsigned ROW_ELEMENTS = ROWS * LINE, COLUMN_ELEMENTS = COLUMNS * LINE, STAGE = ROW_ELEMENTS + COLUMN_ELEMENTS;
@@ -52,9 +58,13 @@ constexpr unsigned MULTIPLIERS_BARRIER = 1;
 
 // ---- the ring --------------------------------------------------------------------------------------------------------
 
+// Blocks of a cluster, one or two, and which of them this one is.
+struct Team { unsigned size, rank; };
+
 struct Ring {
   SharedArray<element> memory;
   SharedArray<Barrier> full, empty;
+  Team team;
 };
 
 // The shared memory of a kernel for tiles of T.
@@ -62,7 +72,13 @@ struct Ring {
   DYNAMIC_SHARED(element, memory);    \
   SHARED(Barrier, full, T::RING);     \
   SHARED(Barrier, empty, T::RING);    \
-  const Ring ring = {memory, full, empty}
+  const Ring ring = {memory, full, empty, team_of<T>()}
+
+template <class T>
+DEVICE Team team_of() {
+  if constexpr (T::IN_CLUSTERS) return {cluster_size(), cluster_rank()};
+  else return {1, 0};
+}
 
 // A stage, and the parity of the phase of its barriers that is waited for.
 struct Turn { unsigned stage, parity; };
@@ -75,7 +91,9 @@ DEVICE void next(Turn& turn) {
   }
 }
 
-// Waits until this turn's stage was read, and has its barrier expect a whole stage. Returns where the stage begins.
+// Waits until this turn's stage was read, by both blocks of a cluster: what this one copies goes to the other too. Then has the stage's
+// barrier expect a whole stage, and returns where the stage begins. Bytes from the other block may come before they are expected: of
+// this phase, because that block has waited for this one's warps too.
 template <class T>
 DEVICE unsigned begin_copies(const Ring& ring, const Turn& turn) {
   barrier_wait(ring.empty, turn.stage, turn.parity);
@@ -85,8 +103,28 @@ DEVICE unsigned begin_copies(const Ring& ring, const Turn& turn) {
 
 // Of a warp that has read a stage.
 DEVICE void leave_stage(const Ring& ring, unsigned stage) {
-  if (threadIdx.x % WARP == 0) barrier_arrive(ring.empty, stage);
+  const unsigned lane = threadIdx.x % WARP;
+  if (ring.team.size == 1) {
+    if (lane == 0) barrier_arrive(ring.empty, stage);
+  } else if (lane < ring.team.size) {
+    barrier_arrive_at(ring.empty, stage, lane);
+  }
 }
+
+// Copies of columns: to all blocks of the cluster.
+DEVICE void share_box(const Ring& ring, unsigned place, const TensorMap& map, int x, int y, unsigned stage) {
+  if (ring.team.size == 1) copy_box(ring.memory, place, map, x, y, ring.full, stage);
+  else copy_box_to(ring.memory, place, map, x, y, ring.full, stage, (1u << ring.team.size) - 1);
+}
+
+DEVICE void share_patches(const Ring& ring, unsigned place, const TensorMap& map, int c, int w, int h, int n, unsigned offset_w,
+                          unsigned offset_h, unsigned stage) {
+  if (ring.team.size == 1) copy_patches(ring.memory, place, map, c, w, h, n, offset_w, offset_h, ring.full, stage);
+  else copy_patches_to(ring.memory, place, map, c, w, h, n, offset_w, offset_h, ring.full, stage, (1u << ring.team.size) - 1);
+}
+
+// Whether this block copies the tile's 64 columns of this number.
+DEVICE bool copies_chunk(const Team& team, unsigned chunk) { return team.size == 1 || chunk % team.size == team.rank; }
 
 // ---- tiles and their copies ------------------------------------------------------------------------------------------
 
@@ -100,29 +138,37 @@ struct Piece {
   unsigned split;
 };
 
-DEVICE unsigned tiles_of_split(const Product& p) { return static_cast<unsigned>(p.tiles_down) * p.by_tiles.divisor; }
+// Teams of tiles, those of a cluster one below the other.
+DEVICE unsigned teams_of_split(const Product& p, const Team& team) {
+  const unsigned down = (static_cast<unsigned>(p.tiles_down) + team.size - 1) >> (team.size - 1);
+  return down * p.by_tiles.divisor;
+}
+
+// The i-th team's tile of this block.
+DEVICE Corner corner_of_team(const Product& p, const Team& team, unsigned i) {
+  const unsigned down = static_cast<unsigned>(divide(static_cast<int>(i), p.by_tiles));
+  return {down * team.size + team.rank, i - down * p.by_tiles.divisor};
+}
 
 // How a pass reads its operands: whether lines go along the summands, how many steps a tile takes, and its copies.
 struct Forward {
   static constexpr bool ROWS_ALONG = true, COLUMNS_ALONG = true;
 
-  DEVICE unsigned pieces(const Product& p) { return tiles_of_split(p); }
-
-  DEVICE Piece piece(const Product& p, unsigned i) {
-    const unsigned down = static_cast<unsigned>(divide(static_cast<int>(i), p.by_tiles));
-    return {{down, i - down * p.by_tiles.divisor}, 0};
-  }
+  DEVICE unsigned teams(const Product& p, const Team& team) { return teams_of_split(p, team); }
+  DEVICE Piece piece(const Product& p, const Team& team, unsigned i) { return {corner_of_team(p, team, i), 0}; }
+  DEVICE int rows(const Product& p) { return p.g.n * p.g.p * p.g.q; }
 
   DEVICE int steps(const Product& p, const Piece&) {
     return p.g.r * p.g.s * ((p.g.c + static_cast<int>(LINE) - 1) / static_cast<int>(LINE));
   }
 
-  // A step's columns: 64 weights of each filter.
+  // A step's columns: 64 weights of each filter, which the blocks of a cluster share out.
   template <class T>
   DEVICE void copy_columns(const Product& p, const Maps& maps, const Ring& ring, unsigned place, const Piece& piece, const Tap& tap,
                            unsigned stage) {
     const int weight = (tap.r * p.g.s + tap.s) * p.g.c + tap.channel;
-    copy_box(ring.memory, place, maps.by, weight, static_cast<int>(piece.corner.across * T::COLUMNS), ring.full, stage);
+    const unsigned first = ring.team.rank * (T::COLUMNS / 2);
+    share_box(ring, place + first * LINE, maps.by, weight, static_cast<int>(piece.corner.across * T::COLUMNS + first), stage);
   }
 
   template <class T, class Pass>
@@ -158,7 +204,8 @@ struct Backward : Forward {
     const int weight = turned * g.k + static_cast<int>(piece.corner.across * T::COLUMNS);
 #pragma unroll
     for (unsigned chunk = 0; chunk < T::COLUMNS / LINE; ++chunk)
-      copy_box(ring.memory, place + chunk * CHUNK, maps.by, weight + static_cast<int>(chunk * LINE), tap.channel, ring.full, stage);
+      if (copies_chunk(ring.team, chunk))
+        share_box(ring, place + chunk * CHUNK, maps.by, weight + static_cast<int>(chunk * LINE), tap.channel, stage);
   }
 };
 
@@ -166,17 +213,17 @@ struct Backward : Forward {
 struct OfWeights {
   static constexpr bool ROWS_ALONG = false, COLUMNS_ALONG = false;
 
-  DEVICE unsigned pieces(const Product& p) {
+  DEVICE unsigned teams(const Product& p, const Team& team) {
     const int pixels = p.g.n * p.g.p * p.g.q;
-    return tiles_of_split(p) * static_cast<unsigned>((pixels + p.split - 1) / p.split);
+    return teams_of_split(p, team) * static_cast<unsigned>((pixels + p.split - 1) / p.split);
   }
 
-  DEVICE Piece piece(const Product& p, unsigned i) {
-    const unsigned split = i / tiles_of_split(p);
-    Piece piece = Forward::piece(p, i - split * tiles_of_split(p));
-    piece.split = split;
-    return piece;
+  DEVICE Piece piece(const Product& p, const Team& team, unsigned i) {
+    const unsigned split = i / teams_of_split(p, team);
+    return {corner_of_team(p, team, i - split * teams_of_split(p, team)), split};
   }
+
+  DEVICE int rows(const Product& p) { return p.g.k; }
 
   DEVICE int begin(const Product& p, const Piece& piece) { return static_cast<int>(piece.split) * p.split; }
 
@@ -212,8 +259,9 @@ struct OfWeights {
         copy_box(ring.memory, place + chunk * CHUNK, maps.from, filter + static_cast<int>(chunk * LINE), pixel, ring.full, turn.stage);
 #pragma unroll
       for (unsigned chunk = 0; chunk < T::COLUMNS / LINE; ++chunk)
-        copy_patches(ring.memory, place + T::ROW_ELEMENTS + chunk * CHUNK, maps.by, channel[chunk], w, h, first.image,
-                     offset_w[chunk], offset_h[chunk], ring.full, turn.stage);
+        if (copies_chunk(ring.team, chunk))
+          share_patches(ring, place + T::ROW_ELEMENTS + chunk * CHUNK, maps.by, channel[chunk], w, h, first.image, offset_w[chunk],
+                        offset_h[chunk], turn.stage);
       next<T>(turn);
     }
   }
@@ -264,30 +312,37 @@ DEVICE void for_each_piece(const Product& p, const Maps& maps, const Ring& ring,
   if (threadIdx.x == 0) {
     for (unsigned stage = 0; stage < T::RING; ++stage) {
       barrier_init(ring.full, stage, 1);
-      barrier_init(ring.empty, stage, T::MULTIPLIERS / WARP);
+      barrier_init(ring.empty, stage, T::MULTIPLIERS / WARP * ring.team.size);
     }
     fence_barriers();
   }
-  __syncthreads();
+  if (ring.team.size == 1) __syncthreads();
+  else cluster_barrier();
   // The same in all lanes, which the compiler does not see by itself.
   const unsigned warpgroup = __shfl_sync(ALL_LANES, threadIdx.x / WARPGROUP, 0);
-  const unsigned pieces = Pass::pieces(p);
+  const unsigned teams = Pass::teams(p, ring.team), first = blockIdx.x >> (ring.team.size - 1), step = gridDim.x >> (ring.team.size - 1);
   if (warpgroup == T::MULTIPLIERS / WARPGROUP) {
     registers_down<COPY_REGISTERS>();
     if (threadIdx.x != T::MULTIPLIERS) return;
     // Stages that nobody has filled yet are read already.
     Turn turn = {0, 1};
-    for (unsigned i = blockIdx.x; i < pieces; i += gridDim.x)
-      Pass::template copy_tile<T, Pass>(p, maps, ring, turn, Pass::piece(p, i));
+    for (unsigned i = first; i < teams; i += step) Pass::template copy_tile<T, Pass>(p, maps, ring, turn, Pass::piece(p, ring.team, i));
+    if (ring.team.size == 1) return;
+    // The other block's warps arrive here: until they have, this one stays.
+    for (unsigned stage = 0; stage < T::RING; ++stage) {
+      barrier_wait(ring.empty, turn.stage, turn.parity);
+      next<T>(turn);
+    }
     return;
   }
   registers_up<MULTIPLY_REGISTERS>();
   Turn turn = {0, 0};
-  for (unsigned i = blockIdx.x; i < pieces; i += gridDim.x) {
-    const Piece piece = Pass::piece(p, i);
+  for (unsigned i = first; i < teams; i += step) {
+    const Piece piece = Pass::piece(p, ring.team, i);
     Sums<T> sums;
     multiply_steps<T, Pass>(sums, ring, turn, warpgroup, Pass::steps(p, piece));
-    f(piece, sums);
+    // A cluster has a tile too many where tiles are an odd number.
+    if (static_cast<int>(piece.corner.down * T::ROWS) < Pass::rows(p)) f(piece, sums);
   }
 }
 

@@ -57,6 +57,16 @@ DEVICE void barrier_arrive(SharedArray<Barrier> b, unsigned i) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(b + i)) : "memory");
 }
 
+// At the barrier in the same place of the block with this rank in the cluster. Says that products have read, nothing of what threads wrote:
+// releasing that to a cluster takes a fence of the whole GPU (MEMBAR.ALL.GPU) each time.
+DEVICE void barrier_arrive_at(SharedArray<Barrier> b, unsigned i, unsigned rank) {
+  asm volatile(
+      "{\n.reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(shared_address(b + i)), "r"(rank)
+      : "memory");
+}
+
 // Until the phase of this parity is complete: 0 for the first, 1 for the second, 0 for the third. A barrier that is new counts as one
 // whose phase of parity 1 is.
 DEVICE void barrier_wait(SharedArray<Barrier> b, unsigned i, unsigned parity) {
@@ -70,6 +80,28 @@ DEVICE void barrier_wait(SharedArray<Barrier> b, unsigned i, unsigned parity) {
         "selp.u32 %0, 1, 0, complete;\n}"
         : "=r"(is_complete) : "r"(address), "r"(parity) : "memory");
   } while (is_complete == 0);
+}
+
+// ---- clusters ------------------------------------------------------------------------------------------------------
+//
+// Blocks of a cluster run at the same time, and have the same shared memory at the same places. One may be reached for while all of its
+// threads have not ended, and each of those behind the cluster's barrier.
+
+DEVICE unsigned cluster_size() {
+  unsigned size;
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+  return size;
+}
+
+DEVICE unsigned cluster_rank() {
+  unsigned rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+// Until all threads of all blocks of the cluster are here.
+DEVICE void cluster_barrier() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
 // What this thread wrote to shared memory before, copies and products read behind.
@@ -102,6 +134,26 @@ DEVICE void copy_patches(SharedArray<element> to, unsigned place, const TensorMa
       "[%0], [%1, {%2, %3, %4, %5}], [%6], {%7, %8};" ::"r"(shared_address(to + place)),
       "l"(&map), "r"(c), "r"(w), "r"(h), "r"(n), "r"(shared_address(b + i)), "h"(static_cast<unsigned short>(offset_w)),
       "h"(static_cast<unsigned short>(offset_h))
+      : "memory");
+}
+
+// The same to each block of the cluster whose rank's bit of `blocks` is set: to the same place, and towards its barrier i.
+DEVICE void copy_box_to(SharedArray<element> to, unsigned place, const TensorMap& map, int x, int y, SharedArray<Barrier> b, unsigned i,
+                        unsigned blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(to + place)),
+      "l"(&map), "r"(x), "r"(y), "r"(shared_address(b + i)), "h"(static_cast<unsigned short>(blocks))
+      : "memory");
+}
+
+DEVICE void copy_patches_to(SharedArray<element> to, unsigned place, const TensorMap& map, int c, int w, int h, int n, unsigned offset_w,
+                            unsigned offset_h, SharedArray<Barrier> b, unsigned i, unsigned blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1, {%2, %3, %4, %5}], [%6], {%7, %8}, %9;" ::"r"(shared_address(to + place)),
+      "l"(&map), "r"(c), "r"(w), "r"(h), "r"(n), "r"(shared_address(b + i)), "h"(static_cast<unsigned short>(offset_w)),
+      "h"(static_cast<unsigned short>(offset_h)), "h"(static_cast<unsigned short>(blocks))
       : "memory");
 }
 

@@ -90,18 +90,21 @@ struct Runtime {
   void (*barrier_init)(const Context*, void* barrier, Shadow* shadow, const char* name, unsigned i, unsigned arrivals);
   // Both kinds of fences: of barriers that the thread made, and of what it wrote to shared memory.
   void (*fence)(const Context*, unsigned of_barriers);
-  // An arrival and bytes to come.
-  void (*barrier_arrive)(const Context*, void* barrier, const Shadow* shadow, const char* name, unsigned i, unsigned bytes);
+  // An arrival and bytes to come, at the barrier of the block with this rank that lies in the place of the one given.
+  void (*barrier_arrive)(const Context*, void* barrier, const Shadow* shadow, const char* name, unsigned i, unsigned bytes,
+                         unsigned rank);
   void (*barrier_wait)(const Context*, void* barrier, const Shadow* shadow, const char* name, unsigned i, unsigned parity,
                        const char* file, unsigned line);
   void (*named_barrier)(const Context*, unsigned id, unsigned threads, const char* file, unsigned line);
-  void (*copy)(const Context*, const BulkCopy*, const Shadow* barrier_shadow, unsigned barrier_index);
+  // To the same place in each block whose rank's bit of `blocks` is set.
+  void (*copy)(const Context*, const BulkCopy*, const Shadow* barrier_shadow, unsigned barrier_index, unsigned blocks);
   // The byte of dynamic shared memory that a pointer points to.
   unsigned (*address)(const Context*, const void* at, const char* name);
   void (*product)(const Context*, const Product*);
   void (*product_fence)(const Context*, unsigned commits);
   void (*product_wait)(const Context*, unsigned left, float* sums, unsigned count, const char* file, unsigned line);
   void (*registers)(const Context*, unsigned count, unsigned up, const char* file, unsigned line);
+  void (*cluster_barrier)(const Context*, const char* file, unsigned line);
 };
 
 // How tensor cores add: sums of `bytes` of A's numbers at a time, which are cut off `extra` bits behind those of a float; `bytes` is
@@ -110,6 +113,7 @@ struct TensorCores { uint32_t bytes, extra; };
 
 struct Context {
   Index3 thread, block, threads, grid;
+  uint32_t rank, cluster;  // of the block in its cluster, and how many blocks that has
   TensorCores tensor_cores;
   uint32_t epoch;
   uint16_t warp_epoch;

@@ -83,7 +83,7 @@ DEVICE void fail_copy(const char* what, const char* name, unsigned long long pla
 }
 
 DEVICE void start_copy(SharedArray<element> to, unsigned place, const TensorMap& of, unsigned kind, const int (&at)[4], unsigned offset_w,
-                       unsigned offset_h, SharedArray<Barrier> b, unsigned i, const char* file, unsigned line) {
+                       unsigned offset_h, SharedArray<Barrier> b, unsigned i, unsigned blocks, const char* file, unsigned line) {
   const emulator::Context* now = emulator::context();
   const Map& map = *reinterpret_cast<const Map*>(&of);
   emulator::check_aligned(&of, alignof(TensorMap));
@@ -111,7 +111,7 @@ DEVICE void start_copy(SharedArray<element> to, unsigned place, const TensorMap&
       (void)bytes[(end - first) * sizeof(element) - 1];
     }
   });
-  now->runtime->copy(now, &copy, b.shadow + i, i);
+  now->runtime->copy(now, &copy, b.shadow + i, i, blocks);
 }
 
 // ---- barriers ------------------------------------------------------------------------------------------------------
@@ -131,13 +131,15 @@ DEVICE void barrier_init(SharedArray<Barrier> b, unsigned i, unsigned arrivals) 
 DEVICE void fence_barriers() { emulator::context()->runtime->fence(emulator::context(), 1); }
 DEVICE void fence_async() { emulator::context()->runtime->fence(emulator::context(), 0); }
 
-DEVICE void barrier_expect(SharedArray<Barrier> b, unsigned i, unsigned bytes) {
+DEVICE void arrive_at(SharedArray<Barrier> b, unsigned i, unsigned bytes, unsigned rank) {
   barrier_bounds(b, i);
   const emulator::Context* now = emulator::context();
-  now->runtime->barrier_arrive(now, b.data + i, b.shadow + i, b.name, i, bytes);
+  now->runtime->barrier_arrive(now, b.data + i, b.shadow + i, b.name, i, bytes, rank);
 }
 
+DEVICE void barrier_expect(SharedArray<Barrier> b, unsigned i, unsigned bytes) { arrive_at(b, i, bytes, emulator::context()->rank); }
 DEVICE void barrier_arrive(SharedArray<Barrier> b, unsigned i) { barrier_expect(b, i, 0); }
+DEVICE void barrier_arrive_at(SharedArray<Barrier> b, unsigned i, unsigned rank) { arrive_at(b, i, 0, rank); }
 
 DEVICE void barrier_wait(SharedArray<Barrier> b, unsigned i, unsigned parity, AT_CALL) {
   barrier_bounds(b, i);
@@ -145,22 +147,38 @@ DEVICE void barrier_wait(SharedArray<Barrier> b, unsigned i, unsigned parity, AT
   now->runtime->barrier_wait(now, b.data + i, b.shadow + i, b.name, i, parity, file, line);
 }
 
+DEVICE unsigned cluster_size() { return emulator::context()->cluster; }
+DEVICE unsigned cluster_rank() { return emulator::context()->rank; }
+DEVICE void cluster_barrier(AT_CALL) { emulator::context()->runtime->cluster_barrier(emulator::context(), file, line); }
+
 DEVICE void warpgroup_barrier(unsigned id, unsigned threads, AT_CALL) {
   emulator::context()->runtime->named_barrier(emulator::context(), id, threads, file, line);
 }
 
 // ---- copies --------------------------------------------------------------------------------------------------------
 
+DEVICE unsigned own_block() { return 1u << emulator::context()->rank; }
+
+DEVICE void copy_box_to(SharedArray<element> to, unsigned place, const TensorMap& map, int x, int y, SharedArray<Barrier> b, unsigned i,
+                        unsigned blocks, AT_CALL) {
+  barrier_bounds(b, i);
+  start_copy(to, place, map, MAP_OF_BOX, {x, y, 0, 0}, 0, 0, b, i, blocks, file, line);
+}
+
+DEVICE void copy_patches_to(SharedArray<element> to, unsigned place, const TensorMap& map, int c, int w, int h, int n, unsigned offset_w,
+                            unsigned offset_h, SharedArray<Barrier> b, unsigned i, unsigned blocks, AT_CALL) {
+  barrier_bounds(b, i);
+  start_copy(to, place, map, MAP_OF_PATCHES, {c, w, h, n}, offset_w, offset_h, b, i, blocks, file, line);
+}
+
 DEVICE void copy_box(SharedArray<element> to, unsigned place, const TensorMap& map, int x, int y, SharedArray<Barrier> b, unsigned i,
                      AT_CALL) {
-  barrier_bounds(b, i);
-  start_copy(to, place, map, MAP_OF_BOX, {x, y, 0, 0}, 0, 0, b, i, file, line);
+  copy_box_to(to, place, map, x, y, b, i, own_block(), file, line);
 }
 
 DEVICE void copy_patches(SharedArray<element> to, unsigned place, const TensorMap& map, int c, int w, int h, int n, unsigned offset_w,
                          unsigned offset_h, SharedArray<Barrier> b, unsigned i, AT_CALL) {
-  barrier_bounds(b, i);
-  start_copy(to, place, map, MAP_OF_PATCHES, {c, w, h, n}, offset_w, offset_h, b, i, file, line);
+  copy_patches_to(to, place, map, c, w, h, n, offset_w, offset_h, b, i, own_block(), file, line);
 }
 
 // ---- products ------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 #![cfg(feature = "emulator")]
 
 mod addresses;
+mod clusters;
 mod dynamic;
 mod hopper;
 

@@ -1,4 +1,7 @@
-//! One block: its threads as coroutines, its shared memory, its barriers and collectives.
+//! One block, or the blocks of one cluster: their threads as coroutines, their shared memory, their barriers and collectives.
+//!
+//! The blocks of a cluster, in the order of their ranks, have the threads one behind the other, each block the same shared memory at the
+//! same places of its own part: so one may reach for what another has.
 //!
 //! A coroutine runs one thread after the other for as long as none of them waits; a thread that waits (at a barrier or a
 //! collective of its warp) keeps the coroutine, and the next one carries on with the threads that have not begun. So a
@@ -12,6 +15,7 @@ mod calls;
 use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, c_char, c_void};
 use std::mem::{MaybeUninit, take};
+use std::ops::Range;
 
 use corosensei::stack::{DefaultStack, Stack, StackPointer};
 use corosensei::{Coroutine, CoroutineResult, Yielder};
@@ -42,6 +46,9 @@ pub struct Context {
     block: Index3,
     threads: Index3,
     grid: Index3,
+    /// The block's rank in its cluster, and how many blocks that has.
+    rank: u32,
+    cluster: u32,
     tensor_cores: [u32; 2],
     epoch: u32,
     warp_epoch: u16,
@@ -72,16 +79,17 @@ struct Runtime {
     access: unsafe extern "C" fn(*const Context, *mut Shadow, *const u8, *const c_char, u64, u32),
     barrier_init: unsafe extern "C" fn(*const Context, *mut u64, *mut Shadow, *const c_char, u32, u32),
     fence: unsafe extern "C" fn(*const Context, u32),
-    barrier_arrive: unsafe extern "C" fn(*const Context, *mut u64, *const Shadow, *const c_char, u32, u32),
+    barrier_arrive: unsafe extern "C" fn(*const Context, *mut u64, *const Shadow, *const c_char, u32, u32, u32),
     barrier_wait:
         unsafe extern "C" fn(*const Context, *mut u64, *const Shadow, *const c_char, u32, u32, *const c_char, u32),
     named_barrier: unsafe extern "C" fn(*const Context, u32, u32, *const c_char, u32),
-    copy: unsafe extern "C" fn(*const Context, *const BulkCopy, *const Shadow, u32),
+    copy: unsafe extern "C" fn(*const Context, *const BulkCopy, *const Shadow, u32, u32),
     address: unsafe extern "C" fn(*const Context, *const u8, *const c_char) -> u32,
     product: unsafe extern "C" fn(*const Context, *const Product),
     product_fence: unsafe extern "C" fn(*const Context, u32),
     product_wait: unsafe extern "C" fn(*const Context, u32, *mut f32, u32, *const c_char, u32),
     registers: unsafe extern "C" fn(*const Context, u32, u32, *const c_char, u32),
+    cluster_barrier: unsafe extern "C" fn(*const Context, *const c_char, u32),
 }
 
 static RUNTIME: Runtime = Runtime {
@@ -103,6 +111,7 @@ static RUNTIME: Runtime = Runtime {
     product_fence: calls::product_fence,
     product_wait: calls::product_wait,
     registers: calls::registers,
+    cluster_barrier: calls::cluster_barrier,
 };
 
 #[derive(Clone, Copy)]
@@ -118,6 +127,8 @@ enum State {
         site: Site,
     },
     AtNamedBarrier(Named),
+    /// At the barrier of all threads of a cluster.
+    AtCluster(Site),
     /// Until at most the last `left` groups of products are under way.
     AtProducts {
         left: u32,
@@ -204,7 +215,7 @@ struct Handed {
     shadow: Vec<Shadow>,
 }
 
-/// An array in shared memory: where it is declared, and where it and its shadow lie.
+/// An array in shared memory: where it is declared, and where it and its shadow lie in the part of each block.
 struct Declared {
     site: *const c_char,
     data: usize,
@@ -215,8 +226,12 @@ pub struct Block {
     entry: &'static EntryPoint,
     parameters: *const c_void,
     grid: [u32; 3],
+    /// Blocks of a cluster by dimension, and the threads of each.
+    cluster: [u32; 3],
+    threads: usize,
     /// The twin of `emulator::TensorCores`.
     tensor_cores: [u32; 2],
+    /// Of the first block.
     index: [u32; 3],
     contexts: Vec<Context>,
     /// `COPIES` for each thread. Not in its context, which is small so that those of a block lie side by side.
@@ -235,8 +250,8 @@ pub struct Block {
     worker_of: Vec<usize>,
     current: u32,
     worker: usize,
-    /// Shared memory that the kernel declares, and from [`DECLARED`] on `dynamic_shared` bytes more; the shadow
-    /// likewise, a mark for each number and at most one for each byte.
+    /// For each block, [`Block::part`] bytes: shared memory that the kernel declares, and from [`DECLARED`] on `dynamic_shared` bytes
+    /// more; the shadow likewise, a mark for each number and at most one for each byte.
     shared: Vec<u128>,
     shared_used: usize,
     shadow: Vec<Shadow>,
@@ -260,15 +275,17 @@ thread_local! {
 }
 
 impl Block {
-    /// Runs the blocks of one launch, one after the other.
+    /// Runs the clusters of one launch, one after the other.
     pub fn new(
         entry: &'static EntryPoint,
         parameters: *const c_void,
         grid: [u32; 3],
-        dynamic_shared: usize,
+        blocks: Blocks,
         tensor_cores: [u32; 2],
     ) -> Block {
-        let threads = *entry.threads as usize;
+        let Blocks { cluster, dynamic_shared, .. } = blocks;
+        let in_block = *entry.threads as usize;
+        let threads = in_block * cluster.iter().product::<u32>() as usize;
         let Handed { contexts, mut copies, shared, shadow } = HANDED.take();
         if copies.len() < threads * COPIES {
             copies.resize(threads * COPIES, PendingCopy::uninit());
@@ -277,6 +294,8 @@ impl Block {
             entry,
             parameters,
             grid,
+            cluster,
+            threads: in_block,
             tensor_cores,
             index: [0; 3],
             contexts,
@@ -296,25 +315,48 @@ impl Block {
             shadow,
             shadow_used: 0,
             declared: Vec::new(),
-            dynamic_shared,
+            dynamic_shared: dynamic_shared as usize,
             dynamic_site: std::ptr::null(),
             asynchronous: None,
             fault: None,
         }
     }
 
+    /// Blocks of a cluster.
+    fn blocks(&self) -> usize {
+        self.states.len() / self.threads
+    }
+
+    /// Bytes of the part of shared memory that a block has.
+    fn part(&self) -> usize {
+        DECLARED + self.dynamic_shared.next_multiple_of(16)
+    }
+
+    /// The index in the grid of the block with this rank in the cluster.
+    fn index_of(&self, rank: usize) -> [u32; 3] {
+        let [a, b, _] = self.cluster;
+        let rank = rank as u32;
+        let [x, y, z] = self.index;
+        [x + rank % a, y + rank / a % b, z + rank / a / b]
+    }
+
+    /// Runs the cluster of this number.
     pub fn run(&mut self, number: u32, seed: u64) -> Result<(), Broken> {
-        let [x, y, z] = self.grid;
-        self.index = [number % x, number / x % y, number / x / y];
+        let [a, b, c] = self.cluster;
+        let [x, y] = [self.grid[0] / a, self.grid[1] / b];
+        self.index = [number % x * a, number / x % y * b, number / x / y * c];
         let three = |[x, y, z]: [u32; 3]| Index3 { x, y, z };
-        let threads = self.states.len() as u32;
+        let (threads, blocks) = (self.threads, self.blocks());
         let copies = self.copies.as_mut_ptr();
-        self.contexts.clear();
-        self.contexts.extend((0..threads).map(|thread| Context {
-            thread: three([thread, 0, 0]),
-            block: three(self.index),
-            threads: three([threads, 1, 1]),
-            grid: three([x, y, z]),
+        let mut contexts = take(&mut self.contexts);
+        contexts.clear();
+        contexts.extend((0..threads * blocks).map(|thread| Context {
+            thread: three([(thread % threads) as u32, 0, 0]),
+            block: three(self.index_of(thread / threads)),
+            threads: three([threads as u32, 1, 1]),
+            grid: three(self.grid),
+            rank: (thread / threads) as u32,
+            cluster: blocks as u32,
             tensor_cores: self.tensor_cores,
             epoch: 1,
             warp_epoch: 1,
@@ -322,8 +364,9 @@ impl Block {
             runtime: &RUNTIME,
             copies_asked: 0,
             copies_group: 0,
-            copies: copies.wrapping_add(thread as usize * COPIES),
+            copies: copies.wrapping_add(thread * COPIES),
         }));
+        self.contexts = contexts;
         self.states.fill(State::NotBegun);
         (self.begun, self.shared_used, self.shadow_used) = (0, 0, 0);
         self.declared.clear();
@@ -350,6 +393,7 @@ impl Block {
                     let worker = Block::hire(block);
                     Block::resume(block, worker)?;
                 }
+                (*block).end_blocks()?;
                 if (*block).states.iter().all(|state| matches!(state, State::Ended)) {
                     return (*block).finish();
                 }
@@ -439,11 +483,12 @@ impl Block {
             (None, Some(what)) => (what, None),
             (None, None) => return Ok(()),
         };
-        Err(Broken { block: block.index, thread: block.current, what, address })
+        Err(Broken { address, ..block.broken(block.current as usize, what) })
     }
 
     fn broken(&self, thread: usize, what: String) -> Broken {
-        Broken { block: self.index, thread: thread as u32, what, address: None }
+        let (block, thread) = (self.index_of(thread / self.threads), (thread % self.threads) as u32);
+        Broken { block, thread, what, address: None }
     }
 
     /// The threads that can go on; none where bulk copies are under way that others wait for.
@@ -453,27 +498,37 @@ impl Block {
         if !ready.is_empty() {
             return Ok(ready);
         }
-        let waiting = |state: &State| match state {
-            State::AtBarrier(site) => Some(*site),
-            _ => None,
-        };
-        let first = self.states.iter().find_map(waiting);
-        let absent = |thread: &usize| waiting(&self.states[*thread]) != first;
-        match ((0..self.states.len()).find(absent), first) {
-            (None, Some(_)) => {
-                self.contexts.iter_mut().for_each(|context| context.epoch += 1);
-                let all: Vec<u32> = (0..self.states.len() as u32).collect();
+        for rank in 0..self.blocks() {
+            if let (None, Some(_)) = self.at_barrier(rank) {
+                let threads = self.threads_of(rank);
+                let all: Vec<u32> = threads.clone().map(|thread| thread as u32).collect();
+                self.contexts[threads].iter_mut().for_each(|context| context.epoch += 1);
                 if let Some(asynchronous) = self.asynchronous.as_mut() {
                     asynchronous.meet(&all);
                 }
-                Ok(all)
+                ready.extend(all);
             }
+        }
+        if !ready.is_empty() {
+            return Ok(ready);
+        }
+        if let Some(asynchronous) = self.asynchronous.as_mut()
+            && self.states.iter().all(|state| matches!(state, State::AtCluster(_)))
+        {
+            ready = (0..self.states.len() as u32).collect();
+            asynchronous.meet(&ready);
+            return Ok(ready);
+        }
+        let missing = (0..self.blocks()).map(|rank| self.at_barrier(rank));
+        let missing = missing.filter_map(|(absent, site)| absent.zip(site)).next();
+        match missing {
             _ if self.asynchronous.as_ref().is_some_and(|asynchronous| asynchronous.is_copying()) => Ok(Vec::new()),
             _ if let Some(broken) = self.stuck_asynchronous() => Err(broken),
-            (Some(absent), Some(site)) if !matches!(self.states[absent], State::AtCollective(_)) => {
+            Some((absent, site)) if !matches!(self.states[absent], State::AtCollective(_)) => {
                 let what = format!("the barrier at {site} is not reached by this thread, {}", self.whereabouts(absent));
-                Err(Broken { block: self.index, thread: absent as u32, what, address: None })
+                Err(self.broken(absent, what))
             }
+            _ if let Some(broken) = self.stuck_at_cluster() => Err(broken),
             _ => {
                 let (thread, collective) = self.stuck();
                 let absent = (0..WARP).map(|lane| thread / WARP * WARP + lane).find(|&other| {
@@ -484,9 +539,23 @@ impl Block {
                 let site = collective.site;
                 let what =
                     format!("the collective at {site} is not reached by this lane, {}", self.whereabouts(absent));
-                Err(Broken { block: self.index, thread: absent as u32, what, address: None })
+                Err(self.broken(absent, what))
             }
         }
+    }
+
+    fn threads_of(&self, rank: usize) -> Range<usize> {
+        rank * self.threads..(rank + 1) * self.threads
+    }
+
+    /// The barrier at which threads of a block wait, and one of them that does not.
+    fn at_barrier(&self, rank: usize) -> (Option<usize>, Option<Site>) {
+        let waiting = |thread: usize| match self.states[thread] {
+            State::AtBarrier(site) => Some(site),
+            _ => None,
+        };
+        let first = self.threads_of(rank).find_map(waiting);
+        (self.threads_of(rank).find(|thread| waiting(*thread) != first), first)
     }
 
     /// A thread that waits at a collective.
@@ -505,6 +574,7 @@ impl Block {
             State::AtCollective(Collective { site, .. }) => format!("which waits at the collective at {site}"),
             State::AtPhase { site, .. } => format!("which waits for a phase at {site}"),
             State::AtNamedBarrier(Named { site, .. }) => format!("which waits at the barrier at {site}"),
+            State::AtCluster(site) => format!("which waits at the cluster's barrier at {site}"),
             State::AtProducts { site, .. } => format!("which waits for products at {site}"),
             State::NotBegun | State::Running => "which runs".into(),
         }
@@ -532,13 +602,9 @@ impl Block {
                 if done[lane] {
                     continue;
                 }
-                let index = self.index;
-                let broken = |what: &str| Broken {
-                    block: index,
-                    thread: (first + lane) as u32,
-                    what: format!("the collective at {}: {what}", collective.site),
-                    address: None,
-                };
+                let whose = self.broken(first + lane, String::new());
+                let broken =
+                    |what: &str| Broken { what: format!("the collective at {}: {what}", collective.site), ..whose };
                 if collective.mask >> lane & 1 == 0 {
                     return Err(broken("the lane is not in its own mask"));
                 }
@@ -647,6 +713,7 @@ impl Block {
         }
     }
 
+    /// The array is there in each block from now on.
     fn declare(&mut self, site: *const c_char, bytes: usize, count: usize) -> Result<&Declared, String> {
         let found = self.declared.iter().position(|declared| declared.site == site);
         let index = match found {
@@ -660,29 +727,31 @@ impl Block {
                 self.declared.push(Declared { site, data: start, shadow: self.shadow_used });
                 self.shared_used = start + bytes;
                 self.shadow_used += count;
-                self.reserve_shared();
-                bytemuck::cast_slice_mut(&mut self.shared)[start..start + bytes].fill(super::memory::POISON);
-                self.shadow[self.shadow_used - count..self.shadow_used].fill(Shadow::default());
+                self.clear_shared(start..start + bytes, self.shadow_used - count..self.shadow_used);
                 self.declared.len() - 1
             }
         };
         Ok(&self.declared[index])
     }
 
-    /// Reserves shared memory and its shadow in full size at once: kernels keep pointers into both.
-    fn reserve_shared(&mut self) {
-        let bytes = DECLARED + self.dynamic_shared.next_multiple_of(16);
-        self.shared.resize(self.shared.len().max(bytes / 16), 0);
-        self.shadow.resize(self.shadow.len().max(bytes), Shadow::default());
+    /// Poisons these bytes and marks of each block. Shared memory and its shadow are reserved in full size at once: kernels keep pointers
+    /// into both.
+    fn clear_shared(&mut self, bytes: Range<usize>, marks: Range<usize>) {
+        let (part, blocks) = (self.part(), self.blocks());
+        self.shared.resize(self.shared.len().max(blocks * part / 16), 0);
+        self.shadow.resize(self.shadow.len().max(blocks * part), Shadow::default());
+        let shared: &mut [u8] = bytemuck::cast_slice_mut(&mut self.shared);
+        for (shared, shadow) in shared.chunks_exact_mut(part).zip(self.shadow.chunks_exact_mut(part)).take(blocks) {
+            shared[bytes.clone()].fill(super::memory::POISON);
+            shadow[marks.clone()].fill(Shadow::default());
+        }
     }
 
     /// Makes the dynamic shared memory known, under the one name and type that a kernel gives it.
     fn name_dynamic(&mut self, site: *const c_char) -> Result<(), String> {
         if self.dynamic_site.is_null() {
-            self.reserve_shared();
             let range = DECLARED..DECLARED + self.dynamic_shared;
-            bytemuck::cast_slice_mut(&mut self.shared)[range.clone()].fill(super::memory::POISON);
-            self.shadow[range].fill(Shadow::default());
+            self.clear_shared(range.clone(), range);
             self.dynamic_site = site;
         }
         match self.dynamic_site == site {
@@ -724,7 +793,7 @@ unsafe extern "C" fn collective(
 ) -> u64 {
     // SAFETY: as in `barrier`.
     unsafe {
-        let (block, thread) = (CURRENT.get(), (*context).thread.x as usize);
+        let (block, thread) = (CURRENT.get(), calls::who(context));
         let site = Site { file, line };
         Block::wait(block, State::AtCollective(Collective { kind, mask, value, argument, site }));
         (&(*block).results)[thread]
@@ -741,7 +810,7 @@ unsafe extern "C" fn exchange(
 ) -> *const u8 {
     // SAFETY: as in `barrier`; an offer has at most `OFFER` bytes, which stay where they are while its thread waits.
     unsafe {
-        let (block, thread) = (CURRENT.get(), (*context).thread.x as usize);
+        let (block, thread) = (CURRENT.get(), calls::who(context));
         let threads = (*block).states.len();
         (*block).exchanged.resize(threads * OFFER / size_of::<u128>(), 0);
         collective(context, kind::EXCHANGE, u32::MAX, offer as u64, bytes, file, line);
@@ -750,7 +819,7 @@ unsafe extern "C" fn exchange(
 }
 
 unsafe extern "C" fn shared(
-    _: *const Context,
+    context: *const Context,
     site: *const c_char,
     bytes: u32,
     count: u32,
@@ -760,9 +829,10 @@ unsafe extern "C" fn shared(
     // SAFETY: as in `barrier`; both results point into vectors that keep their place while the block runs.
     unsafe {
         let block = CURRENT.get();
+        let part = (*context).rank as usize * (*block).part();
         match (*block).declare(site, bytes as usize, count as usize) {
             Ok(declared) => {
-                let (at, shadow_at) = (declared.data, declared.shadow);
+                let (at, shadow_at) = (part + declared.data, part + declared.shadow);
                 *data = (*block).shared.as_mut_ptr().byte_add(at).cast();
                 *shadow = (*block).shadow.as_mut_ptr().add(shadow_at);
             }
@@ -773,7 +843,7 @@ unsafe extern "C" fn shared(
 
 /// Returns how many bytes there are.
 unsafe extern "C" fn dynamic(
-    _: *const Context,
+    context: *const Context,
     site: *const c_char,
     data: *mut *mut c_void,
     shadow: *mut *mut Shadow,
@@ -783,8 +853,9 @@ unsafe extern "C" fn dynamic(
         let block = CURRENT.get();
         match (*block).name_dynamic(site) {
             Ok(()) => {
-                *data = (*block).shared.as_mut_ptr().byte_add(DECLARED).cast();
-                *shadow = (*block).shadow.as_mut_ptr().add(DECLARED);
+                let at = (*context).rank as usize * (*block).part() + DECLARED;
+                *data = (*block).shared.as_mut_ptr().byte_add(at).cast();
+                *shadow = (*block).shadow.as_mut_ptr().add(at);
             }
             Err(what) => Block::fail(block, what),
         }

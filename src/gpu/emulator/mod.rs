@@ -20,6 +20,8 @@
 //! | reads sums before their product is waited for | by NaN |
 //! | changes sums between two products, or hands them over without `multiply_fence` | with the product |
 //! | does not ask for a product, or sets its registers, with its whole warpgroup and alike | with the thread that differs |
+//! | reaches into a block of its cluster that has ended, or may have | with the barrier, or the copy |
+//! | misses the barrier of its cluster | with the line that waits and the thread that is elsewhere |
 //! | ends with a copy under way, or a product that nobody waited for | with its line |
 //! | copies to, or multiplies from, a place that the swizzle does not begin at; beyond shared memory, or a buffer | with the place |
 //!
@@ -31,9 +33,8 @@
 //! All of these are a [`Failure::Fault`] that names kernel, block and thread. Blocks run in parallel, the threads of a
 //! block as coroutines on one thread of the host. Graphs are recorded and replayed command by command.
 //!
-//! Clusters are checked where they are launched, and their blocks run like all others: no kernel can wait for the rest of its
-//! cluster yet, or reach into its shared memory, because `kernels/` has no words for that. What is not looked at on sm_90a's terms
-//! either: how many registers there are to be set, and who writes the global memory that a bulk copy reads, as it lands.
+//! The blocks of a cluster run together, on one thread of the host. What is not looked at on sm_90a's terms: how many registers there
+//! are to be set, and who writes the global memory that a bulk copy reads, as it lands.
 
 mod asynchronous;
 mod block;
@@ -188,7 +189,8 @@ impl Emulator {
     ) -> Result<(), Failure> {
         let clock = self.clock.fetch_add(1, Ordering::Relaxed);
         let seed = mix(self.seed ^ mix(clock));
-        let count = grid.iter().map(|&n| n as usize).product::<usize>();
+        // Clusters: of single blocks, mostly.
+        let count = grid.iter().zip(blocks.cluster).map(|(&n, of)| (n / of) as usize).product::<usize>();
         let mut order: Vec<u32> = (0..count as u32).collect();
         shuffle(&mut order, seed);
         let next = AtomicUsize::new(0);
@@ -198,13 +200,12 @@ impl Emulator {
         bytemuck::cast_slice_mut(&mut aligned)[..parameters.len()].copy_from_slice(parameters);
         let aligned: &[Aligned] = &aligned;
         let work = |_| {
-            let (parameters, dynamic_shared) = (aligned.as_ptr().cast(), blocks.dynamic_shared as usize);
             let tensor_cores = match self.tensor_cores {
                 TensorCores::Rounding => [0, 0],
                 TensorCores::Ampere => [16, 1],
                 TensorCores::Hopper => [32, 2],
             };
-            let mut block = Block::new(entry, parameters, grid, dynamic_shared, tensor_cores);
+            let mut block = Block::new(entry, aligned.as_ptr().cast(), grid, blocks, tensor_cores);
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
                 if index >= count || lock(&broken).is_some() {

@@ -89,13 +89,38 @@ impl WideTile {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WideTiling {
     pub tile: WideTile,
+    /// Blocks of a cluster, whose tiles lie one below the other: 1 or 2.
+    pub cluster: usize,
     /// Splits of wgrad's summands; 1 in the other passes.
     pub splits: usize,
 }
 
+impl WideTiling {
+    /// Every tile and cluster that there are kernels for, without splits.
+    pub fn all() -> impl Iterator<Item = WideTiling> {
+        let clusters = |tile| match tile {
+            // As `WideTile::IN_CLUSTERS`.
+            WideTile::Tall => 1..2,
+            _ => 1..3,
+        };
+        let of = move |tile| clusters(tile).map(move |cluster| WideTiling { tile, cluster, splits: 1 });
+        WideTile::ALL.into_iter().flat_map(of)
+    }
+
+    /// Tiles one below the other, with those that fill up the last cluster.
+    fn tiles_down(self, rows: usize) -> usize {
+        rows.div_ceil(self.tile.rows()).next_multiple_of(self.cluster)
+    }
+
+    fn tiles(self, [rows, columns]: [usize; 2]) -> usize {
+        self.tiles_down(rows) * columns.div_ceil(self.tile.columns())
+    }
+}
+
 impl fmt::Display for WideTiling {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        tiles::tell(f, [self.tile.rows(), self.tile.columns()], self.splits)
+        tiles::tell(f, [self.tile.rows(), self.tile.columns()], self.splits)?;
+        if self.cluster > 1 { write!(f, ", in clusters of {}", self.cluster) } else { Ok(()) }
     }
 }
 
@@ -180,7 +205,7 @@ fn gemm(seen: &Geometry, pass: Pass) -> [usize; 3] {
 
 /// Clocks that the rule expects: waves of tiles on all processors, each as long as its steps and its results take.
 fn cost(gemm @ [rows, columns, _]: [usize; 3], pass: Pass, choice: WideTiling) -> usize {
-    let WideTiling { tile, splits } = choice;
+    let WideTiling { tile, splits, .. } = choice;
     let bytes_of_result = if pass == Pass::Wgrad { size_of::<f32>() } else { DType::BF16.size() };
     let sums = match splits {
         1 => 0,
@@ -191,12 +216,13 @@ fn cost(gemm @ [rows, columns, _]: [usize; 3], pass: Pass, choice: WideTiling) -
 }
 
 /// Clocks of all waves, where a tile takes `end` behind its last step.
-fn waves([rows, columns, summands]: [usize; 3], WideTiling { tile, splits }: WideTiling, end: usize) -> usize {
-    let copies = (tile.rows() + tile.columns()) * LINE * DType::BF16.size() / TILE_BYTES;
+fn waves([rows, columns, summands]: [usize; 3], choice: WideTiling, end: usize) -> usize {
+    let WideTiling { tile, cluster, splits } = choice;
+    // What the cache gives a block of a cluster; the rest comes from its partner.
+    let copies = (tile.rows() + tile.columns() / cluster) * LINE * DType::BF16.size() / TILE_BYTES;
     let step = (tile.rows() * tile.columns() * LINE / PRODUCTS).max(copies);
     let of_tile = summands.div_ceil(splits).div_ceil(LINE) * step + TURN + end;
-    let tiles = rows.div_ceil(tile.rows()) * columns.div_ceil(tile.columns()) * splits;
-    tiles.div_ceil(PROCESSORS) * of_tile
+    (choice.tiles([rows, columns]) * splits).div_ceil(PROCESSORS) * of_tile
 }
 
 thread_local! {
@@ -229,10 +255,10 @@ fn choose_by(gemm: [usize; 3], pass: Pass, cost: impl Fn(WideTiling) -> usize) -
         Pass::Wgrad => (gemm[2] / SHORTEST).clamp(1, MOST_SPLITS),
         _ => 1,
     };
-    if let Some(WideTiling { tile, splits }) = FORCED.get() {
-        return WideTiling { tile, splits: if pass == Pass::Wgrad { splits } else { 1 } };
+    if let Some(forced) = FORCED.get() {
+        return WideTiling { splits: if pass == Pass::Wgrad { forced.splits } else { 1 }, ..forced };
     }
-    let all = WideTile::ALL.into_iter().flat_map(|tile| (1..=most).map(move |splits| WideTiling { tile, splits }));
+    let all = WideTiling::all().flat_map(|choice| (1..=most).map(move |splits| WideTiling { splits, ..choice }));
     all.min_by_key(|&choice| cost(choice)).expect("tiles")
 }
 
@@ -311,11 +337,12 @@ fn launch<P: gpu::Parameters>(
     pass: Pass,
     is_for_norm: bool,
     dtype: DType,
-    tile: WideTile,
-    pieces: usize,
+    choice: WideTiling,
+    size: [usize; 2],
     parameters: &P,
 ) {
-    launch_kernel(gpu, kernel(pass, is_for_norm, tile), is_for_norm, dtype, tile, pieces, parameters);
+    let kernel = kernel(pass, is_for_norm, choice.tile);
+    launch_kernel(gpu, kernel, is_for_norm, dtype, choice, size, parameters);
 }
 
 fn launch_kernel<P: gpu::Parameters>(
@@ -323,14 +350,17 @@ fn launch_kernel<P: gpu::Parameters>(
     [file, name]: [&'static str; 2],
     is_for_norm: bool,
     dtype: DType,
-    tile: WideTile,
-    pieces: usize,
+    choice: WideTiling,
+    size: [usize; 2],
     parameters: &P,
 ) {
-    let blocks = Blocks::from(THREADS).with_dynamic_shared(dim(tile.shared(is_for_norm)));
-    let grid = [dim(pieces.min(gpu.description().multiprocessors)), 1, 1];
+    let WideTiling { tile, cluster, splits } = choice;
+    let blocks =
+        Blocks::from(THREADS).with_dynamic_shared(dim(tile.shared(is_for_norm))).in_clusters([dim(cluster), 1, 1]);
+    let at_once = gpu.description().multiprocessors / cluster * cluster;
+    let grid = [dim((choice.tiles(size) * splits).min(at_once.max(cluster))), 1, 1];
     // SAFETY: `layout` and `seen` were asked whether the kernels take the operands, the tensor maps describe them as the contract
-    // checked them, and the callers below give a result, and sums of its tiles, of the size that `pieces` cover.
+    // checked them, and the callers below give a result, and sums of its tiles, of this size.
     unsafe { gpu.launch(file, name, dtype, grid, blocks, parameters) }
 }
 
@@ -343,20 +373,20 @@ pub(super) fn fprop(
     besides: Besides,
 ) -> Option<Tiles> {
     gpu.account(|| g.cost(Pass::Fprop, dtype));
-    let WideTiling { tile, .. } = choose(seen, Pass::Fprop);
+    let choice @ WideTiling { tile, cluster, .. } = choose(seen, Pass::Fprop);
     let size = [seen.n * seen.p * seen.q, seen.k];
     let product = product(seen, sizes(seen, dtype, x, y, Some(w)), [x, w, y], tile, size);
-    let (from, by) = (patches(gpu, seen, dtype, x, tile.rows()), filters(gpu, seen, dtype, w, tile.columns()));
-    let pieces = size[0].div_ceil(tile.rows()) * size[1].div_ceil(tile.columns());
+    let (from, by) =
+        (patches(gpu, seen, dtype, x, tile.rows()), filters(gpu, seen, dtype, w, tile.columns() / cluster));
     if !matches!(besides, Besides::Statistics) {
         let finished = FinishedProduct { product, finish: Finish::of(besides.epilogue()) };
-        launch(gpu, Pass::Fprop, false, dtype, tile, pieces, &WideFprop { from, by, finished });
+        launch(gpu, Pass::Fprop, false, dtype, choice, size, &WideFprop { from, by, finished });
         return None;
     }
     let sums = tensor::sums_of_tiles(gpu, size[0], tile.rows(), 1, g.k);
     gpu.account(|| Cost::moving(0, sums.bytes()));
     let statistics = ProductStatistics { product, partial: sums.address() };
-    launch(gpu, Pass::Fprop, true, dtype, tile, pieces, &WideStatistics { from, by, statistics, padding: 0 });
+    launch(gpu, Pass::Fprop, true, dtype, choice, size, &WideStatistics { from, by, statistics, padding: 0 });
     Some(Tiles { sums, span: tile.rows(), pixels: size[0] })
 }
 
@@ -369,60 +399,58 @@ pub(super) fn dgrad(
     is_added: bool,
     norm: Option<&Normalized>,
 ) -> Option<Tensor> {
-    let WideTiling { tile, .. } = choose(seen, Pass::Dgrad);
+    let choice @ WideTiling { tile, .. } = choose(seen, Pass::Dgrad);
     let size = [seen.n * seen.p * seen.q, seen.k];
     let product = product(seen, sizes(seen, dtype, dy, dx, Some(w)), [dy, w, dx], tile, size);
     // Filters as they lie: a line for each, with 64 of its weights.
     let (from, by) = (patches(gpu, seen, dtype, dy, tile.rows()), filters(gpu, g, dtype, w, LINE));
-    let pieces = size[0].div_ceil(tile.rows()) * size[1].div_ceil(tile.columns());
     let Some(norm) = norm else {
         let parameters = WideDgrad { from, by, product, adds: is_added.into(), padding: [0; 3] };
-        launch(gpu, Pass::Dgrad, false, dtype, tile, pieces, &parameters);
+        launch(gpu, Pass::Dgrad, false, dtype, choice, size, &parameters);
         return None;
     };
     let none = [bytemuck::Zeroable::zeroed(); MOST_RESIDUES];
     let backward = BackwardProduct { product, h: none, w: none, adds: is_added.into(), padding: 0 };
     let (gradient, sums) = tensor::gradient(gpu, backward, norm, g.c, [size[0], tile.rows(), 1]);
-    launch(gpu, Pass::Dgrad, true, dtype, tile, pieces, &WideGradient { from, by, gradient, padding: [0; 2] });
+    launch(gpu, Pass::Dgrad, true, dtype, choice, size, &WideGradient { from, by, gradient, padding: [0; 2] });
     Some(sums)
 }
 
 pub(super) fn wgrad(gpu: Handle, [g, seen]: [&Geometry; 2], dtype: DType, [x, dy, dw]: [Address; 3]) {
-    let WideTiling { tile, splits } = choose(seen, Pass::Wgrad);
+    let choice = choose(seen, Pass::Wgrad);
     let pixels = seen.n * seen.p * seen.q;
-    let split = pixels.div_ceil(splits).next_multiple_of(LINE);
+    let split = pixels.div_ceil(choice.splits).next_multiple_of(LINE);
     let splits = pixels.div_ceil(split);
     let sums = Sums::of(gpu, g, seen, splits, dw);
     let sizes = sums.sizes(sizes(seen, dtype, x, dy, None));
     let size = [seen.k, seen.filter_len()];
-    let product = product(seen, sizes, [dy, x, sums.partial], tile, size);
+    let product = product(seen, sizes, [dy, x, sums.partial], choice.tile, size);
     let product = Product { split: int(split), to_pitch: int(sums.pitch), ..product };
     let from = gpu.encode(Matrix::dense(dy, dtype, [pixels, seen.k], dim(LINE)));
     let by = patches(gpu, seen, dtype, x, LINE);
     sums.account(gpu, g.cost(Pass::Wgrad, dtype));
-    let pieces = size[0].div_ceil(tile.rows()) * size[1].div_ceil(tile.columns()) * splits;
-    launch(gpu, Pass::Wgrad, false, dtype, tile, pieces, &WideWgrad { from, by, product, padding: [0; 2] });
+    let choice = WideTiling { splits, ..choice };
+    launch(gpu, Pass::Wgrad, false, dtype, choice, size, &WideWgrad { from, by, product, padding: [0; 2] });
     sums.add_up(gpu, g, seen, dtype, dw);
 }
 
-/// wgrad with products in place of dW, which `products` describes but for its product: that of so many splits of `split` pixels.
+/// wgrad with products in place of dW, which `products` describes but for its product: that of splits of `split` pixels.
 pub(super) fn wgrad_products(
     gpu: Handle,
     seen: &Geometry,
     dtype: DType,
     [x, dy, to]: [Address; 3],
-    (tile, splits, split): (WideTile, usize, usize),
+    (choice, split): (WideTiling, usize),
     products: impl FnOnce(Product) -> Products,
 ) {
     let size = [seen.k, seen.filter_len()];
-    let product = product(seen, sizes(seen, dtype, x, dy, None), [dy, x, to], tile, size);
+    let product = product(seen, sizes(seen, dtype, x, dy, None), [dy, x, to], choice.tile, size);
     let products = products(Product { split: int(split), ..product });
     let from = gpu.encode(Matrix::dense(dy, dtype, [seen.n * seen.p * seen.q, seen.k], dim(LINE)));
     let by = patches(gpu, seen, dtype, x, LINE);
-    let pieces = size[0].div_ceil(tile.rows()) * size[1].div_ceil(tile.columns()) * splits;
-    let kernel = ["conv2d_hopper_products", name_of_products(tile)];
+    let kernel = ["conv2d_hopper_products", name_of_products(choice.tile)];
     let parameters = WideProducts { from, by, products, padding: [0; 7] };
-    launch_kernel(gpu, kernel, false, dtype, tile, pieces, &parameters);
+    launch_kernel(gpu, kernel, false, dtype, choice, size, &parameters);
 }
 
 #[cfg(test)]
@@ -480,18 +508,28 @@ mod tests {
 
     /// The tiles of ResNet-50's layers with 128 images of 224 pixels.
     #[test]
-    fn many_filters_get_wide_tiles_and_64_of_them_tall_ones() {
+    fn many_filters_get_wide_tiles_in_clusters_and_64_of_them_tall_ones() {
         let tile = |x, filters, conv, pass| {
             let choice = choice(&geometry(x, filters, conv), pass, DType::BF16);
-            choice.map(|choice| (choice.tile, choice.splits))
+            choice.map(|choice| (choice.tile, choice.cluster, choice.splits))
         };
         let same = Conv2d::new(1, 1);
-        assert_eq!(tile([128, 7, 7, 512], [512, 3, 3], same, Pass::Fprop), Some((WideTile::Wide, 1)));
-        assert_eq!(tile([128, 56, 56, 64], [64, 3, 3], same, Pass::Fprop), Some((WideTile::Tall, 1)));
-        assert_eq!(tile([128, 28, 28, 128], [128, 3, 3], same, Pass::Dgrad), Some((WideTile::Square, 1)));
-        let (_, splits) = tile([128, 56, 56, 64], [64, 3, 3], same, Pass::Wgrad).unwrap();
+        assert_eq!(tile([128, 7, 7, 512], [512, 3, 3], same, Pass::Fprop), Some((WideTile::Wide, 2, 1)));
+        assert_eq!(tile([128, 56, 56, 64], [64, 3, 3], same, Pass::Fprop), Some((WideTile::Tall, 1, 1)));
+        assert_eq!(tile([128, 28, 28, 128], [128, 3, 3], same, Pass::Dgrad), Some((WideTile::Square, 2, 1)));
+        let (_, _, splits) = tile([128, 56, 56, 64], [64, 3, 3], same, Pass::Wgrad).unwrap();
         assert!(splits > 8, "{splits}");
         assert_eq!(tile([128, 56, 56, 64], [64, 3, 3], Conv2d::new(2, 1), Pass::Dgrad), None);
+    }
+
+    #[test]
+    fn clusters_are_filled_up() {
+        let tiling = WideTiling { tile: WideTile::Square, cluster: 2, splits: 1 };
+        assert_eq!((tiling.tiles([384, 129]), tiling.tiles([512, 128])), (8, 4));
+        assert_eq!(tiling.to_string(), "128×128, in clusters of 2");
+        let alone = WideTiling { cluster: 1, ..tiling };
+        assert_eq!((alone.tiles([384, 129]), alone.to_string()), (6, "128×128".into()));
+        assert!(WideTiling::all().all(|tiling| tiling.cluster == 1 || tiling.tile.columns() > LINE));
     }
 
     #[test]
@@ -519,16 +557,16 @@ mod emulated {
         Gpu::on_emulator(Emulator::new(seed).with_warpgroups(true))
     }
 
-    /// Calls `check` with every case that these kernels take in a pass, and every tile, each pair with one dtype.
-    fn for_each_tile(pass: Pass, mut check: impl FnMut(&cases::ConvCase, DType, WideTile)) {
+    /// Calls `check` with every case that these kernels take in a pass, and every tile and cluster, each pair with one dtype.
+    fn for_each_tile(pass: Pass, mut check: impl FnMut(&cases::ConvCase, DType, WideTiling)) {
         let mut count = 0;
         for case in cases::CONV2D.iter().filter(|case| choice(&case.geometry(), pass, DType::BF16).is_some()) {
-            for tile in WideTile::ALL {
+            for tiling in WideTiling::all() {
                 count += 1;
-                check(case, [DType::BF16, DType::F16][count % 2], tile);
+                check(case, [DType::BF16, DType::F16][count % 2], tiling);
             }
         }
-        assert!(count >= 3 * 5, "{count} cases and tiles of {pass}");
+        assert!(count >= 5 * 5, "{count} cases and tiles of {pass}");
     }
 
     /// The kernels that `work` launches.
@@ -545,24 +583,24 @@ mod emulated {
     fn every_tile_computes_every_case() {
         let gpu = gpu(5);
         for pass in Pass::ALL {
-            for_each_tile(pass, |case, dtype, tile| {
+            for_each_tile(pass, |case, dtype, tiling| {
                 let mut numbers = Numbers::named(case.name);
                 let example =
                     Example::new(Device::Gpu(gpu), dtype, &case.geometry(), &mut |len| signs(&mut numbers, len));
                 let splits = if pass == Pass::Wgrad { 3 } else { 1 };
                 let mut result = None;
                 let launched = kernels(gpu, || {
-                    result = Some(with_choice(WideTiling { tile, splits }, || example.run(pass)));
+                    result = Some(with_choice(WideTiling { splits, ..tiling }, || example.run(pass)));
                 });
                 gpu.check().unwrap();
-                assert_eq!(launched[0], kernel(pass, false, tile)[1], "{}", case.name);
+                assert_eq!(launched[0], kernel(pass, false, tiling.tile)[1], "{}", case.name);
                 let (actual, expected) = result.expect("it ran");
                 let expected: Vec<f64> = match pass {
                     Pass::Wgrad => expected.to_vec(),
                     _ => as_stored(expected, dtype),
                 };
                 let wrong = (0..actual.len()).find(|&i| actual[i] != expected[i]).map(|i| (i, actual[i], expected[i]));
-                assert!(wrong.is_none(), "{dtype} {pass} of {}, {tile:?}: {wrong:?}", case.name);
+                assert!(wrong.is_none(), "{dtype} {pass} of {}, {tiling}: {wrong:?}", case.name);
             });
         }
     }
@@ -570,35 +608,35 @@ mod emulated {
     #[test]
     fn statistics_are_those_of_what_was_stored() {
         let gpu = gpu(6);
-        for_each_tile(Pass::Fprop, |case, dtype, tile| {
+        for_each_tile(Pass::Fprop, |case, dtype, tiling| {
             let mut numbers = Numbers::named(case.name);
             // A mean that is not zero, so that its relative error says something.
             let mut draw = |len: usize| numbers.reals(len).into_iter().map(|v| 0.3 + v).collect();
             let Example { g, x, w, dy, .. } = Example::new(Device::Gpu(gpu), dtype, &case.geometry(), &mut draw);
             let like_y = || Tensor::uninit(dy.shape(), dtype, dy.device());
             let (mut y, mut plain) = (like_y(), like_y());
-            let tiles = with_choice(WideTiling { tile, splits: 1 }, || {
+            let tiles = with_choice(tiling, || {
                 fprop(g.conv, &x, &w, plain.view_mut());
                 fprop_besides(g.conv, &x, &w, y.view_mut(), Besides::Statistics).expect("on tensor cores")
             });
             gpu.check().unwrap();
-            assert_eq!(tiles.span, tile.rows());
-            check_statistics(&format!("{dtype} {}, {tile:?}", case.name), g.k, &tiles, [&y, &plain]);
+            assert_eq!(tiles.span, tiling.tile.rows());
+            check_statistics(&format!("{dtype} {}, {tiling}", case.name), g.k, &tiles, [&y, &plain]);
         });
     }
 
     #[test]
     fn dgrad_does_the_first_pass_of_a_batch_norm() {
         let gpu = gpu(8);
-        for_each_tile(Pass::Dgrad, |case, dtype, tile| {
-            let name = format!("{dtype} {}, {tile:?}", case.name);
+        for_each_tile(Pass::Dgrad, |case, dtype, tiling| {
+            let name = format!("{dtype} {}, {tiling}", case.name);
             check_gradient(&name, gpu, dtype, &case.geometry(), &|g, dy, w, to| {
                 let is_for_norm = to.norm.is_some();
                 let mut sums = None;
                 let launched = kernels(gpu, || {
-                    sums = with_choice(WideTiling { tile, splits: 1 }, || dgrad_to(g.conv, dy, w, to));
+                    sums = with_choice(tiling, || dgrad_to(g.conv, dy, w, to));
                 });
-                assert_eq!(launched, [kernel(Pass::Dgrad, is_for_norm, tile)[1]], "{name}");
+                assert_eq!(launched, [kernel(Pass::Dgrad, is_for_norm, tiling.tile)[1]], "{name}");
                 sums
             });
         });
@@ -607,20 +645,20 @@ mod emulated {
     #[test]
     fn a_bias_and_a_relu_follow() {
         let gpu = gpu(7);
-        for_each_tile(Pass::Fprop, |case, dtype, tile| {
+        for_each_tile(Pass::Fprop, |case, dtype, tiling| {
             let mut numbers = Numbers::named(case.name);
             let Example { g, x, w, dy, expected: [y, ..], .. } =
                 Example::new(Device::Gpu(gpu), dtype, &case.geometry(), &mut |len| signs(&mut numbers, len));
             let bias = numbers.integers(g.k);
             let mut actual = Tensor::uninit(dy.shape(), dtype, dy.device());
             let on_device = Tensor::from_vec(bias.iter().map(|&v| v as f32).collect(), [g.k]).to_device(dy.device());
-            with_choice(WideTiling { tile, splits: 1 }, || {
+            with_choice(tiling, || {
                 let epilogue = Epilogue { bias: &on_device, relu: true };
                 fprop_besides(g.conv, &x, &w, actual.view_mut(), Besides::Epilogue(epilogue))
             });
             gpu.check().unwrap();
             let expected: Vec<f64> = y.iter().enumerate().map(|(i, v)| (v + bias[i % g.k]).max(0.0)).collect();
-            assert!(actual.to_f64() == as_stored(&expected, dtype), "{dtype} {}, {tile:?}", case.name);
+            assert!(actual.to_f64() == as_stored(&expected, dtype), "{dtype} {}, {tiling}", case.name);
         });
     }
 

@@ -8,7 +8,7 @@
 //! the one part is taken from a dW that is dropped behind it.
 
 use super::gpu::sizes;
-use super::hopper::{WideTile, WideTiling};
+use super::hopper::WideTiling;
 use super::layout::{self, Operands, is_packed};
 use super::tensor::{self, Product, STEM_WGRAD};
 use super::tiles::{self, Tile, Tiling};
@@ -42,7 +42,7 @@ struct Division {
 #[derive(Clone, Copy)]
 enum Kernel {
     OfWarps(Tile, &'static str),
-    OfWarpgroups(WideTile),
+    OfWarpgroups(WideTiling),
 }
 
 impl Division {
@@ -60,8 +60,9 @@ fn division(device: Device, of: &Geometry, dtype: DType, sources: usize) -> Opti
     if let Device::Gpu(gpu) = device
         && let Some(seen) = hopper::serves(gpu, of, Pass::Wgrad, dtype, [Address::NULL; 2])
     {
-        let WideTiling { tile, splits } = hopper::choose_products(&seen, sources);
-        return Some(Division::new(seen, Kernel::OfWarpgroups(tile), splits, tile.columns(), hopper::LINE));
+        let choice = hopper::choose_products(&seen, sources);
+        let WideTiling { tile, splits, .. } = choice;
+        return Some(Division::new(seen, Kernel::OfWarpgroups(choice), splits, tile.columns(), hopper::LINE));
     }
     // Packs of 16 bits that span two taps have a kernel of their own.
     let is_stem = !has_tiles;
@@ -144,9 +145,10 @@ fn on_tensor_cores(
     gpu.account(|| Cost { flops, read: cost.read + 4 * weights, written: 4 * numbers });
     let (tile, kernel) = match *kernel {
         Kernel::OfWarps(tile, kernel) => (tile, kernel),
-        Kernel::OfWarpgroups(tile) => {
+        Kernel::OfWarpgroups(choice) => {
             let operands = [x, dy.address(), products.address()];
-            return hopper::wgrad_products(gpu, seen, dtype, operands, (tile, *splits, *split), parameters);
+            let choice = WideTiling { splits: *splits, ..choice };
+            return hopper::wgrad_products(gpu, seen, dtype, operands, (choice, *split), parameters);
         }
     };
     let product = Product::new((seen, sizes), Pass::Wgrad, [dy.address(), x, products.address()], (tile, size));
@@ -217,7 +219,7 @@ mod tests {
         let gpu = Gpu::on_emulator(Emulator::new(4).with_warpgroups(true));
         let mut count = 0;
         for case in cases::CONV2D {
-            for tile in WideTile::ALL {
+            for tiling in WideTiling::all() {
                 let (dtype, sources) = ([DType::BF16, DType::F16][count % 2], [1, 3][count / 2 % 2]);
                 if hopper::choice(&case.geometry(), Pass::Wgrad, dtype).is_none() {
                     continue;
@@ -227,16 +229,16 @@ mod tests {
                 let (expected, mut actual) = (products(&g, sources, None), Vec::new());
                 let trace = gpu.trace(|| {
                     let place = Some((Device::Gpu(gpu), dtype));
-                    actual = hopper::with_choice(WideTiling { tile, splits: 3 }, || products(&g, sources, place));
+                    actual = hopper::with_choice(WideTiling { splits: 3, ..tiling }, || products(&g, sources, place));
                 });
                 gpu.check().unwrap();
                 let is_wide = |of| matches!(of, WorkOf::Launch(kernel) if kernel.file == "conv2d_hopper_products");
                 assert_eq!(trace.work.iter().filter(|work| is_wide(work.of)).count(), 1, "{}", case.name);
                 let wrong = (0..actual.len()).find(|&i| actual[i] != expected[i]).map(|i| (i, actual[i], expected[i]));
-                assert!(wrong.is_none(), "{dtype}, {sources} sources, {}, {tile:?}: {wrong:?}", case.name);
+                assert!(wrong.is_none(), "{dtype}, {sources} sources, {}, {tiling}: {wrong:?}", case.name);
             }
         }
-        assert!(count >= 15, "{count}");
+        assert!(count >= 25, "{count}");
     }
 
     /// No dW, no workspace and no second launch; a stem's channels are padded first.

@@ -26,6 +26,9 @@ pub struct Barrier {
     gathered: Vec<u32>,
     released: Vec<u32>,
     made_by: usize,
+    pub made_by_rank: usize,
+    /// The last phase in which somebody of another block arrived, counted from 1; 0: none.
+    pub reached_in: u32,
     pub is_fenced: bool,
 }
 
@@ -61,7 +64,8 @@ impl Asynchronous {
         if arrivals == 0 || arrivals >= PENDING as u32 {
             return Err(format!("barrier {named} is made for {arrivals} arrivals"));
         }
-        if self.barriers.len() == BARRIERS {
+        let made_by_rank = self.clocks.rank_of(thread);
+        if self.barriers.iter().filter(|barrier| barrier.made_by_rank == made_by_rank).count() == BARRIERS {
             return Err(format!("more than {BARRIERS} barriers in a block are beyond the emulator"));
         }
         *word = MADE | self.barriers.len() as u64;
@@ -76,6 +80,8 @@ impl Asynchronous {
             gathered: nothing.clone(),
             released: nothing,
             made_by: thread,
+            made_by_rank,
+            reached_in: 0,
             is_fenced: false,
         });
         Ok(())
@@ -113,8 +119,11 @@ impl Asynchronous {
     }
 
     pub fn arrive(&mut self, thread: usize, barrier: usize, bytes: u32) -> Result<(), String> {
-        let row = self.clocks.row(thread);
+        let (row, rank) = (self.clocks.row(thread), self.clocks.rank_of(thread));
         let at = &mut self.barriers[barrier];
+        if at.made_by_rank != rank {
+            at.reached_in = at.phases + 1;
+        }
         if at.missing == 0 {
             let (name, arrivals) = (at.name(), at.arrivals);
             return Err(format!("more threads arrive at barrier {name} than the {arrivals} that it was made for"));

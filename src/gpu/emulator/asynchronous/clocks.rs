@@ -5,6 +5,7 @@
 //! A number in shared memory is marked with the column, and the count in it, of who wrote it last, and of who read it.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use super::WARPGROUP;
 
@@ -54,6 +55,8 @@ const WHOLE_WARP: u16 = 0x8000;
 
 pub struct Clocks {
     pub threads: usize,
+    /// Threads of each block.
+    in_block: usize,
     width: usize,
     /// Rows of `width`.
     known: Vec<u32>,
@@ -73,20 +76,22 @@ pub fn join(row: &mut [u32], other: &[u32]) {
 }
 
 impl Clocks {
-    /// `warp_steps`: the synchronisations of each thread's warp so far, plus one.
-    pub fn new(warp_steps: &[u16], dynamic: usize) -> Clocks {
+    /// `warp_steps`: the synchronisations of each thread's warp so far, plus one. Blocks know nothing of each other.
+    pub fn new(warp_steps: &[u16], in_block: usize, dynamic: usize) -> Clocks {
         let threads = warp_steps.len();
-        let groups = threads / WARPGROUP;
-        let width = threads + BARRIERS + groups;
+        // None where they would reach from one block into the next.
+        let groups = if in_block == threads || in_block.is_multiple_of(WARPGROUP) { threads / WARPGROUP } else { 0 };
+        let width = threads + BARRIERS * (threads / in_block) + groups;
         let mut known = vec![0; threads * width];
         for (thread, (row, &step)) in known.chunks_mut(width).zip(warp_steps).enumerate() {
             // The first step is all that came before the last barrier.
-            row[..threads].fill(1);
+            row[thread / in_block * in_block..][..in_block].fill(1);
             row[thread / 32 * 32..][..32].fill(step.into());
             row[thread] = u32::from(step) + 1;
         }
         Clocks {
             threads,
+            in_block,
             width,
             known,
             fences: vec![Vec::new(); threads],
@@ -114,7 +119,28 @@ impl Clocks {
     }
 
     pub fn column_of_group(&self, group: usize) -> usize {
-        self.threads + BARRIERS + group
+        self.width - self.groups() + group
+    }
+
+    /// Whole warpgroups.
+    pub fn groups(&self) -> usize {
+        self.last_read.len()
+    }
+
+    /// The rank of a thread's block.
+    pub fn rank_of(&self, thread: usize) -> usize {
+        thread / self.in_block
+    }
+
+    pub fn threads_of(&self, rank: usize) -> Range<usize> {
+        rank * self.in_block..(rank + 1) * self.in_block
+    }
+
+    pub fn name_of(&self, thread: usize) -> String {
+        match self.threads == self.in_block {
+            true => format!("thread {thread}"),
+            false => format!("thread {} of the block of rank {}", thread % self.in_block, self.rank_of(thread)),
+        }
     }
 
     /// The barrier that a column is of, if it is none of a thread.
@@ -173,10 +199,11 @@ impl Clocks {
         self.last_read[group][place / ATOM] = number;
     }
 
-    /// A warpgroup with a product that reads this place, and that those of the row have not waited for.
-    pub fn reading(&self, row: &[u32], place: usize) -> Option<usize> {
+    /// A warpgroup with a product that reads this place of its block's memory, and that those of the row have not waited for.
+    pub fn reading(&self, row: &[u32], rank: usize, place: usize) -> Option<usize> {
         let is_open = |group: &usize| self.last_read[*group][place / ATOM] > row[self.column_of_group(*group)];
-        (0..self.last_read.len()).find(is_open)
+        let Range { start, end } = self.threads_of(rank);
+        (start / WARPGROUP..(end / WARPGROUP).min(self.groups())).find(is_open)
     }
 
     /// A mark of two readers, neither of whom knows of the other.
@@ -207,32 +234,33 @@ impl Clocks {
         Mark::new(SEVERAL.into(), number)
     }
 
-    /// Marks of before the block was asynchronous, in its `epoch`-th stretch between barriers, become those of now.
-    pub fn take_over(&mut self, marks: &mut [Shadow], epoch: u32) {
+    /// Marks of before a block was asynchronous, in its `epoch`-th stretch between barriers, become those of now.
+    pub fn take_over(&mut self, rank: usize, marks: &mut [Shadow], epoch: u32) {
         for shadow in marks.iter_mut().filter(|shadow| **shadow != Shadow::default()) {
-            let [write, read] = [shadow.write, shadow.read].map(|mark| self.taken_over(mark, epoch));
+            let [write, read] = [shadow.write, shadow.read].map(|mark| self.taken_over(rank, mark, epoch));
             *shadow = Shadow { write, read };
         }
     }
 
-    fn taken_over(&mut self, mark: Mark, epoch: u32) -> Mark {
+    fn taken_over(&mut self, rank: usize, mark: Mark, epoch: u32) -> Mark {
+        let base = rank * self.in_block;
         let before = Before { epoch: mark.count, thread: mark.column, warp_epoch: mark.rest };
         let count = u32::from(before.warp_epoch) + 1;
         match before.thread {
             _ if before.epoch == 0 => mark,
             // A barrier has made these void, but for fences.
             WHOLE_WARP.. if before.epoch != epoch => Mark::default(),
-            thread if before.epoch != epoch => Mark::new(thread.into(), 1),
+            thread if before.epoch != epoch => Mark::new(base + usize::from(thread), 1),
             // Not said which: all of them, now.
             MANY => {
-                let all = (0..self.threads).map(|thread| Mark::new(thread, self.row(thread)[thread])).collect();
+                let all = self.threads_of(rank).map(|thread| Mark::new(thread, self.row(thread)[thread])).collect();
                 self.several(all)
             }
             warp @ WHOLE_WARP.. => {
-                let first = usize::from(warp - WHOLE_WARP) * 32;
+                let first = base + usize::from(warp - WHOLE_WARP) * 32;
                 self.several((first..first + 32).map(|thread| Mark::new(thread, count)).collect())
             }
-            thread => Mark::new(thread.into(), count),
+            thread => Mark::new(base + usize::from(thread), count),
         }
     }
 }
@@ -243,7 +271,7 @@ mod tests {
 
     #[test]
     fn a_step_is_known_to_who_waited_for_it() {
-        let mut clocks = Clocks::new(&[1; 128], 0);
+        let mut clocks = Clocks::new(&[1; 128], 128, 0);
         let own = |clocks: &Clocks, thread: usize| Mark::new(thread, clocks.row(thread)[thread]);
         let first = own(&clocks, 3);
         assert!(clocks.is_known(clocks.row(3), first) && !clocks.is_known(clocks.row(4), first));
@@ -258,7 +286,7 @@ mod tests {
 
     #[test]
     fn a_fence_counts_if_it_comes_before_the_waiting() {
-        let mut clocks = Clocks::new(&[1; 128], 0);
+        let mut clocks = Clocks::new(&[1; 128], 128, 0);
         let mark = Mark::new(3, clocks.row(3)[3]);
         clocks.meet(&[3, 4]);
         clocks.fence(3);
@@ -269,7 +297,7 @@ mod tests {
 
     #[test]
     fn several_readers_are_known_if_all_are() {
-        let mut clocks = Clocks::new(&[1; 128], 0);
+        let mut clocks = Clocks::new(&[1; 128], 128, 0);
         let [a, b] = [3, 40].map(|thread| Mark::new(thread, clocks.row(thread)[thread]));
         let both = clocks.merge([a, b]);
         assert_eq!((clocks.owners(both), clocks.merge([both, b])), (2, both));
@@ -281,11 +309,11 @@ mod tests {
 
     #[test]
     fn earlier_marks_are_taken_over() {
-        let mut clocks = Clocks::new(&[4; 128], 0);
+        let mut clocks = Clocks::new(&[4; 128], 128, 0);
         let before = |epoch, thread, warp_epoch| Mark { count: epoch, column: thread, rest: warp_epoch };
         let mut take = |read| {
             let mut shadow = [Shadow { write: Mark::default(), read }];
-            clocks.take_over(&mut shadow, 2);
+            clocks.take_over(0, &mut shadow, 2);
             let known = |thread| clocks.is_known(clocks.row(thread), shadow[0].read);
             [3, 4, 40].map(known)
         };
@@ -297,7 +325,7 @@ mod tests {
         assert_eq!(take(before(2, MANY, 3)), [false; 3]);
         // That nobody fenced is not forgotten.
         let mut shadow = [Shadow { write: before(1, 3, 4), read: Mark::default() }];
-        clocks.take_over(&mut shadow, 2);
+        clocks.take_over(0, &mut shadow, 2);
         assert!(!clocks.is_fenced(clocks.row(4), shadow[0].write));
         clocks.fence(3);
         clocks.meet(&[3, 4]);

@@ -32,6 +32,16 @@ impl BulkCopy {
         Site { file: self.file, line: self.line }
     }
 
+    /// The same to another block, so many bytes and marks away.
+    pub fn moved(&self, by: isize) -> BulkCopy {
+        BulkCopy {
+            to: self.to.wrapping_offset(by),
+            shadow: self.shadow.wrapping_offset(by),
+            barrier: self.barrier.wrapping_byte_offset(by),
+            ..*self
+        }
+    }
+
     fn numbers(&self) -> usize {
         self.lines as usize * self.per_line as usize
     }
@@ -46,6 +56,8 @@ pub struct Flying {
     pub copy: BulkCopy,
     pub barrier: usize,
     pub thread: usize,
+    /// Of the block that it goes to.
+    pub rank: usize,
 }
 
 impl Asynchronous {
@@ -77,8 +89,9 @@ impl Asynchronous {
             )
         };
         let place = dynamic.place(copy.to).ok_or("a bulk copy to shared memory that is not dynamic")?;
+        let rank = at.made_by_rank;
         for atom in (0..copy.bytes()).step_by(ATOM) {
-            if let Some(group) = self.clocks.reading(row, place + atom) {
+            if let Some(group) = self.clocks.reading(row, rank, place + atom) {
                 let number = copy.place as usize + atom / 128 * copy.per_line as usize;
                 let who = self.describe(Other::Product(group));
                 return Err(format!("race: write after read of {name}[{number}] by the bulk copy at {site}{who}"));
@@ -101,8 +114,8 @@ impl Asynchronous {
                 }
                 if !self.clocks.is_fenced(row, shadow.write) {
                     return Err(format!(
-                        "the bulk copy at {site} does not see {name}[{number}], which thread {} wrote without fence_async",
-                        shadow.write.column
+                        "the bulk copy at {site} does not see {name}[{number}], which {} wrote without fence_async",
+                        self.clocks.name_of(shadow.write.column.into())
                     ));
                 }
                 before = *shadow;
@@ -110,7 +123,7 @@ impl Asynchronous {
             shadow.write = own;
         }
         data.fill(POISON);
-        self.flying.push(Flying { copy: *copy, barrier, thread });
+        self.flying.push(Flying { copy: *copy, barrier, thread, rank });
         Ok(())
     }
 
@@ -121,7 +134,7 @@ impl Asynchronous {
     /// Lets one of the copies under way arrive. A fault is that of the thread that asked for it.
     pub fn land(&mut self, seed: u64) -> Result<(), (usize, String)> {
         let index = (seed % self.flying.len() as u64) as usize;
-        let Flying { copy, barrier, thread } = self.flying.swap_remove(index);
+        let Flying { copy, barrier, thread, .. } = self.flying.swap_remove(index);
         // SAFETY: memory that was checked when the copy was asked for; a launch's parameters and buffers outlive it.
         unsafe { (copy.land)(&copy) };
         let landed = self.expect(barrier, -(copy.bytes() as i64));

@@ -11,7 +11,10 @@
 //!
 //! The asynchronous proxy (bulk copies, products) sees what a thread wrote only behind that thread's `fence_async`, the end of a step too.
 //!
-//! Bulk copies only read global memory when they land. Blocks of a cluster know nothing of each other.
+//! Blocks of a cluster have one table: each sees of the others what it has waited for. They reach into each other by arriving at barriers
+//! and by copies to several of them at once, only while the other is there: one that has ended without having waited for them is a fault.
+//!
+//! Bulk copies only read global memory when they land.
 
 mod barriers;
 mod clocks;
@@ -79,19 +82,22 @@ pub struct Asynchronous {
 }
 
 impl Asynchronous {
-    /// Of a block in its `epoch`-th stretch between barriers, whose threads have synchronised their warps so often, plus one. Its shared
-    /// memory was marked as before.
-    pub fn new(warp_steps: &[u16], dynamic: usize, epoch: u32, marks: [&mut [Shadow]; 2]) -> Asynchronous {
+    /// Of blocks of so many threads each, which have synchronised their warps so often, plus one.
+    pub fn new(warp_steps: &[u16], in_block: usize, dynamic: usize) -> Asynchronous {
         let threads = warp_steps.len();
-        let mut clocks = Clocks::new(warp_steps, dynamic);
-        marks.into_iter().for_each(|marks| clocks.take_over(marks, epoch));
+        let clocks = Clocks::new(warp_steps, in_block, dynamic);
         Asynchronous {
+            warpgroups: (0..clocks.groups()).map(|_| Warpgroup::default()).collect(),
             clocks,
             barriers: Vec::new(),
             flying: Vec::new(),
             lanes: (0..threads).map(|_| Lane::default()).collect(),
-            warpgroups: (0..threads / WARPGROUP).map(|_| Warpgroup::default()).collect(),
         }
+    }
+
+    /// Shared memory that was marked as before, of a block in its `epoch`-th stretch between barriers.
+    pub fn take_over(&mut self, rank: usize, marks: &mut [Shadow], epoch: u32) {
+        self.clocks.take_over(rank, marks, epoch);
     }
 
     /// These threads have waited for each other.
@@ -105,7 +111,7 @@ impl Asynchronous {
                 format!(", also touched by a product of warpgroup {group} that was not waited for")
             }
             Other::Mark(mark) => match (self.clocks.owners(mark), self.clocks.barrier_of(mark)) {
-                (1, None) => format!(", also touched by thread {}", mark.column),
+                (1, None) => format!(", also touched by {}", self.clocks.name_of(mark.column.into())),
                 (1, Some(barrier)) => {
                     let name = self.barriers[barrier].name();
                     format!(", also touched by a bulk copy; barrier {name} of it was not waited for")
@@ -139,11 +145,32 @@ impl Asynchronous {
         if !is_read_known {
             return race("write after read", Other::Mark(shadow.read));
         }
-        if let Some(group) = place.and_then(|place| self.clocks.reading(row, place)) {
+        let rank = self.clocks.rank_of(thread);
+        if let Some(group) = place.and_then(|place| self.clocks.reading(row, rank, place)) {
             return race("write after read", Other::Product(group));
         }
         shadow.write = own;
         Ok(())
+    }
+
+    /// What others of the cluster have begun with a block that has ended, and that it has not waited for; with one of its threads.
+    pub fn end_block(&mut self, rank: usize) -> Option<(usize, String)> {
+        let first = self.clocks.threads_of(rank).start;
+        if let Some(Flying { copy, thread, .. }) = self.flying.iter().find(|flying| flying.rank == rank) {
+            return Some((*thread, format!("the block ends before the bulk copy at {} is complete", copy.site())));
+        }
+        let is_awaited = |barrier: usize, phase: u32| {
+            let column = self.clocks.column_of_barrier(barrier);
+            self.clocks.threads_of(rank).any(|thread| self.clocks.row(thread)[column] >= phase)
+        };
+        let of_block = self.barriers.iter().enumerate().filter(|(_, barrier)| barrier.made_by_rank == rank);
+        of_block.filter(|(index, barrier)| !is_awaited(*index, barrier.reached_in)).next().map(|(_, barrier)| {
+            let what = format!(
+                "the block ends before it has waited for those of others that arrive at barrier {}",
+                barrier.name()
+            );
+            (first, what)
+        })
     }
 
     /// What is left over when all threads have ended, and of which thread.

@@ -191,8 +191,8 @@ impl Asynchronous {
                 }
                 if !self.clocks.is_fenced(known, mark) {
                     return Err(format!(
-                        "the product at {site} does not see {name}[{number}], which thread {} wrote without fence_async",
-                        mark.column
+                        "the product at {site} does not see {name}[{number}], which {} wrote without fence_async",
+                        self.clocks.name_of(mark.column.into())
                     ));
                 }
                 before = mark;
@@ -213,6 +213,9 @@ impl Asynchronous {
 
     /// Whether the sums that a thread waits for are all that it gave away.
     pub fn check_sums(&self, thread: usize, sums: *const f32, count: usize, site: Site) -> Result<(), String> {
+        if thread / WARPGROUP >= self.warpgroups.len() {
+            return Err(format!("products are waited for at {site} by a thread of no whole warpgroup"));
+        }
         let range = sums..sums.wrapping_add(count);
         match self.lanes[thread].sums.iter().all(|sums| range.contains(&sums.d.cast_const())) {
             true => Ok(()),

@@ -30,29 +30,81 @@ impl Block {
         left_over.map_or(Ok(()), |(thread, what)| Err(self.broken(thread, what)))
     }
 
-    fn dynamic(&self) -> Dynamic {
+    /// That of the block with this rank.
+    fn dynamic(&self, rank: usize) -> Dynamic {
         let (data, shadow) = (self.shared.as_ptr().cast_mut(), self.shadow.as_ptr().cast_mut());
         // Before the kernel names it there is none.
         let bytes = if self.dynamic_site.is_null() { 0 } else { self.dynamic_shared };
+        let at = rank * self.part() + DECLARED;
         Dynamic {
-            data: data.cast::<u8>().wrapping_add(DECLARED),
-            shadow: shadow.wrapping_add(DECLARED),
+            data: data.cast::<u8>().wrapping_add(at),
+            shadow: shadow.wrapping_add(at),
             bytes,
             name: self.dynamic_site,
         }
     }
 
+    /// That of the thread's block.
+    fn dynamic_of(&self, thread: usize) -> Dynamic {
+        self.dynamic(thread / self.threads)
+    }
+
+    /// The bytes from a thread's part of shared memory to that of a block of its cluster, and the marks: as many.
+    fn reach(&self, rank: usize, thread: usize) -> Result<isize, String> {
+        let (blocks, own) = (self.blocks(), thread / self.threads);
+        if rank >= blocks {
+            return Err(format!("a block of rank {rank} is reached for in a cluster of {blocks}"));
+        }
+        if self.has_ended(rank) {
+            return Err(format!("the block of rank {rank} is reached for, which has ended"));
+        }
+        Ok((rank as isize - own as isize) * self.part() as isize)
+    }
+
+    fn has_ended(&self, rank: usize) -> bool {
+        self.states[self.threads_of(rank)].iter().all(|state| matches!(state, State::Ended))
+    }
+
+    /// What a block of a cluster may leave behind for the others, when all of its threads have ended.
+    pub(super) fn end_blocks(&mut self) -> Result<(), Broken> {
+        if self.blocks() == 1 {
+            return Ok(());
+        }
+        let ended: Vec<usize> = (0..self.blocks()).filter(|rank| self.has_ended(*rank)).collect();
+        let left = self
+            .asynchronous
+            .as_mut()
+            .and_then(|asynchronous| ended.into_iter().find_map(|rank| asynchronous.end_block(rank)));
+        left.map_or(Ok(()), |(thread, what)| Err(self.broken(thread, what)))
+    }
+
+    /// Of a block in which nobody can go on: who is missing at the cluster's barrier.
+    pub(super) fn stuck_at_cluster(&self) -> Option<Broken> {
+        let site = self.states.iter().find_map(|state| match state {
+            State::AtCluster(site) => Some(site),
+            _ => None,
+        })?;
+        let absent = self.states.iter().position(|state| !matches!(state, State::AtCluster(_)))?;
+        let what =
+            format!("the cluster's barrier at {site} is not reached by this thread, {}", self.whereabouts(absent));
+        Some(self.broken(absent, what))
+    }
+
     fn asynchronous(&mut self) -> &mut Asynchronous {
-        let (contexts, bytes) = (&mut self.contexts, self.dynamic_shared);
-        let named = if self.dynamic_site.is_null() { 0 } else { bytes };
-        let end = DECLARED.min(self.shadow.len());
-        let (declared, dynamic) = self.shadow.split_at_mut(end);
-        let used = self.shadow_used;
+        let (part, threads, used, dynamic) = (self.part(), self.threads, self.shadow_used, self.dynamic_shared);
+        let named = if self.dynamic_site.is_null() { 0 } else { dynamic };
+        let (contexts, shadow) = (&mut self.contexts, &mut self.shadow);
         self.asynchronous.get_or_insert_with(|| {
             contexts.iter_mut().for_each(|context| context.asynchronous = 1);
             let steps: Vec<u16> = contexts.iter().map(|context| context.warp_epoch).collect();
-            let epoch = contexts[0].epoch;
-            Box::new(Asynchronous::new(&steps, bytes, epoch, [&mut declared[..used], &mut dynamic[..named]]))
+            let mut asynchronous = Asynchronous::new(&steps, threads, dynamic);
+            // Not every block has shared memory yet.
+            for (rank, shadow) in shadow.chunks_exact_mut(part).take(steps.len() / threads).enumerate() {
+                let epoch = contexts[rank * threads].epoch;
+                asynchronous.take_over(rank, &mut shadow[..used], epoch);
+                asynchronous.take_over(rank, &mut shadow[DECLARED..DECLARED + named], epoch);
+            }
+            Box::new(asynchronous)
         })
     }
 
@@ -75,12 +127,13 @@ impl Block {
         (0..self.states.len()).filter(|thread| complete(thread)).map(|thread| thread as u32).collect()
     }
 
-    /// The threads that wait at each named barrier, and what the first of them says of it.
+    /// The threads of a block that wait at each named barrier, and what the first of them says of it.
     fn at_named_barriers(&self) -> Vec<(Vec<u32>, Named)> {
         let mut barriers: Vec<(Vec<u32>, Named)> = Vec::new();
         for (thread, state) in self.states.iter().enumerate() {
             let State::AtNamedBarrier(named) = *state else { continue };
-            match barriers.iter_mut().find(|(_, first)| first.id == named.id) {
+            let is_there = |threads: &[u32]| threads[0] as usize / self.threads == thread / self.threads;
+            match barriers.iter_mut().find(|(threads, first)| first.id == named.id && is_there(threads)) {
                 Some((threads, _)) => threads.push(thread as u32),
                 None => barriers.push((vec![thread as u32], named)),
             }
@@ -118,7 +171,8 @@ impl Block {
         for (group, states) in self.states.chunks_exact(WARPGROUP).enumerate() {
             let State::AtProducts { left, site } = states[0] else { continue };
             if states.iter().all(|state| waits_for_products(state, left, site)) {
-                let finished = asynchronous.finish(group, left, self.dynamic(), Cores { bytes, extra }, site);
+                let finished =
+                    asynchronous.finish(group, left, self.dynamic_of(group * WARPGROUP), Cores { bytes, extra }, site);
                 finished.map_err(|(thread, what)| self.broken(thread, what))?;
                 ready.extend((group * WARPGROUP..(group + 1) * WARPGROUP).map(|thread| thread as u32));
             }
@@ -147,7 +201,8 @@ impl Block {
             states().find_map(|(thread, state)| match *state {
                 State::AtNamedBarrier(Named { id, threads, site }) => {
                     let here = |state: &&State| matches!(state, State::AtNamedBarrier(named) if named.id == id);
-                    let count = self.states.iter().filter(here).count();
+                    let block = &self.states[self.threads_of(thread / self.threads)];
+                    let count = block.iter().filter(here).count();
                     let of = format!("barrier {id} at {site} is one of {threads} threads, whole warps");
                     Some(self.broken(thread, format!("{of}, of which {count} come")))
                 }
@@ -171,13 +226,13 @@ fn waits_for_products(state: &State, left: u32, site: Site) -> bool {
     matches!(state, State::AtProducts { left: own, site: at } if (*own, *at) == (left, site))
 }
 
-/// The thread that runs.
+/// The thread that runs, among those of its cluster.
 ///
 /// # Safety
 /// As in `barrier`.
-unsafe fn who(context: *const Context) -> usize {
+pub(super) unsafe fn who(context: *const Context) -> usize {
     // SAFETY: as the caller promises.
-    unsafe { (*context).thread.x as usize }
+    unsafe { ((*context).rank * (*context).threads.x + (*context).thread.x) as usize }
 }
 
 /// # Safety
@@ -200,7 +255,7 @@ pub(super) unsafe extern "C" fn access(
     // SAFETY: as in `barrier`; the shadow is that of the number that is accessed.
     unsafe {
         let block = CURRENT.get();
-        let place = (*block).dynamic().place(at);
+        let place = (*block).dynamic_of(who(context)).place(at);
         let named = || format!("{}[{}]", text(name), i as i64);
         let result = (*block).asynchronous().access(who(context), &mut *shadow, place, writes != 0, named);
         unless_fault(block, result);
@@ -237,13 +292,17 @@ pub(super) unsafe extern "C" fn barrier_arrive(
     name: *const c_char,
     i: u32,
     bytes: u32,
+    rank: u32,
 ) {
-    // SAFETY: as in `access`.
+    // SAFETY: as in `access`; the other block's part of shared memory is like this one's.
     unsafe {
         let block = CURRENT.get();
-        let asynchronous = (*block).asynchronous();
-        let barrier = asynchronous.find_barrier(who(context), word, shadow, name, i);
-        let result = barrier.and_then(|barrier| asynchronous.arrive(who(context), barrier, bytes));
+        let result = (*block).reach(rank as usize, who(context)).and_then(|away| {
+            let (word, shadow) = (word.wrapping_byte_offset(away), shadow.wrapping_offset(away));
+            let asynchronous = (*block).asynchronous();
+            let barrier = asynchronous.find_barrier(who(context), word, shadow, name, i)?;
+            asynchronous.arrive(who(context), barrier, bytes)
+        });
         unless_fault(block, result);
     }
 }
@@ -291,23 +350,35 @@ pub(super) unsafe extern "C" fn named_barrier(
     }
 }
 
-pub(super) unsafe extern "C" fn copy(context: *const Context, copy: *const BulkCopy, shadow: *const Shadow, i: u32) {
-    // SAFETY: as in `access`; the copy lies on the stack of the thread.
+/// To each block of the cluster whose bit of `mask` is set.
+pub(super) unsafe extern "C" fn copy(
+    context: *const Context,
+    copy: *const BulkCopy,
+    shadow: *const Shadow,
+    i: u32,
+    mask: u32,
+) {
+    // SAFETY: as in `barrier_arrive`; the copy lies on the stack of the thread.
     unsafe {
-        let (block, copy) = (CURRENT.get(), &*copy);
-        let dynamic = (*block).dynamic();
-        let asynchronous = (*block).asynchronous();
-        let barrier = asynchronous.find_barrier(who(context), copy.barrier, shadow, copy.barrier_name, i);
-        let result = barrier.and_then(|barrier| asynchronous.copy(who(context), copy, barrier, dynamic));
-        unless_fault(block, result);
+        let (block, thread) = (CURRENT.get(), who(context));
+        let to = |rank: usize| {
+            let away = (*block).reach(rank, thread)?;
+            let (copy, shadow) = ((*copy).moved(away), shadow.wrapping_offset(away));
+            let dynamic = (*block).dynamic(rank);
+            let asynchronous = (*block).asynchronous();
+            let barrier = asynchronous.find_barrier(thread, copy.barrier, shadow, copy.barrier_name, i)?;
+            asynchronous.copy(thread, &copy, barrier, dynamic)
+        };
+        let mut ranks = (0..u32::BITS as usize).filter(|rank| mask >> rank & 1 == 1);
+        unless_fault(block, ranks.try_for_each(to));
     }
 }
 
-pub(super) unsafe extern "C" fn address(_: *const Context, at: *const u8, name: *const c_char) -> u32 {
+pub(super) unsafe extern "C" fn address(context: *const Context, at: *const u8, name: *const c_char) -> u32 {
     // SAFETY: as in `barrier`.
     unsafe {
         let block = CURRENT.get();
-        if let Some(place) = (*block).dynamic().place(at) {
+        if let Some(place) = (*block).dynamic_of(who(context)).place(at) {
             return place as u32;
         }
         Block::fail(block, format!("{} has no such place in dynamic shared memory, where tiles lie", text(name)));
@@ -319,7 +390,7 @@ pub(super) unsafe extern "C" fn product(context: *const Context, product: *const
     // SAFETY: as in `barrier`; the product lies on the stack of the thread, and so do its sums.
     unsafe {
         let block = CURRENT.get();
-        let dynamic = (*block).dynamic();
+        let dynamic = (*block).dynamic_of(who(context));
         let result = (*block).asynchronous().ask(who(context), &*product, dynamic);
         unless_fault(block, result);
     }
@@ -341,9 +412,6 @@ pub(super) unsafe extern "C" fn product_wait(
     // SAFETY: as in `product`.
     unsafe {
         let (block, site, thread) = (CURRENT.get(), Site { file, line }, who(context));
-        if thread / WARPGROUP >= (*block).states.len() / WARPGROUP {
-            Block::fail(block, format!("products are waited for at {site} by a thread of no whole warpgroup"));
-        }
         let result = (*block).asynchronous().check_sums(thread, sums, count as usize, site);
         unless_fault(block, result);
         Block::wait(block, State::AtProducts { left, site });
@@ -362,5 +430,14 @@ pub(super) unsafe extern "C" fn registers(
         let (block, site) = (CURRENT.get(), Site { file, line });
         let result = (*block).asynchronous().set_registers(who(context), count, up != 0, site);
         unless_fault(block, result);
+    }
+}
+
+pub(super) unsafe extern "C" fn cluster_barrier(_: *const Context, file: *const c_char, line: u32) {
+    // SAFETY: as in `barrier`.
+    unsafe {
+        let block = CURRENT.get();
+        (*block).asynchronous();
+        Block::wait(block, State::AtCluster(Site { file, line }));
     }
 }
