@@ -13,7 +13,7 @@
 //
 //   pass                  rows of the tile                                columns
 //   fprop                 patches of x, a line per output pixel           filters, a line each
-//   dgrad of stride 1     patches of dy, likewise: fprop turned round     filters turned, a line per filter with 64 channels
+//   dgrad, per residue    patches of dy, likewise, of stride 1            filters turned, a line per filter with 64 channels
 //   wgrad                 dy turned, a line per pixel with 64 filters     patches of x turned, a line per pixel with 64 weights
 //
 // Patches are what the tensor map's im2col mode reads; it knows the padding, and the stride as the step of its walk. A step belongs to one
@@ -132,14 +132,20 @@ struct Maps {
   TensorMap from, by;
 };
 
-// A tile of the result; of wgrad, of one split.
-struct Piece {
-  Corner corner;
-  unsigned split;
+// Of dgrad the patches of each pair of residues, which have their own corners in dy.
+constexpr unsigned MOST_PAIRS = 4;
+struct BackwardMaps {
+  TensorMap by, from[MOST_PAIRS];
 };
 
-// Teams of tiles, those of a cluster one below the other.
-DEVICE unsigned teams_of_split(const Product& p, const Team& team) {
+// A tile of the result; of wgrad, in one split, of dgrad, of one pair of residues.
+struct Piece {
+  Corner corner;
+  unsigned part;
+};
+
+// Teams of tiles of a part, those of a cluster one below the other.
+DEVICE unsigned teams_of_part(const Product& p, const Team& team) {
   const unsigned down = (static_cast<unsigned>(p.tiles_down) + team.size - 1) >> (team.size - 1);
   return down * p.by_tiles.divisor;
 }
@@ -150,40 +156,40 @@ DEVICE Corner corner_of_team(const Product& p, const Team& team, unsigned i) {
   return {down * team.size + team.rank, i - down * p.by_tiles.divisor};
 }
 
+// The same in one of several parts, one behind the other.
+DEVICE Piece piece_of_part(const Product& p, const Team& team, unsigned i) {
+  const unsigned part = i / teams_of_part(p, team);
+  return {corner_of_team(p, team, i - part * teams_of_part(p, team)), part};
+}
+
 // How a pass reads its operands: whether lines go along the summands, how many steps a tile takes, and its copies.
 struct Forward {
+  using Problem = Product;
   static constexpr bool ROWS_ALONG = true, COLUMNS_ALONG = true;
 
-  DEVICE unsigned teams(const Product& p, const Team& team) { return teams_of_split(p, team); }
+  DEVICE const Product& product(const Product& p) { return p; }
+  DEVICE unsigned parts(const Product&) { return 1; }
   DEVICE Piece piece(const Product& p, const Team& team, unsigned i) { return {corner_of_team(p, team, i), 0}; }
-  DEVICE int rows(const Product& p) { return p.g.n * p.g.p * p.g.q; }
 
   DEVICE int steps(const Product& p, const Piece&) {
     return p.g.r * p.g.s * ((p.g.c + static_cast<int>(LINE) - 1) / static_cast<int>(LINE));
   }
 
-  // A step's columns: 64 weights of each filter, which the blocks of a cluster share out.
+  // A step's rows are pixels, its columns filters, which the blocks of a cluster share out.
   template <class T>
-  DEVICE void copy_columns(const Product& p, const Maps& maps, const Ring& ring, unsigned place, const Piece& piece, const Tap& tap,
-                           unsigned stage) {
-    const int weight = (tap.r * p.g.s + tap.s) * p.g.c + tap.channel;
-    const unsigned first = ring.team.rank * (T::COLUMNS / 2);
-    share_box(ring, place + first * LINE, maps.by, weight, static_cast<int>(piece.corner.across * T::COLUMNS + first), stage);
-  }
-
-  template <class T, class Pass>
   DEVICE void copy_tile(const Product& p, const Maps& maps, const Ring& ring, Turn& turn, const Piece& piece) {
     const Sizes& g = p.g;
     const Pixel first = pixel_at(static_cast<int>(piece.corner.down * T::ROWS), p.by_rows, p.by_columns);
     const int h = first.row * g.stride_h - g.padding_h, w = first.column * g.stride_w - g.padding_w;
-    Tap tap = {0, 0, 0};
-    for (; tap.r < g.r; ++tap.r) {
-      for (tap.s = 0; tap.s < g.s; ++tap.s) {
-        for (tap.channel = 0; tap.channel < g.c; tap.channel += LINE) {
+    const unsigned column = ring.team.rank * (T::COLUMNS / 2);
+    const int filter = static_cast<int>(piece.corner.across * T::COLUMNS + column);
+    for (int r = 0; r < g.r; ++r) {
+      for (int s = 0; s < g.s; ++s) {
+        for (int channel = 0; channel < g.c; channel += LINE) {
           const unsigned place = begin_copies<T>(ring, turn);
-          copy_patches(ring.memory, place, maps.from, tap.channel, w, h, first.image, static_cast<unsigned>(tap.s * g.dilation_w),
-                       static_cast<unsigned>(tap.r * g.dilation_h), ring.full, turn.stage);
-          Pass::template copy_columns<T>(p, maps, ring, place + T::ROW_ELEMENTS, piece, tap, turn.stage);
+          copy_patches(ring.memory, place, maps.from, channel, w, h, first.image, static_cast<unsigned>(s * g.dilation_w),
+                       static_cast<unsigned>(r * g.dilation_h), ring.full, turn.stage);
+          share_box(ring, place + T::ROW_ELEMENTS + column * LINE, maps.by, (r * g.s + s) * g.c + channel, filter, turn.stage);
           next<T>(turn);
         }
       }
@@ -191,48 +197,65 @@ struct Forward {
   }
 };
 
-// dgrad of stride 1 as a convolution of dy: `p.g` is that one's, so its channels are filters here and its filters channels; the
-// filters' taps are read from the last one on.
-struct Backward : Forward {
-  static constexpr bool COLUMNS_ALONG = false;
+// dgrad, as a convolution of dy for each pair of residues, whose taps are read from the last one on, so that offsets grow. A pair without
+// taps has no steps; one with fewer rows than the largest multiplies zeros in the last of its tiles. Each has some.
+struct Backward {
+  using Problem = BackwardProduct;
+  static constexpr bool ROWS_ALONG = true, COLUMNS_ALONG = false;
+
+  DEVICE const Product& product(const BackwardProduct& p) { return p.product; }
+  DEVICE unsigned parts(const BackwardProduct& p) { return static_cast<unsigned>(p.product.g.stride_h * p.product.g.stride_w); }
+  DEVICE Piece piece(const BackwardProduct& p, const Team& team, unsigned i) { return piece_of_part(p.product, team, i); }
+
+  DEVICE int steps(const BackwardProduct& p, const Piece& piece) {
+    const Residues of = residues(p, piece.part);
+    return of.h.taps * of.w.taps * (p.product.g.k / static_cast<int>(LINE));
+  }
 
   template <class T>
-  DEVICE void copy_columns(const Product& p, const Maps& maps, const Ring& ring, unsigned place, const Piece& piece, const Tap& tap,
-                           unsigned stage) {
-    const Sizes& g = p.g;
-    const int turned = (g.r - 1 - tap.r) * g.s + g.s - 1 - tap.s;
-    const int weight = turned * g.k + static_cast<int>(piece.corner.across * T::COLUMNS);
+  DEVICE void copy_tile(const BackwardProduct& all, const BackwardMaps& maps, const Ring& ring, Turn& turn, const Piece& piece) {
+    const Sizes& g = all.product.g;
+    const Residues of = residues(all, piece.part);
+    const Pixel first = pixel_at(static_cast<int>(piece.corner.down * T::ROWS), of.h.by_count, of.w.by_count);
+    const int h = first.row + of.h.from + (of.h.taps - 1) * of.h.step, w = first.column + of.w.from + (of.w.taps - 1) * of.w.step;
+    for (int r = of.h.taps - 1; r >= 0; --r) {
+      for (int s = of.w.taps - 1; s >= 0; --s) {
+        const int tap = (of.h.first_tap + r * of.h.tap_step) * g.s + of.w.first_tap + s * of.w.tap_step;
+        const int weight = tap * g.c + static_cast<int>(piece.corner.across * T::COLUMNS);
+        const unsigned offset_h = static_cast<unsigned>((r + 1 - of.h.taps) * of.h.step);
+        const unsigned offset_w = static_cast<unsigned>((s + 1 - of.w.taps) * of.w.step);
+        for (int filter = 0; filter < g.k; filter += LINE) {
+          const unsigned place = begin_copies<T>(ring, turn);
+          copy_patches(ring.memory, place, maps.from[piece.part], filter, w, h, first.image, offset_w, offset_h, ring.full, turn.stage);
 #pragma unroll
-    for (unsigned chunk = 0; chunk < T::COLUMNS / LINE; ++chunk)
-      if (copies_chunk(ring.team, chunk))
-        share_box(ring, place + chunk * CHUNK, maps.by, weight + static_cast<int>(chunk * LINE), tap.channel, stage);
+          for (unsigned chunk = 0; chunk < T::COLUMNS / LINE; ++chunk)
+            if (copies_chunk(ring.team, chunk))
+              share_box(ring, place + T::ROW_ELEMENTS + chunk * CHUNK, maps.by, weight + static_cast<int>(chunk * LINE), filter,
+                        turn.stage);
+          next<T>(turn);
+        }
+      }
+    }
   }
 };
 
 // wgrad, a step of 64 pixels. Splits one behind the other.
 struct OfWeights {
+  using Problem = Product;
   static constexpr bool ROWS_ALONG = false, COLUMNS_ALONG = false;
 
-  DEVICE unsigned teams(const Product& p, const Team& team) {
-    const int pixels = p.g.n * p.g.p * p.g.q;
-    return teams_of_split(p, team) * static_cast<unsigned>((pixels + p.split - 1) / p.split);
-  }
+  DEVICE const Product& product(const Product& p) { return p; }
+  DEVICE unsigned parts(const Product& p) { return static_cast<unsigned>((p.g.n * p.g.p * p.g.q + p.split - 1) / p.split); }
+  DEVICE Piece piece(const Product& p, const Team& team, unsigned i) { return piece_of_part(p, team, i); }
 
-  DEVICE Piece piece(const Product& p, const Team& team, unsigned i) {
-    const unsigned split = i / teams_of_split(p, team);
-    return {corner_of_team(p, team, i - split * teams_of_split(p, team)), split};
-  }
-
-  DEVICE int rows(const Product& p) { return p.g.k; }
-
-  DEVICE int begin(const Product& p, const Piece& piece) { return static_cast<int>(piece.split) * p.split; }
+  DEVICE int begin(const Product& p, const Piece& piece) { return static_cast<int>(piece.part) * p.split; }
 
   DEVICE int steps(const Product& p, const Piece& piece) {
     const int left = p.g.n * p.g.p * p.g.q - begin(p, piece), pixels = left < p.split ? left : p.split;
     return (pixels + static_cast<int>(LINE) - 1) / static_cast<int>(LINE);
   }
 
-  template <class T, class Pass>
+  template <class T>
   DEVICE void copy_tile(const Product& p, const Maps& maps, const Ring& ring, Turn& turn, const Piece& piece) {
     const Sizes& g = p.g;
     const int filter = static_cast<int>(piece.corner.down * T::ROWS), weights = g.r * g.s * g.c;
@@ -303,12 +326,12 @@ DEVICE void multiply_steps(Sums<T>& sums, const Ring& ring, Turn& turn, unsigned
     next<T>(turn);
   }
   multiply_wait<0>(sums.v);
-  leave_stage(ring, before);
+  if (steps > 0) leave_stage(ring, before);
 }
 
 // Everything of a block, with all its threads. f(piece, sums) ends a tile; those call it that multiply.
-template <class T, class Pass, class F>
-DEVICE void for_each_piece(const Product& p, const Maps& maps, const Ring& ring, F f) {
+template <class T, class Pass, class M, class F>
+DEVICE void for_each_piece(const typename Pass::Problem& p, const M& maps, const Ring& ring, F f) {
   if (threadIdx.x == 0) {
     for (unsigned stage = 0; stage < T::RING; ++stage) {
       barrier_init(ring.full, stage, 1);
@@ -320,13 +343,14 @@ DEVICE void for_each_piece(const Product& p, const Maps& maps, const Ring& ring,
   else cluster_barrier();
   // The same in all lanes, which the compiler does not see by itself.
   const unsigned warpgroup = __shfl_sync(ALL_LANES, threadIdx.x / WARPGROUP, 0);
-  const unsigned teams = Pass::teams(p, ring.team), first = blockIdx.x >> (ring.team.size - 1), step = gridDim.x >> (ring.team.size - 1);
+  const unsigned teams = Pass::parts(p) * teams_of_part(Pass::product(p), ring.team);
+  const unsigned first = blockIdx.x >> (ring.team.size - 1), step = gridDim.x >> (ring.team.size - 1);
   if (warpgroup == T::MULTIPLIERS / WARPGROUP) {
     registers_down<COPY_REGISTERS>();
     if (threadIdx.x != T::MULTIPLIERS) return;
     // Stages that nobody has filled yet are read already.
     Turn turn = {0, 1};
-    for (unsigned i = first; i < teams; i += step) Pass::template copy_tile<T, Pass>(p, maps, ring, turn, Pass::piece(p, ring.team, i));
+    for (unsigned i = first; i < teams; i += step) Pass::template copy_tile<T>(p, maps, ring, turn, Pass::piece(p, ring.team, i));
     if (ring.team.size == 1) return;
     // The other block's warps arrive here: until they have, this one stays.
     for (unsigned stage = 0; stage < T::RING; ++stage) {
@@ -342,7 +366,7 @@ DEVICE void for_each_piece(const Product& p, const Maps& maps, const Ring& ring,
     Sums<T> sums;
     multiply_steps<T, Pass>(sums, ring, turn, warpgroup, Pass::steps(p, piece));
     // A cluster has a tile too many where tiles are an odd number.
-    if (static_cast<int>(piece.corner.down * T::ROWS) < Pass::rows(p)) f(piece, sums);
+    if (piece.corner.down < static_cast<unsigned>(Pass::product(p).tiles_down)) f(piece, sums);
   }
 }
 
@@ -360,20 +384,17 @@ struct WideStatistics {
 };
 static_assert(sizeof(WideStatistics) == 448, "as in src/ops/conv2d/hopper.rs");
 
-// dgrad's product has the sizes of the convolution of dy, so that filters are channels of dx.
 struct WideDgrad {
-  Maps maps;  // dy and w
-  Product product;
-  unsigned adds;  // 1: to what is there
-  unsigned padding;
+  BackwardMaps maps;  // w and dy
+  BackwardProduct backward;
 };
-static_assert(sizeof(WideDgrad) == 448, "as in src/ops/conv2d/hopper.rs");
+static_assert(sizeof(WideDgrad) == 1280, "as in src/ops/conv2d/hopper.rs");
 
 struct WideGradient {
-  Maps maps;
-  ProductGradient gradient;  // without residues
+  BackwardMaps maps;
+  ProductGradient gradient;
 };
-static_assert(sizeof(WideGradient) == 960, "as in src/ops/conv2d/hopper.rs");
+static_assert(sizeof(WideGradient) == 1344, "as in src/ops/conv2d/hopper.rs");
 
 struct WideWgrad {
   Maps maps;  // dy and x
@@ -405,24 +426,26 @@ DEVICE void wide_statistics(const WideStatistics& p, const Ring& ring) {
   });
 }
 
-// The pixel of dx that a row of the product is, which has no residues.
-DEVICE int pixel_of_row(const Product& p, int row) { return row < p.g.n * p.g.p * p.g.q ? row : -1; }
-
 template <class T>
-DEVICE void wide_dgrad(const WideDgrad& all, const Ring& ring) {
-  const Product& p = all.product;
-  for_each_piece<T, Backward>(p, all.maps, ring, [&](const Piece& piece, const Sums<T>& sums) {
-    store_dx<T>(static_cast<element*>(p.to), all.adds, piece.corner, p.g.k, sums, [&](int row) { return pixel_of_row(p, row); });
+DEVICE void wide_dgrad(const WideDgrad& p, const Ring& ring) {
+  const BackwardProduct& all = p.backward;
+  const Product& product = all.product;
+  for_each_piece<T, Backward>(all, p.maps, ring, [&](const Piece& piece, const Sums<T>& sums) {
+    const Residues of = residues(all, piece.part);
+    store_dx<T>(static_cast<element*>(product.to), all.adds, piece.corner, product.g.c, sums,
+                [&](int row) { return input_pixel(product.g, of, row); });
   });
 }
 
 template <class T>
-DEVICE void wide_dgrad_sums(const WideGradient& all, const Ring& ring) {
-  const Product& p = all.gradient.backward.product;
-  for_each_piece<T, Backward>(p, all.maps, ring, [&](const Piece& piece, const Sums<T>& sums) {
+DEVICE void wide_dgrad_sums(const WideGradient& p, const Ring& ring) {
+  const BackwardProduct& all = p.gradient.backward;
+  const Product& product = all.product;
+  for_each_piece<T, Backward>(all, p.maps, ring, [&](const Piece& piece, const Sums<T>& sums) {
+    const Residues of = residues(all, piece.part);
     store_sums_of_norm<T>(
-        all.gradient, piece.corner, piece.corner.down, p.g.k, sums, scratch<T>(ring), [&](int row) { return pixel_of_row(p, row); },
-        [] { wait_for_multipliers<T>(); });
+        p.gradient, piece.corner, piece.part * static_cast<unsigned>(product.tiles_down) + piece.corner.down, product.g.c, sums,
+        scratch<T>(ring), [&](int row) { return input_pixel(product.g, of, row); }, [] { wait_for_multipliers<T>(); });
     wait_for_multipliers<T>();
   });
 }
@@ -430,6 +453,6 @@ DEVICE void wide_dgrad_sums(const WideGradient& all, const Ring& ring) {
 template <class T>
 DEVICE void wide_wgrad(const WideWgrad& p, const Ring& ring) {
   for_each_piece<T, OfWeights>(p.product, p.maps, ring, [&](const Piece& piece, const Sums<T>& sums) {
-    store_dw<T>(p.product, piece.corner, piece.split, sums);
+    store_dw<T>(p.product, piece.corner, piece.part, sums);
   });
 }

@@ -1,5 +1,5 @@
 // modules: bf16 f16 for sm_90a
-// Convolution on the tensor cores of sm_90a: dgrad of stride 1, for each tile.
+// Convolution on the tensor cores of sm_90a: dgrad, for each tile.
 // How it works: conv2d_hopper.cuh; the products, and what they cost: conv2d_tensor.cu.
 #include "conv2d_hopper.cuh"
 

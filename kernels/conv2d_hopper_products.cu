@@ -15,7 +15,7 @@ static_assert(sizeof(WideProducts) == 512, "as in src/ops/conv2d/hopper.rs");
 
 template <class T, bool PACKED>
 DEVICE void store_products_of_piece(const Products& p, const Piece& piece, const Sums<T>& sums) {
-  const offset part = static_cast<offset>(piece.split) * p.product.by_tiles.divisor + piece.corner.across;
+  const offset part = static_cast<offset>(piece.part) * p.product.by_tiles.divisor + piece.corner.across;
 #pragma unroll 1
   for (unsigned source = 0; source < p.source_count; ++source) {
     float* to = static_cast<float*>(p.product.to) + (part * p.source_count + source) * p.product.g.k;

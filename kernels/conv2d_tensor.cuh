@@ -143,11 +143,11 @@ struct BackwardProduct {
 };
 static_assert(sizeof(BackwardProduct) == 600, "as in src/ops/conv2d/tensor.rs");
 
-// The residues of this block.
 struct Residues { const Residue &h, &w; };
 
-DEVICE Residues residues(const BackwardProduct& p) {
-  unsigned h = 0, w = blockIdx.z;
+// The `number`-th pair of residues.
+DEVICE Residues residues(const BackwardProduct& p, unsigned number) {
+  unsigned h = 0, w = number;
   for (const unsigned across = p.product.g.stride_w; w >= across; w -= across) ++h;
   return {p.h[h], p.w[w]};
 }
@@ -718,7 +718,7 @@ DEVICE void fprop(const FinishedProduct& all, SharedArray<element> rows, SharedA
 template <class T>
 DEVICE void dgrad(const BackwardProduct& all, SharedArray<element> rows, SharedArray<element> columns) {
   const Product& p = all.product;
-  const Residues of = residues(all);
+  const Residues of = residues(all, blockIdx.z);
   const Walk walk = backward_walk(p, of);
   if (!has_rows<T>(p, walk)) return;
   const Sums<T> sums = dgrad_sums<T>(p, walk, of, rows, columns);
@@ -1009,7 +1009,7 @@ DEVICE void store_sums_of_norm(const ProductGradient& all, const Corner& corner,
 template <class T>
 DEVICE void dgrad_sums_of_norm(const ProductGradient& all, SharedArray<element> rows, SharedArray<element> columns) {
   const Product& p = all.backward.product;
-  const Residues of = residues(all.backward);
+  const Residues of = residues(all.backward, blockIdx.z);
   const Walk walk = backward_walk(p, of);
   const unsigned tile = blockIdx.z * static_cast<unsigned>(p.tiles_down) + tile_down(p);
   if (!has_rows<T>(p, walk)) {

@@ -5,8 +5,10 @@
 //   products  of one layer with an α per filter: P[m,k] = Σ_{c,r,s} dW[k,c,r,s]·W_m[k,c,r,s]
 //   means     a further α is the mean of consecutive learned ones
 //
-// Arenas are f32 and of one layout, K filters of R·S·C weights each and vectors of K. Loads take 16 bytes, and those of up
-// to four sources are in flight before the first is used. Every sum runs in an order that the layout alone decides.
+// Arenas are f32 and of one layout, K filters of R·S·C weights each and vectors of K. Loads take 16 bytes. A thread takes two places at a
+// time, and has dW and two sources of both in flight before it uses the first: 96 bytes, of which two blocks of a multiprocessor ask for
+// 48 KB at once, where some 25 (see merge_blend.cu) keep the memory busy. More sources come two by two, with dW from the first-level
+// cache. Every sum runs in an order that the layout alone decides.
 //
 // dα has two forms.
 //
@@ -23,7 +25,7 @@
 #include "common.cuh"
 
 constexpr unsigned THREADS = 256;
-constexpr unsigned IN_FLIGHT = 4;
+constexpr unsigned IN_FLIGHT = 2;
 
 constexpr unsigned VECTORS = 2;
 constexpr unsigned long long NO_VECTOR = ~0ull;
@@ -117,29 +119,54 @@ DEVICE float* output_of(const Gradient& p, const GradientChunk& chunk, unsigned 
   return chunk.is_final ? p.dalpha + source * p.alphas : p.partial + source * p.partials;
 }
 
-// Adds dw·w over begin .. end of up to four sources, each lane its share of the 16-byte packs.
-DEVICE void add_products(
-    const Gradient& p, position begin, position end, unsigned first_source, unsigned lane, unsigned lanes,
-    float (&sums)[IN_FLIGHT]) {
-  for (position i = begin / 4 * 4 + lane * 4; i < end; i += lanes * 4) {
-    if (p.packed && i >= begin && i + 4 <= end) {
-      const float4 dw = load4(p.dw + i);
-      float4 weight[IN_FLIGHT];
+// Weights begin .. end of a row, or of a part of one.
+struct Stretch { position begin, end; };
+
+DEVICE bool is_pack(const Gradient& p, const Stretch& of, position i) { return p.packed && i >= of.begin && i + 4 <= of.end; }
+
+DEVICE float product_of_four(const float4& a, const float4& b) { return (a.x * b.x + a.y * b.y) + (a.z * b.z + a.w * b.w); }
+
+// Adds dw·w of the weights from `i` on, four of the stretch or as many as it has of them.
+DEVICE void add_four(const Gradient& p, const Stretch& of, position i, unsigned first_source, float (&sums)[IN_FLIGHT]) {
+  if (is_pack(p, of, i)) {
+    const float4 dw = load4(p.dw + i);
 #pragma unroll
-      for (unsigned u = 0; u < IN_FLIGHT; ++u)
-        if (first_source + u < p.source_count) weight[u] = load4(p.sources[first_source + u] + i);
-#pragma unroll
-      for (unsigned u = 0; u < IN_FLIGHT; ++u)
-        if (first_source + u < p.source_count)
-          sums[u] += (dw.x * weight[u].x + dw.y * weight[u].y) + (dw.z * weight[u].z + dw.w * weight[u].w);
-    } else {
+    for (unsigned u = 0; u < IN_FLIGHT; ++u)
+      if (first_source + u < p.source_count) sums[u] += product_of_four(dw, load4(p.sources[first_source + u] + i));
+    return;
+  }
 #pragma unroll 1
-      for (position l = i < begin ? begin : i; l < i + 4 && l < end; ++l) {
+  for (position l = i < of.begin ? of.begin : i; l < i + 4 && l < of.end; ++l) {
 #pragma unroll
-        for (unsigned u = 0; u < IN_FLIGHT; ++u)
-          if (first_source + u < p.source_count) sums[u] += p.dw[l] * p.sources[first_source + u][l];
-      }
+    for (unsigned u = 0; u < IN_FLIGHT; ++u)
+      if (first_source + u < p.source_count) sums[u] += p.dw[l] * p.sources[first_source + u][l];
+  }
+}
+
+// Adds dw·w over two stretches of up to four sources, each lane its share of the 16-byte packs: those of both come before the first is used.
+DEVICE void add_products(
+    const Gradient& p, const Stretch (&of)[2], unsigned first_source, unsigned lane, unsigned lanes, float (&sums)[2][IN_FLIGHT]) {
+  position i[2] = {of[0].begin / 4 * 4 + lane * 4, of[1].begin / 4 * 4 + lane * 4};
+#pragma unroll 1
+  for (; i[0] < of[0].end || i[1] < of[1].end; i[0] += lanes * 4, i[1] += lanes * 4) {
+    if (is_pack(p, of[0], i[0]) && is_pack(p, of[1], i[1])) {
+      float4 dw[2], weight[IN_FLIGHT][2];
+#pragma unroll
+      for (unsigned s = 0; s < 2; ++s) dw[s] = load4(p.dw + i[s]);
+#pragma unroll
+      for (unsigned u = 0; u < IN_FLIGHT; ++u)
+#pragma unroll
+        for (unsigned s = 0; s < 2; ++s)
+          if (first_source + u < p.source_count) weight[u][s] = load4(p.sources[first_source + u] + i[s]);
+#pragma unroll
+      for (unsigned u = 0; u < IN_FLIGHT; ++u)
+#pragma unroll
+        for (unsigned s = 0; s < 2; ++s)
+          if (first_source + u < p.source_count) sums[s][u] += product_of_four(dw[s], weight[u][s]);
+      continue;
     }
+    add_four(p, of[0], i[0], first_source, sums[0]);
+    add_four(p, of[1], i[1], first_source, sums[1]);
   }
 }
 
@@ -152,81 +179,129 @@ DEVICE float vector_product(const Gradient& p, const GradientChunk& chunk, unsig
   return sum;
 }
 
-// One α per row, or one for all rows: a warp per row, or the block if there is only one.
+// The sum over a group of lanes side by side, a power of two of them, in all of them.
+DEVICE float group_sum(float v, unsigned lanes) {
+  for (unsigned step = lanes / 2; step > 0; step /= 2) v += __shfl_xor_sync(ALL_LANES, v, step);
+  return v;
+}
+
+// The block's only row, in two halves.
+DEVICE void alone_gradient(const Gradient& p, const GradientChunk& chunk, unsigned first_source, SharedArray<float> scratch) {
+  const position end = chunk.begin + chunk.len, middle = chunk.begin + chunk.len / 8 * 4;
+  float sums[2][IN_FLIGHT] = {};
+  add_products(p, {{chunk.begin, middle}, {middle, end}}, first_source, threadIdx.x, THREADS, sums);
+#pragma unroll
+  for (unsigned u = 0; u < IN_FLIGHT; ++u) {
+    if (first_source + u >= p.source_count) break;
+    if (threadIdx.x == 0) sums[0][u] += vector_product(p, chunk, first_source + u, 0);
+    const float sum = block_sum<THREADS>(sums[0][u] + sums[1][u], scratch);
+    if (threadIdx.x == 0) output_of(p, chunk, first_source + u)[chunk.first] = sum;
+  }
+}
+
+// One α per row, or one for all rows: a group of lanes takes two rows at a time. Short rows have groups of half a warp or less, so that each
+// lane has something to load.
 DEVICE void row_gradient(
     const Gradient& p, const GradientChunk& chunk, unsigned first_source, SharedArray<float> scratch) {
-  const bool alone = chunk.rows == 1, together = alone || chunk.step == 0;
-  const unsigned lane = alone ? threadIdx.x : threadIdx.x % WARP, lanes = alone ? THREADS : WARP;
-  float sums[IN_FLIGHT] = {0, 0, 0, 0};
-  for (unsigned row = alone ? 0 : threadIdx.x / WARP; row < chunk.rows; row += THREADS / WARP) {
-    const position begin = chunk.begin + static_cast<position>(row) * chunk.pitch;
-    add_products(p, begin, begin + chunk.len, first_source, lane, lanes, sums);
+  if (chunk.rows == 1) return alone_gradient(p, chunk, first_source, scratch);
+  unsigned lanes = WARP;
+  while (lanes > 4 && chunk.len <= lanes * 2) lanes /= 2;
+  const unsigned lane = threadIdx.x % lanes, groups = THREADS / lanes;
+  const bool together = chunk.step == 0;
+  float sums[2][IN_FLIGHT] = {};
+  // All lanes of a warp go round as often, for the sums over them.
+#pragma unroll 1
+  for (unsigned first = 0; first < chunk.rows; first += 2 * groups) {
+    unsigned row[2];
+    Stretch of[2];
 #pragma unroll
-    for (unsigned u = 0; u < IN_FLIGHT; ++u)
-      if (lane == 0 && first_source + u < p.source_count) sums[u] += vector_product(p, chunk, first_source + u, row);
-    if (together) continue;
-#pragma unroll
-    for (unsigned u = 0; u < IN_FLIGHT; ++u) {
-      if (first_source + u >= p.source_count) break;
-      const float sum = warp_sum(sums[u]);
-      sums[u] = 0;
-      if (lane == 0) output_of(p, chunk, first_source + u)[chunk.first + static_cast<position>(row) * chunk.step] = sum;
+    for (unsigned s = 0; s < 2; ++s) {
+      row[s] = first + threadIdx.x / lanes + s * groups;
+      const position begin = chunk.begin + static_cast<position>(row[s]) * chunk.pitch;
+      of[s] = {begin, row[s] < chunk.rows ? begin + chunk.len : begin};
     }
+    add_products(p, of, first_source, lane, lanes, sums);
+#pragma unroll
+    for (unsigned s = 0; s < 2; ++s)
+#pragma unroll
+      for (unsigned u = 0; u < IN_FLIGHT; ++u) {
+        if (first_source + u >= p.source_count) break;
+        if (lane == 0 && row[s] < chunk.rows) sums[s][u] += vector_product(p, chunk, first_source + u, row[s]);
+        if (together) continue;
+        const float sum = group_sum(sums[s][u], lanes);
+        sums[s][u] = 0;
+        if (lane == 0 && row[s] < chunk.rows)
+          output_of(p, chunk, first_source + u)[chunk.first + static_cast<position>(row[s]) * chunk.step] = sum;
+      }
   }
   if (!together) return;
 #pragma unroll
   for (unsigned u = 0; u < IN_FLIGHT; ++u) {
     if (first_source + u >= p.source_count) break;
-    const float sum = block_sum<THREADS>(sums[u], scratch);
+    const float sum = block_sum<THREADS>(sums[0][u] + sums[1][u], scratch);
     if (threadIdx.x == 0) output_of(p, chunk, first_source + u)[chunk.first] = sum;
   }
 }
 
-// One α per column modulo the period: a thread for WIDTH of them, which adds up the period's repetitions.
+// WIDTH neighbours.
+template <unsigned WIDTH>
+DEVICE void load_neighbours(float (&v)[WIDTH], const float* from) {
+  if constexpr (WIDTH == 4) {
+    const float4 four = load4(from);
+    v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w;
+  } else {
+    static_assert(WIDTH == 1, "a number, or four of them");
+    v[0] = from[0];
+  }
+}
+
+// One α per column modulo the period: a thread for WIDTH of them, which adds up the period's repetitions. It takes two such units at a time,
+// and loads those of both before it uses the first.
 template <unsigned WIDTH>
 DEVICE void column_gradient(const Gradient& p, const GradientChunk& chunk, unsigned first_source) {
-  const unsigned per_row = chunk.period / WIDTH;
-  for (unsigned t = threadIdx.x; t < chunk.rows * per_row; t += THREADS) {
-    const unsigned row = t / per_row, column = t % per_row * WIDTH;
-    const position begin = chunk.begin + static_cast<position>(row) * chunk.pitch + column;
-    float sums[IN_FLIGHT][WIDTH];
+  const unsigned per_row = chunk.period / WIDTH, units = chunk.rows * per_row;
+#pragma unroll 1
+  for (unsigned t = threadIdx.x; t < units; t += 2 * THREADS) {
+    unsigned row[2], column[2];
+    position at[2];
+    bool is_there[2];
+    float sums[2][IN_FLIGHT][WIDTH] = {};
 #pragma unroll
-    for (unsigned u = 0; u < IN_FLIGHT; ++u)
+    for (unsigned s = 0; s < 2; ++s) {
+      const unsigned unit = t + s * THREADS;
+      is_there[s] = unit < units;
+      row[s] = unit / per_row;
+      column[s] = (unit - row[s] * per_row) * WIDTH;
+      at[s] = chunk.begin + static_cast<position>(row[s]) * chunk.pitch + column[s];
+    }
+    // A row is whole periods.
+#pragma unroll 1
+    for (unsigned i = 0; i < chunk.len; i += chunk.period) {
+      float dw[2][WIDTH] = {}, weight[2][IN_FLIGHT][WIDTH] = {};
 #pragma unroll
-      for (unsigned l = 0; l < WIDTH; ++l) sums[u][l] = 0;
-    for (position i = begin; i < begin + chunk.len - column; i += chunk.period) {
-      float dw[WIDTH], weight[IN_FLIGHT][WIDTH];
-      if (WIDTH == 4) {
-        const float4 four = load4(p.dw + i);
-        dw[0] = four.x, dw[WIDTH / 4] = four.y, dw[WIDTH / 2] = four.z, dw[WIDTH - 1] = four.w;
-      } else {
-        dw[0] = p.dw[i];
+      for (unsigned s = 0; s < 2; ++s) {
+        if (!is_there[s]) continue;
+        load_neighbours<WIDTH>(dw[s], p.dw + at[s] + i);
+#pragma unroll
+        for (unsigned u = 0; u < IN_FLIGHT; ++u)
+          if (first_source + u < p.source_count) load_neighbours<WIDTH>(weight[s][u], p.sources[first_source + u] + at[s] + i);
       }
 #pragma unroll
-      for (unsigned u = 0; u < IN_FLIGHT; ++u) {
-        if (first_source + u >= p.source_count) break;
-        if (WIDTH == 4) {
-          const float4 four = load4(p.sources[first_source + u] + i);
-          weight[u][0] = four.x, weight[u][WIDTH / 4] = four.y, weight[u][WIDTH / 2] = four.z,
-          weight[u][WIDTH - 1] = four.w;
-        } else {
-          weight[u][0] = p.sources[first_source + u][i];
-        }
-      }
+      for (unsigned s = 0; s < 2; ++s)
 #pragma unroll
-      for (unsigned u = 0; u < IN_FLIGHT; ++u) {
-        if (first_source + u >= p.source_count) break;
+        for (unsigned u = 0; u < IN_FLIGHT; ++u)
 #pragma unroll
-        for (unsigned l = 0; l < WIDTH; ++l) sums[u][l] += dw[l] * weight[u][l];
-      }
+          for (unsigned l = 0; l < WIDTH; ++l) sums[s][u][l] += dw[s][l] * weight[s][u][l];
     }
 #pragma unroll
-    for (unsigned u = 0; u < IN_FLIGHT; ++u) {
-      if (first_source + u >= p.source_count) break;
-      float* to = output_of(p, chunk, first_source + u) + chunk.first + static_cast<position>(row) * chunk.step + column;
+    for (unsigned s = 0; s < 2; ++s)
 #pragma unroll
-      for (unsigned l = 0; l < WIDTH; ++l) to[l] = sums[u][l] + vector_product(p, chunk, first_source + u, column + l);
-    }
+      for (unsigned u = 0; u < IN_FLIGHT; ++u) {
+        if (!is_there[s] || first_source + u >= p.source_count) continue;
+        float* to = output_of(p, chunk, first_source + u) + chunk.first + static_cast<position>(row[s]) * chunk.step + column[s];
+#pragma unroll
+        for (unsigned l = 0; l < WIDTH; ++l) to[l] = sums[s][u][l] + vector_product(p, chunk, first_source + u, column[s] + l);
+      }
   }
 }
 

@@ -6,14 +6,14 @@ use super::measure::Clock;
 use super::report;
 use crate::error::Result;
 use crate::ops::conv2d::hopper;
-use crate::ops::conv2d::tiles::{self, Key, MeasuredTiling, Tiling, with_choice};
+use crate::ops::conv2d::tiles::{self, Choice, Key, MeasuredTiling};
 use crate::report::Table;
 use crate::tensor::Device;
 
 /// The time that a pass of a convolution takes with one choice.
 #[derive(Clone, Copy, Debug)]
 pub struct Timed {
-    pub choice: Tiling,
+    pub choice: Choice,
     /// The median.
     pub seconds: f64,
 }
@@ -29,23 +29,29 @@ pub struct Tuned {
     pub entry: MeasuredTiling,
 }
 
-/// Times every choice for a convolution; `None` if it has none: it does not run on tensor cores, or this GPU has
-/// kernels of its own for it.
+/// Times every choice for a convolution; `None` if it has none: it does not run on tensor cores.
 pub(super) fn tune(case: &ConvCase, clock: &Clock) -> Result<Option<Tuned>> {
     let (convolution, pass, dtype) = case.what();
     let Some(g) = tiles::on_tensor_cores(convolution, pass, dtype) else { return Ok(None) };
-    if let Device::Gpu(gpu) = clock.device
-        && gpu.description().warpgroups
-        && hopper::choice(convolution, pass, dtype).is_some()
-    {
-        return Ok(None);
-    }
-    let timed = |choice| -> Result<Timed> {
-        Ok(Timed { choice, seconds: with_choice(choice, || case.time_in_step(clock))?.median })
+    let of_warps = Choice::OfWarps(tiles::choose(&g, pass, dtype));
+    let has_warpgroups = matches!(clock.device, Device::Gpu(gpu) if gpu.description().warpgroups);
+    // Where there are kernels of warpgroups, the others take part with their own rule's choice.
+    let (ruled, others) = match hopper::choice(convolution, pass, dtype).filter(|_| has_warpgroups) {
+        Some(tiling) => {
+            let wide = hopper::candidates(&g, pass).into_iter().map(Choice::OfWarpgroups);
+            (Choice::OfWarpgroups(tiling), wide.chain([of_warps]).collect())
+        }
+        None => {
+            let all: Vec<Choice> = tiles::candidates(&g, pass, dtype).into_iter().map(Choice::OfWarps).collect();
+            (of_warps, all)
+        }
     };
-    let ruled = timed(tiles::choose(&g, pass, dtype))?;
+    let timed = |choice: Choice| -> Result<Timed> {
+        Ok(Timed { choice, seconds: choice.force(|| case.time_in_step(clock))?.median })
+    };
+    let ruled = timed(ruled)?;
     let mut best = ruled;
-    for choice in tiles::candidates(&g, pass, dtype).into_iter().filter(|&choice| choice != ruled.choice) {
+    for choice in others.into_iter().filter(|&choice| choice != ruled.choice) {
         let candidate = timed(choice)?;
         if candidate.seconds < best.seconds {
             best = candidate;

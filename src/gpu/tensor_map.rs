@@ -86,21 +86,31 @@ impl Matrix {
 }
 
 impl Images {
-    /// Images without gaps, N, H, W, C, as a convolution reads them, `pixels` of its outputs at a time.
-    pub fn of_convolution(address: Address, dtype: DType, shape: [usize; 4], window: Window, pixels: u32) -> Images {
-        let Window { taps, strides, padding, dilation } = window;
+    /// Images without gaps, N, H, W, C, of which copies take `pixels` pixels as they lie.
+    pub fn dense(address: Address, dtype: DType, shape: [usize; 4], pixels: u32) -> Images {
         let [n, h, w, c] = shape.map(|size| size as u64);
         let pixel = c * dtype.size() as u64;
-        let upper = |i: usize| padding[i] as i32 - (dilation[i] * (taps[i] - 1)) as i32;
         Images {
             address,
             dtype,
             shape: [n, h, w, c],
             pitches: [h * w * pixel, w * pixel, pixel],
+            lower: [0; 2],
+            upper: [0; 2],
+            strides: [1; 2],
+            pixels,
+        }
+    }
+
+    /// Images without gaps, N, H, W, C, as a convolution reads them, `pixels` of its outputs at a time.
+    pub fn of_convolution(address: Address, dtype: DType, shape: [usize; 4], window: Window, pixels: u32) -> Images {
+        let Window { taps, strides, padding, dilation } = window;
+        let upper = |i: usize| padding[i] as i32 - (dilation[i] * (taps[i] - 1)) as i32;
+        Images {
             lower: padding.map(|padding| -(padding as i32)),
             upper: [upper(0), upper(1)],
             strides: strides.map(|stride| stride as u32),
-            pixels,
+            ..Images::dense(address, dtype, shape, pixels)
         }
     }
 }

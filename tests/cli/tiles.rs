@@ -30,6 +30,40 @@ fn a_table_is_written_and_followed() {
     assert!(followed.output().unwrap().status.success());
 }
 
+/// With kernels of warpgroups their tiles are timed too, and a table may leave a pass to the others.
+#[test]
+fn tiles_of_warpgroups_are_tuned_and_followed() {
+    let folder = Folder::new();
+    let conv = "bench conv --device emulator:sm_90a --precision bf16 --network resnet18 --image-size 32 --batch-size 1 \
+                --filter layer4.0.downsample.0";
+    let stdout = folder.done(&format!("{conv} --rounds 1 --tune tiles.json"));
+    assert!(stdout.contains("128×256, in clusters of 2, warpgroups"), "{stdout}");
+    let mut table: Value = serde_json::from_str(&folder.text("tiles.json")).unwrap();
+    let entries = table.as_array_mut().unwrap();
+    assert_eq!(entries.len(), 3);
+    for (entry, choice) in entries.iter_mut().zip([("256x64", Some(1)), ("128x256", Some(2)), ("64x64", None)]) {
+        let entry = entry.as_object_mut().unwrap();
+        entry.remove("cluster");
+        entry.extend([("tile".into(), choice.0.into()), ("splits".into(), 1.into())]);
+        entry.extend(choice.1.map(|cluster| ("cluster".into(), cluster.into())));
+    }
+    folder.write("odd.json", table.to_string());
+    let divisions = |tiles: Option<&str>| {
+        let mut command = folder.command(&format!("{conv} --dry-run"));
+        tiles.into_iter().for_each(|tiles| drop(command.env("MEDMERGE_TILES", tiles)));
+        String::from_utf8(command.output().unwrap().stdout).unwrap()
+    };
+    let of_sm_90a = |text: &str| -> Vec<String> {
+        let lines = text.lines().filter(|line| line.starts_with("conv/"));
+        lines.map(|line| line.rsplit("  ").next().unwrap().trim().to_string()).collect()
+    };
+    assert_eq!(of_sm_90a(&divisions(Some("odd.json"))), ["256×64", "128×256, in clusters of 2", "64×64"]);
+    assert_ne!(of_sm_90a(&divisions(None)), of_sm_90a(&divisions(Some("odd.json"))));
+    // And all of them run.
+    let mut followed = folder.command(&format!("{conv} --rounds 1"));
+    assert!(followed.env("MEDMERGE_TILES", "odd.json").output().unwrap().status.success());
+}
+
 #[test]
 fn what_is_refused() {
     let folder = Folder::new();

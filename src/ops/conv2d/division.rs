@@ -1,6 +1,7 @@
 //! What the kernels for tensor cores would have to divide for, and the host knows: numbers to divide by, and which taps reach which rows
 //! of an input whose convolution has a stride.
 
+use super::Geometry;
 use crate::parameters;
 
 parameters! {
@@ -91,6 +92,17 @@ impl Axis {
             by_taps: Divider::new(of_taps.max(1)),
         }
     }
+}
+
+/// The residues of both axes, H and W, of the input of a convolution.
+///
+/// # Panics
+/// If a stride has more than [`MOST_RESIDUES`].
+pub fn residues(g: &Geometry) -> [[Residue; MOST_RESIDUES]; 2] {
+    [(g.h, g.r, 0), (g.w, g.s, 1)].map(|(size, taps, axis)| {
+        let [stride, padding, dilation] = [g.conv.stride, g.conv.padding, g.conv.dilation].map(|of| of[axis]);
+        Axis { size, taps, stride, padding, dilation }.residues()
+    })
 }
 
 #[cfg(test)]

@@ -148,7 +148,7 @@ pub fn fprop(gpu: Handle, g: &Geometry, x: &Tensor, w: &Tensor, y: TensorMut, be
     let (x, w, y) = (x.address(), w.address(), y.address());
     if on_tensor_cores(g, Pass::Fprop, dtype, Operands { x, y, w: Some(w) }).is_some() {
         if let Some(seen) = hopper::serves(gpu, g, Pass::Fprop, dtype, [x, w]) {
-            return hopper::fprop(gpu, [g, &seen], dtype, [x, w, y], besides);
+            return hopper::fprop(gpu, &seen, dtype, [x, w, y], besides);
         }
         return tensor::fprop(gpu, g, dtype, [x, w, y], besides);
     }
@@ -181,7 +181,7 @@ pub fn dgrad(gpu: Handle, g: &Geometry, dy: &Tensor, w: &Tensor, to: Contributio
     if on_tensor_cores(g, Pass::Dgrad, dtype, Operands { x: dx, y: dy, w: Some(w) }).is_some() {
         let norm = norm.filter(|norm| tensor::serves_norm(dtype, norm));
         if let Some(seen) = hopper::serves(gpu, g, Pass::Dgrad, dtype, [dy, w]) {
-            return hopper::dgrad(gpu, [g, &seen], dtype, [dy, w, dx], is_added, norm);
+            return hopper::dgrad(gpu, &seen, dtype, [dy, w, dx], is_added, norm);
         }
         return tensor::dgrad(gpu, g, dtype, [dy, w, dx], is_added, norm);
     }

@@ -7,15 +7,18 @@
 use std::cell::Cell;
 use std::fmt;
 
-use super::division::{Divider, MOST_RESIDUES};
+use serde::{Deserialize, Serialize};
+
+use super::division::{Divider, MOST_RESIDUES, Residue, residues};
 use super::gpu::{Finish, sizes};
 use super::layout::plain;
 use super::products::Products;
 use super::tensor::{
     self, BackwardProduct, FinishedProduct, Product, ProductGradient, ProductStatistics, Sums, dim, int,
 };
-use super::{Besides, Conv2d, Geometry, Pass, tiles};
-use crate::gpu::tensor_map::{self, Images, Matrix, Window};
+use super::tiles::{self, Choice, Gemm};
+use super::{Besides, Conv2d, Geometry, Pass};
+use crate::gpu::tensor_map::{self, Images, Matrix};
 use crate::gpu::{self, Address, Blocks, Cost, Gpu, Handle, TensorMap};
 use crate::ops::batch_norm::{Normalized, Tiles};
 use crate::parameters;
@@ -30,11 +33,21 @@ parameters! {
 }
 
 parameters! {
-    struct WideDgrad: 448 bytes { from: TensorMap, by: TensorMap, product: Product, adds: u32, padding: [u32; 3] }
+    struct WideDgrad: 1280 bytes {
+        by: TensorMap,
+        from: [TensorMap; MOST_PAIRS],
+        backward: BackwardProduct,
+        padding: [u64; 5],
+    }
 }
 
 parameters! {
-    struct WideGradient: 960 bytes { from: TensorMap, by: TensorMap, gradient: ProductGradient, padding: [u64; 2] }
+    struct WideGradient: 1344 bytes {
+        by: TensorMap,
+        from: [TensorMap; MOST_PAIRS],
+        gradient: ProductGradient,
+        padding: [u64; 2],
+    }
 }
 
 parameters! {
@@ -49,10 +62,13 @@ parameters! {
 pub(super) const LINE: usize = 64;
 
 /// Rows and columns of a block's tile: the names in `kernels/conv2d_hopper.cuh`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum WideTile {
+    #[serde(rename = "128x256")]
     Wide,
+    #[serde(rename = "128x128")]
     Square,
+    #[serde(rename = "256x64")]
     Tall,
 }
 
@@ -86,7 +102,7 @@ impl WideTile {
 }
 
 /// How a pass is divided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WideTiling {
     pub tile: WideTile,
     /// Blocks of a cluster, whose tiles lie one below the other: 1 or 2.
@@ -129,37 +145,81 @@ const MULTIPLYING_WARPS: usize = 8;
 
 // ---- which passes ------------------------------------------------------------------------------------------------------
 
-/// dgrad of stride 1 as the convolution of dy that it is: its channels are the filters of `g`, its filters the channels, and its taps go
-/// the other way. `None` where dy would have to be cut, not padded.
-fn turned(g: &Geometry) -> Option<Geometry> {
-    let Conv2d { stride, padding, dilation, groups } = g.conv;
-    let reach = [g.r, g.s].map(|taps| taps - 1);
-    let [Some(down), Some(right)] = [0, 1].map(|axis| (dilation[axis] * reach[axis]).checked_sub(padding[axis])) else {
-        return None;
-    };
-    let conv = Conv2d { stride: [1; 2], padding: [down, right], dilation, groups };
-    let turned = Geometry { h: g.p, w: g.q, c: g.k, k: g.c, p: g.h, q: g.w, conv, ..*g };
-    (stride == [1; 2]).then_some(turned)
+/// Pairs of residues that dgrad's kernels have patches for.
+const MOST_PAIRS: usize = 4;
+
+/// How a pass reads the images that it walks through: x, or dgrad dy, once for each pair of residues.
+struct Reading {
+    strides: [usize; 2],
+    /// The first pixel of the box, the last one counted from that of the image, and the farthest tap: H, W.
+    lower: [i64; 2],
+    upper: [i64; 2],
+    reach: [usize; 2],
 }
 
-/// The convolution whose patches a pass reads: `g`, or dgrad's own. `None` if the kernels do not take it. `g` is one that tensor
-/// cores take, of `layout`.
+impl Reading {
+    fn forward(g: &Geometry) -> Reading {
+        let Conv2d { stride, padding, dilation, .. } = g.conv;
+        let reach = [dilation[0] * (g.r - 1), dilation[1] * (g.s - 1)];
+        let lower = padding.map(|padding| -(padding as i64));
+        let upper = [0, 1].map(|axis| padding[axis] as i64 - reach[axis] as i64);
+        Reading { strides: stride, lower, upper, reach }
+    }
+
+    /// `None` where a pair of residues has no taps, and so reads nothing.
+    fn backward(g: &Geometry, of: [&Residue; 2]) -> Option<Reading> {
+        if of.iter().any(|residue| residue.taps == 0) {
+            return None;
+        }
+        let reach = of.map(|residue| (residue.taps - 1) as i64 * -i64::from(residue.step));
+        let lower = [0, 1].map(|axis| i64::from(of[axis].from) - reach[axis]);
+        // As many pixels as the residue has.
+        let sizes = [g.p, g.q].map(|size| size as i64);
+        let upper = [0, 1].map(|axis| lower[axis] + i64::from(of[axis].count) - sizes[axis]);
+        Some(Reading { strides: [1; 2], lower, upper, reach: reach.map(|reach| reach as usize) })
+    }
+
+    fn is_within_limits(&self) -> bool {
+        self.reach.iter().all(|&reach| reach <= tensor_map::MOST_OFFSET)
+            && self.lower.iter().chain(&self.upper).all(|corner| tensor_map::CORNERS.contains(corner))
+            && self.strides.iter().all(|&stride| stride <= tensor_map::MOST_STRIDE as usize)
+    }
+
+    /// Copies of so many pixels of images of this shape.
+    fn map(&self, gpu: Handle, address: Address, dtype: DType, shape: [usize; 4], pixels: usize) -> TensorMap {
+        let corner = |corner: [i64; 2]| corner.map(|at| at as i32);
+        let dense = Images::dense(address, dtype, shape, dim(pixels));
+        let strides = self.strides.map(dim);
+        gpu.encode(Images { lower: corner(self.lower), upper: corner(self.upper), strides, ..dense })
+    }
+}
+
+/// What dgrad reads for each pair of residues, in the order of the kernels.
+fn readings(g: &Geometry, [h, w]: &[[Residue; MOST_RESIDUES]; 2]) -> Vec<Option<Reading>> {
+    let [down, right] = g.conv.stride;
+    let pairs = (0..down).flat_map(|row| (0..right).map(move |column| (row, column)));
+    pairs.map(|(row, column)| Reading::backward(g, [&h[row], &w[column]])).collect()
+}
+
+/// The convolution as the kernels see it. `None` if they do not take it. `g` is one that tensor cores take, of `layout`.
 pub fn seen(g: &Geometry, pass: Pass, dtype: DType) -> Option<Geometry> {
-    let g = plain(g);
-    let seen = if pass == Pass::Dgrad { turned(&g)? } else { g };
-    let Conv2d { stride, padding, dilation, groups } = seen.conv;
-    let walks = [(seen.r, 0), (seen.s, 1)].into_iter().all(|(taps, axis)| {
-        let (reach, padding) = (dilation[axis] * (taps - 1), padding[axis] as i64);
-        reach <= tensor_map::MOST_OFFSET
-            && [-padding, padding - reach as i64].iter().all(|corner| tensor_map::CORNERS.contains(corner))
-            && stride[axis] <= tensor_map::MOST_STRIDE as usize
-    });
-    // A step's 64 summands are of one tap: channels, or wgrad's pixels, of which 64 weights are.
+    let seen = plain(g);
+    let [down, right] = seen.conv.stride;
+    let walks = || match pass {
+        // Every residue has pixels.
+        Pass::Dgrad => {
+            let is_divided = down * right <= MOST_PAIRS && down <= seen.h && right <= seen.w;
+            is_divided && readings(&seen, &residues(&seen)).iter().flatten().all(Reading::is_within_limits)
+        }
+        _ => Reading::forward(&seen).is_within_limits(),
+    };
+    // A step's 64 summands are of one tap: channels, or dgrad's filters, or wgrad's pixels, of which 64 weights are.
+    let channels = if pass == Pass::Dgrad { seen.k } else { seen.c };
     let takes = matches!(dtype, DType::BF16 | DType::F16)
-        && groups == 1
-        && walks
-        && seen.c.is_multiple_of(LINE)
-        && g.pitch.is_multiple_of(super::layout::pack(dtype));
+        && seen.conv.groups == 1
+        && channels.is_multiple_of(LINE)
+        && g.pitch.is_multiple_of(super::layout::pack(dtype))
+        && walks();
     takes.then_some(seen)
 }
 
@@ -167,14 +227,21 @@ pub fn seen(g: &Geometry, pass: Pass, dtype: DType) -> Option<Geometry> {
 pub fn choice(g: &Geometry, pass: Pass, dtype: DType) -> Option<WideTiling> {
     use super::layout::{Operands, on_tensor_cores};
     on_tensor_cores(g, pass, dtype, Operands::ALIGNED)?;
-    Some(choose(&seen(g, pass, dtype)?, pass))
+    let seen = seen(g, pass, dtype)?;
+    (!is_left_to_others(&seen, pass, dtype)).then(|| choose(&seen, pass, dtype))
 }
 
-/// Whether a GPU does a pass by these kernels, on operands that tensor cores take: then the convolution that it reads.
+/// Whether the others were measured to be faster.
+fn is_left_to_others(seen: &Geometry, pass: Pass, dtype: DType) -> bool {
+    matches!(tiles::measured(seen, pass, dtype), Some(Choice::OfWarps(_)))
+}
+
+/// Whether a GPU does a pass by these kernels, on operands that tensor cores take: then the convolution as they see it.
 pub(super) fn serves(gpu: &Gpu, g: &Geometry, pass: Pass, dtype: DType, operands: [Address; 2]) -> Option<Geometry> {
     let is_aligned = operands.iter().all(|address| address.0.is_multiple_of(16));
     let is_asked = gpu.description().warpgroups && is_aligned && !tiles::is_forced();
-    if is_asked { seen(g, pass, dtype) } else { None }
+    let seen = if is_asked { seen(g, pass, dtype)? } else { return None };
+    (FORCED.get().is_some() || !is_left_to_others(&seen, pass, dtype)).then_some(seen)
 }
 
 // ---- which tile --------------------------------------------------------------------------------------------------------
@@ -194,35 +261,26 @@ const LAUNCH: usize = 4000;
 const SHORTEST: usize = 512;
 const MOST_SPLITS: usize = 256;
 
-/// Rows and columns of the result, and what is summed for each.
-fn gemm(seen: &Geometry, pass: Pass) -> [usize; 3] {
-    let (pixels, weights) = (seen.n * seen.p * seen.q, seen.filter_len());
-    match pass {
-        Pass::Fprop | Pass::Dgrad => [pixels, seen.k, weights],
-        Pass::Wgrad => [seen.k, weights, pixels],
-    }
-}
-
 /// Clocks that the rule expects: waves of tiles on all processors, each as long as its steps and its results take.
-fn cost(gemm @ [rows, columns, _]: [usize; 3], pass: Pass, choice: WideTiling) -> usize {
+fn cost(gemm: Gemm, pass: Pass, choice: WideTiling) -> usize {
     let WideTiling { tile, splits, .. } = choice;
     let bytes_of_result = if pass == Pass::Wgrad { size_of::<f32>() } else { DType::BF16.size() };
     let sums = match splits {
         1 => 0,
         // Written, which is counted above, and read by a second launch.
-        splits => LAUNCH + size_of::<f32>() * splits * rows * columns / (RESULT_BYTES * PROCESSORS),
+        splits => LAUNCH + size_of::<f32>() * splits * gemm.m * gemm.n / (RESULT_BYTES * PROCESSORS),
     };
     waves(gemm, choice, tile.rows() * tile.columns() * bytes_of_result / RESULT_BYTES) + sums
 }
 
 /// Clocks of all waves, where a tile takes `end` behind its last step.
-fn waves([rows, columns, summands]: [usize; 3], choice: WideTiling, end: usize) -> usize {
+fn waves(Gemm { m, n, k, grids }: Gemm, choice: WideTiling, end: usize) -> usize {
     let WideTiling { tile, cluster, splits } = choice;
     // What the cache gives a block of a cluster; the rest comes from its partner.
     let copies = (tile.rows() + tile.columns() / cluster) * LINE * DType::BF16.size() / TILE_BYTES;
     let step = (tile.rows() * tile.columns() * LINE / PRODUCTS).max(copies);
-    let of_tile = summands.div_ceil(splits).div_ceil(LINE) * step + TURN + end;
-    (choice.tiles([rows, columns]) * splits).div_ceil(PROCESSORS) * of_tile
+    let of_tile = k.div_ceil(splits).div_ceil(LINE) * step + TURN + end;
+    (choice.tiles([m, n]) * grids * splits).div_ceil(PROCESSORS) * of_tile
 }
 
 thread_local! {
@@ -234,31 +292,58 @@ pub fn with_choice<R>(choice: WideTiling, work: impl FnOnce() -> R) -> R {
     tiles::choosing(&FORCED, choice, work)
 }
 
-/// The tiling of what [`seen`] sees. It depends on the shapes alone.
-fn choose(seen: &Geometry, pass: Pass) -> WideTiling {
-    let gemm = gemm(seen, pass);
-    choose_by(gemm, pass, |choice| cost(gemm, pass, choice))
+/// The tiling of what [`seen`] sees: as it was measured, or by a rule that knows the shapes alone.
+fn choose(seen: &Geometry, pass: Pass, dtype: DType) -> WideTiling {
+    match tiles::measured(seen, pass, dtype) {
+        Some(Choice::OfWarpgroups(tiling)) if FORCED.get().is_none() => tiling,
+        _ => {
+            let gemm = Gemm::of(seen, pass);
+            choose_by(gemm, pass, |choice| cost(gemm, pass, choice))
+        }
+    }
+}
+
+/// The tilings worth timing for what [`seen`] sees: each tile and cluster with the splits that the rule would give it, and wgrad also with half
+/// and twice as many.
+pub fn candidates(seen: &Geometry, pass: Pass) -> Vec<WideTiling> {
+    let gemm = Gemm::of(seen, pass);
+    let ruled = WideTiling::all().map(|of| with_splits(gemm, pass, of, |choice| cost(gemm, pass, choice)));
+    let around = |choice: WideTiling| {
+        let splits = [choice.splits, choice.splits / 2, choice.splits * 2];
+        let possible =
+            move |&n: &usize| n == choice.splits || (pass == Pass::Wgrad && (1..=most_splits(gemm)).contains(&n));
+        splits.into_iter().filter(possible).map(move |splits| WideTiling { splits, ..choice })
+    };
+    ruled.flat_map(around).collect()
+}
+
+/// wgrad's: a split has some summands.
+fn most_splits(gemm: Gemm) -> usize {
+    (gemm.k / SHORTEST).clamp(1, MOST_SPLITS)
+}
+
+/// A tile and cluster with the splits that cost least.
+fn with_splits(gemm: Gemm, pass: Pass, of: WideTiling, cost: impl Fn(WideTiling) -> usize) -> WideTiling {
+    let most = if pass == Pass::Wgrad { most_splits(gemm) } else { 1 };
+    let all = (1..=most).map(|splits| WideTiling { splits, ..of });
+    all.min_by_key(|&choice| cost(choice)).expect("one split at least")
 }
 
 /// The same of wgrad with products in place of dW: each tile reads those of so many sources from the L2 cache, and what it writes is not
 /// worth counting.
 pub(super) fn choose_products(seen: &Geometry, sources: usize) -> WideTiling {
-    let gemm = gemm(seen, Pass::Wgrad);
+    let gemm = Gemm::of(seen, Pass::Wgrad);
     choose_by(gemm, Pass::Wgrad, |choice| {
         let size = choice.tile.rows() * choice.tile.columns();
         waves(gemm, choice, size * size_of::<f32>() * sources / TILE_BYTES)
     })
 }
 
-fn choose_by(gemm: [usize; 3], pass: Pass, cost: impl Fn(WideTiling) -> usize) -> WideTiling {
-    let most = match pass {
-        Pass::Wgrad => (gemm[2] / SHORTEST).clamp(1, MOST_SPLITS),
-        _ => 1,
-    };
+fn choose_by(gemm: Gemm, pass: Pass, cost: impl Fn(WideTiling) -> usize) -> WideTiling {
     if let Some(forced) = FORCED.get() {
         return WideTiling { splits: if pass == Pass::Wgrad { forced.splits } else { 1 }, ..forced };
     }
-    let all = WideTiling::all().flat_map(|choice| (1..=most).map(move |splits| WideTiling { splits, ..choice }));
+    let all = WideTiling::all().map(|of| with_splits(gemm, pass, of, &cost));
     all.min_by_key(|&choice| cost(choice)).expect("tiles")
 }
 
@@ -287,7 +372,7 @@ fn kernel(pass: Pass, is_for_norm: bool, tile: WideTile) -> [&'static str; 2] {
     [tensor::file_of(name), name]
 }
 
-/// The product of tiles that the kernels are told of; `size` is that of the result.
+/// The product of tiles that the kernels are told of; `size` is that of the result, of one pair of residues.
 fn product(
     seen: &Geometry,
     sizes: super::Sizes,
@@ -311,11 +396,9 @@ fn product(
     }
 }
 
-/// The patches that `seen` reads from `address`, so many pixels at a time.
-fn patches(gpu: Handle, seen: &Geometry, dtype: DType, address: Address, pixels: usize) -> TensorMap {
-    let Conv2d { stride, padding, dilation, .. } = seen.conv;
-    let window = Window { taps: [seen.r, seen.s], strides: stride, padding, dilation };
-    gpu.encode(Images::of_convolution(address, dtype, [seen.n, seen.h, seen.w, seen.c], window, dim(pixels)))
+/// The patches of x, so many pixels at a time.
+fn patches(gpu: Handle, seen: &Geometry, dtype: DType, x: Address, pixels: usize) -> TensorMap {
+    Reading::forward(seen).map(gpu, x, dtype, [seen.n, seen.h, seen.w, seen.c], pixels)
 }
 
 /// Filters, so many at a time.
@@ -338,7 +421,7 @@ fn launch<P: gpu::Parameters>(
     is_for_norm: bool,
     dtype: DType,
     choice: WideTiling,
-    size: [usize; 2],
+    size: [usize; 3],
     parameters: &P,
 ) {
     let kernel = kernel(pass, is_for_norm, choice.tile);
@@ -351,73 +434,90 @@ fn launch_kernel<P: gpu::Parameters>(
     is_for_norm: bool,
     dtype: DType,
     choice: WideTiling,
-    size: [usize; 2],
+    [rows, columns, parts]: [usize; 3],
     parameters: &P,
 ) {
-    let WideTiling { tile, cluster, splits } = choice;
+    let WideTiling { tile, cluster, .. } = choice;
     let blocks =
         Blocks::from(THREADS).with_dynamic_shared(dim(tile.shared(is_for_norm))).in_clusters([dim(cluster), 1, 1]);
     let at_once = gpu.description().multiprocessors / cluster * cluster;
-    let grid = [dim((choice.tiles(size) * splits).min(at_once.max(cluster))), 1, 1];
+    let grid = [dim((choice.tiles([rows, columns]) * parts).min(at_once.max(cluster))), 1, 1];
     // SAFETY: `layout` and `seen` were asked whether the kernels take the operands, the tensor maps describe them as the contract
-    // checked them, and the callers below give a result, and sums of its tiles, of this size.
+    // checked them, and the callers below give a result, and sums of its tiles, of this size in so many
+    // parts.
     unsafe { gpu.launch(file, name, dtype, grid, blocks, parameters) }
 }
 
 /// `seen` is what [`serves`] gave for `g`. Returns the statistics of y's tiles, if they are what is to be done besides.
 pub(super) fn fprop(
     gpu: Handle,
-    [g, seen]: [&Geometry; 2],
+    seen: &Geometry,
     dtype: DType,
     [x, w, y]: [Address; 3],
     besides: Besides,
 ) -> Option<Tiles> {
-    gpu.account(|| g.cost(Pass::Fprop, dtype));
-    let choice @ WideTiling { tile, cluster, .. } = choose(seen, Pass::Fprop);
+    gpu.account(|| seen.cost(Pass::Fprop, dtype));
+    let choice @ WideTiling { tile, cluster, .. } = choose(seen, Pass::Fprop, dtype);
     let size = [seen.n * seen.p * seen.q, seen.k];
     let product = product(seen, sizes(seen, dtype, x, y, Some(w)), [x, w, y], tile, size);
     let (from, by) =
         (patches(gpu, seen, dtype, x, tile.rows()), filters(gpu, seen, dtype, w, tile.columns() / cluster));
     if !matches!(besides, Besides::Statistics) {
         let finished = FinishedProduct { product, finish: Finish::of(besides.epilogue()) };
-        launch(gpu, Pass::Fprop, false, dtype, choice, size, &WideFprop { from, by, finished });
+        launch(gpu, Pass::Fprop, false, dtype, choice, [size[0], size[1], 1], &WideFprop { from, by, finished });
         return None;
     }
-    let sums = tensor::sums_of_tiles(gpu, size[0], tile.rows(), 1, g.k);
+    let sums = tensor::sums_of_tiles(gpu, size[0], tile.rows(), 1, seen.k);
     gpu.account(|| Cost::moving(0, sums.bytes()));
     let statistics = ProductStatistics { product, partial: sums.address() };
-    launch(gpu, Pass::Fprop, true, dtype, choice, size, &WideStatistics { from, by, statistics, padding: 0 });
+    launch(
+        gpu,
+        Pass::Fprop,
+        true,
+        dtype,
+        choice,
+        [size[0], size[1], 1],
+        &WideStatistics { from, by, statistics, padding: 0 },
+    );
     Some(Tiles { sums, span: tile.rows(), pixels: size[0] })
 }
 
 /// With a batch norm before it, `dx` becomes dz, and its sums are returned.
 pub(super) fn dgrad(
     gpu: Handle,
-    [g, seen]: [&Geometry; 2],
+    seen: &Geometry,
     dtype: DType,
     [dy, w, dx]: [Address; 3],
     is_added: bool,
     norm: Option<&Normalized>,
 ) -> Option<Tensor> {
-    let choice @ WideTiling { tile, .. } = choose(seen, Pass::Dgrad);
-    let size = [seen.n * seen.p * seen.q, seen.k];
-    let product = product(seen, sizes(seen, dtype, dy, dx, Some(w)), [dy, w, dx], tile, size);
+    let choice @ WideTiling { tile, .. } = choose(seen, Pass::Dgrad, dtype);
+    let Gemm { m, n, grids, .. } = Gemm::of(seen, Pass::Dgrad);
+    let product = product(seen, sizes(seen, dtype, dx, dy, Some(w)), [dy, w, dx], tile, [m, n]);
+    let residues = residues(seen);
+    let mut from = [TensorMap([0; 16]); MOST_PAIRS];
+    for (map, reading) in from.iter_mut().zip(readings(seen, &residues)) {
+        if let Some(reading) = reading {
+            *map = reading.map(gpu, dy, dtype, [seen.n, seen.p, seen.q, seen.k], tile.rows());
+        }
+    }
     // Filters as they lie: a line for each, with 64 of its weights.
-    let (from, by) = (patches(gpu, seen, dtype, dy, tile.rows()), filters(gpu, g, dtype, w, LINE));
+    let by = filters(gpu, seen, dtype, w, LINE);
+    let [h, w] = residues;
+    let backward = BackwardProduct { product, h, w, adds: is_added.into(), padding: 0 };
+    let size = [m, n, grids];
     let Some(norm) = norm else {
-        let parameters = WideDgrad { from, by, product, adds: is_added.into(), padding: [0; 3] };
+        let parameters = WideDgrad { by, from, backward, padding: [0; 5] };
         launch(gpu, Pass::Dgrad, false, dtype, choice, size, &parameters);
         return None;
     };
-    let none = [bytemuck::Zeroable::zeroed(); MOST_RESIDUES];
-    let backward = BackwardProduct { product, h: none, w: none, adds: is_added.into(), padding: 0 };
-    let (gradient, sums) = tensor::gradient(gpu, backward, norm, g.c, [size[0], tile.rows(), 1]);
-    launch(gpu, Pass::Dgrad, true, dtype, choice, size, &WideGradient { from, by, gradient, padding: [0; 2] });
+    let (gradient, sums) = tensor::gradient(gpu, backward, norm, seen.c, [m, tile.rows(), grids]);
+    launch(gpu, Pass::Dgrad, true, dtype, choice, size, &WideGradient { by, from, gradient, padding: [0; 2] });
     Some(sums)
 }
 
 pub(super) fn wgrad(gpu: Handle, [g, seen]: [&Geometry; 2], dtype: DType, [x, dy, dw]: [Address; 3]) {
-    let choice = choose(seen, Pass::Wgrad);
+    let choice = choose(seen, Pass::Wgrad, dtype);
     let pixels = seen.n * seen.p * seen.q;
     let split = pixels.div_ceil(choice.splits).next_multiple_of(LINE);
     let splits = pixels.div_ceil(split);
@@ -429,7 +529,7 @@ pub(super) fn wgrad(gpu: Handle, [g, seen]: [&Geometry; 2], dtype: DType, [x, dy
     let from = gpu.encode(Matrix::dense(dy, dtype, [pixels, seen.k], dim(LINE)));
     let by = patches(gpu, seen, dtype, x, LINE);
     sums.account(gpu, g.cost(Pass::Wgrad, dtype));
-    let choice = WideTiling { splits, ..choice };
+    let size = [size[0], size[1], splits];
     launch(gpu, Pass::Wgrad, false, dtype, choice, size, &WideWgrad { from, by, product, padding: [0; 2] });
     sums.add_up(gpu, g, seen, dtype, dw);
 }
@@ -450,7 +550,7 @@ pub(super) fn wgrad_products(
     let by = patches(gpu, seen, dtype, x, LINE);
     let kernel = ["conv2d_hopper_products", name_of_products(choice.tile)];
     let parameters = WideProducts { from, by, products, padding: [0; 7] };
-    launch_kernel(gpu, kernel, false, dtype, choice, size, &parameters);
+    launch_kernel(gpu, kernel, false, dtype, choice, [size[0], size[1], choice.splits], &parameters);
 }
 
 #[cfg(test)]
@@ -471,9 +571,11 @@ mod tests {
             // Summed are channels, and in dgrad filters.
             assert_eq!(takes([2, 8, 8, 96], [128, 3, 3], same, pass), pass == Pass::Dgrad);
             assert_eq!(takes([2, 8, 8, 64], [96, 3, 3], same, pass), pass != Pass::Dgrad);
-            assert_eq!(takes([2, 8, 8, 64], [64, 3, 3], Conv2d::new(2, 1), pass), pass != Pass::Dgrad);
-            // dy would have to be cut.
-            assert_eq!(takes([2, 8, 8, 64], [64, 1, 1], same, pass), pass != Pass::Dgrad);
+            assert!(takes([2, 8, 8, 64], [64, 3, 3], Conv2d::new(2, 1), pass), "{pass}");
+            assert!(takes([2, 8, 8, 64], [64, 1, 1], same, pass), "{pass}");
+            // More pairs of residues than there are patches for, and residues without pixels.
+            assert_eq!(takes([2, 8, 8, 64], [64, 3, 3], Conv2d::new(3, 1), pass), pass != Pass::Dgrad);
+            assert_eq!(takes([2, 1, 8, 64], [64, 1, 1], Conv2d::new(2, 0), pass), pass != Pass::Dgrad);
             assert!(seen(&geometry([2, 8, 8, 64], [64, 3, 3], same), pass, DType::F16).is_some());
             assert!(seen(&geometry([2, 8, 8, 64], [64, 3, 3], same), pass, DType::TF32).is_none());
         }
@@ -495,15 +597,36 @@ mod tests {
         assert!(!takes([1, 1], [0, 128], [1, 256]));
     }
 
+    /// The rows of dy that a walk through a residue's box meets, moved by each tap's offset, are those that the residue's rows read.
     #[test]
-    fn dgrad_is_the_convolution_of_dy() {
-        let conv = Conv2d { stride: [1; 2], padding: [2, 0], dilation: [1, 3], groups: 1 };
-        let g = geometry([2, 9, 11, 128], [64, 4, 3], conv);
-        let turned = seen(&g, Pass::Dgrad, DType::F16).unwrap();
-        assert_eq!((turned.x(), turned.y()), (g.y(), g.x()));
-        assert_eq!(turned.conv.padding, [1, 6]);
-        let [k, c] = [turned.k, turned.c];
-        assert_eq!(turned, Geometry { pitch: g.pitch, ..Geometry::new(turned.conv, g.y(), [k, 4, 3, c].into(), 0) });
+    fn residues_walk_through_what_they_read() {
+        for ([h, r], stride, padding, dilation) in
+            [([9, 3], 1, 1, 1), ([8, 3], 2, 1, 1), ([9, 4], 2, 1, 3), ([7, 1], 1, 1, 1), ([10, 5], 4, 2, 1)]
+        {
+            let conv = Conv2d { stride: [stride, 1], padding: [padding, 0], dilation: [dilation, 1], groups: 1 };
+            let g = geometry([2, h, 6, 64], [64, r, 1], conv);
+            let residues = residues(&g);
+            for (of, reading) in residues[0].iter().zip(readings(&g, &residues)) {
+                let Some(reading) = reading else {
+                    assert_eq!(of.taps, 0);
+                    continue;
+                };
+                let met: Vec<i64> = (reading.lower[0]..=g.p as i64 - 1 + reading.upper[0]).collect();
+                assert_eq!(met.len(), of.count as usize, "residue {} of {g:?}", of.residue);
+                for (i, met) in met.into_iter().enumerate() {
+                    for j in 0..of.taps {
+                        let offset = i64::from((j + 1 - of.taps) * of.step);
+                        assert!((0..=reading.reach[0] as i64).contains(&offset));
+                        assert_eq!(
+                            met + offset,
+                            i64::from(of.from) + i as i64 + i64::from(j * of.step),
+                            "residue {} of {g:?}",
+                            of.residue
+                        );
+                    }
+                }
+            }
+        }
     }
 
     /// The tiles of ResNet-50's layers with 128 images of 224 pixels.
@@ -519,7 +642,9 @@ mod tests {
         assert_eq!(tile([128, 28, 28, 128], [128, 3, 3], same, Pass::Dgrad), Some((WideTile::Square, 2, 1)));
         let (_, _, splits) = tile([128, 56, 56, 64], [64, 3, 3], same, Pass::Wgrad).unwrap();
         assert!(splits > 8, "{splits}");
-        assert_eq!(tile([128, 56, 56, 64], [64, 3, 3], Conv2d::new(2, 1), Pass::Dgrad), None);
+        // A product for each pair of residues.
+        let strided = tile([128, 56, 56, 128], [128, 3, 3], Conv2d::new(2, 1), Pass::Dgrad);
+        assert_eq!(strided, Some((WideTile::Square, 2, 1)));
     }
 
     #[test]

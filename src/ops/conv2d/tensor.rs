@@ -1,7 +1,7 @@
 //! Convolution on a GPU's tensor cores: `kernels/conv2d_tensor.cu`. For a batch norm behind it fprop leaves the statistics of
 //! each tile of rows, and for one before it dgrad the sums that its backward begins with.
 
-use super::division::{Axis, Divider, MOST_RESIDUES, Residue};
+use super::division::{Divider, MOST_RESIDUES, Residue, residues};
 use super::gpu::{Finish, PACKED_DW, Sizes, direct_grid, sizes};
 use super::layout::{is_packed, pack, padded, plain};
 use super::tiles::{self, Tile, Tiling};
@@ -327,10 +327,7 @@ pub fn dgrad(
     let tiles::Gemm { m, n, grids, .. } = tiles::Gemm::of(g, Pass::Dgrad);
     let sizes = sizes(g, dtype, dx, dy, Some(w));
     let product = Product::new((g, sizes), Pass::Dgrad, [dy, w, dx], (choice.tile, [m, n]));
-    let [h, w] = [(g.h, g.r, 0), (g.w, g.s, 1)].map(|(size, taps, axis)| {
-        let [stride, padding, dilation] = [g.conv.stride, g.conv.padding, g.conv.dilation].map(|of| of[axis]);
-        Axis { size, taps, stride, padding, dilation }.residues()
-    });
+    let [h, w] = residues(g);
     let backward = BackwardProduct { product, h, w, adds: is_added.into(), padding: 0 };
     let Some(norm) = norm else {
         launch(gpu, name, dtype, &backward, choice.tile, [m, n], grids);

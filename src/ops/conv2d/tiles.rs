@@ -2,7 +2,8 @@
 //!
 //! A rule compares what each choice should cost. It knows the shapes alone and one imagined GPU, never the device: so a
 //! convolution has the same bits everywhere. What was measured goes before the rule: `bench conv --tune` writes a file
-//! of choices, and `MEDMERGE_TILES` names the one to follow.
+//! of choices, and `MEDMERGE_TILES` names the one to follow. There a choice may also be one of the kernels of warpgroups, which have
+//! a rule of their own ([`hopper`]).
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -13,6 +14,7 @@ use std::thread::LocalKey;
 
 use serde::{Deserialize, Serialize};
 
+use super::hopper::{self, WideTiling};
 use super::layout::{self, Operands};
 use super::{Geometry, Pass};
 use crate::error::{Error, Result};
@@ -227,7 +229,10 @@ pub fn choose(g: &Geometry, pass: Pass, dtype: DType) -> Tiling {
     if let Some(forced) = FORCED.get().filter(|choice| choice.tile.serves(pass)) {
         return forced;
     }
-    let measured = MEASURED.get().and_then(|measured| measured.get(&Key::new(g, pass, dtype)).copied());
+    let measured = match measured(g, pass, dtype) {
+        Some(Choice::OfWarps(tiling)) => Some(tiling),
+        _ => None,
+    };
     measured.unwrap_or_else(|| {
         let gemm = Gemm::of(g, pass);
         choices(gemm, pass, dtype).min_by_key(|&choice| cost(gemm, pass, dtype, choice)).expect("tiles")
@@ -294,16 +299,48 @@ impl Key {
     }
 }
 
+/// Whose kernels do a pass, and how it is divided between their blocks. In a file those of warpgroups have a `cluster`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Choice {
+    OfWarpgroups(WideTiling),
+    OfWarps(Tiling),
+}
+
+impl Choice {
+    /// Runs `work` with this choice for every convolution that this thread starts and for which there is such a kernel.
+    pub fn force<R>(self, work: impl FnOnce() -> R) -> R {
+        match self {
+            Choice::OfWarpgroups(tiling) => hopper::with_choice(tiling, work),
+            Choice::OfWarps(tiling) => with_choice(tiling, work),
+        }
+    }
+}
+
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Choice::OfWarpgroups(tiling) => write!(f, "{tiling}, warpgroups"),
+            Choice::OfWarps(tiling) => tiling.fmt(f),
+        }
+    }
+}
+
 /// A line of the file that `bench conv --tune` writes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MeasuredTiling {
     #[serde(flatten)]
     pub key: Key,
     #[serde(flatten)]
-    pub choice: Tiling,
+    pub choice: Choice,
 }
 
-static MEASURED: OnceLock<HashMap<Key, Tiling>> = OnceLock::new();
+static MEASURED: OnceLock<HashMap<Key, Choice>> = OnceLock::new();
+
+/// The choice of the file that is followed, if it has one.
+pub(super) fn measured(g: &Geometry, pass: Pass, dtype: DType) -> Option<Choice> {
+    MEASURED.get().and_then(|measured| measured.get(&Key::new(g, pass, dtype)).copied())
+}
 
 /// Follows the choices in a file from now on; at most once in a program.
 pub fn follow(path: &Path) -> Result<()> {
@@ -323,15 +360,21 @@ pub fn follow(path: &Path) -> Result<()> {
 
 impl MeasuredTiling {
     fn is_possible(&self) -> bool {
-        let Tiling { tile, splits } = self.choice;
         let Ok(pass) = self.key.pass.parse::<Pass>() else { return false };
         let most = if pass == Pass::Wgrad { MOST_SPLITS } else { 1 };
-        tile.serves(pass) && (1..=most).contains(&splits)
+        match self.choice {
+            Choice::OfWarpgroups(tiling @ WideTiling { splits, .. }) => {
+                WideTiling::all().any(|known| known == WideTiling { splits: 1, ..tiling })
+                    && (1..=most).contains(&splits)
+            }
+            Choice::OfWarps(Tiling { tile, splits }) => tile.serves(pass) && (1..=most).contains(&splits),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::hopper::WideTile;
     use super::*;
     use crate::ops::conv2d::Conv2d;
 
@@ -395,17 +438,30 @@ mod tests {
         let g = Geometry::new(Conv2d::new(2, 1), [8, 28, 28, 64].into(), [128, 3, 3, 64].into(), 576);
         let entry = |pass, tile, splits| MeasuredTiling {
             key: Key::new(&g, pass, DType::BF16),
-            choice: Tiling { tile, splits },
+            choice: Choice::OfWarps(Tiling { tile, splits }),
         };
-        let entries = vec![entry(Pass::Fprop, Tile::Large, 1), entry(Pass::Wgrad, Tile::Small, 7)];
+        let wide = |pass, tile, cluster| MeasuredTiling {
+            choice: Choice::OfWarpgroups(WideTiling { tile, cluster, splits: 1 }),
+            ..entry(pass, Tile::Large, 1)
+        };
+        let entries = vec![
+            entry(Pass::Fprop, Tile::Large, 1),
+            entry(Pass::Wgrad, Tile::Small, 7),
+            wide(Pass::Dgrad, WideTile::Square, 2),
+        ];
         let text = serde_json::to_string(&entries).unwrap();
-        assert!(text.contains("\"tile\":\"128x128\""), "{text}");
+        assert!(text.contains("\"tile\":\"128x128\",\"splits\":1}"), "{text}");
+        assert!(text.contains("\"tile\":\"128x128\",\"cluster\":2,\"splits\":1}"), "{text}");
         assert_eq!(serde_json::from_str::<Vec<MeasuredTiling>>(&text).unwrap(), entries);
         assert!(entries.iter().all(MeasuredTiling::is_possible));
         for (pass, tile, splits) in
             [(Pass::Fprop, Tile::Small, 2), (Pass::Wgrad, Tile::Narrow, 1), (Pass::Wgrad, Tile::Large, 0)]
         {
             assert!(!entry(pass, tile, splits).is_possible());
+        }
+        // No two of these share their columns, and no cluster has three.
+        for (tile, cluster) in [(WideTile::Tall, 2), (WideTile::Wide, 3)] {
+            assert!(!wide(Pass::Fprop, tile, cluster).is_possible());
         }
     }
 }

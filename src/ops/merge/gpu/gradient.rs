@@ -186,6 +186,7 @@ fn gradient_chunks(segment: &Segment, vectors: &[&Segment]) -> Vec<GradientChunk
             .map(|(row, column)| chunk(row, 1, column, piece.min(segment.row_len - column)))
             .collect();
     }
+    assert!(segment.row_len.is_multiple_of(period), "a row of {segment:?} is no whole periods");
     // With many α per row the reduction is short and a thread has α of its own: as many of them as else weights.
     let per_row = if period == 1 { segment.pitch } else { period };
     let rows = (CHUNK / per_row).max(1);
@@ -377,8 +378,8 @@ pub fn products(gpu: Handle, dw: &Tensor, sources: &[Tensor], products: TensorMu
     assert!(dw.dtype() == DType::F32 && products.dtype() == DType::F32, "dW and products are f32");
     let (rows, len, pitch) = (dw.shape().rows(), dw.shape().row_len(), dw.pitch());
     let addresses: Vec<Address> = sources.iter().map(Tensor::address).collect();
-    // A short row is a warp's, a long one the block's.
-    let rows_per_block = (CHUNK / pitch).clamp(1, THREADS / WARP);
+    // A short row is a warp's, which takes two at a time, a long one the block's.
+    let rows_per_block = (CHUNK / pitch).clamp(1, 2 * THREADS / WARP);
     let parameters = LayerProducts {
         sources: gpu.constant(&addresses),
         dw: dw.address(),
