@@ -46,9 +46,9 @@ struct WideTile : Tile<ROWS_, COLUMNS_, ROWS_ / 8, COLUMNS_> {
 };
 
 // As in src/ops/conv2d/hopper.rs.
-using Tile128x256 = WideTile<128, 256, 4>;
+using Wide128x256 = WideTile<128, 256, 4>;
 using Wide128x128 = WideTile<128, 128, 6>;
-using Tile256x64 = WideTile<256, 64, 4>;
+using Wide256x64 = WideTile<256, 64, 4>;
 
 constexpr unsigned CHUNK = LINE * LINE;  // elements of 64 lines
 // Registers of a thread that copies, and of one that multiplies: 128·40 + 256·232 are all but 1024 of a processor's 65536.

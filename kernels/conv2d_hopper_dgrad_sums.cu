@@ -3,9 +3,9 @@
 // How it works: conv2d_hopper.cuh; the products, and what they cost: conv2d_tensor.cu.
 #include "conv2d_hopper.cuh"
 
-KERNEL(conv2d_hopper_dgrad_sums_128x256, WideGradient, Tile128x256::ALL_THREADS) {
-  RING(Tile128x256);
-  wide_dgrad_sums<Tile128x256>(p, ring);
+KERNEL(conv2d_hopper_dgrad_sums_128x256, WideGradient, Wide128x256::ALL_THREADS) {
+  RING(Wide128x256);
+  wide_dgrad_sums<Wide128x256>(p, ring);
 }
 
 KERNEL(conv2d_hopper_dgrad_sums_128x128, WideGradient, Wide128x128::ALL_THREADS) {
@@ -13,7 +13,7 @@ KERNEL(conv2d_hopper_dgrad_sums_128x128, WideGradient, Wide128x128::ALL_THREADS)
   wide_dgrad_sums<Wide128x128>(p, ring);
 }
 
-KERNEL(conv2d_hopper_dgrad_sums_256x64, WideGradient, Tile256x64::ALL_THREADS) {
-  RING(Tile256x64);
-  wide_dgrad_sums<Tile256x64>(p, ring);
+KERNEL(conv2d_hopper_dgrad_sums_256x64, WideGradient, Wide256x64::ALL_THREADS) {
+  RING(Wide256x64);
+  wide_dgrad_sums<Wide256x64>(p, ring);
 }

@@ -37,9 +37,9 @@ DEVICE void wide_products(const WideProducts& all, const Ring& ring) {
   });
 }
 
-KERNEL(conv2d_hopper_products_128x256, WideProducts, Tile128x256::ALL_THREADS) {
-  RING(Tile128x256);
-  wide_products<Tile128x256>(p, ring);
+KERNEL(conv2d_hopper_products_128x256, WideProducts, Wide128x256::ALL_THREADS) {
+  RING(Wide128x256);
+  wide_products<Wide128x256>(p, ring);
 }
 
 KERNEL(conv2d_hopper_products_128x128, WideProducts, Wide128x128::ALL_THREADS) {
@@ -47,7 +47,7 @@ KERNEL(conv2d_hopper_products_128x128, WideProducts, Wide128x128::ALL_THREADS) {
   wide_products<Wide128x128>(p, ring);
 }
 
-KERNEL(conv2d_hopper_products_256x64, WideProducts, Tile256x64::ALL_THREADS) {
-  RING(Tile256x64);
-  wide_products<Tile256x64>(p, ring);
+KERNEL(conv2d_hopper_products_256x64, WideProducts, Wide256x64::ALL_THREADS) {
+  RING(Wide256x64);
+  wide_products<Wide256x64>(p, ring);
 }

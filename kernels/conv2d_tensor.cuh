@@ -41,6 +41,7 @@ struct Tile {
 };
 
 // As in src/ops/conv2d/tiles.rs.
+using Tile128x256 = Tile<128, 256, 64, 64>;
 using Tile128x128 = Tile<128, 128, 64>;
 using Tile128x64 = Tile<128, 64, 64>;
 using Tile64x64 = Tile<64, 64, 32>;
@@ -456,6 +457,11 @@ DEVICE void multiply_tiles(Sums<T>& sums, SharedArray<element> rows, SharedArray
 #define TILES(T)                                            \
   SHARED(element, rows, STAGES * T::ROW_ELEMENTS);          \
   SHARED(element, columns, STAGES * T::COLUMN_ELEMENTS)
+
+// The same where that is more than a kernel can declare.
+#define DYNAMIC_TILES(T)          \
+  DYNAMIC_SHARED(element, tiles); \
+  const SharedArray<element> rows = tiles, columns = tiles + STAGES * T::ROW_ELEMENTS
 
 template <class T, class Rows, class Columns>
 DEVICE Sums<T> mainloop(

@@ -3,6 +3,11 @@
 // The products, and what they cost: conv2d_tensor.cu.
 #include "conv2d_tensor.cuh"
 
+KERNEL(conv2d_tensor_dgrad_128x256, BackwardProduct, Tile128x256::THREADS) {
+  DYNAMIC_TILES(Tile128x256);
+  dgrad<Tile128x256>(p, rows, columns);
+}
+
 KERNEL(conv2d_tensor_dgrad_128x128, BackwardProduct, Tile128x128::THREADS) {
   TILES(Tile128x128);
   dgrad<Tile128x128>(p, rows, columns);

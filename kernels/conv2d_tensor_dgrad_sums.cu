@@ -3,6 +3,11 @@
 // The products, and what they cost: conv2d_tensor.cu.
 #include "conv2d_tensor.cuh"
 
+KERNEL(conv2d_tensor_dgrad_sums_128x256, ProductGradient, Tile128x256::THREADS) {
+  DYNAMIC_TILES(Tile128x256);
+  dgrad_sums_of_norm<Tile128x256>(p, rows, columns);
+}
+
 KERNEL(conv2d_tensor_dgrad_sums_128x128, ProductGradient, Tile128x128::THREADS) {
   TILES(Tile128x128);
   dgrad_sums_of_norm<Tile128x128>(p, rows, columns);

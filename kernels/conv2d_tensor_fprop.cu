@@ -3,6 +3,11 @@
 // The products, and what they cost: conv2d_tensor.cu.
 #include "conv2d_tensor.cuh"
 
+KERNEL(conv2d_tensor_fprop_128x256, FinishedProduct, Tile128x256::THREADS) {
+  DYNAMIC_TILES(Tile128x256);
+  fprop<Tile128x256>(p, rows, columns);
+}
+
 KERNEL(conv2d_tensor_fprop_128x128, FinishedProduct, Tile128x128::THREADS) {
   TILES(Tile128x128);
   fprop<Tile128x128>(p, rows, columns);

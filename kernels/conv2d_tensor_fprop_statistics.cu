@@ -3,6 +3,11 @@
 // The products, and what they cost: conv2d_tensor.cu.
 #include "conv2d_tensor.cuh"
 
+KERNEL(conv2d_tensor_fprop_statistics_128x256, ProductStatistics, Tile128x256::THREADS) {
+  DYNAMIC_TILES(Tile128x256);
+  fprop_statistics<Tile128x256>(p, rows, columns);
+}
+
 KERNEL(conv2d_tensor_fprop_statistics_128x128, ProductStatistics, Tile128x128::THREADS) {
   TILES(Tile128x128);
   fprop_statistics<Tile128x128>(p, rows, columns);

@@ -3,6 +3,11 @@
 // The products, and what they cost: conv2d_tensor.cu.
 #include "conv2d_tensor.cuh"
 
+KERNEL(conv2d_tensor_wgrad_128x256, Product, Tile128x256::THREADS) {
+  DYNAMIC_TILES(Tile128x256);
+  wgrad<Tile128x256>(p, rows, columns);
+}
+
 KERNEL(conv2d_tensor_wgrad_128x128, Product, Tile128x128::THREADS) {
   TILES(Tile128x128);
   wgrad<Tile128x128>(p, rows, columns);

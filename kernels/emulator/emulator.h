@@ -28,7 +28,7 @@ constexpr uint16_t MANY = 0xFFFF, WHOLE_WARP = 0x8000;
 enum Collective : unsigned { SYNC, SHUFFLE, SHUFFLE_XOR, SHUFFLE_DOWN, SHUFFLE_UP, BALLOT, ANY, ALL };
 
 // The most bytes that a lane hands to all lanes of its warp: the operands of its matrix instructions.
-constexpr unsigned OFFER = 192;
+constexpr unsigned OFFER = 256;
 
 // A copy to shared memory that has been asked for and not waited for.
 struct Copy {

@@ -143,6 +143,11 @@ impl<'a> Loader<'a> {
         self.options.batch_size.min(self.images_per_epoch() - batch * self.options.batch_size)
     }
 
+    /// Height, width and channels of each image as it is stored.
+    pub fn shape(&self) -> [usize; 3] {
+        self.shape
+    }
+
     /// Images of the largest batch of an epoch.
     pub fn largest_batch(&self) -> usize {
         self.options.batch_size.min(self.images_per_epoch())

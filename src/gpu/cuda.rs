@@ -680,14 +680,14 @@ impl Driver for Cuda {
         self.function(kernel).map(drop)
     }
 
-    fn compile_ahead(&self, dtype: DType) {
+    fn compile_ahead(&self, kernels: &[Kernel]) {
         // Without a cache there is nowhere to put them.
         if self.cache.is_some() {
-            let needed: Vec<Source> = compile::sources(&self.description.architecture)
-                .into_iter()
-                .filter(|source| !source.file.starts_with("limits"))
-                .filter(|source| source.dtype == compile::storage(source.file, dtype) || source.dtype == DType::F32)
-                .collect();
+            let is_needed = |source: &Source| {
+                kernels.iter().any(|kernel| (kernel.file, kernel.dtype) == (source.file, source.dtype))
+            };
+            let sources = compile::sources(&self.description.architecture);
+            let needed: Vec<Source> = sources.into_iter().filter(is_needed).collect();
             let _ = compile::compile_all(self.nvrtc, self.cache.as_ref(), &needed, &self.description.architecture);
         }
     }

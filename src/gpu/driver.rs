@@ -215,9 +215,8 @@ pub trait Driver: Send + Sync {
     /// Compiles and loads what the kernel needs, if that has not happened yet.
     fn prepare(&self, kernel: Kernel) -> Result<(), Failure>;
 
-    /// Compiles, side by side, what a training run with activations of `dtype` may need. A help, not a promise: what fails
-    /// here fails again where it is launched.
-    fn compile_ahead(&self, _dtype: DType) {}
+    /// Compiles, side by side, what these kernels need, where that can be kept.
+    fn compile_ahead(&self, _kernels: &[Kernel]) {}
 
     fn launch(&self, launch: &Launch) -> Result<(), Failure>;
 

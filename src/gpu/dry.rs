@@ -13,25 +13,32 @@ use super::tensor_map::{Mapped, TensorMap};
 const ALIGNMENT: u64 = 256;
 
 pub struct Dry {
+    description: Description,
     next: AtomicU64,
 }
 
 impl Dry {
-    pub fn new() -> Dry {
-        Dry { next: AtomicU64::new(ALIGNMENT) }
+    /// One that others take for a device of this description.
+    pub fn new(description: Description) -> Dry {
+        Dry { description, next: AtomicU64::new(ALIGNMENT) }
+    }
+}
+
+/// A device that has what all have.
+pub fn nothing() -> Description {
+    Description {
+        name: "no device".into(),
+        architecture: "none".into(),
+        multiprocessors: 1,
+        memory: usize::MAX,
+        tensor_cores: TensorCores::default(),
+        warpgroups: false,
     }
 }
 
 impl Driver for Dry {
     fn describe(&self) -> Description {
-        Description {
-            name: "no device".into(),
-            architecture: "none".into(),
-            multiprocessors: 1,
-            memory: usize::MAX,
-            tensor_cores: TensorCores::default(),
-            warpgroups: false,
-        }
+        Description { memory: usize::MAX, ..self.description.clone() }
     }
 
     fn allocate(&self, bytes: usize) -> Result<Address, Failure> {

@@ -133,7 +133,12 @@ impl Gpu {
 
     /// A device that does nothing, for what is known without running: launches, bytes, memory. Its numbers are all zero.
     pub fn dry() -> Handle {
-        Gpu::new("dry".into(), Box::new(dry::Dry::new()))
+        Gpu::new("dry".into(), Box::new(dry::Dry::new(dry::nothing())))
+    }
+
+    /// The same, which is told to run the kernels that `other` is.
+    pub fn dry_like(other: &Gpu) -> Handle {
+        Gpu::new("dry".into(), Box::new(dry::Dry::new(other.description().clone())))
     }
 
     /// A new emulator, whose blocks and threads run in an order that `seed` decides.
@@ -369,11 +374,11 @@ impl Gpu {
         self.run(|driver| driver.prepare(Kernel { file, name, dtype: compile::storage(file, dtype) }));
     }
 
-    /// Fills the cache of compiled kernels with what a training run in this precision may need: one by one, as they are first
-    /// launched, they would take as long on many processors as on one.
-    pub fn compile_ahead(&self, dtype: DType) {
+    /// Fills the cache of compiled kernels with these, side by side. A help, not a promise: what fails here fails again where it is
+    /// launched.
+    pub fn compile_ahead(&self, kernels: &[Kernel]) {
         if self.check().is_ok() {
-            self.driver.compile_ahead(dtype);
+            self.driver.compile_ahead(kernels);
         }
     }
 

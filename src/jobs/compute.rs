@@ -77,6 +77,9 @@ impl Compute {
 
     /// No device, for what is known without one.
     pub fn dry(&self) -> Result<Place> {
+        if let Some(path) = &self.tiles {
+            tiles::follow(path)?;
+        }
         Ok(Place { device: Device::Gpu(Gpu::dry()), precision: self.precision_on(false)?, is_fused: self.is_fused })
     }
 

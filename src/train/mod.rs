@@ -16,6 +16,7 @@
 //!
 //! So what is measured on the validation split after an epoch is what the network that is written computes.
 
+mod ahead;
 mod align;
 mod average;
 mod batches;

@@ -54,7 +54,6 @@ impl Recorder {
         let on_gpu = match place.device {
             Device::Cpu => None,
             Device::Gpu(gpu) => {
-                gpu.compile_ahead(place.precision);
                 let is_scaled = place.precision == DType::F16;
                 let fresh = Control::new(gpu, optimizers.steps(), BETAS[0], BETAS[1], is_scaled);
                 let run = control.map_or(0, |values| values.steps as usize);

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
+use super::ahead::compile_ahead;
 use super::average::Average;
 use super::batches::Batches;
 use super::evaluate::Evaluator;
@@ -164,6 +165,9 @@ impl<'a> Training<'a> {
             let start = subject.outcome(model, target, options.batch_size)?.expect("a merge has an outcome");
             model.statistics = start.statistics;
         }
+        let [height, width, _] = loader.shape();
+        let batch = [loader.largest_batch(), height, width, channels];
+        compile_ahead(target.place, model, subject, options, &loss, batch)?;
         let recorder = Recorder::new(target.place, optimizers, loss, control);
         let (batches, evaluator) = (Batches::new(loader, target.place), Evaluator::new(target.place));
         let training = Training {

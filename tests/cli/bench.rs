@@ -220,7 +220,7 @@ fn a_step_stays_near_its_floor() {
     assert!(unfused_launches > launches + 150 && unfused > 1.25 * milliseconds, "{unfused_launches}, {unfused} ms");
 }
 
-/// ResNet-50's layers: a stem and dgrad with a stride are left to the kernels that all tensor cores have, and so is all of tf32.
+/// ResNet-50's layers: the stem alone is left to the kernels that all tensor cores have, and so is all of tf32.
 #[test]
 fn tiles_are_told_without_a_gpu() {
     let folder = Folder::new();
@@ -236,8 +236,10 @@ fn tiles_are_told_without_a_gpu() {
     let some = |tile: &str| Some(tile.to_string());
     assert_eq!(row("/conv1/fprop"), (some("stem"), None));
     assert_eq!(row("/layer1.0.conv2/fprop"), (some("128×64"), some("256×64")));
-    assert_eq!(row("/layer2.0.conv2/dgrad"), (some("128×128"), None));
-    assert_eq!(row("/layer4.1.conv2/dgrad"), (some("128×128"), some("128×256")));
+    assert_eq!(row("/layer2.0.conv2/dgrad"), (some("128×128"), some("128×128, in clusters of 2")));
+    assert_eq!(row("/layer4.1.conv2/dgrad").1, some("128×256, in clusters of 2"));
+    let left = rows.iter().filter(|row| row["tile_of_warpgroups"].is_null());
+    assert!(left.clone().all(|row| row["name"].as_str().unwrap().contains("/conv1/")) && left.count() == 2);
     assert!(row("/layer2.0.conv2/wgrad").1.is_some_and(|tile| tile.contains(" splits")));
     assert!(of("tf32").iter().all(|row| row["tile"].is_string() && row["tile_of_warpgroups"].is_null()));
     assert_refused(&folder, &[case("device", "bench conv --dry-run --device cpu", &["no use for --device"])]);

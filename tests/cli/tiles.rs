@@ -34,10 +34,11 @@ fn a_table_is_written_and_followed() {
 #[test]
 fn tiles_of_warpgroups_are_tuned_and_followed() {
     let folder = Folder::new();
-    let conv = "bench conv --device emulator:sm_90a --precision bf16 --network resnet18 --image-size 32 --batch-size 1 \
-                --filter layer4.0.downsample.0";
-    let stdout = folder.done(&format!("{conv} --rounds 1 --tune tiles.json"));
-    assert!(stdout.contains("128×256, in clusters of 2, warpgroups"), "{stdout}");
+    let conv =
+        "bench conv --precision bf16 --network resnet18 --image-size 32 --batch-size 1 --filter layer4.0.downsample.0";
+    let emulated = format!("{conv} --device emulator:sm_90a --rounds 1");
+    let stdout = folder.done(&format!("{emulated} --tune tiles.json"));
+    assert!(stdout.contains("128×128, in clusters of 2, warpgroups"), "{stdout}");
     let mut table: Value = serde_json::from_str(&folder.text("tiles.json")).unwrap();
     let entries = table.as_array_mut().unwrap();
     assert_eq!(entries.len(), 3);
@@ -50,7 +51,7 @@ fn tiles_of_warpgroups_are_tuned_and_followed() {
     folder.write("odd.json", table.to_string());
     let divisions = |tiles: Option<&str>| {
         let mut command = folder.command(&format!("{conv} --dry-run"));
-        tiles.into_iter().for_each(|tiles| drop(command.env("MEDMERGE_TILES", tiles)));
+        command.envs(tiles.map(|tiles| ("MEDMERGE_TILES", tiles)));
         String::from_utf8(command.output().unwrap().stdout).unwrap()
     };
     let of_sm_90a = |text: &str| -> Vec<String> {
@@ -60,7 +61,7 @@ fn tiles_of_warpgroups_are_tuned_and_followed() {
     assert_eq!(of_sm_90a(&divisions(Some("odd.json"))), ["256×64", "128×256, in clusters of 2", "64×64"]);
     assert_ne!(of_sm_90a(&divisions(None)), of_sm_90a(&divisions(Some("odd.json"))));
     // And all of them run.
-    let mut followed = folder.command(&format!("{conv} --rounds 1"));
+    let mut followed = folder.command(&emulated);
     assert!(followed.env("MEDMERGE_TILES", "odd.json").output().unwrap().status.success());
 }
 

@@ -66,7 +66,7 @@ type PendingCopy = MaybeUninit<[u64; 6]>;
 /// `emulator::COPIES`.
 const COPIES: usize = 64;
 /// `emulator::OFFER`.
-const OFFER: usize = 192;
+const OFFER: usize = 256;
 
 #[repr(C)]
 struct Runtime {

@@ -72,7 +72,7 @@ fn division(device: Device, of: &Geometry, dtype: DType, sources: usize) -> Opti
         Tile::Large => "conv2d_tensor_products_128x128",
         Tile::Medium => "conv2d_tensor_products_128x64",
         Tile::Small => "conv2d_tensor_products_64x64",
-        Tile::Narrow => unreachable!("no such kernel"),
+        Tile::Wide | Tile::Narrow => unreachable!("no such kernel"),
     };
     Some(Division::new(g, Kernel::OfWarps(tile, kernel), splits, tile.columns(), tiles::depth(dtype)))
 }
@@ -203,7 +203,7 @@ mod tests {
             let g = Geometry { pitch: case.geometry().filter_len(), ..case.geometry() };
             let (dtype, sources) = (dtypes[index % 3], [1, 9][index / 3 % 2]);
             let expected = products(&g, sources, None);
-            for tile in Tile::ALL.into_iter().filter(|tile| tile.serves(Pass::Wgrad)) {
+            for tile in Tile::ALL.into_iter().filter(|tile| tile.serves_products()) {
                 let place = Some((Device::Gpu(gpu), dtype));
                 let actual = tiles::with_choice(Tiling { tile, splits: 3 }, || products(&g, sources, place));
                 gpu.check().unwrap();

@@ -23,6 +23,8 @@ use crate::tensor::DType;
 /// Rows and columns that a block computes: the names in `kernels/conv2d_tensor.cu`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Tile {
+    #[serde(rename = "128x256")]
+    Wide,
     #[serde(rename = "128x128")]
     Large,
     #[serde(rename = "128x64")]
@@ -34,7 +36,7 @@ pub enum Tile {
 }
 
 impl Tile {
-    pub const ALL: [Tile; 4] = [Tile::Large, Tile::Medium, Tile::Small, Tile::Narrow];
+    pub const ALL: [Tile; 5] = [Tile::Wide, Tile::Large, Tile::Medium, Tile::Small, Tile::Narrow];
 
     pub const fn rows(self) -> usize {
         if matches!(self, Tile::Small) { 64 } else { 128 }
@@ -42,6 +44,7 @@ impl Tile {
 
     pub const fn columns(self) -> usize {
         match self {
+            Tile::Wide => 256,
             Tile::Large => 128,
             Tile::Medium | Tile::Small => 64,
             Tile::Narrow => 32,
@@ -49,12 +52,18 @@ impl Tile {
     }
 
     pub const fn threads(self) -> u32 {
-        if matches!(self, Tile::Large) { 256 } else { 128 }
+        if matches!(self, Tile::Wide | Tile::Large) { 256 } else { 128 }
+    }
+
+    /// Bytes of shared memory that a launch asks for: those of the operands' stages, where a kernel cannot declare them.
+    pub const fn dynamic_shared(self) -> usize {
+        if matches!(self, Tile::Wide) { STAGES * (self.rows() + self.columns()) * LINE } else { 0 }
     }
 
     /// Blocks that reside on a processor at a time, of any pass in 16 bits on Hopper.
     pub const fn resident(self) -> usize {
         match self {
+            Tile::Wide => 1,
             Tile::Large => 2,
             Tile::Medium => 4,
             Tile::Small | Tile::Narrow => 5,
@@ -64,6 +73,11 @@ impl Tile {
     /// Whether there are kernels of this pass.
     pub fn serves(self, pass: Pass) -> bool {
         pass != Pass::Wgrad || self != Tile::Narrow
+    }
+
+    /// Whether there are kernels of wgrad with products in place of dW.
+    pub fn serves_products(self) -> bool {
+        !matches!(self, Tile::Wide | Tile::Narrow)
     }
 }
 
@@ -116,6 +130,8 @@ const LAUNCH: usize = 4000;
 
 /// Bytes of a line of a tile in shared memory.
 const LINE: usize = 64;
+/// Steps whose tiles are in shared memory at a time.
+const STAGES: usize = 3;
 /// A split has at least this many summands.
 const SHORTEST: usize = 256;
 const MOST_SPLITS: usize = 256;
@@ -187,7 +203,7 @@ fn with_best_splits(gemm: Gemm, pass: Pass, cost: impl Fn(Tiling) -> usize) -> i
 
 /// Tiling of wgrad with products of so many sources in place of dW; of `tile` alone, where there is but one kernel.
 pub fn choose_products(g: &Geometry, dtype: DType, sources: usize, tile: Option<Tile>) -> Tiling {
-    let fits = |choice: &Tiling| tile.is_none_or(|tile| tile == choice.tile) && choice.tile.serves(Pass::Wgrad);
+    let fits = |choice: &Tiling| tile.is_none_or(|tile| tile == choice.tile) && choice.tile.serves_products();
     let gemm = Gemm::of(g, Pass::Wgrad);
     let cost = |choice| cost_of_products(gemm, dtype, sources, choice);
     let all = || with_best_splits(gemm, Pass::Wgrad, cost).filter(fits);

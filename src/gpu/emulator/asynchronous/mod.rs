@@ -163,8 +163,8 @@ impl Asynchronous {
             let column = self.clocks.column_of_barrier(barrier);
             self.clocks.threads_of(rank).any(|thread| self.clocks.row(thread)[column] >= phase)
         };
-        let of_block = self.barriers.iter().enumerate().filter(|(_, barrier)| barrier.made_by_rank == rank);
-        of_block.filter(|(index, barrier)| !is_awaited(*index, barrier.reached_in)).next().map(|(_, barrier)| {
+        let mut of_block = self.barriers.iter().enumerate().filter(|(_, barrier)| barrier.made_by_rank == rank);
+        of_block.find(|(index, barrier)| !is_awaited(*index, barrier.reached_in)).map(|(_, barrier)| {
             let what = format!(
                 "the block ends before it has waited for those of others that arrive at barrier {}",
                 barrier.name()
