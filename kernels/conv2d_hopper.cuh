@@ -1,9 +1,9 @@
 // Convolution on the tensor cores of sm_90a: the products of conv2d_tensor.cu by instructions of whole warpgroups, from operands that a
-// warpgroup of their own copies, for activations of 16 bits whose channels come in 64s.
+// warpgroup of their own copies, for activations of 16 bits whose channels come in 64s; fprop also in tf32, where they come in 32s.
 //
 // A block stays for all the tiles that it computes: one tile, and the one as many further on as there are blocks; tiles of a row stand side
-// by side. Its warpgroups have different work. The last one, of which one thread is enough, asks for copies: a step's operands, 64
-// summands deep, fill a stage of a ring as soon as that was read. The two others multiply, each half of the tile's rows, and end the tile
+// by side. Its warpgroups have different work. The last one, of which one thread is enough, asks for copies: a step's operands, as deep
+// as a line has summands, fill a stage of a ring as soon as that was read. The two others multiply, each half of the tile's rows, and end the tile
 // as conv2d_tensor.cuh does, while the ring fills with the next tile's. A stage has two barriers, `full`, on which its bytes
 // arrive, and `empty`, on which the warps that have read it do.
 //
@@ -33,7 +33,7 @@ struct WideTile : Tile<ROWS_, COLUMNS_, ROWS_ / 8, COLUMNS_> {
   static constexpr unsigned RING = RING_, ROWS = ROWS_, COLUMNS = COLUMNS_;
   static constexpr unsigned MULTIPLIERS = Base::THREADS, ALL_THREADS = MULTIPLIERS + WARPGROUP;
   // Whether there may be clusters: half of the columns are whole copies.
-  static constexpr bool IN_CLUSTERS = COLUMNS > LINE;
+  static constexpr bool IN_CLUSTERS = COLUMNS > 64;
   static_assert(MULTIPLIERS == 2 * WARPGROUP, "two warpgroups multiply");
   // Of a stage.
   static constexpr unsigned ROW_ELEMENTS = ROWS * LINE, COLUMN_ELEMENTS = COLUMNS * LINE, STAGE = ROW_ELEMENTS + COLUMN_ELEMENTS;
@@ -50,7 +50,7 @@ using Wide128x256 = WideTile<128, 256, 4>;
 using Wide128x128 = WideTile<128, 128, 6>;
 using Wide256x64 = WideTile<256, 64, 4>;
 
-constexpr unsigned CHUNK = LINE * LINE;  // elements of 64 lines
+constexpr unsigned CHUNK = 64 * LINE;  // elements of 64 lines
 // Registers of a thread that copies, and of one that multiplies: 128·40 + 256·232 are all but 1024 of a processor's 65536.
 constexpr unsigned COPY_REGISTERS = 40, MULTIPLY_REGISTERS = 232;
 // The block's barrier on which those wait for each other that multiply.

@@ -1,4 +1,4 @@
-// modules: bf16 f16 for sm_90a
+// modules: tf32 bf16 f16 for sm_90a
 // Convolution on the tensor cores of sm_90a: fprop, with a bias and a ReLU behind it where there are some, for each tile.
 // How it works: conv2d_hopper.cuh; the products, and what they cost: conv2d_tensor.cu.
 #include "conv2d_hopper.cuh"

@@ -1,13 +1,15 @@
 // What Hopper (sm_90a) has beyond `tensor.cuh`, one inline function each: barriers that count bytes, bulk copies by tensor maps (TMA), and
 // products that a warpgroup of four warps starts and waits for later (wgmma). PTX on a GPU, twins on the emulator.
 //
-// Copies fill tiles of 128-byte lines, 64 numbers of 16 bits, in the 128-byte swizzle: 16-byte pack c of line l lies in the place of pack
-// c ^ (l % 8). Eight lines are an atom of 1024 bytes, to which tiles are aligned; so they lie in dynamic shared memory. Products read
-// them as copies leave them, in one of two ways:
+// Copies fill tiles of 128-byte lines, 64 numbers of 16 bits or 32 of tf32, in the 128-byte swizzle: 16-byte pack c of line l lies in the
+// place of pack c ^ (l % 8). Eight lines are an atom of 1024 bytes, to which tiles are aligned; so they lie in dynamic shared memory.
+// Products read them as copies leave them, in one of two ways, of which those of tf32 know the first alone:
 //
-//   ALONG (K-major)   a line is a row of the operand with 64 summands of it; sixteen summands are 32 bytes of every line
+//   ALONG (K-major)   a line is a row of the operand with a line's summands of it; those of one product are 32 bytes of every line
 //   otherwise         a line is a summand with 64 rows of the operand (MN-major); sixteen summands are as many lines, and rows
 //                     beyond the 64th lie `chunk` elements further
+//
+// Numbers of f32 are rounded to tf32 as they are copied, which their tensor map says.
 //
 // Sums: piece j of 8 columns as mma.sync leaves it (tensor.cuh), warp w of the warpgroup rows 16w..16w + 15 of the 64.
 #pragma once
@@ -24,8 +26,8 @@ static_assert(sizeof(TensorMap) == 128, "a CUtensorMap");
 struct alignas(8) Barrier { unsigned long long word; };
 
 constexpr unsigned WARPGROUP = 128;   // threads
-constexpr unsigned LINE = 64;         // numbers of a line
-constexpr unsigned PRODUCT_DEPTH = 16;  // summands of one instruction
+constexpr unsigned LINE = 128 / sizeof(element);          // numbers of a line
+constexpr unsigned PRODUCT_DEPTH = 32 / sizeof(element);  // summands of one instruction
 
 #ifdef MEDMERGE_EMULATOR
 #include "emulator/hopper.h"
@@ -184,19 +186,27 @@ DEVICE unsigned long long operand(SharedArray<element> tile, unsigned place, uns
 #define SUMS_OF_8(j) \
   SUMS_OF_PIECE(j), SUMS_OF_PIECE(j + 1), SUMS_OF_PIECE(j + 2), SUMS_OF_PIECE(j + 3), SUMS_OF_PIECE(j + 4), SUMS_OF_PIECE(j + 5), \
       SUMS_OF_PIECE(j + 6), SUMS_OF_PIECE(j + 7)
-#if defined(STORAGE_BF16)
-#define PRODUCT_TYPES ".f32.bf16.bf16 "
-#else
-#define PRODUCT_TYPES ".f32.f16.f16 "
-#endif
 // The sums are added to (a predicate that is true), neither operand is negated, and each is turned where it is not ALONG.
-#define PRODUCT(COLUMNS, REGISTERS, A, B, TURN_A, TURN_B, ...)                                                               \
-  asm volatile("{\n.reg .pred adds;\nsetp.eq.u32 adds, 0, 0;\nwgmma.mma_async.sync.aligned.m64n" COLUMNS "k16" PRODUCT_TYPES \
-               "{" REGISTERS "}, " A ", " B ", adds, 1, 1, " TURN_A ", " TURN_B ";\n}"                                       \
-               : __VA_ARGS__                                                                                                \
+#define PRODUCT_OF(TYPES, COLUMNS, REGISTERS, A, B, TURNS)                                              \
+  "{\n.reg .pred adds;\nsetp.eq.u32 adds, 0, 0;\nwgmma.mma_async.sync.aligned.m64n" COLUMNS TYPES " {" \
+  REGISTERS "}, " A ", " B ", adds, 1, 1" TURNS ";\n}"
+#if defined(STORAGE_BF16)
+#define PRODUCT_TYPES "k16.f32.bf16.bf16"
+#else
+#define PRODUCT_TYPES "k16.f32.f16.f16"
+#endif
+#ifdef STORAGE_TF32
+#define PRODUCT(COLUMNS, REGISTERS, A, B, TURN_A, TURN_B, ...)                                                                   \
+  static_assert(A_ALONG && B_ALONG, "numbers of 32 bits are not turned");                                                        \
+  asm volatile(PRODUCT_OF("k8.f32.tf32.tf32", COLUMNS, REGISTERS, A, B, "") : __VA_ARGS__ : "l"(a), "l"(b))
+#else
+#define PRODUCT(COLUMNS, REGISTERS, A, B, TURN_A, TURN_B, ...)                                                        \
+  asm volatile(PRODUCT_OF(PRODUCT_TYPES, COLUMNS, REGISTERS, A, B, ", " TURN_A ", " TURN_B)                           \
+               : __VA_ARGS__                                                                                         \
                : "l"(a), "l"(b), "n"(A_ALONG ? 0 : 1), "n"(B_ALONG ? 0 : 1))
+#endif
 
-// Starts d += a·b, 64 rows of a by COLUMNS of b, for 16 summands. Every thread of a warpgroup calls it.
+// Starts d += a·b, 64 rows of a by COLUMNS of b, for PRODUCT_DEPTH summands. Every thread of a warpgroup calls it.
 template <unsigned COLUMNS, bool A_ALONG, bool B_ALONG>
 DEVICE void multiply(float (&d)[COLUMNS / 8][4], unsigned long long a, unsigned long long b) {
   static_assert(COLUMNS == 64 || COLUMNS == 128 || COLUMNS == 256, "the columns that tiles have");
@@ -210,6 +220,7 @@ DEVICE void multiply(float (&d)[COLUMNS / 8][4], unsigned long long a, unsigned 
 }
 
 #undef PRODUCT
+#undef PRODUCT_OF
 #undef PRODUCT_TYPES
 #undef SUMS_OF_8
 #undef SUMS_OF_PIECE

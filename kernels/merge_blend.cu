@@ -7,7 +7,7 @@
 // stored as activations are (rounded once more, to nearest), the rest as f32; each number is written once, and for f32 both
 // are one arena. No pass of the present convolutions wants a second layout of the filters: 16-bit dgrad reads the same rows
 // as fprop and turns them with ldmatrix.trans on the way from shared memory, f32 dgrad turns them as it stages them. (The tf32
-// form of wgmma, which takes K-major operands only, would be the first to need one.)
+// form of wgmma, which takes K-major operands only, would be the first to need one, in dgrad.)
 //
 // A table of chunks in device memory says what each stretch of weights is; a block takes one chunk. The host cuts chunks of
 // 8 to 32 KB so that there are at least four waves of blocks. A thread takes eight weights at a time, 32 bytes of each

@@ -44,6 +44,7 @@ REQUIRED = [
     (r"conv2d_tensor_(fprop|dgrad)_(\d+x\d+|stem)\w*_(bf16|f16|tf32)", r"STG\.E(\.\w+)*\.128", "results are stored 16 bytes at a time"),
     (rf"{WIDE}_bf16", r"HGMMA\.64x\d+x16\.F32\.BF16$", "warpgroups multiply"),
     (rf"{WIDE}_f16", r"HGMMA\.64x\d+x16\.F32$", "warpgroups multiply"),
+    (rf"{WIDE}_tf32", r"HGMMA\.64x\d+x8\.F32\.TF32$", "warpgroups multiply"),
     (rf"{WIDE}_(bf16|f16)", r"UTMALDG\.4D\.IM2COL", "patches are copied as such"),
     (rf"{WIDE}_(bf16|f16)", r"UTMALDG\.2D", "and the other operand in boxes"),
     (rf"{WIDE}_(bf16|f16)", r"USETMAXREG\.DEALLOC", "registers are handed on"),

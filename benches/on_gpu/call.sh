@@ -109,7 +109,7 @@ fast() {
 why() {
   local kernel first=${batches%% *} precision=${precisions%% *}
   : > "$results/ncu.txt"
-  for kernel in ${KERNELS:-fprop_statistics_128x128 dgrad_sums_128x128 wgrad_128x128 batch_norm_input_gradient}; do
+  for kernel in ${KERNELS:-fprop_statistics_128x256 dgrad_sums_128x256 wgrad_128x256 batch_norm_input_gradient}; do
     if ! command -v ncu > "$out/which.log"; then
       note "ncu: left out, it is not there"
       break

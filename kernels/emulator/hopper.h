@@ -72,6 +72,7 @@ DEVICE void land(const emulator::BulkCopy* copy) {
     for (int j = 0; j < static_cast<int>(copy->per_line); ++j) {
       element number{};
       if (j >= first && j < end) number = from[j - first];
+      if constexpr (sizeof(element) == 4) number = from_float(float_of(to_tf32(to_float(number))));
       std::memcpy(copy->to + swizzled(line, j * sizeof(element)), &number, sizeof(number));
     }
   });
@@ -199,7 +200,8 @@ DEVICE unsigned long long operand(SharedArray<element> tile, unsigned place, uns
 DEVICE uint32_t place_of(uint64_t operand, unsigned along, unsigned i, unsigned k) {
   const unsigned start = static_cast<unsigned>(operand & 0x3FFF) << 4;
   const unsigned leading = static_cast<unsigned>(operand >> 16 & 0x3FFF) << 4, stride = static_cast<unsigned>(operand >> 32 & 0x3FFF) << 4;
-  const unsigned at = along ? start + i / 8 * stride + i % 8 * 128 + k * 2 : start + i / 64 * leading + k / 8 * stride + k % 8 * 128 + i % 64 * 2;
+  const unsigned at = along ? start + i / 8 * stride + i % 8 * 128 + k * sizeof(element)
+                            : start + i / 64 * leading + k / 8 * stride + k % 8 * 128 + i % 64 * sizeof(element);
   return swizzled(at / 128, at % 128);
 }
 
@@ -236,7 +238,7 @@ DEVICE void compute_product(const emulator::Product* product, const unsigned cha
 template <unsigned COLUMNS, bool A_ALONG, bool B_ALONG>
 DEVICE void multiply(float (&d)[COLUMNS / 8][4], unsigned long long a, unsigned long long b, AT_CALL) {
   static_assert(COLUMNS == 64 || COLUMNS == 128 || COLUMNS == 256, "the columns that tiles have");
-  static_assert(sizeof(element) == 2, "numbers of 16 bits");
+  static_assert(sizeof(element) == 2 || (A_ALONG && B_ALONG), "numbers of 32 bits are not turned");
   const emulator::Product product = {&d[0][0], COLUMNS, COLUMNS / 2, a, b, A_ALONG, B_ALONG, place_of, compute_product<COLUMNS>, file,
                                      line, sizeof(element)};
   emulator::context()->runtime->product(emulator::context(), &product);

@@ -38,7 +38,7 @@ pub(super) fn tune(case: &ConvCase, clock: &Clock) -> Result<Option<Tuned>> {
     // Where there are kernels of warpgroups, the others take part with their own rule's choice.
     let (ruled, others) = match hopper::choice(convolution, pass, dtype).filter(|_| has_warpgroups) {
         Some(tiling) => {
-            let wide = hopper::candidates(&g, pass).into_iter().map(Choice::OfWarpgroups);
+            let wide = hopper::candidates(&g, pass, dtype).into_iter().map(Choice::OfWarpgroups);
             (Choice::OfWarpgroups(tiling), wide.chain([of_warps]).collect())
         }
         None => {

@@ -26,7 +26,7 @@ use super::driver::{Address, Description, Driver, Event, GraphId, Kernel, Launch
 use super::libcuda::{self, Api};
 use super::library::Status;
 use super::nvrtc::{self, Nvrtc, Version};
-use super::tensor_map::{self, Images, Mapped, TensorMap};
+use super::tensor_map::{Images, Mapped, TensorMap};
 use super::{Failure, lock};
 use crate::dtype::DType;
 
@@ -729,6 +729,8 @@ impl Driver for Cuda {
         let mut map = CUtensorMap { opaque: [0; 16] };
         let dtype = match mapped.dtype() {
             DType::F16 => CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+            // Numbers of f32 are rounded as they are copied.
+            DType::TF32 => CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_TFLOAT32,
             _ => CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
         };
         let address = mapped.address().0 as *mut c_void;
@@ -744,7 +746,7 @@ impl Driver for Cuda {
         let encoded = unsafe {
             match mapped {
                 Mapped::Matrix(_) => {
-                    let (sizes_of_box, strides) = ([tensor_map::LINE, mapped.lines()], [1, 1]);
+                    let (sizes_of_box, strides) = ([mapped.line(), mapped.lines()], [1, 1]);
                     call!(
                         self.api,
                         cuTensorMapEncodeTiled(
@@ -777,7 +779,7 @@ impl Driver for Cuda {
                             pitches.as_ptr(),
                             lower.as_ptr(),
                             upper.as_ptr(),
-                            tensor_map::LINE,
+                            mapped.line(),
                             mapped.lines(),
                             strides.as_ptr(),
                             interleave,

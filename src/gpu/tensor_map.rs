@@ -1,10 +1,10 @@
 //! Tensor maps: what a bulk copy on sm_90a (TMA) is told of the tensor that it copies from, 128 bytes of the driver's own making.
 //!
-//! Two kinds, both of numbers of 16 bits and copied in lines of 64 of them, which shared memory holds in the 128-byte swizzle; what
-//! lies outside of the tensor is copied as zeros.
+//! Two kinds, both copied in lines of 128 bytes, 64 numbers of 16 bits or 32 of f32, which are rounded to tf32 on the way. Shared memory
+//! holds them in the 128-byte swizzle; what lies outside of the tensor is copied as zeros.
 //!
-//! * A [`Matrix`]: a copy takes a box of `box_rows` rows, 64 columns of each, from any row and column on (tiled mode).
-//! * [`Images`] N, H, W, C: a copy takes 64 channels of `pixels` pixels, which it meets walking through the *box of pixels* by `strides`:
+//! * A [`Matrix`]: a copy takes a box of `box_rows` rows, a line's columns of each, from any row and column on (tiled mode).
+//! * [`Images`] N, H, W, C: a copy takes a line's channels of `pixels` pixels, which it meets walking through the *box of pixels* by `strides`:
 //!   along W, then H, then N (im2col mode). The box begins at `lower` and ends with the pixel at `upper`, counted from the last pixel of
 //!   an image; both may lie outside. For a convolution these are the places where tap (0, 0) is put: `lower` is −padding, `upper`
 //!   padding − dilation · (taps − 1). The copy moves all that it meets by its own offset, a tap's.
@@ -18,7 +18,9 @@ use super::driver::Address;
 use crate::dtype::DType;
 
 /// Numbers of a line in shared memory, 128 bytes: columns of a box, and channels of a pixel.
-pub const LINE: u32 = 64;
+pub fn line(dtype: DType) -> usize {
+    128 / dtype.size()
+}
 
 /// The limits of copies in im2col mode: the corners of the box of pixels, the step of the walk, and a tap's offset.
 pub const CORNERS: RangeInclusive<i64> = -128..=127;
@@ -165,6 +167,11 @@ impl Mapped {
         }
     }
 
+    /// Numbers of a line.
+    pub(super) fn line(&self) -> u32 {
+        line(self.dtype()) as u32
+    }
+
     /// Lines of a copy.
     pub(super) fn lines(&self) -> u32 {
         match self {
@@ -176,8 +183,8 @@ impl Mapped {
     /// Says what a GPU would not take.
     pub fn check(&self) -> Result<(), String> {
         let refuse = |what: String| Err(what);
-        if !matches!(self.dtype(), DType::BF16 | DType::F16) {
-            return refuse(format!("numbers of {}; only those of 16 bits are copied", self.dtype()));
+        if !matches!(self.dtype(), DType::BF16 | DType::F16 | DType::TF32) {
+            return refuse(format!("numbers of {}; only those of 16 bits and of tf32 are copied", self.dtype()));
         }
         if !self.address().0.is_multiple_of(16) || self.address() == Address::NULL {
             return refuse(format!("the address {:#x} is no multiple of 16 bytes", self.address().0));

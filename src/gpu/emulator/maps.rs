@@ -1,6 +1,6 @@
 //! Tensor maps of the emulator: what `kernels/emulator/hopper.h` reads of one, in the 128 bytes of the driver's.
 
-use crate::gpu::tensor_map::{Images, LINE, Mapped, TensorMap};
+use crate::gpu::tensor_map::{Images, Mapped, TensorMap};
 
 /// The twin of `Map` in `hopper.h`, which says what the fields are; from the innermost dimension on.
 #[repr(C)]
@@ -28,7 +28,7 @@ pub fn encode(mapped: &Mapped) -> TensorMap {
         size: [1; 4],
         lower: [0; 2],
         upper: [0; 2],
-        lines: [LINE, mapped.lines()],
+        lines: [mapped.line(), mapped.lines()],
         stride: [1; 2],
         kind: KINDS[0],
         element_bytes: mapped.dtype().size() as u32,

@@ -58,8 +58,10 @@ parameters! {
     struct WideProducts: 512 bytes { from: TensorMap, by: TensorMap, products: Products, padding: [u64; 7] }
 }
 
-/// Numbers of a line of an operand in shared memory: what a step sums, and the columns of a copy.
+/// Numbers of 16 bits in a line of an operand in shared memory: what a step sums, and the columns of a copy.
 pub(super) const LINE: usize = 64;
+/// Bytes of it.
+const LINE_BYTES: usize = 128;
 
 /// Rows and columns of a block's tile: the names in `kernels/conv2d_hopper.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,7 +97,7 @@ impl WideTile {
     /// Bytes of dynamic shared memory: the ring, and for a batch norm two sums for each column of each warp that multiplies, and three of its
     /// numbers.
     fn shared(self, is_for_norm: bool) -> usize {
-        let stage = (self.rows() + self.columns()) * LINE * DType::BF16.size();
+        let stage = (self.rows() + self.columns()) * LINE_BYTES;
         let sums = if is_for_norm { (2 * MULTIPLYING_WARPS + 3) * self.columns() * size_of::<f32>() } else { 0 };
         self.ring() * stage + sums
     }
@@ -213,11 +215,17 @@ pub fn seen(g: &Geometry, pass: Pass, dtype: DType) -> Option<Geometry> {
         }
         _ => Reading::forward(&seen).is_within_limits(),
     };
-    // A step's 64 summands are of one tap: channels, or dgrad's filters, or wgrad's pixels, of which 64 weights are.
+    // A step's summands are of one tap: channels, or dgrad's filters, or wgrad's pixels, of which a line's weights are.
     let channels = if pass == Pass::Dgrad { seen.k } else { seen.c };
-    let takes = matches!(dtype, DType::BF16 | DType::F16)
+    let has_kernel = match dtype {
+        DType::BF16 | DType::F16 => true,
+        // Products take numbers of 32 bits only where they lie along the summands.
+        DType::TF32 => pass == Pass::Fprop,
+        _ => false,
+    };
+    let takes = has_kernel
         && seen.conv.groups == 1
-        && channels.is_multiple_of(LINE)
+        && channels.is_multiple_of(tensor_map::line(dtype))
         && g.pitch.is_multiple_of(super::layout::pack(dtype))
         && walks();
     takes.then_some(seen)
@@ -277,7 +285,7 @@ fn cost(gemm: Gemm, pass: Pass, choice: WideTiling) -> usize {
 fn waves(Gemm { m, n, k, grids }: Gemm, choice: WideTiling, end: usize) -> usize {
     let WideTiling { tile, cluster, splits } = choice;
     // What the cache gives a block of a cluster; the rest comes from its partner.
-    let copies = (tile.rows() + tile.columns() / cluster) * LINE * DType::BF16.size() / TILE_BYTES;
+    let copies = (tile.rows() + tile.columns() / cluster) * LINE_BYTES / TILE_BYTES;
     let step = (tile.rows() * tile.columns() * LINE / PRODUCTS).max(copies);
     let of_tile = k.div_ceil(splits).div_ceil(LINE) * step + TURN + end;
     (choice.tiles([m, n]) * grids * splits).div_ceil(PROCESSORS) * of_tile
@@ -297,16 +305,22 @@ fn choose(seen: &Geometry, pass: Pass, dtype: DType) -> WideTiling {
     match tiles::measured(seen, pass, dtype) {
         Some(Choice::OfWarpgroups(tiling)) if FORCED.get().is_none() => tiling,
         _ => {
-            let gemm = Gemm::of(seen, pass);
+            let gemm = work(seen, pass, dtype);
             choose_by(gemm, pass, |choice| cost(gemm, pass, choice))
         }
     }
 }
 
+/// The product as the rule sees it: tf32 takes twice as many steps, of as many clocks and bytes.
+fn work(seen: &Geometry, pass: Pass, dtype: DType) -> Gemm {
+    let gemm = Gemm::of(seen, pass);
+    Gemm { k: gemm.k * dtype.size() / DType::BF16.size(), ..gemm }
+}
+
 /// The tilings worth timing for what [`seen`] sees: each tile and cluster with the splits that the rule would give it, and wgrad also with half
 /// and twice as many.
-pub fn candidates(seen: &Geometry, pass: Pass) -> Vec<WideTiling> {
-    let gemm = Gemm::of(seen, pass);
+pub fn candidates(seen: &Geometry, pass: Pass, dtype: DType) -> Vec<WideTiling> {
+    let gemm = work(seen, pass, dtype);
     let ruled = WideTiling::all().map(|of| with_splits(gemm, pass, of, |choice| cost(gemm, pass, choice)));
     let around = |choice: WideTiling| {
         let splits = [choice.splits, choice.splits / 2, choice.splits * 2];
@@ -577,7 +591,9 @@ mod tests {
             assert_eq!(takes([2, 8, 8, 64], [64, 3, 3], Conv2d::new(3, 1), pass), pass != Pass::Dgrad);
             assert_eq!(takes([2, 1, 8, 64], [64, 1, 1], Conv2d::new(2, 0), pass), pass != Pass::Dgrad);
             assert!(seen(&geometry([2, 8, 8, 64], [64, 3, 3], same), pass, DType::F16).is_some());
-            assert!(seen(&geometry([2, 8, 8, 64], [64, 3, 3], same), pass, DType::TF32).is_none());
+            let of_tf32 =
+                |channels| seen(&geometry([2, 8, 8, channels], [64, 3, 3], same), pass, DType::TF32).is_some();
+            assert_eq!([32, 64, 48].map(of_tf32), if pass == Pass::Fprop { [true, true, false] } else { [false; 3] });
         }
     }
 
@@ -673,7 +689,7 @@ mod emulated {
     use super::*;
     use crate::gpu::WorkOf;
     use crate::gpu::emulator::Emulator;
-    use crate::numbers::Numbers;
+    use crate::numbers::{Numbers, normalized_error};
     use crate::ops::cases;
     use crate::tensor::Device;
 
@@ -685,10 +701,13 @@ mod emulated {
     /// Calls `check` with every case that these kernels take in a pass, and every tile and cluster, each pair with one dtype.
     fn for_each_tile(pass: Pass, mut check: impl FnMut(&cases::ConvCase, DType, WideTiling)) {
         let mut count = 0;
-        for case in cases::CONV2D.iter().filter(|case| choice(&case.geometry(), pass, DType::BF16).is_some()) {
+        for case in cases::CONV2D {
             for tiling in WideTiling::all() {
-                count += 1;
-                check(case, [DType::BF16, DType::F16][count % 2], tiling);
+                let dtype = [DType::BF16, DType::F16, DType::TF32][count % 3];
+                if choice(&case.geometry(), pass, dtype).is_some() {
+                    check(case, dtype, tiling);
+                }
+                count += usize::from(choice(&case.geometry(), pass, DType::BF16).is_some());
             }
         }
         assert!(count >= 5 * 5, "{count} cases and tiles of {pass}");
@@ -785,6 +804,22 @@ mod emulated {
             let expected: Vec<f64> = y.iter().enumerate().map(|(i, v)| (v + bias[i % g.k]).max(0.0)).collect();
             assert!(actual.to_f64() == as_stored(&expected, dtype), "{dtype} {}, {tiling}", case.name);
         });
+    }
+
+    /// Bits beyond those of tf32 are rounded to nearest as they are copied: cut off, they would leave errors four times as large.
+    #[test]
+    fn tf32_is_rounded_to_nearest() {
+        let gpu = gpu(9);
+        let g = Geometry::new(Conv2d::new(1, 1), [2, 9, 8, 32].into(), [24, 3, 3, 32].into(), 288);
+        let mut numbers = Numbers(3);
+        let example = Example::new(Device::Gpu(gpu), DType::TF32, &g, &mut |len| numbers.reals(len));
+        let mut result = None;
+        let launched = kernels(gpu, || result = Some(example.run(Pass::Fprop)));
+        gpu.check().unwrap();
+        assert!(launched[0].starts_with("conv2d_hopper_fprop"), "{launched:?}");
+        let (actual, expected) = result.expect("it ran");
+        let error = normalized_error(&actual, expected);
+        assert!(error < 1e-6, "{error:.1e}");
     }
 
     /// The emulator of sm_90a takes a layer to these kernels, others do not.

@@ -48,7 +48,7 @@ impl Product {
         for (operand, along, rows) in [(self.a, self.a_along, 64), (self.b, self.b_along, self.columns)] {
             let (rows_at_once, summands_at_once) = if along != 0 { (1, pack) } else { (pack, 1) };
             for row in (0..rows).step_by(rows_at_once as usize) {
-                for summand in (0..16).step_by(summands_at_once as usize) {
+                for summand in (0..32 / self.element_bytes).step_by(summands_at_once as usize) {
                     // SAFETY: the kernels' own function, which computes with numbers alone.
                     visit(unsafe { (self.place)(operand, along, row, summand) } as usize)?;
                 }
