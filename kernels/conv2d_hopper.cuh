@@ -17,7 +17,8 @@
 //   wgrad                 dy turned, a line per pixel with 64 filters     patches of x turned, a line per pixel with 64 weights
 //
 // Patches are what the tensor map's im2col mode reads; it knows the padding, and the stride as the step of its walk. A step belongs to one
-// tap. What lies outside becomes zeros. Sums are added in the order of conv2d_tensor.cuh's, taps and then channels, but 16 at a time.
+// tap. What lies outside becomes zeros. Sums are added in the order of conv2d_tensor.cuh's, taps and then channels, but those of one product
+// at a time, and dgrad's taps from the last one on.
 //
 // Bytes: both operands once for each tile across them, in clusters the columns once for two, the result once. Grid: at most as many
 // blocks as fit at once (one per processor, for the registers); which tile a layer gets: src/ops/conv2d/hopper.rs.

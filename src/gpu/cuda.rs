@@ -680,9 +680,13 @@ impl Driver for Cuda {
         self.function(kernel).map(drop)
     }
 
-    fn compile_ahead(&self, kernels: &[Kernel]) {
+    fn compiles_ahead(&self) -> bool {
         // Without a cache there is nowhere to put them.
-        if self.cache.is_some() {
+        self.cache.is_some()
+    }
+
+    fn compile_ahead(&self, kernels: &[Kernel]) {
+        if self.compiles_ahead() {
             let is_needed = |source: &Source| {
                 kernels.iter().any(|kernel| (kernel.file, kernel.dtype) == (source.file, source.dtype))
             };

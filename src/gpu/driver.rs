@@ -215,6 +215,11 @@ pub trait Driver: Send + Sync {
     /// Compiles and loads what the kernel needs, if that has not happened yet.
     fn prepare(&self, kernel: Kernel) -> Result<(), Failure>;
 
+    /// Whether it compiles kernels and keeps them.
+    fn compiles_ahead(&self) -> bool {
+        false
+    }
+
     /// Compiles, side by side, what these kernels need, where that can be kept.
     fn compile_ahead(&self, _kernels: &[Kernel]) {}
 

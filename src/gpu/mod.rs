@@ -29,7 +29,7 @@ mod turn;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
 pub use cost::Cost;
 pub use cuda::{Found, Library, Probe, probe};
@@ -68,6 +68,7 @@ pub struct Gpu {
     /// Small tables that never change, by content.
     constants: Mutex<HashMap<Vec<u8>, Address>>,
     staging: Mutex<Staging>,
+    rehearsal: OnceLock<Handle>,
     turn: Turn,
 }
 
@@ -136,9 +137,9 @@ impl Gpu {
         Gpu::new("dry".into(), Box::new(dry::Dry::new(dry::nothing())))
     }
 
-    /// The same, which is told to run the kernels that `other` is.
-    pub fn dry_like(other: &Gpu) -> Handle {
-        Gpu::new("dry".into(), Box::new(dry::Dry::new(other.description().clone())))
+    /// One that is told to run the kernels that this one is.
+    pub fn rehearsal(&self) -> Handle {
+        self.rehearsal.get_or_init(|| Gpu::new("dry".into(), Box::new(dry::Dry::new(self.description().clone()))))
     }
 
     /// A new emulator, whose blocks and threads run in an order that `seed` decides.
@@ -186,6 +187,7 @@ impl Gpu {
             ledger,
             constants,
             staging,
+            rehearsal: OnceLock::new(),
             turn,
         }))
     }
@@ -372,6 +374,11 @@ impl Gpu {
     /// Compiles and loads a kernel ahead of its first launch.
     pub fn prepare(&self, file: &'static str, name: &'static str, dtype: DType) {
         self.run(|driver| driver.prepare(Kernel { file, name, dtype: compile::storage(file, dtype) }));
+    }
+
+    /// Whether it compiles kernels, and keeps them where [`Gpu::compile_ahead`] can put some.
+    pub fn compiles_ahead(&self) -> bool {
+        self.driver.compiles_ahead()
     }
 
     /// Fills the cache of compiled kernels with these, side by side. A help, not a promise: what fails here fails again where it is

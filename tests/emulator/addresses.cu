@@ -67,7 +67,7 @@ DEVICE void count_y(const Product& p) {
 template <class T>
 DEVICE void count_dx(const BackwardProduct& all) {
   const Product& p = all.product;
-  const Residues of = residues(all);
+  const Residues of = residues(all, blockIdx.z);
   if (!has_rows<T>(p, backward_walk(p, of))) return;
   for_each_of_dx<T>(p, of, nothing<T>(), [&](offset at, int count, unsigned, unsigned, const float (&)[8]) {
     count_elements(p, at, count);
@@ -81,14 +81,17 @@ DEVICE void count_dw(const Product& p) {
   });
 }
 
+KERNEL(count_y_128x256, Product, Tile128x256::THREADS) { count_y<Tile128x256>(p); }
 KERNEL(count_y_128x128, Product, Tile128x128::THREADS) { count_y<Tile128x128>(p); }
 KERNEL(count_y_128x64, Product, Tile128x64::THREADS) { count_y<Tile128x64>(p); }
 KERNEL(count_y_64x64, Product, Tile64x64::THREADS) { count_y<Tile64x64>(p); }
 KERNEL(count_y_128x32, Product, Tile128x32::THREADS) { count_y<Tile128x32>(p); }
+KERNEL(count_dx_128x256, BackwardProduct, Tile128x256::THREADS) { count_dx<Tile128x256>(p); }
 KERNEL(count_dx_128x128, BackwardProduct, Tile128x128::THREADS) { count_dx<Tile128x128>(p); }
 KERNEL(count_dx_128x64, BackwardProduct, Tile128x64::THREADS) { count_dx<Tile128x64>(p); }
 KERNEL(count_dx_64x64, BackwardProduct, Tile64x64::THREADS) { count_dx<Tile64x64>(p); }
 KERNEL(count_dx_128x32, BackwardProduct, Tile128x32::THREADS) { count_dx<Tile128x32>(p); }
+KERNEL(count_dw_128x256, Product, Tile128x256::THREADS) { count_dw<Tile128x256>(p); }
 KERNEL(count_dw_128x128, Product, Tile128x128::THREADS) { count_dw<Tile128x128>(p); }
 KERNEL(count_dw_128x64, Product, Tile128x64::THREADS) { count_dw<Tile128x64>(p); }
 KERNEL(count_dw_64x64, Product, Tile64x64::THREADS) { count_dw<Tile64x64>(p); }

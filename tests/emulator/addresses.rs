@@ -10,8 +10,13 @@ use medmerge::tensor::{DType, Device, Integers, Tensor};
 
 use super::guests;
 
-const TILES: [(&str, usize, usize, u32); 4] =
-    [("128x128", 128, 128, 256), ("128x64", 128, 64, 128), ("64x64", 64, 64, 128), ("128x32", 128, 32, 128)];
+const TILES: [(&str, usize, usize, u32); 5] = [
+    ("128x256", 128, 256, 256),
+    ("128x128", 128, 128, 256),
+    ("128x64", 128, 64, 128),
+    ("64x64", 64, 64, 128),
+    ("128x32", 128, 32, 128),
+];
 
 parameters! {
     struct TilePlaces: 16 bytes { packs: Address, pieces: Address }

@@ -1,8 +1,8 @@
 //! Convolution on the tensor cores of sm_90a by products of whole warpgroups: `kernels/conv2d_hopper.cuh`. Which passes they take, which
 //! tile each gets, and its tensor maps; all other passes are left to `tensor`.
 //!
-//! Results have the bits of those kernels, as far as sums are exact: both add in one order, but tensor cores add 16 products at once
-//! here. So it is with wgrad's splits, which are of another length.
+//! Results have the bits of those kernels as far as sums are exact: tensor cores add more products at once here, dgrad's taps come from the
+//! last one on, and wgrad's splits are of another length.
 
 use std::cell::Cell;
 use std::fmt;
