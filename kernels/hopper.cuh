@@ -84,6 +84,14 @@ DEVICE void barrier_wait(SharedArray<Barrier> b, unsigned i, unsigned parity) {
   } while (is_complete == 0);
 }
 
+// What this thread wrote to shared memory before, copies and products read behind.
+DEVICE void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// Until `threads` threads are here, whole warps of the block, by one of its 16 barriers; __syncthreads is number 0.
+DEVICE void warpgroup_barrier(unsigned id, unsigned threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 // ---- clusters ------------------------------------------------------------------------------------------------------
 //
 // Blocks of a cluster run at the same time, and have the same shared memory at the same places. One may be reached for while all of its
@@ -104,14 +112,6 @@ DEVICE unsigned cluster_rank() {
 // Until all threads of all blocks of the cluster are here.
 DEVICE void cluster_barrier() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-
-// What this thread wrote to shared memory before, copies and products read behind.
-DEVICE void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-
-// Until `threads` threads are here, whole warps of the block, by one of its 16 barriers; __syncthreads is number 0.
-DEVICE void warpgroup_barrier(unsigned id, unsigned threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 // ---- copies --------------------------------------------------------------------------------------------------------

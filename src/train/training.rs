@@ -167,7 +167,7 @@ impl<'a> Training<'a> {
         }
         let [height, width, _] = loader.shape();
         let batch = [loader.largest_batch(), height, width, channels];
-        compile_ahead(target.place, model, subject, options, &loss, batch)?;
+        compile_ahead(target.place, model, subject, options, &loss, batch);
         let recorder = Recorder::new(target.place, optimizers, loss, control);
         let (batches, evaluator) = (Batches::new(loader, target.place), Evaluator::new(target.place));
         let training = Training {
