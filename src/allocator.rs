@@ -13,7 +13,7 @@ use crate::terminal;
 /// The system's allocator, which ends the program where it has nothing left to give.
 pub struct Ending;
 
-/// The thread that ends the program; 0 as long as there is none.
+/// The thread that says how the program ends; 0 as long as there is none.
 static ENDED_BY: AtomicUsize = AtomicUsize::new(0);
 
 const HINT: &[u8] =
@@ -72,6 +72,33 @@ pub fn end_where_a_thread_gets_no_stack() {
     }));
 }
 
+/// The calling thread is the one that says how the program ends: a thread that gets no memory from here on ends nothing.
+/// Where such a thread was first, this one waits for it to end the program.
+pub fn take_the_end() {
+    if !is_first() {
+        wait_for_the_end()
+    }
+}
+
+/// Whether the end is the calling thread's for the first time.
+fn is_first() -> bool {
+    // SAFETY: has no preconditions.
+    let this = unsafe { libc::pthread_self() } as usize;
+    match ENDED_BY.compare_exchange(0, this, Ordering::SeqCst, Ordering::SeqCst) {
+        Ok(_) => true,
+        // What the end itself asks for is not to be had either.
+        Err(thread) if thread == this => exit(),
+        Err(_) => false,
+    }
+}
+
+fn wait_for_the_end() -> ! {
+    loop {
+        // SAFETY: waits for a signal, whose handler may return.
+        unsafe { libc::pause() };
+    }
+}
+
 #[cold]
 fn end(size: usize) -> ! {
     let mut line = [0; 80];
@@ -80,26 +107,17 @@ fn end(size: usize) -> ! {
 
 #[cold]
 fn end_with(line: &[u8]) -> ! {
-    // SAFETY: has no preconditions.
-    let this = unsafe { libc::pthread_self() } as usize;
-    match ENDED_BY.compare_exchange(0, this, Ordering::SeqCst, Ordering::SeqCst) {
-        Ok(_) => {
-            write_all(libc::STDERR_FILENO, line);
-            write_all(libc::STDERR_FILENO, HINT);
-            if terminal::takes_an_object() {
-                write_all(libc::STDOUT_FILENO, OBJECT);
-            }
-            on_exhausted();
-            exit()
-        }
-        // What the end itself asks for is not to be had either.
-        Err(thread) if thread == this => exit(),
-        // Another thread got nothing as well: the first one ends the program for both.
-        Err(_) => loop {
-            // SAFETY: waits for a signal, whose handler may return.
-            unsafe { libc::pause() };
-        },
+    if !is_first() {
+        // Another thread got nothing as well, or is the one that says what went wrong: it ends the program for both.
+        wait_for_the_end()
     }
+    write_all(libc::STDERR_FILENO, line);
+    write_all(libc::STDERR_FILENO, HINT);
+    if terminal::takes_an_object() {
+        write_all(libc::STDOUT_FILENO, OBJECT);
+    }
+    on_exhausted();
+    exit()
 }
 
 /// The line of an error about `size` bytes, in `line`.

@@ -50,6 +50,10 @@ pub struct Global {
     /// CPU threads; results do not depend on it [default: all cores]
     #[arg(long, global = true, help_heading = "Global options")]
     pub threads: Option<usize>,
+    /// Instruction set of the CPU's matrix products: avx512, avx2, neon or portable; MEDMERGE_ISA names one too [default: the widest that
+    /// the processor has]
+    #[arg(long, global = true, value_name = "ISA", help_heading = "Global options")]
+    pub isa: Option<String>,
     /// Details on stderr: a line per epoch, what a step is made of
     #[arg(short, long, global = true, help_heading = "Global options")]
     pub verbose: bool,

@@ -80,17 +80,23 @@ fn object(message: &str, causes: &[String], hint: Option<&str>, exit_code: u8) -
     json!({"message": message, "causes": causes, "hint": hint, "exit_code": exit_code})
 }
 
-/// Says what went wrong and what to do about it.
+/// Says what went wrong and what to do about it, unless a thread that got no memory is saying so already.
 pub fn fail(error: &Error) -> ExitCode {
-    say(format_args!("error: {error}"));
-    for cause in causes(error) {
-        say(format_args!("caused by: {cause}"));
-    }
-    if let Some(hint) = error.hint() {
-        say(format_args!("hint: {hint}"));
-    }
-    print_failure(|| of_error(error));
+    // Put together before the end is this thread's: with no memory for it, that is what the end is about.
+    let (lines, object) = (lines_of(error), json!({"error": of_error(error)}));
+    #[cfg(unix)]
+    crate::allocator::take_the_end();
+    say(format_args!("{lines}"));
+    print_failure(|| object);
     ExitCode::from(error.exit_code())
+}
+
+/// An error as lines, for people.
+fn lines_of(error: &Error) -> String {
+    let causes = causes(error).into_iter().map(|cause| format!("caused by: {cause}"));
+    let hint = error.hint().map(|hint| format!("hint: {hint}"));
+    let lines: Vec<String> = [format!("error: {error}")].into_iter().chain(causes).chain(hint).collect();
+    lines.join("\n")
 }
 
 /// Prints what the parser of the command line has to say: help, the version, or what is wrong.
@@ -102,7 +108,7 @@ pub fn explain(error: &clap::Error) -> ExitCode {
             Err(source) => fail(&Error::Stdout { source }),
         };
     }
-    print_failure(|| of_parser(error));
+    print_failure(|| json!({"error": of_parser(error)}));
     ExitCode::from(2)
 }
 
@@ -117,11 +123,13 @@ fn of_parser(error: &clap::Error) -> Value {
 
 /// Ctrl-C ended the program while nothing else could.
 pub fn interrupted() {
-    fail(&Error::Interrupted { last_checkpoint: None });
+    let error = Error::Interrupted { last_checkpoint: None };
+    say(format_args!("{}", lines_of(&error)));
+    print_failure(|| json!({"error": of_error(&error)}));
 }
 
 /// Prints the object of a run that failed, unless the run has printed it itself, or is about to.
-fn print_failure(of_error: impl FnOnce() -> Value) {
+fn print_failure(object: impl FnOnce() -> Value) {
     if !IS_JSON.load(Ordering::SeqCst) {
         return;
     }
@@ -129,6 +137,6 @@ fn print_failure(of_error: impl FnOnce() -> Value) {
     let Ok(mut is_printed) = IS_PRINTED.try_lock() else { return };
     if !*is_printed {
         *is_printed = true;
-        let _ = print(|out| writeln!(out, "{:#}", json!({"error": of_error()})));
+        let _ = print(|out| writeln!(out, "{:#}", object()));
     }
 }

@@ -23,19 +23,22 @@ import time
 from figures import duration, geometric_mean, table
 
 HERE = pathlib.Path(__file__).resolve().parent
-GROUPS = ("step", "conv", "merge", "learn", "triad")
+GROUPS = ("step", "learn", "infer", "conv", "merge", "triad")
 TITLES = {
     "step": "Training step",
     "conv": "Convolution",
     "merge": "Merging ResNet-50",
     "learn": "Learning merge weights",
+    "infer": "Inference",
     "triad": "Memory",
 }
 # The others tuned to this processor, our own code as its users build it: run.sh makes both.
 BINARIES = (HERE / "target/native/release/medmerge-peers", HERE / "target/release/medmerge-peers")
 BASELINES = ("ours", "torch-cl", "torch-eager", "torch")
 TORCH = ("torch-cl", "torch", "torch-cl-compile")
-ALONE = {"learn": ("ours", *TORCH)}  # groups that only these peers have
+# Groups that only these peers have, and peers that have only these groups.
+ALONE = {"learn": ("ours", *TORCH), "infer": ("ours", *TORCH, "onnxruntime")}
+INFERRING = ("onnxruntime",)
 # Minutes per training step, or to compile a network: only where --peers names it.
 ON_REQUEST = ("burn-ndarray", "torch-cl-compile")
 THREAD_VARIABLES = ("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "MATMUL_NUM_THREADS")
@@ -48,24 +51,28 @@ def say(text):
 
 # ---- what there is to run
 
-def programs(python):
+def programs(python, binaries):
     """Peer name → command. A peer that two builds contain is taken from the first."""
     found = {peer: [python, str(HERE / "torch_peer.py"), peer] for peer in TORCH}
     if subprocess.run([python, "-c", "import torch, torchvision"], capture_output=True).returncode:
         say(f"{python} has no torch and torchvision: left out")
         found = {}
-    for binary in BINARIES:
+    for binary in binaries:
         if not binary.exists():
             say(f"{binary} is not built: left out")
             continue
         for peer in subprocess.run([binary, "list"], capture_output=True, text=True, check=True).stdout.split():
             found.setdefault(peer, [str(binary), peer])
-    order = ("torch-cl", "torch", "ours")  # then as the binaries list them
+    if not subprocess.run([python, "-c", "import torch, onnxruntime, onnxscript"], capture_output=True).returncode:
+        found["onnxruntime"] = [python, str(HERE / "torch_peer.py"), "onnxruntime"]
+    order = ("torch-cl", "torch", "onnxruntime", "ours")  # then as the binaries list them
     return dict(sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
 
 
 def measure(command, group, options, environment):
     """The JSON lines of one peer's run of one group; whatever it printed before failing still counts."""
+    if options.tcmalloc and "torch_peer.py" in command[1]:
+        environment = {**environment, "LD_PRELOAD": options.tcmalloc}
     command = command + ["--only", group, "--match", options.match]
     for name in ("seconds", "cap"):
         if getattr(options, name) is not None:
@@ -105,6 +112,14 @@ class Results:
         """Half the distance between the slowest and the fastest round's median, relative; of one round nothing."""
         medians = [line["seconds_median"] for line in self.lines[work, peer]]
         return f"{(max(medians) - min(medians)) / 2 / statistics.median(medians):.0%}" if len(medians) > 1 else "–"
+
+    def peak(self, work, peer):
+        """Bytes that the work added to its process at most, in the median of the rounds."""
+        peaks = [line["peak_bytes"] for line in self.lines.get((work, peer), []) if line.get("peak_bytes")]
+        return statistics.median(peaks) if peaks else None
+
+    def isa(self):
+        return ", ".join(dict.fromkeys(line["isa"] for lines in self.lines.values() for line in lines if line.get("isa")))
 
     def runs(self, work, peer):
         return sum(line["runs"] for line in self.lines[work, peer])
@@ -208,6 +223,45 @@ def sums(results, works, baseline, peers):
         yield [f"**{kind}, geometric mean, {px} px, batch {n}**", "", "", "", *map(mean, peers)]
 
 
+def summary(results, baseline):
+    """Of each group of whole networks: how the best form of PyTorch, or ONNX Runtime, does beside the baseline, in time and memory."""
+    rows = []
+    for group, rivals in (("step", TORCH), ("learn", TORCH), ("infer", TORCH), ("infer", INFERRING)):
+        ratios, peaks = {}, {}
+        for work in results.works(group):
+            own = results.seconds(work, baseline)
+            others = [seconds for peer in rivals if (seconds := results.seconds(work, peer))]
+            if own and others and not work.startswith("learn_merge"):
+                ratios[work] = min(others) / own
+            own, others = results.peak(work, baseline), [peak for peer in rivals if (peak := results.peak(work, peer))]
+            if own and others and not work.startswith("learn_merge"):
+                peaks[work] = own / min(others)
+        if not ratios:
+            continue
+        name = "ONNX Runtime" if rivals is INFERRING else "PyTorch, its fastest form of each row"
+        lowest = min(ratios, key=ratios.get)
+        rows.append([TITLES[group], name, str(len(ratios)), f"{geometric_mean(list(ratios.values())):.2f}",
+                     f"{ratios[lowest]:.2f} ({lowest})", f"{geometric_mean(list(peaks.values())):.2f}" if peaks else "–"])
+    if not rows:
+        return None
+    head = ["", "beside", "rows", "its time ÷ ours, geometric mean", "lowest", "our peak memory ÷ its least, geometric mean"]
+    return "## Whole networks\n\n" + table(head, rows)
+
+
+def missing(results, works):
+    """Works of which medmerge has no figure; it has none of the triad."""
+    return [f"{work}: ours has no figure" for work in works if results.seconds(work, "ours") is None and not work.startswith("triad")]
+
+
+def works(command, options):
+    """The names of all that is measured with these options."""
+    quick = ["--quick"] if options.quick else []
+    names = subprocess.run([command[0], "works", *quick], capture_output=True, text=True, check=True).stdout.split()
+    groups = options.only.split(",")
+    is_asked = lambda name: name.split("/")[0].split("_")[0] in groups and any(text in name for text in options.match.split(","))
+    return [name for name in names if is_asked(name)]
+
+
 def appendix(results):
     """Every figure behind the ratios."""
     rows = []
@@ -215,9 +269,10 @@ def appendix(results):
         seconds = results.seconds(work, peer)
         low, high = min(line["seconds_min"] for line in lines), max(line["seconds_max"] for line in lines)
         rows.append([work, peer, duration(seconds), results.spread(work, peer), duration(low), duration(high),
-                     str(results.runs(work, peer)), rate(lines[0], seconds)])
+                     str(results.runs(work, peer)), rate(lines[0], seconds),
+                     f"{results.peak(work, peer) / 1e6:.0f} MB" if results.peak(work, peer) else "–"])
     rows.sort(key=lambda row: (GROUPS.index(row[0].split("/")[0].split("_")[0]), row[0]))
-    head = ["work", "peer", "median", "± rounds", "fastest run", "slowest run", "runs", "rate"]
+    head = ["work", "peer", "median", "± rounds", "fastest run", "slowest run", "runs", "rate", "peak memory"]
     return "<details><summary>All figures</summary>\n\n" + table(head, rows) + "\n\n</details>"
 
 
@@ -261,11 +316,13 @@ def versions(python):
     yield output("rustc", "--version")
 
 
-def header(options, rounds, peers, before):
+def header(results, options, rounds, peers, before):
     commit = output("git", "rev-parse", "--short", "HEAD") or "unknown"
     changed = " with uncommitted changes" if output("git", "status", "--porcelain") else ""
     rows = [
         ["processor", f"{processor()}, {os.cpu_count()} cores"],
+        ["our instruction set", results.isa() or "unknown"],
+        ["allocator", f"{pathlib.Path(options.tcmalloc).name}, preloaded for PyTorch" if options.tcmalloc else "the system's"],
         ["threads", str(options.threads)],
         ["system", f"{platform.system()} {platform.release()}"],
         ["versions", ", ".join(filter(None, versions(options.python)))],
@@ -279,9 +336,10 @@ def header(options, rounds, peers, before):
 
 
 def document(results, options, rounds, peers, before):
-    parts = ["# medmerge and its peers", header(options, rounds, peers, before)]
+    parts = ["# medmerge and its peers", header(results, options, rounds, peers, before)]
     parts.append("The first peer of each table has its time, the spread of its rounds and its rate; every other column "
                  "is that peer's time divided by the first peer's: above 1, the first is faster.")
+    parts += filter(None, [summary(results, "ours")])
     for group in GROUPS:
         parts += filter(None, [section(results, group, options.baseline), group == "learn" and learning(results)])
     wrong = list(results.disagreements())
@@ -305,9 +363,11 @@ def arguments():
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
     parser.add_argument("--seconds", type=float, help="least time per work and round (default 1.5, with --quick 0.1)")
     parser.add_argument("--cap", type=float, help="most time per work and round (default 20, with --quick 2)")
-    parser.add_argument("--quick", action="store_true", help="small works, one round: does everything run?")
+    parser.add_argument("--quick", "--smoke", action="store_true", help="small works, one round: does everything run?")
     parser.add_argument("--out", type=pathlib.Path, metavar="FILE", help="write the table here too")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write every JSON line here")
+    parser.add_argument("--binary", type=pathlib.Path, action="append", metavar="FILE", help="a build of the Rust peers; default: those of run.sh")
+    parser.add_argument("--tcmalloc", metavar="FILE", help="libtcmalloc, to be preloaded for PyTorch")
     parser.add_argument("--python", default=sys.executable, help="an interpreter with torch and torchvision")
     options = parser.parse_args()
     unknown = set(options.only.split(",")) - set(GROUPS)
@@ -321,7 +381,7 @@ def arguments():
 
 def main():
     options = arguments()
-    chosen = programs(options.python)
+    chosen = programs(options.python, options.binary or BINARIES)
     if options.peers:
         unknown = set(options.peers.split(",")) - set(chosen)
         if unknown:
@@ -338,16 +398,17 @@ def main():
     if before > 0.05:
         say(f"warning: others use {before:.0%} of this machine: the figures will be worthless")
 
-    results, log, rounds = Results(), [], options.rounds or (1 if options.quick else 3)
+    results, log, failures, rounds = Results(), [], [], options.rounds or (1 if options.quick else 3)
     for number in range(1, rounds + 1):
         for group in (group for group in GROUPS if group in options.only.split(",")):
             for peer, command in chosen.items():
-                if peer not in ALONE.get(group, chosen):
+                if peer not in ALONE.get(group, chosen) or (peer in INFERRING and group != "infer"):
                     continue
                 say(f"== round {number} of {rounds}: {group}, {peer}")
                 lines, status = measure(command, group, options, environment)
                 if status:
                     results.notes[f"{peer}, {group}: ended with status {status}"] = None
+                    failures.append(f"{peer}, {group}: ended with status {status}")
                 for line in lines:
                     results.add(line)
                     log.append({**line, "round": number})
@@ -358,6 +419,9 @@ def main():
         options.out.write_text(text)
     if options.json:
         options.json.write_text("".join(json.dumps(line) + "\n" for line in log))
+    faults = [*failures, *(missing(results, works(chosen["ours"], options)) if "ours" in chosen else [])]
+    if faults:
+        sys.exit("error: " + "\nerror: ".join(faults))
 
 
 if __name__ == "__main__":

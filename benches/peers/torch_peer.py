@@ -1,8 +1,9 @@
 """PyTorch's side of the comparison: the works of shapes.json, one JSON line for each on stdout.
 
-    torch_peer.py {torch,torch-cl,torch-cl-compile} [--only step,conv,merge,learn,triad] [--match TEXT,TEXT]
+    torch_peer.py {torch,torch-cl,torch-cl-compile,onnxruntime} [--only step,conv,merge,learn,infer,triad] [--match TEXT,TEXT]
                   [--threads N] [--seconds S] [--cap S] [--quick]
 
+Each work runs in a process of its own. `onnxruntime` has the logits of torch's networks as ONNX Runtime computes them.
 `torch` uses the default memory format, `torch-cl` channels_last; `torch-cl-compile` is the latter's steps under
 torch.compile. Merging by itself knows no such formats: `torch` measures it in every form that a PyTorch user might
 write, each as a peer of its own. The rules of timing, the numbers and the names are those of src/measure.rs,
@@ -11,11 +12,12 @@ src/numbers.rs and src/works.rs.
 
 import argparse
 import functools
-import gc
 import json
+import os
 import pathlib
 import statistics
 import sys
+import tempfile
 import time
 
 import torch
@@ -57,7 +59,20 @@ def report(peer, work, options, prepare, flops, bytes_):
     """`prepare` returns (run, check). A form that does not work here becomes a note instead of a figure."""
     if not is_chosen(work, options):
         return
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        report_alone(peer, work, options, prepare, flops, bytes_)
+        sys.stdout.flush()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if status:
+        print(json.dumps({"peer": peer, "work": work, "note": f"failed: ended with status {status}"}), flush=True)
+
+
+def report_alone(peer, work, options, prepare, flops, bytes_):
     print(f"{peer}: {work}", file=sys.stderr)
+    before = memory("VmRSS")
     try:
         run, check = prepare()
         seconds = measure(run, options)
@@ -68,8 +83,15 @@ def report(peer, work, options, prepare, flops, bytes_):
     print(json.dumps({
         "peer": peer, "work": work,
         "seconds_median": statistics.median(seconds), "seconds_min": min(seconds), "seconds_max": max(seconds),
-        "runs": len(seconds), "flops": flops, "bytes": bytes_, "check": check(), "threads": torch.get_num_threads(),
+        "runs": len(seconds), "flops": flops, "bytes": bytes_, "peak_bytes": max(memory("VmHWM") - before, 0),
+        "check": check(), "threads": torch.get_num_threads(),
     }), flush=True)
+
+
+def memory(field):
+    """Bytes of this process, as Linux counts them."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith(f"{field}:"))
 
 
 def is_chosen(work, options):
@@ -122,11 +144,58 @@ def steps(peer, options, is_learning, memory_format):
     for shape in SHAPES["steps"]:
         flops = shape["n"] * shape["flops"] + (2 * 2 * LEARN_SOURCES * shape["merged"] if is_learning else 0)
         work = f"{'learn_step' if is_learning else 'step'}/{shape['network']}/{shape['px']}px/{shape['n']}"
-        # Parameters and compiled code of one network are of no use to the next.
-        gc.collect()
-        torch._dynamo.reset()
         prepare = lambda: step(shape, is_learning, memory_format, peer.endswith("compile"))
         report(peer, work, options, prepare, flops, None)
+
+
+# ---- inference
+
+def inferences():
+    """Each network and image size once, with the batches that logits are computed of."""
+    settings = {}
+    for shape in SHAPES["steps"]:
+        settings.setdefault((shape["network"], shape["px"]), shape)
+    return [{**shape, "n": n} for shape in settings.values() for n in SHAPES["infer"]]
+
+
+def inference(shape, memory_format, is_compiled):
+    network = random_network(shape, STEP, memory_format).eval()
+    compute = torch.compile(network) if is_compiled else network
+    x = uniform(X, shape["n"], 3, shape["px"], shape["px"]).contiguous(memory_format=memory_format)
+    results = []
+
+    def run():
+        with torch.inference_mode():
+            results[:] = [compute(x)]
+
+    return run, lambda: [mean_abs(*results)]
+
+
+def onnx_inference(shape):
+    """By ONNX Runtime: the same network, exported, with all that it does to a graph before it runs it."""
+    import onnxruntime
+
+    network = random_network(shape, STEP, torch.contiguous_format).eval()
+    x = uniform(X, shape["n"], 3, shape["px"], shape["px"])
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "network.onnx")
+        torch.onnx.export(network, (x,), path, input_names=["x"], dynamo=True, verbose=False)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    inputs, results = {"x": x.numpy()}, []
+
+    def run():
+        results[:] = [torch.from_numpy(session.run(None, inputs)[0])]
+
+    return run, lambda: [mean_abs(*results)]
+
+
+def infers(peer, options, memory_format):
+    for shape in inferences():
+        work = f"infer/{shape['network']}/{shape['px']}px/{shape['n']}"
+        prepare = lambda: onnx_inference(shape) if peer == "onnxruntime" else inference(shape, memory_format, peer.endswith("compile"))
+        report(peer, work, options, prepare, shape["n"] * shape["forward"], None)
 
 
 # ---- convolution
@@ -213,15 +282,13 @@ def merge(form, sources):
 def merges(options):
     for kind, forms in FORMS.items():
         for count in (2,) if options.quick else (2, 4, 8):
-            s = None
             for name, form in forms.items():
                 work = f"{kind}/resnet50/{count}"
                 if not is_chosen(work, options) or (form is blend_lerp and count != 2):
                     continue
-                s = s or sources(count)
-                torch._dynamo.reset()
-                flops, bytes_ = 2 * count * s.parameters, 4 * (count + 1) * s.parameters
-                report(f"torch-{name}", work, options, lambda: merge(form, s), flops, bytes_)
+                parameters = sum(layer["k"] * (layer["c"] * layer["r"] * layer["s"] + 2) for layer in SHAPES["resnet50_filters"])
+                flops, bytes_ = 2 * count * parameters, 4 * (count + 1) * parameters
+                report(f"torch-{name}", work, options, lambda: merge(form, sources(count)), flops, bytes_)
 
 
 # ---- triad
@@ -233,8 +300,8 @@ def triad():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("peer", choices=("torch", "torch-cl", "torch-cl-compile"))
-    parser.add_argument("--only", default="step,conv,merge,learn,triad")
+    parser.add_argument("peer", choices=("torch", "torch-cl", "torch-cl-compile", "onnxruntime"))
+    parser.add_argument("--only", default="step,conv,merge,learn,infer,triad")
     parser.add_argument("--match", default="")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--seconds", type=float, default=1.5)
@@ -247,9 +314,14 @@ def main():
         SHAPES["convs"] = [{**conv, "n": 8} for conv in SHAPES["convs"] if conv["px"] == 28]
         kept = [shape for shape in SHAPES["steps"] if shape["px"] == 28 or shape["network"] != "resnet18"]
         SHAPES["steps"] = [{**shape, "n": 8} for shape in kept]
+        SHAPES["infer"] = [1]
 
     memory_format = torch.contiguous_format if options.peer == "torch" else torch.channels_last
     only = options.only.split(",")
+    if "infer" in only:
+        infers(options.peer, options, memory_format)
+    if options.peer == "onnxruntime":
+        return
     if "step" in only:
         steps(options.peer, options, False, memory_format)
     if "conv" in only and options.peer != "torch-cl-compile":

@@ -6,7 +6,7 @@ its `Cost`: ratios.py refuses to divide rows that count differently.
 A convolution is a dictionary of n, h, w, c (input), k, r, s (filters), stride and pad, the same on both axes.
 """
 
-NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "densenet121", "vgg16")
+NETWORKS = ("resnet8", "resnet20", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "densenet121", "vgg16")
 PASSES = ("fprop", "dgrad", "wgrad")
 BYTES = {"f32": 4, "tf32": 4, "bf16": 2, "f16": 2}
 

@@ -11,10 +11,11 @@ use medmerge::error::{Error, Result};
 use medmerge::gpu::{self, Description, Failure, Library};
 use medmerge::ops::conv2d::Pass;
 use medmerge::ops::conv2d::tiles::MeasuredTiling;
+use medmerge::ops::simd::Isa;
 use medmerge::output::{OutputPath, shown};
 use medmerge::tensor::Device;
 
-use super::{bench_data, devices, note, place, report};
+use super::{bench_data, note, place, report};
 use crate::cli::{Bench, BenchImages, BenchOptions, Global};
 use crate::terminal;
 
@@ -207,7 +208,7 @@ fn machine(settings: &Settings) -> Machine {
     let named = Machine { device: device.to_string(), cache_bytes: settings.cache(), ..Machine::default() };
     let Device::Gpu(gpu) = device else {
         let threads = Some(rayon::current_num_threads());
-        return Machine { name: devices::instructions().into(), threads, ..named };
+        return Machine { name: Isa::chosen().to_string(), threads, ..named };
     };
     let Description { name, architecture, multiprocessors, memory, .. } = gpu.description().clone();
     let named = Machine { name, architecture: Some(architecture), ..named };

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use medmerge::error::Result;
 use medmerge::gpu::{self, Description, Failure, Found, Library};
+use medmerge::ops::simd::Isa;
 use medmerge::output::shown;
 
 use super::report;
@@ -20,7 +21,7 @@ pub fn run(global: &Global) -> Result<()> {
     let has_emulator = cfg!(feature = "emulator");
     let result = json!({
         "auto": auto,
-        "cpu": {"available": true, "cores": cores, "threads": threads, "instructions": instructions()},
+        "cpu": {"available": true, "cores": cores, "threads": threads, "instructions": Isa::chosen().to_string()},
         "cuda": {
             "available": first.is_ok(),
             "reason": reason(&first),
@@ -35,7 +36,7 @@ pub fn run(global: &Global) -> Result<()> {
         },
     });
     report(global, &result, |out| {
-        line(out, "cpu", format_args!("available: {cores} cores, {threads} threads, {}", instructions()))?;
+        line(out, "cpu", format_args!("available: {cores} cores, {threads} threads, {}", Isa::chosen()))?;
         match &first {
             Ok(index) => line(out, "cuda", format_args!("available: cuda:{index} is the first"))?,
             Err(failure) => line(out, "cuda", format_args!("not available: {failure}"))?,
@@ -123,20 +124,4 @@ fn gpu_lines(out: &mut dyn Write, (index, gpu): (usize, &Found)) -> io::Result<(
         line(out, "", format_args!("  hint: {}", failure.hint()))?;
     }
     Ok(())
-}
-
-/// The widest vector instructions that the ops will use.
-pub fn instructions() -> &'static str {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if std::arch::is_x86_feature_detected!("avx512f") {
-            return "AVX-512";
-        }
-        if std::arch::is_x86_feature_detected!("avx2") {
-            return "AVX2";
-        }
-        "SSE2"
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    "the compiler's baseline"
 }

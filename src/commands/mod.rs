@@ -27,10 +27,14 @@ use clap::ArgMatches;
 use medmerge::data::{Augmentation, Collecting};
 use medmerge::error::{Error, Result};
 use medmerge::jobs::{Images, Normalise};
+use medmerge::ops::simd::Isa;
 use medmerge::train::{DecayOf, EpochRecord, OptimizerKind, Schedule, SelectBy, TrainOptions, best_epoch_by};
 
 use crate::cli::{self, Cli, Global, Verb};
 use crate::terminal;
+
+/// The environment's name of an instruction set, where --isa names none.
+const ISA: &str = "MEDMERGE_ISA";
 
 /// Does what the command line, `matches`, asks for.
 pub fn run(cli: Cli, matches: &ArgMatches) -> Result<()> {
@@ -39,6 +43,9 @@ pub fn run(cli: Cli, matches: &ArgMatches) -> Result<()> {
     place::check(&global)?;
     if let Some(threads) = global.threads.filter(|threads| !(1..=1024).contains(threads)) {
         return Err(Error::usage(format!("--threads {threads}"), "give between 1 and 1024"));
+    }
+    if let Some(isa) = global.isa.clone().or_else(|| std::env::var(ISA).ok()) {
+        isa.parse::<Isa>()?.choose()?;
     }
     start_threads(global.threads)?;
     match verb {

@@ -6,7 +6,7 @@ use super::concatenations::Place;
 use super::fuse::Stage;
 use super::graph::{BatchNorm, Network, Node, Operation, Parameter, Region};
 use crate::ops::batch_norm::{Handoff, Source, Then, Tiles, reciprocal_deviation};
-use crate::ops::conv2d::Neighbours;
+use crate::ops::conv2d::{Neighbours, without_zeros};
 use crate::ops::dropout::{Dropout, Key};
 use crate::ops::pointwise::Pull;
 use crate::tape::{Tape, Var};
@@ -165,6 +165,11 @@ impl Network {
             key: key.filter(|_| mode == Mode::Training),
             handoffs: vec![None; count],
         };
+        // Convolutions alone read images that have channels of zeros behind them.
+        let mut readers = self.stages.iter().filter(|stage| stage.inputs.contains(&Node(0)));
+        let are_read = x.shape().channels() == self.input_channels
+            || readers.all(|stage| matches!(self.operation(stage), Operation::Conv2d { .. }));
+        let x = if are_read { x } else { without_zeros(&x, self.input_channels) };
         run.nodes[0] = Some(vec![Var::constant(x)]);
         run
     }

@@ -5,6 +5,8 @@
 //! core (Zen 5, AVX-512, GFLOP/s; 784×64×576, 784×512×4608, and transposed 64×576×784): `faer` 236, 223, 214;
 //! `matrixmultiply` 144, 173, 194; `gemm` 119, 117, 109.
 
+use super::simd::Isa;
+
 /// A row-major matrix, its rows `stride` apart. Rows may overlap.
 #[derive(Clone, Copy)]
 pub struct Matrix<'a> {
@@ -38,7 +40,7 @@ impl<'a> Matrix<'a> {
 
 /// `c = a·b`, or `c += a·b`, where the rows of `c` lie `stride` apart.
 pub fn gemm(a: Matrix, b: Matrix, c: &mut [f32], stride: usize, accumulate: bool) {
-    product(a, b, c, stride, accumulate, fastest());
+    product(a, b, c, stride, accumulate, Isa::chosen().into());
 }
 
 /// Who multiplies.
@@ -49,18 +51,16 @@ enum Implementation {
     Any,
 }
 
-fn fastest() -> Implementation {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use private_gemm_x86::InstrSet;
-        if is_x86_feature_detected!("avx512f") {
-            return Implementation::X86(InstrSet::Avx512);
-        }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            return Implementation::X86(InstrSet::Avx256);
+impl From<Isa> for Implementation {
+    fn from(isa: Isa) -> Implementation {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => Implementation::X86(private_gemm_x86::InstrSet::Avx512),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => Implementation::X86(private_gemm_x86::InstrSet::Avx256),
+            _ => Implementation::Any,
         }
     }
-    Implementation::Any
 }
 
 /// C = A·B, or C + A·B where it accumulates: A is M × K, B is K × N, and the rows of C begin `stride` apart.
@@ -148,21 +148,11 @@ unsafe fn gemm_any(a: Matrix, b: Matrix, c: &mut [f32], stride: usize, accumulat
 mod tests {
     use super::*;
 
-    /// The implementations that this machine can run.
-    fn implementations() -> Vec<Implementation> {
-        let mut all = vec![Implementation::Any, fastest()];
-        #[cfg(target_arch = "x86_64")]
-        if fastest() == Implementation::X86(private_gemm_x86::InstrSet::Avx512) {
-            all.push(Implementation::X86(private_gemm_x86::InstrSet::Avx256));
-        }
-        all
-    }
-
     #[test]
     fn products_of_integers_are_exact_whatever_the_strides() {
         let sizes = [(1, 1, 1), (3, 5, 7), (17, 33, 64), (50, 16, 9), (1, 40, 5), (40, 1, 30), (25, 30, 1), (3, 4, 0)];
         for ((m, n, k), by) in
-            sizes.into_iter().flat_map(|size| implementations().into_iter().map(move |by| (size, by)))
+            sizes.into_iter().flat_map(|size| Isa::here().map(move |isa| (size, Implementation::from(isa))))
         {
             let a: Vec<f32> = (0..m * (k + 3)).map(|i| (i % 7) as f32 - 3.0).collect();
             let b: Vec<f32> = (0..n * (k + 1)).map(|i| (i % 5) as f32 - 2.0).collect();

@@ -28,6 +28,7 @@ mod pad_channels;
 mod pixel_walk;
 pub mod pointwise;
 pub mod pool;
+pub mod simd;
 pub mod soft_cross_entropy;
 pub mod softmax_cross_entropy;
 

@@ -8,6 +8,7 @@ use super::Place;
 use crate::data::{self, Loader, RawBatch};
 use crate::error::Result;
 use crate::ops::control::Control;
+use crate::ops::conv2d::channels_of_images;
 use crate::ops::dropout::Key;
 use crate::ops::images::{Images, prepare};
 use crate::ops::softmax_cross_entropy::CrossEntropy;
@@ -172,14 +173,16 @@ impl Batch {
         tape.soft_cross_entropy(loss, logits, &as_logits, control)
     }
 
-    /// N×H×W×C, for a network to read; on a GPU made by a launch.
+    /// N×H×W×C, for a network to read; on a GPU made by a launch, and with the channels of zeros that its convolutions want.
     pub fn activations(&self) -> Tensor {
         match &self.content {
             Content::Numbers { images, precision } if images.dtype() == *precision => images.clone(),
             Content::Numbers { images, precision } => images.cast(*precision),
             Content::Bytes { images, tables, precision } => {
                 let [n, h, w, _] = images.shape;
-                let mut x = Tensor::uninit([n, h, w, tables.len()], *precision, self.labels.device());
+                let device = self.labels.device();
+                let channels = channels_of_images(device, *precision, tables.len());
+                let mut x = Tensor::uninit([n, h, w, channels], *precision, device);
                 prepare(images, tables, x.view_mut());
                 x
             }

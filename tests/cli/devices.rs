@@ -6,7 +6,7 @@ use std::process::{Output, Stdio};
 use serde_json::Value;
 
 use crate::binaries;
-use crate::support::{Folder, Run, refusal_problems};
+use crate::support::{Folder, Run, refusal_problems, scores};
 
 /// Runs with variables set, and the cache of kernels in the folder.
 fn run(folder: &Folder, arguments: &str, variables: &[(&str, &Path)]) -> Run {
@@ -184,4 +184,35 @@ fn a_compiler_without_its_companion_is_refused() {
     std::fs::copy(whole.canonicalize().unwrap().with_file_name(&builtins), folder.path(&builtins)).unwrap();
     let compiler = &json(&run(&folder, "devices --json", &named))["cuda"]["compiler"];
     assert_eq!(compiler["path"].as_str().map(Path::new), Some(&*alone), "{compiler:#}");
+}
+
+/// By --isa or by the environment; the network sees the same, but for what rounding leaves.
+#[test]
+fn an_instruction_set_is_chosen() {
+    let folder = Folder::with_sources();
+    let chosen = |arguments: &str, variables: &[(&str, &Path)]| {
+        let devices = json(&run(&folder, &format!("devices --json {arguments}"), variables));
+        devices["cpu"]["instructions"].as_str().unwrap().to_string()
+    };
+    let portable = [("MEDMERGE_ISA", Path::new("portable"))];
+    let widest = chosen("", &[]);
+    assert_eq!(chosen("--isa portable", &[]), "portable");
+    assert_eq!(chosen("", &portable), "portable");
+    assert_eq!(chosen(&format!("--isa {widest}"), &portable), widest);
+    assert_refusal(&run(&folder, "devices --isa mmx", &[]), &["instruction set", "mmx", "portable"]);
+    let elsewhere = if cfg!(target_arch = "x86_64") { "neon" } else { "avx2" };
+    assert_refusal(
+        &run(&folder, &format!("devices --isa {elsewhere}"), &[]),
+        &["this processor has no", elsewhere, "portable"],
+    );
+
+    let predict = |arguments: &str, to: &str| {
+        let predict = format!("predict --model texture.safetensors --data data/texture.npz --out {to} {arguments}");
+        folder.done(&predict);
+        scores(&folder.text(to)).concat()
+    };
+    let (expected, found) = (predict("", "widest.csv"), predict("--isa portable", "portable.csv"));
+    assert!(!expected.is_empty() && expected.len() == found.len());
+    let farthest = expected.iter().zip(&found).map(|(expected, found)| (expected - found).abs()).fold(0.0, f32::max);
+    assert!(farthest < 1e-4, "{farthest}");
 }

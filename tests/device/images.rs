@@ -54,6 +54,16 @@ fn batches_have_the_loaders_bits() {
                         let expected =
                             Tensor::from_vec(batch.images.clone(), batch.shape).to_device(device).cast(dtype);
                         assert_eq!(y.to_vec::<f32>(), expected.to_vec::<f32>(), "{dtype} {channels} {augmentation:?}");
+                        // Channels behind those of the tables are zeros, whatever was there.
+                        let [n, h, w, k] = batch.shape;
+                        let mut y =
+                            Tensor::from_vec(vec![9f32; n * h * w * 4], [n, h, w, 4]).to_device(device).cast(dtype);
+                        prepare(&images, loader.tables(), y.view_mut());
+                        let zeros = vec![0.0; 4 - k];
+                        let expected = expected.to_vec::<f32>();
+                        let expected: Vec<f32> =
+                            expected.chunks(k).flat_map(|pixel| [pixel, &zeros].concat()).collect();
+                        assert_eq!(y.to_vec::<f32>(), expected, "{dtype} {channels} {augmentation:?}, zeros");
                     }
                     assert_eq!(raw.labels, batch.labels);
                 }

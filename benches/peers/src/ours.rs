@@ -10,6 +10,7 @@ use medmerge::checkpoint::to_our_order;
 use medmerge::merge::{BatchNormPolicy, Constraint, Granularity, Method, Plan, Start};
 use medmerge::nn::{Model, Network, Region, Role, Stem};
 use medmerge::ops::conv2d::{Conv2d, Geometry, dgrad, fprop, wgrad};
+use medmerge::ops::simd::Isa;
 use medmerge::ops::merge::{alpha_gradient, blend};
 use medmerge::ops::softmax_cross_entropy::CrossEntropy;
 use medmerge::tape::Tape;
@@ -22,6 +23,10 @@ use crate::works::{self, Conv, Filters, LEARN_SOURCES, Pass, Peer, Work, sgd};
 pub struct Ours;
 
 impl Peer for Ours {
+    fn isa(&self) -> Option<String> {
+        Some(Isa::chosen().to_string())
+    }
+
     fn step(&self, step: &works::Step) -> Option<Box<dyn Work>> {
         Some(Box::new(TrainingStep::new(step, network(step, seed::STEP), Subject::Everything)))
     }
@@ -40,6 +45,11 @@ impl Peer for Ours {
 
     fn learn_step(&self, step: &works::Step) -> Option<Box<dyn Work>> {
         Some(Box::new(TrainingStep::new(step, network(step, seed::STEP), Subject::Merge(merge_state(step)))))
+    }
+
+    fn infer(&self, step: &works::Step) -> Option<Box<dyn Work>> {
+        let x = channels_last(seed::X, [step.n, 3, step.px, step.px]);
+        Some(Box::new(Inference { model: network(step, seed::STEP), x, logits: None }))
     }
 
     fn learn_merge(&self, step: &works::Step) -> Option<Box<dyn Work>> {
@@ -136,6 +146,9 @@ fn network(step: &works::Step, first: u32) -> Model {
         };
         model.set_parameter(parameter, &to_our_order(parameter, &values));
     }
+    for (index, norm) in network.batch_norms.iter().enumerate() {
+        model.set_running(index, &vec![0.0; norm.channels], &vec![1.0; norm.channels]);
+    }
     model
 }
 
@@ -151,7 +164,7 @@ fn merge_state(step: &works::Step) -> MergeState {
     let plan = plan.expect("filters feed every parameter of these networks");
     let merge_weights = plan.start(Start::Weight(works::START)).expect("a start that affine weights may have");
     let trunks = models.into_iter().map(|model| model.trunk).collect();
-    MergeState { plan, trunks, merge_weights, keeps_statistics: false }
+    MergeState::new(plan, trunks, merge_weights)
 }
 
 struct TrainingStep {
@@ -185,6 +198,22 @@ impl Work for TrainingStep {
 
     fn check(&mut self) -> Vec<f64> {
         self.losses[..2].to_vec()
+    }
+}
+
+struct Inference {
+    model: Model,
+    x: Tensor,
+    logits: Option<Tensor>,
+}
+
+impl Work for Inference {
+    fn run(&mut self) {
+        self.logits = Some(self.model.logits(self.x.clone()));
+    }
+
+    fn check(&mut self) -> Vec<f64> {
+        self.logits.iter().map(mean_abs_of).collect()
     }
 }
 

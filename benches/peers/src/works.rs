@@ -13,6 +13,10 @@ pub trait Work {
 ///
 /// Preparing a work allocates and fills its inputs; only `Work::run` is timed.
 pub trait Peer {
+    /// The instruction set that it uses, where it says so.
+    fn isa(&self) -> Option<String> {
+        None
+    }
     /// One training step: forward, loss, backward, update.
     fn step(&self, _step: &Step) -> Option<Box<dyn Work>> {
         None
@@ -37,6 +41,10 @@ pub trait Peer {
     fn learn_merge(&self, _step: &Step) -> Option<Box<dyn Work>> {
         None
     }
+    /// The logits of a batch, by running statistics.
+    fn infer(&self, _step: &Step) -> Option<Box<dyn Work>> {
+        None
+    }
     /// a = b + s·c over arrays of `length`.
     fn triad(&self, _length: usize) -> Option<Box<dyn Work>> {
         None
@@ -46,6 +54,8 @@ pub trait Peer {
 #[derive(Deserialize)]
 struct Shapes {
     steps: Vec<Step>,
+    /// Batches of the settings of `steps` whose logits are computed.
+    infer: Vec<usize>,
     convs: Vec<Conv>,
     resnet50_filters: Vec<Filters>,
 }
@@ -59,6 +69,8 @@ pub struct Step {
     pub classes: usize,
     /// Operations for an image: of convolutions and fully connected layers, forward and backward.
     flops: usize,
+    /// Of these, forward alone.
+    forward: usize,
     /// Parameters that a merge blends: all but the head's.
     merged: usize,
 }
@@ -85,6 +97,15 @@ impl Step {
 
     fn flops(&self) -> usize {
         self.n * self.flops
+    }
+
+    /// Each network and image size once, with the batches that logits are computed of.
+    fn inferences(steps: &[Step], batches: &[usize]) -> Vec<Step> {
+        let is_first = |&(i, step): &(usize, &Step)| {
+            !steps[..i].iter().any(|before| (&before.network, before.px) == (&step.network, step.px))
+        };
+        let settings = steps.iter().enumerate().filter(is_first).map(|(_, step)| step);
+        settings.flat_map(|step| batches.iter().map(|&n| Step { n, ..step.clone() })).collect()
     }
 
     /// Operations of blending and of dα.
@@ -189,6 +210,7 @@ pub enum Case {
     Conv(Conv, Pass),
     Merge { backward: bool, sources: usize, layers: Vec<Filters> },
     Learn { only_merge: bool, step: Step },
+    Infer(Step),
     Triad,
 }
 
@@ -205,6 +227,7 @@ impl Case {
             Case::Conv(..) => "conv",
             Case::Merge { .. } => "merge",
             Case::Learn { .. } => "learn",
+            Case::Infer(..) => "infer",
             Case::Triad => "triad",
         }
     }
@@ -227,6 +250,7 @@ impl Case {
             Case::Learn { only_merge, step } => {
                 format!("learn_{}/{}", if *only_merge { "merge" } else { "step" }, step.setting())
             }
+            Case::Infer(step) => format!("infer/{}", step.setting()),
             Case::Triad => format!("triad/{}Mi", TRIAD >> 20),
         }
     }
@@ -239,6 +263,7 @@ impl Case {
             Case::Merge { backward: true, sources, layers } => peer.merge_backward(*sources, layers),
             Case::Learn { only_merge: false, step } => peer.learn_step(step),
             Case::Learn { only_merge: true, step } => peer.learn_merge(step),
+            Case::Infer(step) => peer.infer(step),
             Case::Triad => peer.triad(TRIAD),
         }
     }
@@ -251,6 +276,7 @@ impl Case {
             Case::Merge { sources, layers, .. } => 2 * sources * parameters(layers),
             Case::Learn { only_merge: false, step } => step.flops() + step.merging_flops(),
             Case::Learn { only_merge: true, step } => step.merging_flops(),
+            Case::Infer(step) => step.n * step.forward,
             Case::Triad => 2 * TRIAD,
         }
     }
@@ -258,7 +284,7 @@ impl Case {
     /// The least that must move: every input read once, every output written once. A whole step has no such figure.
     pub fn bytes(&self) -> Option<usize> {
         let elements = match self {
-            Case::Step(..) | Case::Learn { only_merge: false, .. } => return None,
+            Case::Step(..) | Case::Learn { only_merge: false, .. } | Case::Infer(..) => return None,
             Case::Conv(conv, Pass::All) => conv.sizes().iter().sum::<usize>() * conv.passes(),
             Case::Conv(conv, _) => conv.sizes().iter().sum(),
             Case::Merge { sources, layers, .. } => (sources + 1) * parameters(layers),
@@ -282,6 +308,7 @@ pub fn cases(quick: bool) -> Vec<Case> {
         shapes.steps.retain(|step| step.is_small() || !step.is_resnet18());
         shapes.convs.retain(|conv| conv.px == 28);
         shapes.steps.iter_mut().for_each(|step| step.n = 8);
+        shapes.infer = vec![1];
         shapes.convs.iter_mut().for_each(|conv| conv.n = 8);
     }
     let sources: &[usize] = if quick { &[2] } else { &[2, 4, 8] };
@@ -297,6 +324,7 @@ pub fn cases(quick: bool) -> Vec<Case> {
     }
     let learn = |step: &Step| [false, true].map(|only_merge| Case::Learn { only_merge, step: step.clone() });
     cases.extend(shapes.steps.iter().flat_map(learn));
+    cases.extend(Step::inferences(&shapes.steps, &shapes.infer).into_iter().map(Case::Infer));
     cases.push(Case::Triad);
     cases
 }

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! With G groups, filter k sees only the C/G channels of group k / (K/G). Activations are NHWC, filters KRSC; the rows
-//! of `w` and `dw` (one filter each) may be padded.
+//! of `w` and `dw` (one filter each) may be padded. In fprop and wgrad, `x` may have channels of zeros behind those that the filters
+//! see, up to the four that tensor cores want of images: [`channels_of_images`].
 
 pub mod cpu;
 pub mod division;
@@ -22,7 +23,7 @@ mod tensor;
 pub mod tiles;
 
 pub(super) use gpu::{Sizes, sizes};
-pub use layout::{OnTensorCores, Operands, on_tensor_cores};
+pub use layout::{OnTensorCores, Operands, channels_of_images, on_tensor_cores};
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -32,7 +33,8 @@ use std::str::FromStr;
 use super::Cost;
 use super::batch_norm::{Handoff, Normalized, Parts, Tiles};
 use super::bias::Added;
-use super::pointwise;
+use super::simd::Isa;
+use super::{concat, pointwise};
 use crate::error::Error;
 use crate::tape::{Tape, Var};
 use crate::tensor::{DType, Implementation, Shape, Tensor, TensorMut};
@@ -99,24 +101,29 @@ pub struct Geometry {
     pub conv: Conv2d,
     /// Elements from filter to filter.
     pub pitch: usize,
+    /// Channels of zeros that x has behind its `c`.
+    pub zeros: usize,
 }
 
 impl Geometry {
     /// # Panics
     /// If the shapes do not belong together, or the input is smaller than the filter.
     pub fn new(conv: Conv2d, x: Shape, filters: Shape, pitch: usize) -> Geometry {
-        let [n, h, w, c] = x.four();
+        let [n, h, w, channels] = x.four();
         let [k, r, s, group_channels] = filters.four();
-        let fits = c == group_channels * conv.groups && k.is_multiple_of(conv.groups);
+        let c = group_channels * conv.groups;
+        let zeros = if conv.groups == 1 && channels == layout::STEM { channels.saturating_sub(c) } else { 0 };
+        let fits = channels == c + zeros && k.is_multiple_of(conv.groups);
         assert!(fits, "convolution of {x} by {filters} in {} groups", conv.groups);
         let [p, q] = [(h, r, 0), (w, s, 1)].map(|(size, taps, axis)| {
             output_size(size, taps, conv.stride[axis], conv.padding[axis], conv.dilation[axis]).unwrap_or_else(|| {
                 panic!("convolution of {x} by {filters}: the padded input is smaller than the filter")
             })
         });
-        Geometry { n, h, w, c, k, r, s, p, q, conv, pitch }
+        Geometry { n, h, w, c, k, r, s, p, q, conv, pitch, zeros }
     }
 
+    /// Without zeros behind x's channels.
     pub fn x(&self) -> Shape {
         [self.n, self.h, self.w, self.c].into()
     }
@@ -206,6 +213,26 @@ impl<'a> Besides<'a> {
     }
 }
 
+/// The first `channels` of x.
+pub fn without_zeros(x: &Tensor, channels: usize) -> Tensor {
+    let [n, h, w, _] = x.shape().four();
+    let mut cut = Tensor::uninit([n, h, w, channels], x.dtype(), x.device());
+    concat::backward(x, 0, cut.view_mut());
+    cut
+}
+
+/// x without zeros, where it has some and the kernel that serves does not read them. `dy` is there in wgrad.
+fn readable(g: &Geometry, pass: Pass, x: &Tensor, dy: Option<&Tensor>) -> Option<Tensor> {
+    let is_read = || match x.implementation() {
+        Implementation::Gpu(_) => {
+            let y = dy.map_or(Operands::ALIGNED.y, Tensor::address);
+            on_tensor_cores(g, pass, x.dtype(), Operands { x: x.address(), y, ..Operands::ALIGNED }).is_some()
+        }
+        Implementation::Cpu | Implementation::Reference => false,
+    };
+    (g.zeros > 0 && !is_read()).then(|| without_zeros(x, g.c))
+}
+
 /// Overwrites `y`. On a GPU all three tensors are of one dtype, f32, bf16 or f16.
 pub fn fprop(conv: Conv2d, x: &Tensor, w: &Tensor, y: TensorMut) {
     fprop_besides(conv, x, w, y, Besides::Nothing);
@@ -215,12 +242,15 @@ pub fn fprop(conv: Conv2d, x: &Tensor, w: &Tensor, y: TensorMut) {
 pub fn fprop_besides(conv: Conv2d, x: &Tensor, w: &Tensor, y: TensorMut, besides: Besides) -> Option<Tiles> {
     let g = Geometry::new(conv, x.shape(), w.shape(), w.pitch());
     assert_eq!(y.shape(), g.y(), "the output of a convolution");
+    if let Some(x) = readable(&g, Pass::Fprop, x, None) {
+        return fprop_besides(conv, &x, w, y, besides);
+    }
     let epilogue = besides.epilogue();
     assert!(epilogue.is_none_or(|epilogue| epilogue.bias.dims() == [g.k]), "the bias of {} filters", g.k);
     match x.implementation() {
         Implementation::Cpu => {
             let epilogue = epilogue.map(|Epilogue { bias, relu }| (bias.data(), relu));
-            cpu::fprop(&g, x.data(), w.data(), epilogue, y.data());
+            cpu::fprop(Isa::chosen(), &g, x.data(), w.data(), epilogue, y.data());
         }
         Implementation::Reference => {
             let y = y.data();
@@ -255,6 +285,7 @@ pub fn dgrad_to(conv: Conv2d, dy: &Tensor, w: &Tensor, to: Contribution) -> Opti
     let Contribution { mut dx, is_added, norm } = to;
     let g = Geometry::new(conv, dx.shape(), w.shape(), w.pitch());
     assert_eq!(dy.shape(), g.y(), "the gradient of a convolution's output");
+    assert_eq!(g.zeros, 0, "zeros have no gradient");
     let of_norm = norm.map(|norm| Parts::from(&norm.x[..]).shape());
     assert!(of_norm.is_none_or(|shape| shape == g.x()), "the batch norm before a convolution: {of_norm:?}");
     if is_added && !adds(&g, dy, w, &dx) {
@@ -264,7 +295,7 @@ pub fn dgrad_to(conv: Conv2d, dy: &Tensor, w: &Tensor, to: Contribution) -> Opti
         return None;
     }
     match dy.implementation() {
-        Implementation::Cpu => cpu::dgrad(&g, dy.data(), w.data(), dx.data()),
+        Implementation::Cpu => cpu::dgrad(Isa::chosen(), &g, dy.data(), w.data(), is_added, dx.data()),
         Implementation::Reference => reference::dgrad::<f64>(&g, dy.data(), w.data(), dx.data()),
         Implementation::Gpu(gpu) => return gpu::dgrad(gpu, &g, dy, w, Contribution { dx, is_added, norm }),
     }
@@ -273,7 +304,11 @@ pub fn dgrad_to(conv: Conv2d, dy: &Tensor, w: &Tensor, to: Contribution) -> Opti
 
 /// Whether the kernel that serves can add to what is there.
 fn adds(g: &Geometry, dy: &Tensor, w: &Tensor, dx: &TensorMut) -> bool {
-    let Implementation::Gpu(_) = dy.implementation() else { return false };
+    match dy.implementation() {
+        Implementation::Cpu => return cpu::adds(g),
+        Implementation::Reference => return false,
+        Implementation::Gpu(_) => {}
+    }
     let operands = Operands { x: dx.address(), y: dy.address(), w: Some(w.address()) };
     on_tensor_cores(g, Pass::Dgrad, dy.dtype(), operands).is_some()
 }
@@ -282,8 +317,11 @@ fn adds(g: &Geometry, dy: &Tensor, w: &Tensor, dx: &TensorMut) -> bool {
 pub fn wgrad(conv: Conv2d, x: &Tensor, dy: &Tensor, dw: TensorMut) {
     let g = Geometry::new(conv, x.shape(), dw.shape(), dw.pitch());
     assert_eq!(dy.shape(), g.y(), "the gradient of a convolution's output");
+    if let Some(x) = readable(&g, Pass::Wgrad, x, Some(dy)) {
+        return wgrad(conv, &x, dy, dw);
+    }
     match dy.implementation() {
-        Implementation::Cpu => cpu::wgrad(&g, x.data(), dy.data(), dw.data()),
+        Implementation::Cpu => cpu::wgrad(Isa::chosen(), &g, x.data(), dy.data(), dw.data()),
         Implementation::Reference => reference::wgrad::<f64>(&g, x.data(), dy.data(), dw.data()),
         Implementation::Gpu(gpu) => gpu::wgrad(gpu, &g, x, dy, dw),
     }

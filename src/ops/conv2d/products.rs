@@ -12,7 +12,7 @@ use super::hopper::WideTiling;
 use super::layout::{self, Operands, is_packed};
 use super::tensor::{self, Product, STEM_WGRAD};
 use super::tiles::{self, Tile, Tiling};
-use super::{Conv2d, Geometry, Pass, hopper, wgrad};
+use super::{Conv2d, Geometry, Pass, hopper, readable, wgrad};
 use crate::gpu::{Address, Cost, Handle};
 use crate::ops::merge;
 use crate::parameters;
@@ -88,6 +88,9 @@ pub fn wgrad_products(conv: Conv2d, x: &Tensor, dy: &Tensor, sources: &[Tensor],
     let (filters, pitch) = (sources[0].shape(), sources[0].pitch());
     let g = Geometry::new(conv, x.shape(), filters, pitch);
     assert_eq!(dy.shape(), g.y(), "the gradient of a convolution's output");
+    if let Some(x) = readable(&g, Pass::Wgrad, x, Some(dy)) {
+        return wgrad_products(conv, &x, dy, sources, products);
+    }
     let alike = |source: &Tensor| source.shape() == filters && source.pitch() == pitch;
     assert!(sources.iter().all(alike), "products with filters that differ in layout");
     let division = division(x.device(), &g, x.dtype(), sources.len());
@@ -123,8 +126,9 @@ fn on_tensor_cores(
     let are_f32 = sources.iter().all(|source| source.dtype() == DType::F32) && products.dtype() == DType::F32;
     assert!(are_f32, "sources and products are f32");
     let Division { g: seen, splits, split, kernel, parts } = division;
-    let padded = layout::padded(g, dtype).map(|padded| tensor::pad_x(gpu, dtype, x.address(), g, &padded));
-    let x = padded.as_ref().map_or(x.address(), Tensor::address);
+    let padded = layout::padded(g, dtype);
+    let padded_x = padded.as_ref().and_then(|padded| tensor::pad_x(gpu, dtype, x.address(), g, padded));
+    let x = padded_x.as_ref().map_or(x.address(), Tensor::address);
     let addresses: Vec<Address> = sources.iter().map(Tensor::address).collect();
     // In pairs; more would not hurt.
     let packed = padded.is_none() && addresses.iter().all(|&address| is_packed(address, DType::F32, g.c, g.pitch));
@@ -140,7 +144,7 @@ fn on_tensor_cores(
     // The sources' weights once: what other splits read comes from the cache.
     let weights = (sources.len() * g.k * g.filter_len()) as u64;
     let numbers = (parts * sources.len() * g.k) as u64;
-    let cost = layout::padded(g, dtype).unwrap_or(*g).cost(Pass::Wgrad, dtype);
+    let cost = padded.unwrap_or(*g).cost(Pass::Wgrad, dtype);
     let flops = cost.flops + 2 * weights * *splits as u64;
     gpu.account(|| Cost { flops, read: cost.read + 4 * weights, written: 4 * numbers });
     let (tile, kernel) = match *kernel {

@@ -244,17 +244,19 @@ fn pad(
     y
 }
 
-pub(super) fn pad_x(gpu: Handle, dtype: DType, x: Address, g: &Geometry, padded: &Geometry) -> Tensor {
+/// x with the channels of `padded`; nothing, where it has them.
+pub(super) fn pad_x(gpu: Handle, dtype: DType, x: Address, g: &Geometry, padded: &Geometry) -> Option<Tensor> {
     let pixels = g.n * g.h * g.w;
-    pad(gpu, dtype, x, [1, 0], [pixels, pixels], [g.c, padded.c])
+    (g.c + g.zeros != padded.c).then(|| pad(gpu, dtype, x, [1, 0], [pixels, pixels], [g.c, padded.c]))
 }
 
 /// Returns the statistics of y's tiles, if they are what is to be done besides.
 pub fn fprop(gpu: Handle, g: &Geometry, dtype: DType, [x, w, y]: [Address; 3], besides: Besides) -> Option<Tiles> {
     if let Some(padded) = padded(g, dtype) {
-        let x = pad_x(gpu, dtype, x, g, &padded);
+        let padded_x = pad_x(gpu, dtype, x, g, &padded);
+        let x = padded_x.as_ref().map_or(x, Tensor::address);
         let w = pad(gpu, dtype, w, [g.k, g.pitch], [g.r * g.s, padded.pitch / padded.c], [g.c, padded.c]);
-        return fprop_packed(gpu, &padded, dtype, [x.address(), w.address(), y], besides);
+        return fprop_packed(gpu, &padded, dtype, [x, w.address(), y], besides);
     }
     fprop_packed(gpu, g, dtype, [x, w, y], besides)
 }
@@ -347,7 +349,7 @@ pub fn dgrad(
 
 pub fn wgrad(gpu: Handle, g: &Geometry, dtype: DType, x: Address, dy: Address, dw: Address) {
     let padded = padded(g, dtype);
-    let padded_x = padded.as_ref().map(|padded| pad_x(gpu, dtype, x, g, padded));
+    let padded_x = padded.as_ref().and_then(|padded| pad_x(gpu, dtype, x, g, padded));
     let x = padded_x.as_ref().map_or(x, Tensor::address);
     let seen = plain(padded.as_ref().unwrap_or(g));
     let (Tiling { tile, splits }, name) = division(&seen, Pass::Wgrad, dtype);

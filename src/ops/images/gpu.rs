@@ -18,7 +18,7 @@ parameters! {
         w: u32,
         c: u32,
         k: u32,
-        padding: u32,
+        stored: u32,
     }
 }
 
@@ -35,7 +35,7 @@ pub fn images(images: &Images, tables: &[[f32; 256]], y: TensorMut) {
         w,
         c,
         k: tables.len() as u32,
-        padding: 0,
+        stored: y.shape().channels() as u32,
     };
     let pixels = images.shape[..3].iter().product::<usize>();
     let blocks = u32::try_from(pixels.div_ceil(THREADS as usize)).expect("fewer than 2⁴⁰ pixels");

@@ -1,0 +1,297 @@
+//! Convolution on the CPU as products of what output pixels see, without a matrix of patches in memory.
+//!
+//! | pass | product | of |
+//! |---|---|---|
+//! | fprop | `y = windows(x) · wᵀ` | output pixels |
+//! | dgrad | `dx = windows(dy) · w`, taps reversed: for each residue of the stride those that reach it | input pixels |
+//! | wgrad | `dw = dyᵀ · patches(x)`, a few columns of patches at a time | output pixels |
+//!
+//! `tile` has the innermost loops, `walk` the windows, `wgrad` the patches. Depthwise convolutions run without matrix products
+//! (`depthwise`). Each number is a sum in the order of its terms, but for wgrad's few partial sums, whose number depends on the shapes alone: the
+//! bits depend neither on the number of threads nor, where there are fused multiply-adds, on the instruction set.
+
+mod depthwise;
+mod patches;
+mod tile;
+mod walk;
+mod wgrad;
+
+use std::ops::Range;
+
+use multiversion::multiversion;
+use rayon::prelude::*;
+
+use super::Geometry;
+use crate::ops::simd::Isa;
+pub(in crate::ops) use patches::Window;
+use tile::Panels;
+use walk::{Input, Layout, Product, Walk};
+
+/// Numbers that a task of a simple loop takes.
+const BLOCK: usize = 1 << 14;
+
+/// With an epilogue: a bias per filter, and whether a ReLU follows.
+pub fn fprop(isa: Isa, g: &Geometry, x: &[f32], w: &[f32], epilogue: Option<(&[f32], bool)>, y: &mut [f32]) {
+    if depthwise::applies(g) {
+        depthwise::fprop(g, x, w, y);
+        if let Some((bias, relu)) = epilogue {
+            let pixels = (BLOCK / g.k).max(1);
+            y.par_chunks_mut(pixels * g.k).flat_map_iter(|y| y.chunks_mut(g.k)).for_each(|y| finish(bias, relu, y));
+        }
+        return;
+    }
+    let (len, count) = (g.group_channels(), g.k / g.conv.groups);
+    for group in 0..g.conv.groups {
+        let filters = &w[group * count * g.pitch..];
+        let pack = |terms: Range<usize>, columns: Range<usize>, width: usize, to: &mut [f32]| {
+            pack_transposed(filters, g.pitch, terms, columns, width, to);
+        };
+        let finish = epilogue.map(|(bias, relu)| {
+            let bias = &bias[group * count..];
+            move |columns: Range<usize>, y: &mut [f32]| finish(&bias[columns], relu, y)
+        });
+        let tap = |axis: usize, tap: usize| (tap * g.conv.dilation[axis]) as isize - g.conv.padding[axis] as isize;
+        let taps = (0..g.r).flat_map(|r| (0..g.s).map(move |s| [tap(0, r), tap(1, s)])).collect();
+        let product = Product {
+            isa,
+            walk: Walk { images: g.n, grid: [g.p, g.q], step: g.conv.stride, taps },
+            input: Input { data: x, size: [g.h, g.w], channels: g.c, group: (group * len, len) },
+            filters: Panels::new(isa, g.filter_len(), count, &pack),
+            layout: Layout { size: [g.p, g.q], first: [0, 0], step: [1, 1], channels: g.k, column: group * count },
+            adds: false,
+            finish: finish.as_ref().map(|finish| finish as &walk::Finish),
+        };
+        product.multiply(y);
+    }
+}
+
+/// Adds the bias to a pixel's numbers, and cuts by the ReLU.
+fn finish(bias: &[f32], relu: bool, y: &mut [f32]) {
+    for (y, &bias) in y.iter_mut().zip(bias) {
+        let sum = *y + bias;
+        // Not `max`, which would turn NaN into 0.
+        *y = if relu && sum <= 0.0 { 0.0 } else { sum };
+    }
+}
+
+/// Filters as columns: term by term, one number of each of these filters, then zeros.
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
+fn pack_transposed(
+    filters: &[f32],
+    pitch: usize,
+    terms: Range<usize>,
+    columns: Range<usize>,
+    width: usize,
+    to: &mut [f32],
+) {
+    const SIDE: usize = 8;
+    if columns.len() < width {
+        to.fill(0.0);
+    }
+    for (column, filter) in (0..).step_by(SIDE).zip(columns.clone().step_by(SIDE)) {
+        let count = SIDE.min(columns.end - filter);
+        let rows = |i: usize| &filters[(filter + i) * pitch..][terms.clone()];
+        let whole = if count == SIDE { terms.len() / SIDE * SIDE } else { 0 };
+        if whole > 0 {
+            let rows: [&[f32]; SIDE] = std::array::from_fn(rows);
+            for first in (0..whole).step_by(SIDE) {
+                let square: [[f32; SIDE]; SIDE] =
+                    std::array::from_fn(|i| rows[i][first..first + SIDE].try_into().expect("as many"));
+                for l in 0..SIDE {
+                    let to = &mut to[(first + l) * width + column..][..SIDE];
+                    to.copy_from_slice(&std::array::from_fn::<f32, SIDE, _>(|i| square[i][l]));
+                }
+            }
+        }
+        for i in 0..count {
+            for (l, &number) in rows(i).iter().enumerate().skip(whole) {
+                to[l * width + column + i] = number;
+            }
+        }
+    }
+}
+
+/// Whether dgrad can add to what is there.
+pub fn adds(g: &Geometry) -> bool {
+    !depthwise::applies(g)
+}
+
+/// Overwrites dx, or adds to it.
+pub fn dgrad(isa: Isa, g: &Geometry, dy: &[f32], w: &[f32], adds: bool, dx: &mut [f32]) {
+    if depthwise::applies(g) {
+        assert!(!adds, "this kernel adds to nothing");
+        return depthwise::dgrad(g, dy, w, dx);
+    }
+    let (channels, count) = (g.group_channels(), g.k / g.conv.groups);
+    let is_unreached = |[row, column]: [usize; 2]| reaching(g, 0, row).is_empty() || reaching(g, 1, column).is_empty();
+    if !adds && residues(g).any(is_unreached) {
+        dx.par_chunks_mut(BLOCK).for_each(|dx| dx.fill(0.0));
+    }
+    for group in 0..g.conv.groups {
+        for first in residues(g) {
+            let grid = [0, 1].map(|axis| ([g.h, g.w][axis] - first[axis]).div_ceil(g.conv.stride[axis]));
+            let [down, right] = [0, 1].map(|axis| reaching(g, axis, first[axis]));
+            let taps: Vec<(isize, isize, usize)> = down
+                .iter()
+                .flat_map(|&(down, r)| right.iter().map(move |&(right, s)| (down, right, r * g.s + s)))
+                .collect();
+            if taps.is_empty() {
+                continue;
+            }
+            let filters = &w[group * count * g.pitch..];
+            let pack = |terms: Range<usize>, columns: Range<usize>, width: usize, to: &mut [f32]| {
+                for (term, to) in terms.zip(to.chunks_exact_mut(width)) {
+                    let (_, _, tap) = taps[term / count];
+                    let from = &filters[term % count * g.pitch + tap * channels..][columns.clone()];
+                    to[..from.len()].copy_from_slice(from);
+                    to[from.len()..].fill(0.0);
+                }
+            };
+            let product = Product {
+                isa,
+                walk: Walk {
+                    images: g.n,
+                    grid,
+                    step: [1, 1],
+                    taps: taps.iter().map(|&(down, right, _)| [down, right]).collect(),
+                },
+                input: Input { data: dy, size: [g.p, g.q], channels: g.k, group: (group * count, count) },
+                filters: Panels::new(isa, taps.len() * count, channels, &pack),
+                layout: Layout {
+                    size: [g.h, g.w],
+                    first,
+                    step: g.conv.stride,
+                    channels: g.c,
+                    column: group * channels,
+                },
+                adds,
+                finish: None,
+            };
+            product.multiply(dx);
+        }
+    }
+}
+
+/// The first input pixels of each residue of the stride.
+fn residues(g: &Geometry) -> impl Iterator<Item = [usize; 2]> {
+    let [rows, columns] = [g.conv.stride[0].min(g.h), g.conv.stride[1].min(g.w)];
+    (0..rows).flat_map(move |row| (0..columns).map(move |column| [row, column]))
+}
+
+/// The taps through which the input pixels of a residue reach output pixels, and which one the first of these pixels reaches: in the order of
+/// the output pixels.
+fn reaching(g: &Geometry, axis: usize, first: usize) -> Vec<(isize, usize)> {
+    let Geometry { conv, .. } = g;
+    let stride = conv.stride[axis] as isize;
+    let place = |tap: usize| (first + conv.padding[axis]) as isize - (tap * conv.dilation[axis]) as isize;
+    let taps = (0..[g.r, g.s][axis]).rev();
+    taps.filter(|&tap| place(tap) % stride == 0).map(|tap| (place(tap) / stride, tap)).collect()
+}
+
+/// Overwrites dw.
+pub fn wgrad(isa: Isa, g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+    match depthwise::applies(g) {
+        true => depthwise::wgrad(g, x, dy, dw),
+        false => wgrad::wgrad(isa, g, x, dy, dw),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::reference;
+    use super::*;
+    use crate::numbers::{Numbers, normalized_error};
+    use crate::ops::cases::{CONV2D, ConvCase};
+
+    /// y, dx, dx added to dy's stand-in, and dw of a case.
+    fn passes(isa: Isa, case: &ConvCase, draw: fn(&mut Numbers, usize) -> Vec<f64>) -> [Vec<f32>; 4] {
+        let (g, mut numbers) = (case.geometry(), Numbers::named(case.name));
+        let mut tensor =
+            |len| -> Vec<f32> { draw(&mut numbers, len).into_iter().map(|number| number as f32).collect() };
+        let (x, w, dy) = (tensor(g.x().len()), tensor(g.k * g.pitch), tensor(g.y().len()));
+        let mut results = [g.y().len(), g.x().len(), g.x().len(), g.k * g.pitch].map(|len| vec![0.0; len]);
+        let [y, dx, sum, dw] = &mut results;
+        fprop(isa, &g, &x, &w, None, y);
+        dgrad(isa, &g, &dy, &w, false, dx);
+        if adds(&g) {
+            sum.copy_from_slice(&x);
+            dgrad(isa, &g, &dy, &w, true, sum);
+        }
+        wgrad(isa, &g, &x, &dy, dw);
+        results
+    }
+
+    #[test]
+    fn every_instruction_set_has_the_bits_of_the_reference_for_integers() {
+        for case in CONV2D {
+            let (g, mut numbers) = (case.geometry(), Numbers::named(case.name));
+            let [x, w, dy] = [g.x().len(), g.k * g.pitch, g.y().len()].map(|len| numbers.integers(len));
+            let mut expected = [g.y().len(), g.x().len(), g.x().len(), g.k * g.pitch].map(|len| vec![0.0; len]);
+            let [y, dx, sum, dw] = &mut expected;
+            reference::fprop::<f64>(&g, &x, &w, y);
+            reference::dgrad::<f64>(&g, &dy, &w, dx);
+            if adds(&g) {
+                sum.iter_mut().zip(&*dx).zip(&x).for_each(|((sum, dx), x)| *sum = dx + x);
+            }
+            reference::wgrad::<f64>(&g, &x, &dy, dw);
+            for isa in Isa::here() {
+                let found: [Vec<f64>; 4] =
+                    passes(isa, case, Numbers::integers).map(|numbers| numbers.into_iter().map(f64::from).collect());
+                assert!(found == expected, "{}, {isa}", case.name);
+            }
+        }
+    }
+
+    /// With fused multiply-adds the bits are the same, and without them nearly so.
+    #[test]
+    fn instruction_sets_agree() {
+        for case in CONV2D {
+            let all: Vec<(Isa, [Vec<f32>; 4])> =
+                Isa::here().map(|isa| (isa, passes(isa, case, Numbers::reals))).collect();
+            let (_, expected) = &all[0];
+            for (isa, found) in &all {
+                if *isa != Isa::Portable {
+                    assert!(found == expected, "{}, {isa}", case.name);
+                }
+                for (found, expected) in found.iter().zip(expected) {
+                    let [found, expected] =
+                        [found, expected].map(|numbers| numbers.iter().copied().map(f64::from).collect::<Vec<_>>());
+                    let error = normalized_error(&found, &expected);
+                    assert!(error < 1e-6, "{}, {isa}: {error}", case.name);
+                }
+            }
+        }
+    }
+
+    /// Slabs, panels, blocks and parts of which there are several, also behind an epilogue.
+    #[test]
+    fn large_products_are_those_of_the_reference() {
+        let sizes =
+            [([2, 23, 31, 40], [50, 3, 3], 1), ([3, 40, 40, 3], [70, 7, 7], 2), ([1, 9, 9, 800], [33, 1, 1], 1)];
+        for (x, [k, r, s], stride) in sizes {
+            let conv = super::super::Conv2d::new(stride, r / 2);
+            let g = Geometry::new(conv, x.into(), [k, r, s, x[3]].into(), r * s * x[3]);
+            let mut numbers = Numbers(3);
+            let [x, w, dy] = [g.x().len(), g.k * g.pitch, g.y().len()].map(|len| numbers.integers(len));
+            let mut expected = [g.y().len(), g.x().len(), w.len()].map(|len| vec![0.0; len]);
+            let [y, dx, dw] = &mut expected;
+            reference::fprop::<f64>(&g, &x, &w, y);
+            let bias: Vec<f32> = (0..k).map(|filter| filter as f32 - 20.0).collect();
+            for pixel in y.chunks_mut(k) {
+                pixel.iter_mut().zip(&bias).for_each(|(y, &bias)| *y = (*y + f64::from(bias)).max(0.0));
+            }
+            reference::dgrad::<f64>(&g, &dy, &w, dx);
+            reference::wgrad::<f64>(&g, &x, &dy, dw);
+            let single = |numbers: &[f64]| numbers.iter().map(|&number| number as f32).collect::<Vec<f32>>();
+            let (x, w, dy, expected) = (single(&x), single(&w), single(&dy), expected.map(|numbers| single(&numbers)));
+            for isa in Isa::here() {
+                let mut found = expected.clone().map(|numbers| vec![f32::NAN; numbers.len()]);
+                let [y, dx, dw] = &mut found;
+                fprop(isa, &g, &x, &w, Some((&bias, true)), y);
+                dgrad(isa, &g, &dy, &w, false, dx);
+                wgrad(isa, &g, &x, &dy, dw);
+                assert!(found == expected, "{:?}, {isa}", g.x());
+            }
+        }
+    }
+}
