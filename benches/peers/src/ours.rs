@@ -147,7 +147,7 @@ fn network(step: &works::Step, first: u32) -> Model {
         model.set_parameter(parameter, &to_our_order(parameter, &values));
     }
     for (index, norm) in network.batch_norms.iter().enumerate() {
-        model.set_running(index, &vec![0.0; norm.channels], &vec![1.0; norm.channels]);
+        model.set_running(index, &vec![0f32; norm.channels], &vec![1f32; norm.channels]);
     }
     model
 }

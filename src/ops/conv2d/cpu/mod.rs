@@ -7,8 +7,8 @@
 //! | wgrad | `dw = dyᵀ · patches(x)`, a few columns of patches at a time | output pixels |
 //!
 //! `tile` has the innermost loops, `walk` the windows, `wgrad` the patches. Depthwise convolutions run without matrix products
-//! (`depthwise`). Each number is a sum in the order of its terms, but for wgrad's few partial sums, whose number depends on the shapes alone: the
-//! bits depend neither on the number of threads nor, where there are fused multiply-adds, on the instruction set.
+//! (`depthwise`). How a sum is cut depends on the shapes alone, so its bits depend neither on the number of threads nor, where there are fused
+//! multiply-adds, on the instruction set.
 
 mod depthwise;
 mod patches;
