@@ -2,8 +2,7 @@
 //!
 //! The kernels take numbers 16 bytes at a time, *packs*, of those that are read one after the other: channels, and in dgrad and
 //! wgrad filters. Fewer channels than a pack are padded first, in fprop and wgrad; those of a stem to four, unless x has zeros behind
-//! them already. A 1×1 convolution of
-//! stride 1 is seen as a plain matrix product: one image of one line.
+//! them already. A 1×1 convolution of stride 1 is seen as a plain matrix product: one image of one line.
 
 use super::division::MOST_RESIDUES;
 use super::{Conv2d, Geometry, Pass};

@@ -203,7 +203,7 @@ mod tests {
     use crate::numbers::{Numbers, normalized_error};
     use crate::ops::cases::{CONV2D, ConvCase};
 
-    /// y, dx, dx added to dy's stand-in, and dw of a case.
+    /// y, dx, dx added to x, and dw of a case.
     fn passes(isa: Isa, case: &ConvCase, draw: fn(&mut Numbers, usize) -> Vec<f64>) -> [Vec<f32>; 4] {
         let (g, mut numbers) = (case.geometry(), Numbers::named(case.name));
         let mut tensor =
@@ -259,6 +259,42 @@ mod tests {
                     let error = normalized_error(&found, &expected);
                     assert!(error < 1e-6, "{}, {isa}: {error}", case.name);
                 }
+            }
+        }
+    }
+
+    /// With fused multiply-adds a number of y is the sum, in stretches of `DEPTH` terms, that plain code makes term by term: neither the tile nor
+    /// the width of a vector is seen in its bits.
+    #[test]
+    fn a_sum_has_the_order_of_its_definition() {
+        let sizes = [([2, 5, 7, 8], [21, 3, 3], 1), ([1, 6, 9, 70], [37, 3, 3], 2), ([1, 3, 5, 1100], [9, 1, 1], 1)];
+        for (x, [k, r, s], stride) in sizes {
+            let conv = super::super::Conv2d::new(stride, r / 2);
+            let g = Geometry::new(conv, x.into(), [k, r, s, x[3]].into(), r * s * x[3]);
+            let mut numbers = Numbers(5);
+            let [x, w] = [g.x().len(), g.k * g.pitch]
+                .map(|len| numbers.reals(len).into_iter().map(|number| number as f32).collect::<Vec<f32>>());
+            let mut expected = Vec::new();
+            for (n, p, q) in (0..g.n).flat_map(|n| (0..g.p).flat_map(move |p| (0..g.q).map(move |q| (n, p, q)))) {
+                let taps = (0..g.r).flat_map(|r| (0..g.s).map(move |s| (r, s)));
+                let seen: Vec<f32> = taps
+                    .flat_map(|(r, s)| match (g.input_row(p, r), g.input_column(q, s)) {
+                        (Some(h), Some(column)) => x[((n * g.h + h) * g.w + column) * g.c..][..g.c].to_vec(),
+                        _ => vec![0.0; g.c],
+                    })
+                    .collect();
+                for filter in w.chunks(g.pitch) {
+                    let stretches = seen.chunks(tile::DEPTH).zip(filter.chunks(tile::DEPTH));
+                    let sum = |(seen, filter): (&[f32], &[f32])| {
+                        seen.iter().zip(filter).fold(0.0, |sum, (x, w)| x.mul_add(*w, sum))
+                    };
+                    expected.push(stretches.map(sum).reduce(|all, sum: f32| all + sum).expect("terms"));
+                }
+            }
+            for isa in Isa::here().filter(|isa| *isa != Isa::Portable) {
+                let mut y = vec![f32::NAN; g.y().len()];
+                fprop(isa, &g, &x, &w, None, &mut y);
+                assert!(y == expected, "{:?}, {isa}", g.x());
             }
         }
     }

@@ -20,7 +20,7 @@ use crate::ops::simd::{Isa, Vector};
 use crate::tensor::Buffer;
 
 /// Terms that a pass over a slab of windows takes at most: a panel of so many stays in the first or second level of the cache.
-const DEPTH: usize = 512;
+pub(super) const DEPTH: usize = 512;
 
 /// The largest tile that an instruction set's registers hold: rows, and columns.
 #[derive(Clone, Copy, Debug)]
@@ -33,8 +33,7 @@ impl Size {
     pub fn of(isa: Isa) -> Size {
         match isa {
             Isa::Avx512 => Size { rows: 8, columns: 32 },
-            Isa::Avx2 => Size { rows: 6, columns: 16 },
-            Isa::Neon => Size { rows: 6, columns: 16 },
+            Isa::Avx2 | Isa::Neon => Size { rows: 6, columns: 16 },
             Isa::Portable => Size { rows: 4, columns: 8 },
         }
     }

@@ -8,7 +8,7 @@ use std::ops::Range;
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::super::Geometry;
+use super::Geometry;
 use super::patches::with_scratch;
 use super::tile::{Columns, Size};
 use crate::ops::simd::Isa;
