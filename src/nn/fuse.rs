@@ -18,6 +18,7 @@
 //! | convolution | does | where |
 //! |---|---|---|
 //! | fprop | leaves the statistics of its output | a batch norm reads it |
+//! | fprop | in inference on the CPU, does all that the batch norm's stage does | it alone reads the output |
 //! | dgrad | adds to the gradient that is there | another layer reads its input, behind it |
 //! | dgrad | cuts by the ReLU and leaves the sums of the batch norm's backward | of those that read a batch norm it is the first |
 //!
@@ -48,6 +49,9 @@ pub struct Stage {
     pub relu: bool,
     /// Whether a batch norm wants the statistics of this convolution's output.
     pub leaves_statistics: bool,
+    /// Whether a batch norm alone reads this convolution's output: where the statistics are known before, and nobody learns, it does the stage of that
+    /// one too.
+    pub is_normalized: bool,
     /// Whether the first stage that reads this batch norm, the last one backward, is a convolution, which can do the first pass of its
     /// backward.
     pub meets_dgrad: bool,
@@ -61,7 +65,7 @@ impl Stage {
     fn alone(index: usize, layer: &Layer) -> Stage {
         let output = Node::of_layer(index);
         let (layers, inputs) = (vec![index], layer.inputs.clone());
-        let [residual, relu, leaves_statistics, meets_dgrad, is_unwritten] = [false; 5];
+        let [residual, relu, leaves_statistics, is_normalized, meets_dgrad, is_unwritten] = [false; 6];
         let (norm_of_residual, place) = (None, None);
         Stage {
             layers,
@@ -71,6 +75,7 @@ impl Stage {
             norm_of_residual,
             relu,
             leaves_statistics,
+            is_normalized,
             meets_dgrad,
             place,
             is_unwritten,
@@ -182,7 +187,7 @@ fn convolution_with_bias(layers: &[Layer], index: usize) -> Option<Stage> {
 fn introduce_neighbours(layers: &[Layer], stages: &mut [Stage]) {
     let is_convolution = |stage: &Stage| matches!(stage.operation(layers), Operation::Conv2d { .. });
     let is_norm = |stage: &Stage| matches!(stage.operation(layers), Operation::BatchNorm { .. });
-    let found: Vec<[bool; 2]> = stages
+    let found: Vec<[bool; 3]> = stages
         .iter()
         .map(|stage| {
             let readings = |other: &&Stage| other.inputs.iter().filter(|&&input| input == stage.output).count();
@@ -190,12 +195,14 @@ fn introduce_neighbours(layers: &[Layer], stages: &mut [Stage]) {
             let leaves_statistics = is_convolution(stage)
                 && stage.bias(layers).is_none()
                 && readers.iter().any(|reader| reader.normalises(layers, stage.output));
+            let is_normalized = leaves_statistics
+                && matches!(readers[..], [only] if readings(&only) == 1 && only.inputs[0] == stage.output);
             let meets_dgrad = is_norm(stage) && readers.first().is_some_and(|first| is_convolution(first));
-            [leaves_statistics, meets_dgrad]
+            [leaves_statistics, is_normalized, meets_dgrad]
         })
         .collect();
-    for (stage, [leaves_statistics, meets_dgrad]) in stages.iter_mut().zip(found) {
-        (stage.leaves_statistics, stage.meets_dgrad) = (leaves_statistics, meets_dgrad);
+    for (stage, found) in stages.iter_mut().zip(found) {
+        [stage.leaves_statistics, stage.is_normalized, stage.meets_dgrad] = found;
     }
 }
 

@@ -5,8 +5,8 @@ use std::rc::Rc;
 use super::concatenations::Place;
 use super::fuse::Stage;
 use super::graph::{BatchNorm, Network, Node, Operation, Parameter, Region};
-use crate::ops::batch_norm::{Handoff, Source, Then, Tiles, reciprocal_deviation};
-use crate::ops::conv2d::{Neighbours, without_zeros};
+use crate::ops::batch_norm::{Finish, Handoff, PerChannel, Residual, Source, Then, Tiles, reciprocal_deviation};
+use crate::ops::conv2d::{Conv2d, Neighbours, without_zeros};
 use crate::ops::dropout::{Dropout, Key};
 use crate::ops::pointwise::Pull;
 use crate::tape::{Tape, Var};
@@ -40,6 +40,13 @@ pub struct Output {
     pub statistics: Option<Tensor>,
 }
 
+/// A convolution that its batch norm makes the output of.
+struct Waiting {
+    conv: Conv2d,
+    x: Tensor,
+    weight: Tensor,
+}
+
 /// A network in the middle of a forward pass.
 struct Run<'a> {
     network: &'a Network,
@@ -50,7 +57,7 @@ struct Run<'a> {
     rstd: Option<Tensor>,
     /// In training.
     of_batch: Option<Tensor>,
-    /// Outputs that somebody still reads: one tensor, or the parts of a concatenation that nobody writes.
+    /// Outputs that somebody still reads: one tensor, the parts of a concatenation that nobody writes, or none of a convolution that waits.
     nodes: Vec<Option<Vec<Var>>>,
     /// Places of parts that have not been made, for each such concatenation whose first part has been asked for.
     places: Vec<Vec<Option<Tensor>>>,
@@ -61,6 +68,8 @@ struct Run<'a> {
     tiles: Vec<Option<Tiles>>,
     /// The key of the batch, where numbers are dropped.
     key: Option<&'a Key>,
+    /// Convolutions that wait for the batch norm behind them, by the node between them.
+    waiting: Vec<Option<Waiting>>,
     /// Places where the convolution behind a batch norm leaves the sums of its backward, by the node between them.
     handoffs: Vec<Option<Rc<Handoff>>>,
 }
@@ -164,6 +173,7 @@ impl Network {
             tiles: vec![None; count],
             key: key.filter(|_| mode == Mode::Training),
             handoffs: vec![None; count],
+            waiting: (0..count).map(|_| None).collect(),
         };
         // Convolutions alone read images that have channels of zeros behind them.
         let mut readers = self.stages.iter().filter(|stage| stage.inputs.contains(&Node(0)));
@@ -220,6 +230,12 @@ impl Run<'_> {
                 let x = input();
                 // Those of the head are stored in f32.
                 let weight = self.parameter(tape, weight).read_as(x.value().dtype());
+                if stage.is_normalized && self.is_for_inference_alone(&x) {
+                    let [x, weight] = [x, weight].map(Var::into_value);
+                    self.waiting[output] = Some(Waiting { conv, x, weight });
+                    self.nodes[output] = Some(Vec::new());
+                    return;
+                }
                 let around = Neighbours {
                     leaves_statistics: stage.leaves_statistics && self.of_batch.is_some(),
                     before: self.handoffs[first].take(),
@@ -259,6 +275,12 @@ impl Run<'_> {
         self.nodes[stage.output.0] = Some(vec![y]);
     }
 
+    /// Whether, on the CPU, nothing is learned from what is made of `x`.
+    fn is_for_inference_alone(&self, x: &Var) -> bool {
+        let is_learned = [x, &self.trunk].into_iter().any(|var| var.id().is_some());
+        self.rstd.is_some() && !is_learned && self.stored.1 == Device::Cpu
+    }
+
     /// Where a part of a concatenation lies that nobody writes.
     fn place(&mut self, Place { whole, part }: Place) -> Tensor {
         let Run { network, images, stored: (dtype, device), .. } = *self;
@@ -296,7 +318,17 @@ impl Run<'_> {
         }
         let norm = &network.batch_norms[norm];
         let (gamma, beta) = (self.parameter(tape, norm.gamma), self.parameter(tape, norm.beta));
+        let waiting = self.waiting[stage.inputs[0].0].take();
         let source = self.source(index, norm, stage.inputs[0]);
+        if let (Some(Waiting { conv, x, weight }), Source::Given { mean, rstd }) = (waiting, &source) {
+            let by = PerChannel { mean, rstd, gamma: gamma.value(), beta: beta.value() };
+            let residual = residual.as_ref().map(|residual| match &of_residual {
+                Some(norm) => Residual::Normalized(residual.value(), norm.by()),
+                None => Residual::Of(residual.value()),
+            });
+            let then = Finish { residual, relu: stage.relu, leaves_signs: false };
+            return tape.conv2d_normalized(conv, &x, &weight, by, then);
+        }
         let then = Then { residual, of_residual, relu: stage.relu, handoff };
         tape.batch_norm_of_parts(&x, &gamma, &beta, source, then)
     }

@@ -36,6 +36,26 @@ impl Isa {
         }
     }
 
+    /// Runs a job in its vectors.
+    ///
+    /// # Panics
+    /// If this processor does not have it.
+    pub fn run(self, job: impl Job) {
+        assert!(self.is_here(), "no {self} here");
+        // SAFETY: the instructions are there.
+        unsafe {
+            match self {
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 => x86::avx512(job),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => x86::avx2(job),
+                #[cfg(target_arch = "aarch64")]
+                Isa::Neon => job.run::<std::arch::aarch64::float32x4_t>(),
+                _ => job.run::<[f32; 4]>(),
+            }
+        }
+    }
+
     /// Those that this processor has, the widest first.
     pub fn here() -> impl Iterator<Item = Isa> {
         Isa::ALL.into_iter().filter(|isa| isa.is_here())
@@ -88,6 +108,13 @@ impl FromStr for Isa {
     }
 }
 
+/// Work that is done in vectors, of whichever instruction set.
+pub trait Job {
+    /// # Safety
+    /// As of [`Vector`]'s methods. It is to be inlined always, which is what compiles it for the instructions.
+    unsafe fn run<V: Vector>(self);
+}
+
 /// A vector of f32.
 ///
 /// # Safety
@@ -96,22 +123,31 @@ impl FromStr for Isa {
 // Its safety is told once, above, for all methods.
 #[expect(clippy::missing_safety_doc)]
 pub unsafe trait Vector: Copy {
+    const ISA: Isa;
     const LANES: usize;
 
     unsafe fn splat(number: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);
     unsafe fn add(self, other: Self) -> Self;
+    unsafe fn sub(self, other: Self) -> Self;
+    unsafe fn mul(self, other: Self) -> Self;
     /// `self · by + to`.
     unsafe fn mul_add(self, by: Self, to: Self) -> Self;
+    /// 0 in place of what is not above it, but NaN stays.
+    unsafe fn relu(self) -> Self;
 }
 
-/// Vectors of the instructions of one architecture: a type, its lanes, and the intrinsics in the order of the trait's methods.
+/// Vectors of an instruction set: a type, its lanes, and the intrinsics in the order of the trait's methods.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! vector {
-    ($type:ty, $lanes:literal, $splat:path, $load:path, $store:path, $add:path, |$a:ident, $b:ident, $c:ident| $fma:expr) => {
-        // SAFETY: each method is one instruction.
+    (
+        $isa:ident, $type:ty, $lanes:literal, $splat:path, $load:path, $store:path, $add:path, $sub:path, $mul:path,
+        |$a:ident, $b:ident, $c:ident| $fma:expr, |$x:ident| $relu:expr
+    ) => {
+        // SAFETY: each method is one instruction, or two.
         unsafe impl Vector for $type {
+            const ISA: Isa = Isa::$isa;
             const LANES: usize = $lanes;
 
             #[inline(always)]
@@ -139,10 +175,29 @@ macro_rules! vector {
             }
 
             #[inline(always)]
+            unsafe fn sub(self, other: Self) -> Self {
+                // SAFETY: as the trait demands.
+                unsafe { $sub(self, other) }
+            }
+
+            #[inline(always)]
+            unsafe fn mul(self, other: Self) -> Self {
+                // SAFETY: as the trait demands.
+                unsafe { $mul(self, other) }
+            }
+
+            #[inline(always)]
             unsafe fn mul_add(self, by: Self, to: Self) -> Self {
                 let ($a, $b, $c) = (self, by, to);
                 // SAFETY: as the trait demands.
                 unsafe { $fma }
+            }
+
+            #[inline(always)]
+            unsafe fn relu(self) -> Self {
+                let $x = self;
+                // SAFETY: as the trait demands.
+                unsafe { $relu }
             }
         }
     };
@@ -152,32 +207,77 @@ macro_rules! vector {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::Vector;
+    use super::{Isa, Job, Vector};
 
-    vector!(__m256, 8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, |a, b, c| _mm256_fmadd_ps(
-        a, b, c
-    ));
-    vector!(__m512, 16, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps, |a, b, c| _mm512_fmadd_ps(
-        a, b, c
-    ));
+    vector!(
+        Avx2,
+        __m256,
+        8,
+        _mm256_set1_ps,
+        _mm256_loadu_ps,
+        _mm256_storeu_ps,
+        _mm256_add_ps,
+        _mm256_sub_ps,
+        _mm256_mul_ps,
+        |a, b, c| _mm256_fmadd_ps(a, b, c),
+        |x| _mm256_andnot_ps(_mm256_cmp_ps::<_CMP_LE_OQ>(x, _mm256_setzero_ps()), x)
+    );
+    vector!(
+        Avx512,
+        __m512,
+        16,
+        _mm512_set1_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_add_ps,
+        _mm512_sub_ps,
+        _mm512_mul_ps,
+        |a, b, c| _mm512_fmadd_ps(a, b, c),
+        |x| _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLE_UQ>(x, _mm512_setzero_ps()), x)
+    );
+
+    #[target_feature(enable = "avx512f")]
+    pub unsafe fn avx512(job: impl Job) {
+        // SAFETY: the caller's promise.
+        unsafe { job.run::<__m512>() }
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    pub unsafe fn avx2(job: impl Job) {
+        // SAFETY: the caller's promise.
+        unsafe { job.run::<__m256>() }
+    }
 }
 
 #[cfg(target_arch = "aarch64")]
 mod arm {
     use std::arch::aarch64::*;
 
-    use super::Vector;
+    use super::{Isa, Vector};
 
-    vector!(float32x4_t, 4, vdupq_n_f32, vld1q_f32, vst1q_f32, vaddq_f32, |a, b, c| vfmaq_f32(c, a, b));
+    vector!(
+        Neon,
+        float32x4_t,
+        4,
+        vdupq_n_f32,
+        vld1q_f32,
+        vst1q_f32,
+        vaddq_f32,
+        vsubq_f32,
+        vmulq_f32,
+        |a, b, c| vfmaq_f32(c, a, b),
+        |x| vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(x), vcleq_f32(x, vdupq_n_f32(0.0))))
+    );
 }
 
 // SAFETY: plain loops run everywhere.
-unsafe impl Vector for [f32; 4] {
-    const LANES: usize = 4;
+unsafe impl<const N: usize> Vector for [f32; N] {
+    const ISA: Isa = Isa::Portable;
+    const LANES: usize = N;
 
     #[inline(always)]
     unsafe fn splat(number: f32) -> Self {
-        [number; 4]
+        [number; N]
     }
 
     #[inline(always)]
@@ -198,7 +298,22 @@ unsafe impl Vector for [f32; 4] {
     }
 
     #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        std::array::from_fn(|lane| self[lane] - other[lane])
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        std::array::from_fn(|lane| self[lane] * other[lane])
+    }
+
+    #[inline(always)]
     unsafe fn mul_add(self, by: Self, to: Self) -> Self {
         std::array::from_fn(|lane| self[lane] * by[lane] + to[lane])
+    }
+
+    #[inline(always)]
+    unsafe fn relu(self) -> Self {
+        self.map(|x| if x <= 0.0 { 0.0 } else { x })
     }
 }

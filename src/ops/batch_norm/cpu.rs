@@ -74,7 +74,7 @@ fn lanes_mut(numbers: &mut [f32], first: usize) -> &mut [f32; LANES] {
 }
 
 /// γ·rstd.
-fn scale(by: PerChannel<f32>) -> Vec<f32> {
+pub fn scale(by: PerChannel<f32>) -> Vec<f32> {
     by.gamma.iter().zip(by.rstd).map(|(g, r)| g * r).collect()
 }
 

@@ -49,7 +49,7 @@ impl<'a> PerChannel<'a> {
         [self.mean, self.rstd, self.gamma, self.beta]
     }
 
-    fn data<T: Element>(self) -> reference::PerChannel<'a, T> {
+    pub(super) fn data<T: Element>(self) -> reference::PerChannel<'a, T> {
         let [mean, rstd, gamma, beta] = self.all().map(Tensor::data);
         reference::PerChannel { mean, rstd, gamma, beta }
     }
@@ -196,7 +196,7 @@ impl<'a> Residual<'a> {
         }
     }
 
-    fn data<T: Element>(self) -> reference::Residual<'a, T> {
+    pub(super) fn data<T: Element>(self) -> reference::Residual<'a, T> {
         reference::Residual { numbers: self.tensor().data(), by: self.by().map(PerChannel::data) }
     }
 }
@@ -524,7 +524,7 @@ impl Source<'_> {
 }
 
 impl Normalized {
-    fn by(&self) -> PerChannel<'_> {
+    pub fn by(&self) -> PerChannel<'_> {
         PerChannel { mean: &self.mean, rstd: &self.rstd, gamma: &self.gamma, beta: &self.beta }
     }
 }

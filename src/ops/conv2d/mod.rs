@@ -31,7 +31,7 @@ use std::rc::Rc;
 use std::str::FromStr;
 
 use super::Cost;
-use super::batch_norm::{Handoff, Normalized, Parts, Tiles};
+use super::batch_norm::{self, Finish, Handoff, Normalized, Parts, PerChannel, Residual, Tiles, normalize_then};
 use super::bias::Added;
 use super::simd::Isa;
 use super::{concat, pointwise};
@@ -249,8 +249,11 @@ pub fn fprop_besides(conv: Conv2d, x: &Tensor, w: &Tensor, y: TensorMut, besides
     assert!(epilogue.is_none_or(|epilogue| epilogue.bias.dims() == [g.k]), "the bias of {} filters", g.k);
     match x.implementation() {
         Implementation::Cpu => {
-            let epilogue = epilogue.map(|Epilogue { bias, relu }| (bias.data(), relu));
-            cpu::fprop(Isa::chosen(), &g, x.data(), w.data(), epilogue, y.data());
+            let finish = epilogue.map(|Epilogue { bias, relu }| {
+                let affine = cpu::Affine { normal: None, shift: bias.data() };
+                cpu::Finish { affine, residual: None, relu }
+            });
+            cpu::fprop(Isa::chosen(), &g, x.data(), w.data(), finish, y.data());
         }
         Implementation::Reference => {
             let y = y.data();
@@ -262,6 +265,35 @@ pub fn fprop_besides(conv: Conv2d, x: &Tensor, w: &Tensor, y: TensorMut, besides
         Implementation::Gpu(gpu) => return gpu::fprop(gpu, &g, x, w, y, besides),
     }
     None
+}
+
+/// [`fprop`], normalised by statistics that do not depend on it, and what follows: what [`normalize_then`] makes of a convolution's output, bit
+/// for bit, which on the CPU is not written before.
+pub fn fprop_normalized(conv: Conv2d, x: &Tensor, w: &Tensor, by: PerChannel, then: Finish, out: TensorMut) {
+    let g = Geometry::new(conv, x.shape(), w.shape(), w.pitch());
+    if !matches!(x.implementation(), Implementation::Cpu) {
+        let mut y = Tensor::uninit(g.y(), out.dtype(), x.device());
+        fprop(conv, x, w, y.view_mut());
+        normalize_then((&y).into(), by, then, out);
+        return;
+    }
+    let x = if g.zeros > 0 { &without_zeros(x, g.c) } else { x };
+    let by = by.data::<f32>();
+    let residual = then.residual.map(Residual::data::<f32>);
+    let scale = batch_norm::cpu::scale(by);
+    let of_residual = residual.and_then(|residual| residual.by).map(|by| (by, batch_norm::cpu::scale(by)));
+    let finish = cpu::Finish {
+        affine: affine(by, &scale),
+        residual: residual
+            .map(|residual| (residual.numbers, of_residual.as_ref().map(|(by, scale)| affine(*by, scale)))),
+        relu: then.relu,
+    };
+    cpu::fprop(Isa::chosen(), &g, x.data(), w.data(), Some(finish), out.data());
+}
+
+/// A normalisation as the CPU's kernels take it.
+fn affine<'a>(by: batch_norm::reference::PerChannel<'a, f32>, scale: &'a [f32]) -> cpu::Affine<'a> {
+    cpu::Affine { normal: Some([by.mean, scale]), shift: by.beta }
 }
 
 /// Overwrites `dx`. On a GPU all three tensors are of one dtype.
@@ -343,6 +375,14 @@ impl Tape {
         self.conv2d_among(conv, x, w, Neighbours::default()).0
     }
 
+    /// A convolution and the batch norm behind it, by given statistics, of which nobody learns anything.
+    pub fn conv2d_normalized(&mut self, conv: Conv2d, x: &Tensor, w: &Tensor, by: PerChannel, then: Finish) -> Var {
+        let g = Geometry::new(conv, x.shape(), w.shape(), w.pitch());
+        let mut out = self.uninit(g.y(), x.dtype(), x.device());
+        fprop_normalized(conv, x, w, by, then, out.view_mut());
+        Var::constant(out)
+    }
+
     /// A convolution that does some of the work of the ops around it. Returns the statistics of its output too, if they were
     /// asked for and cost nothing.
     pub fn conv2d_among(&mut self, conv: Conv2d, x: &Var, w: &Var, around: Neighbours) -> (Var, Option<Tiles>) {
@@ -394,9 +434,43 @@ impl Tape {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::numbers::Numbers;
+    use crate::ops::cases::CONV2D;
+    use crate::tensor::Device;
 
     fn cost(conv: Conv2d, x: [usize; 4], w: [usize; 4], pass: Pass, dtype: DType) -> Cost {
         Geometry::new(conv, x.into(), w.into(), w[1] * w[2] * w[3]).cost(pass, dtype)
+    }
+
+    /// Numbers between −1 and 1, on the CPU.
+    fn tensor(numbers: &mut Numbers, shape: impl Into<Shape>) -> Tensor {
+        let shape = shape.into();
+        Tensor::from_vec(numbers.reals(shape.len()).into_iter().map(|number| number as f32).collect(), shape)
+    }
+
+    #[test]
+    fn a_normalized_convolution_has_the_bits_of_one_that_is_normalized_afterwards() {
+        for case in CONV2D {
+            let (g, mut numbers) = (case.geometry(), Numbers::named(case.name));
+            let (x, w) = (tensor(&mut numbers, g.x()), tensor(&mut numbers, [g.k, g.pitch]));
+            let w = w.window(0, [g.k, g.r, g.s, g.group_channels()], g.pitch);
+            let [mean, rstd, gamma, beta, second] = std::array::from_fn(|_| tensor(&mut numbers, [g.k]));
+            let by = PerChannel { mean: &mean, rstd: &rstd, gamma: &gamma, beta: &beta };
+            let other = PerChannel { mean: &second, ..by };
+            let residual = tensor(&mut numbers, g.y());
+            let residuals = [None, Some(Residual::Of(&residual)), Some(Residual::Normalized(&residual, other))];
+            for (residual, relu) in
+                residuals.into_iter().flat_map(|residual| [false, true].map(|relu| (residual, relu)))
+            {
+                let then = Finish { residual, relu, leaves_signs: false };
+                let [mut y, mut expected, mut found] = [0; 3].map(|_| Tensor::uninit(g.y(), DType::F32, Device::Cpu));
+                fprop(g.conv, &x, &w, y.view_mut());
+                normalize_then((&y).into(), by, then, expected.view_mut());
+                fprop_normalized(g.conv, &x, &w, by, then, found.view_mut());
+                let bits = |y: &Tensor| y.data::<f32>().iter().map(|y| y.to_bits()).collect::<Vec<u32>>();
+                assert!(bits(&found) == bits(&expected), "{}, {relu}", case.name);
+            }
+        }
     }
 
     /// ResNet-18's first layers on one image of 28 pixels, by hand.

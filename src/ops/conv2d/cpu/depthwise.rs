@@ -5,6 +5,9 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::Geometry;
+use super::finish::Finish;
+use super::tile::Shared;
+use crate::ops::simd::Isa;
 
 pub fn applies(g: &Geometry) -> bool {
     g.conv.groups == g.c && g.k == g.c
@@ -21,11 +24,21 @@ fn transpose(g: &Geometry, w: &[f32]) -> Vec<f32> {
     transposed
 }
 
-pub fn fprop(g: &Geometry, x: &[f32], w: &[f32], y: &mut [f32]) {
+pub fn fprop(isa: Isa, g: &Geometry, x: &[f32], w: &[f32], finish: Option<Finish>, y: &mut [f32]) {
     let taps = transpose(g, w);
-    y.par_chunks_mut(g.q * g.c).enumerate().for_each(|(row, y)| {
-        y.fill(0.0);
-        fprop_row(g, x, &taps, row / g.p, row % g.p, y);
+    let y = Shared::from(y);
+    (0..g.n * g.p).into_par_iter().for_each(|row| {
+        let places: Vec<usize> = (row * g.q..(row + 1) * g.q).map(|pixel| pixel * g.c).collect();
+        // SAFETY: no two tasks have a row in common.
+        unsafe {
+            let y = y.row(row * g.q * g.c..(row + 1) * g.q * g.c);
+            y.fill(0.0);
+            fprop_row(g, x, &taps, row / g.p, row % g.p, y);
+        }
+        if let Some(finish) = finish {
+            // SAFETY: as above.
+            unsafe { finish.apply(isa, y, &places, 0..g.c) }
+        }
     });
 }
 

@@ -11,6 +11,7 @@
 //! multiply-adds, on the instruction set.
 
 mod depthwise;
+mod finish;
 mod patches;
 mod tile;
 mod walk;
@@ -23,6 +24,7 @@ use rayon::prelude::*;
 
 use super::Geometry;
 use crate::ops::simd::Isa;
+pub use finish::{Affine, Finish};
 pub(in crate::ops) use patches::Window;
 use tile::Panels;
 use walk::{Input, Layout, Product, Walk};
@@ -30,15 +32,9 @@ use walk::{Input, Layout, Product, Walk};
 /// Numbers that a task of a simple loop takes.
 const BLOCK: usize = 1 << 14;
 
-/// With an epilogue: a bias per filter, and whether a ReLU follows.
-pub fn fprop(isa: Isa, g: &Geometry, x: &[f32], w: &[f32], epilogue: Option<(&[f32], bool)>, y: &mut [f32]) {
+pub fn fprop(isa: Isa, g: &Geometry, x: &[f32], w: &[f32], finish: Option<Finish>, y: &mut [f32]) {
     if depthwise::applies(g) {
-        depthwise::fprop(g, x, w, y);
-        if let Some((bias, relu)) = epilogue {
-            let pixels = (BLOCK / g.k).max(1);
-            y.par_chunks_mut(pixels * g.k).flat_map_iter(|y| y.chunks_mut(g.k)).for_each(|y| finish(bias, relu, y));
-        }
-        return;
+        return depthwise::fprop(isa, g, x, w, finish, y);
     }
     let (len, count) = (g.group_channels(), g.k / g.conv.groups);
     for group in 0..g.conv.groups {
@@ -46,10 +42,6 @@ pub fn fprop(isa: Isa, g: &Geometry, x: &[f32], w: &[f32], epilogue: Option<(&[f
         let pack = |terms: Range<usize>, columns: Range<usize>, width: usize, to: &mut [f32]| {
             pack_transposed(filters, g.pitch, terms, columns, width, to);
         };
-        let finish = epilogue.map(|(bias, relu)| {
-            let bias = &bias[group * count..];
-            move |columns: Range<usize>, y: &mut [f32]| finish(&bias[columns], relu, y)
-        });
         let tap = |axis: usize, tap: usize| (tap * g.conv.dilation[axis]) as isize - g.conv.padding[axis] as isize;
         let taps = (0..g.r).flat_map(|r| (0..g.s).map(move |s| [tap(0, r), tap(1, s)])).collect();
         let product = Product {
@@ -59,18 +51,9 @@ pub fn fprop(isa: Isa, g: &Geometry, x: &[f32], w: &[f32], epilogue: Option<(&[f
             filters: Panels::new(isa, g.filter_len(), count, &pack),
             layout: Layout { size: [g.p, g.q], first: [0, 0], step: [1, 1], channels: g.k, column: group * count },
             adds: false,
-            finish: finish.as_ref().map(|finish| finish as &walk::Finish),
+            finish: finish.map(|finish| finish.behind(group * count)),
         };
         product.multiply(y);
-    }
-}
-
-/// Adds the bias to a pixel's numbers, and cuts by the ReLU.
-fn finish(bias: &[f32], relu: bool, y: &mut [f32]) {
-    for (y, &bias) in y.iter_mut().zip(bias) {
-        let sum = *y + bias;
-        // Not `max`, which would turn NaN into 0.
-        *y = if relu && sum <= 0.0 { 0.0 } else { sum };
     }
 }
 
@@ -323,7 +306,8 @@ mod tests {
             for isa in Isa::here() {
                 let mut found = expected.clone().map(|numbers| vec![f32::NAN; numbers.len()]);
                 let [y, dx, dw] = &mut found;
-                fprop(isa, &g, &x, &w, Some((&bias, true)), y);
+                let affine = Affine { normal: None, shift: &bias };
+                fprop(isa, &g, &x, &w, Some(Finish { affine, residual: None, relu: true }), y);
                 dgrad(isa, &g, &dy, &w, false, dx);
                 wgrad(isa, &g, &x, &dy, dw);
                 assert!(found == expected, "{:?}, {isa}", g.x());

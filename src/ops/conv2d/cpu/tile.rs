@@ -14,9 +14,10 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use multiversion::multiversion;
 use rayon::prelude::*;
 
-use crate::ops::simd::{Isa, Vector};
+use crate::ops::simd::{Isa, Job, Vector};
 use crate::tensor::Buffer;
 
 /// Terms that a pass over a slab of windows takes at most: a panel of so many stays in the first or second level of the cache.
@@ -32,7 +33,7 @@ pub struct Size {
 impl Size {
     pub fn of(isa: Isa) -> Size {
         match isa {
-            Isa::Avx512 => Size { rows: 8, columns: 32 },
+            Isa::Avx512 => Size { rows: 14, columns: 32 },
             Isa::Avx2 | Isa::Neon => Size { rows: 6, columns: 16 },
             Isa::Portable => Size { rows: 4, columns: 8 },
         }
@@ -126,6 +127,14 @@ impl<'a> From<&'a mut [f32]> for Shared<'a> {
 }
 
 impl<'a> Shared<'a> {
+    pub fn len(self) -> usize {
+        self.len
+    }
+
+    pub fn start(self) -> *mut f32 {
+        self.start
+    }
+
     /// # Safety
     /// Nobody else reads or writes these places meanwhile.
     pub unsafe fn row(self, places: Range<usize>) -> &'a mut [f32] {
@@ -159,7 +168,6 @@ impl Windows<'_> {
     /// If x or y is too short, or the processor lacks the instructions.
     pub unsafe fn multiply(&self, isa: Isa) {
         let reach = self.runs.iter().map(|run| run.offset + run.len).max().unwrap_or(0);
-        let farthest = |places: &[usize]| places.iter().copied().max().unwrap_or(0);
         assert!(self.bases.is_empty() || farthest(self.bases) + reach <= self.x.len(), "windows beyond x");
         assert!(
             farthest(self.places) + self.filters.columns(self.panels.clone()).end <= self.y.len,
@@ -167,17 +175,28 @@ impl Windows<'_> {
         );
         assert_eq!(self.bases.len(), self.places.len(), "a place for each window");
         assert_eq!(self.runs.iter().map(|run| run.len).sum::<usize>(), self.filters.depth, "terms of a window");
-        assert!(isa.is_here(), "no {isa} here");
-        // SAFETY: all reads and writes were checked, and so was the instruction set.
+        isa.run(AllTiles(self));
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
+fn farthest(places: &[usize]) -> usize {
+    places.iter().copied().max().unwrap_or(0)
+}
+
+/// Windows of which all reads and writes were checked.
+struct AllTiles<'a>(&'a Windows<'a>);
+
+impl Job for AllTiles<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        // SAFETY: the caller's promise, and what was checked.
         unsafe {
-            match isa {
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 => x86::windows_avx512(self),
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 => x86::windows_avx2(self),
-                #[cfg(target_arch = "aarch64")]
-                Isa::Neon => windows::<std::arch::aarch64::float32x4_t, 6, 4>(self),
-                _ => windows::<[f32; 4], 4, 2>(self),
+            match V::ISA {
+                Isa::Avx512 => windows::<V, 14, 7, 2>(self.0),
+                Isa::Avx2 => windows::<V, 6, 3, 2>(self.0),
+                Isa::Neon => windows::<V, 6, 3, 4>(self.0),
+                Isa::Portable => windows::<V, 4, 2, 2>(self.0),
             }
         }
     }
@@ -208,59 +227,32 @@ impl Columns<'_> {
         assert!((1..=size.rows).contains(&rows) && [size.columns, size.columns / 2].contains(&width), "{rows}×{width}");
         assert!(self.a.len() >= terms * rows && self.b.len() >= terms * width, "{terms} terms");
         assert!(columns <= width && self.sums.len() >= (rows - 1) * pitch + columns, "{rows} rows of {columns}");
-        assert!(isa.is_here(), "no {isa} here");
-        // SAFETY: all reads and writes were checked, and so was the instruction set.
+        isa.run(OneTile(self));
+    }
+}
+
+/// Columns of which all reads and writes were checked.
+struct OneTile<'a, 'b>(&'a mut Columns<'b>);
+
+impl Job for OneTile<'_, '_> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        // SAFETY: the caller's promise, and what was checked.
         unsafe {
-            match isa {
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 => x86::columns_avx512(self),
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 => x86::columns_avx2(self),
-                #[cfg(target_arch = "aarch64")]
-                Isa::Neon => columns_of_rows::<std::arch::aarch64::float32x4_t, 4>(self),
-                _ => columns_of_rows::<[f32; 4], 2>(self),
+            match V::ISA {
+                Isa::Neon => columns_of_rows::<V, 4>(self.0),
+                Isa::Avx512 | Isa::Avx2 | Isa::Portable => columns_of_rows::<V, 2>(self.0),
             }
         }
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use std::arch::x86_64::{__m256, __m512};
-
-    use super::{Columns, Windows, columns_of_rows, windows};
-
-    #[target_feature(enable = "avx512f")]
-    pub unsafe fn windows_avx512(job: &Windows) {
-        // SAFETY: the caller's promises.
-        unsafe { windows::<__m512, 8, 2>(job) }
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    pub unsafe fn windows_avx2(job: &Windows) {
-        // SAFETY: the caller's promises.
-        unsafe { windows::<__m256, 6, 2>(job) }
-    }
-
-    #[target_feature(enable = "avx512f")]
-    pub unsafe fn columns_avx512(job: &mut Columns) {
-        // SAFETY: the caller's promises.
-        unsafe { columns_of_rows::<__m512, 2>(job) }
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    pub unsafe fn columns_avx2(job: &mut Columns) {
-        // SAFETY: the caller's promises.
-        unsafe { columns_of_rows::<__m256, 2>(job) }
-    }
-}
-
-/// All tiles of a slab, in tiles of M windows by N vectors.
+/// All tiles of a slab, in tiles of M windows by N vectors; the last one may have no more than HALF of them.
 ///
 /// # Safety
 /// As [`Windows::multiply`], which has checked what is read and written.
 #[inline(always)]
-unsafe fn windows<V: Vector, const M: usize, const N: usize>(job: &Windows) {
+unsafe fn windows<V: Vector, const M: usize, const HALF: usize, const N: usize>(job: &Windows) {
     let mut adds = job.adds;
     let mut first = 0;
     let mut scratch = if job.filters.packed.is_none() { vec![0.0; DEPTH * N * V::LANES] } else { Vec::new() };
@@ -271,20 +263,17 @@ unsafe fn windows<V: Vector, const M: usize, const N: usize>(job: &Windows) {
             let columns = job.filters.columns(panel..panel + 1);
             let b = job.filters.terms(panel, first..first + terms, &mut scratch).as_ptr();
             for (bases, places) in job.bases.chunks(M).zip(job.places.chunks(M)) {
-                // Tiles at the end compute their last window several times.
-                let last = bases.len() - 1;
-                let tile = Tile {
-                    rows: std::array::from_fn::<_, M, _>(|i| job.x.as_ptr().wrapping_add(bases[i.min(last)])),
-                    to: std::array::from_fn::<_, M, _>(|i| {
-                        job.y.start.wrapping_add(places[i.min(last)] + columns.start)
-                    }),
-                    runs: &runs,
-                    b,
-                    columns: columns.len(),
-                    adds,
-                };
+                let tile =
+                    Tile { job, bases, places, first: columns.start, columns: columns.len(), runs: &runs, b, adds };
                 // SAFETY: as the caller promises.
-                unsafe { if width == N * V::LANES { tile.multiply::<V, N>() } else { tile.multiply_half::<V, N>() } }
+                unsafe {
+                    match (bases.len() <= HALF, width == N * V::LANES) {
+                        (false, true) => tile.multiply::<V, M, N>(),
+                        (true, true) => tile.multiply::<V, HALF, N>(),
+                        (false, false) => tile.multiply_half::<V, M, N>(),
+                        (true, false) => tile.multiply_half::<V, HALF, N>(),
+                    }
+                }
             }
         }
         first += terms;
@@ -310,51 +299,88 @@ fn stretches(runs: &[Run]) -> Vec<Vec<Run>> {
     all
 }
 
-struct Tile<'a, const M: usize> {
-    rows: [*const f32; M],
-    to: [*mut f32; M],
+struct Tile<'a> {
+    job: &'a Windows<'a>,
+    bases: &'a [usize],
+    places: &'a [usize],
+    /// The first column, and how many are meant.
+    first: usize,
+    columns: usize,
     runs: &'a [Run],
     b: *const f32,
-    columns: usize,
     adds: bool,
 }
 
-impl<const M: usize> Tile<'_, M> {
+impl Tile<'_> {
     /// # Safety
     /// As [`windows`].
     #[inline(always)]
-    unsafe fn multiply_half<V: Vector, const N: usize>(&self) {
+    unsafe fn multiply_half<V: Vector, const M: usize, const N: usize>(&self) {
         // SAFETY: as the caller promises.
         unsafe {
             match N {
-                4 => self.multiply::<V, 2>(),
-                _ => self.multiply::<V, 1>(),
+                4 => self.multiply::<V, M, 2>(),
+                _ => self.multiply::<V, M, 1>(),
             }
         }
     }
 
     /// # Safety
-    /// As [`windows`].
+    /// As [`windows`]; there are no more than M windows.
     #[inline(always)]
-    unsafe fn multiply<V: Vector, const N: usize>(&self) {
+    unsafe fn multiply<V: Vector, const M: usize, const N: usize>(&self) {
+        // Where there are fewer, the last one is computed several times.
+        let window = |i: usize| i.min(self.bases.len() - 1);
+        let rows: [*const f32; M] = std::array::from_fn(|i| self.job.x.as_ptr().wrapping_add(self.bases[window(i)]));
+        let to: [*mut f32; M] =
+            std::array::from_fn(|i| self.job.y.start.wrapping_add(self.places[window(i)] + self.first));
         // SAFETY: as the caller promises.
         unsafe {
             let mut sums = [[V::splat(0.0); N]; M];
             let mut b = self.b;
             for run in self.runs {
-                let rows: [*const f32; M] = std::array::from_fn(|i| self.rows[i].add(run.offset));
-                for l in 0..run.len {
-                    let columns: [V; N] = std::array::from_fn(|j| V::load(b.add(j * V::LANES)));
-                    for i in 0..M {
-                        let x = V::splat(*rows[i].add(l));
-                        for j in 0..N {
-                            sums[i][j] = x.mul_add(columns[j], sums[i][j]);
-                        }
-                    }
+                let rows: [*const f32; M] = std::array::from_fn(|i| rows[i].add(run.offset));
+                // More rows than there are registers for pointers: of a narrow tile each pointer serves several terms.
+                let whole = if N == 1 { run.len / TERMS * TERMS } else { 0 };
+                for l in (0..whole).step_by(TERMS) {
+                    add_terms::<V, M, N, TERMS>(&mut sums, &rows, l, b);
+                    b = b.add(TERMS * N * V::LANES);
+                }
+                for l in whole..run.len {
+                    add_terms::<V, M, N, 1>(&mut sums, &rows, l, b);
                     b = b.add(N * V::LANES);
                 }
             }
-            store(sums, &self.to, self.columns, self.adds);
+            store(sums, &to, self.columns, self.adds);
+        }
+    }
+}
+
+/// Terms that a narrow tile takes at a time.
+const TERMS: usize = 4;
+
+/// Adds L terms from `l` on, in their order.
+///
+/// # Safety
+/// There are as many terms in all rows, and in `b`.
+#[inline(always)]
+unsafe fn add_terms<V: Vector, const M: usize, const N: usize, const L: usize>(
+    sums: &mut [[V; N]; M],
+    rows: &[*const f32; M],
+    l: usize,
+    b: *const f32,
+) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let columns: [[V; N]; L] =
+            std::array::from_fn(|t| std::array::from_fn(|j| V::load(b.add((t * N + j) * V::LANES))));
+        for i in 0..M {
+            for t in 0..L {
+                let x = V::splat(*rows[i].add(l + t));
+                for j in 0..N {
+                    sums[i][j] = x.mul_add(columns[t][j], sums[i][j]);
+                }
+            }
         }
     }
 }
@@ -377,7 +403,7 @@ unsafe fn columns_of_rows<V: Vector, const N: usize>(job: &mut Columns) {
         };
     }
     // SAFETY: as the caller promises.
-    unsafe { of_rows!(1 2 3 4 5 6 7 8) }
+    unsafe { of_rows!(1 2 3 4 5 6 7 8 9 10 11 12 13 14) }
 }
 
 /// # Safety

@@ -7,12 +7,13 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::finish::Finish;
 use super::patches::with_scratch;
 use super::tile::{Panels, Run, Shared, Windows};
 use crate::ops::simd::Isa;
 
-/// Output pixels that a task takes: their windows stay in the second level of the cache.
-const PIXELS: usize = 240;
+/// Output pixels that a task takes: their windows stay in the second level of the cache. Whole tiles of lines of 7, 14, … pixels.
+const PIXELS: usize = 252;
 /// Floats of filters of which a task takes more pixels, so that it reads them from memory less often.
 const LARGE: usize = 1 << 17;
 /// Tasks per thread that are worth cutting columns for.
@@ -91,9 +92,6 @@ impl Layout {
     }
 }
 
-/// What is done to a task's results: the numbers of one pixel, and which columns they are.
-pub type Finish<'a> = dyn Fn(Range<usize>, &mut [f32]) + Sync + 'a;
-
 /// A product of all that a walk sees.
 pub struct Product<'a> {
     pub isa: Isa,
@@ -104,7 +102,8 @@ pub struct Product<'a> {
     pub layout: Layout,
     /// Whether results are added to what is there.
     pub adds: bool,
-    pub finish: Option<&'a Finish<'a>>,
+    /// What is done to them then.
+    pub finish: Option<Finish<'a>>,
 }
 
 impl Product<'_> {
@@ -182,9 +181,11 @@ impl Product<'_> {
         panels: Range<usize>,
     ) {
         let Product { walk, layout, .. } = self;
-        let place = |line: usize, column| layout.place(line / walk.grid[0], [line % walk.grid[0], column]);
-        let places: Vec<usize> =
-            lines.flat_map(|line| (0..walk.grid[1]).map(move |column| place(line, column))).collect();
+        let mut places = Vec::with_capacity(bases.len());
+        for line in lines {
+            let first = layout.place(line / walk.grid[0], [line % walk.grid[0], 0]);
+            places.extend((0..walk.grid[1]).map(|column| first + column * layout.step[1] * layout.channels));
+        }
         let runs = walk.runs(self.input.group.1, pitches);
         let columns = self.filters.columns(panels.clone());
         let windows =
@@ -193,9 +194,7 @@ impl Product<'_> {
         unsafe {
             windows.multiply(self.isa);
             if let Some(finish) = self.finish {
-                for place in places {
-                    finish(columns.clone(), y.row(place + columns.start..place + columns.end));
-                }
+                finish.apply(self.isa, y, &places, columns);
             }
         }
     }

@@ -114,7 +114,8 @@ fn add_block(
     let size = Size::of(isa);
     let (terms, filter_len) = (pixels.len(), g.filter_len());
     let segments = segments(g, pixels.clone());
-    let panels = || filters.clone().step_by(size.rows).map(|first| first..(first + size.rows).min(filters.end));
+    let rows = filters.len().div_ceil(filters.len().div_ceil(size.rows));
+    let panels = || filters.clone().step_by(rows).map(|first| first..(first + rows).min(filters.end));
     with_scratch(terms * (filters.len() + size.columns), |scratch| {
         let (packed, patches) = scratch.split_at_mut(terms * filters.len());
         for panel in panels() {
