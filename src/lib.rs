@@ -52,4 +52,5 @@ pub mod report;
 pub mod selftest;
 pub mod tape;
 pub mod tensor;
+pub mod threads;
 pub mod train;

@@ -8,6 +8,7 @@ use crate::gpu::Address;
 use crate::ops::batch_norm;
 use crate::tape::{Tape, Var};
 use crate::tensor::{DType, Device, Element, Tensor};
+use crate::threads;
 
 /// The graph and the arenas. Cloning shares the numbers until one of the two is written.
 #[derive(Clone, Debug)]
@@ -174,9 +175,11 @@ impl Model {
 
     /// Logits of a batch (NHWC) by the running statistics.
     pub fn logits(&self, x: Tensor) -> Tensor {
-        let (trunk, head) = (Var::constant(self.trunk.clone()), Var::constant(self.head.clone()));
-        let output = self.network.forward(&mut Tape::new(), &trunk, &head, &self.statistics, x, Mode::Inference);
-        output.logits.into_value()
+        threads::within(self.device(), || {
+            let (trunk, head) = (Var::constant(self.trunk.clone()), Var::constant(self.head.clone()));
+            let output = self.network.forward(&mut Tape::new(), &trunk, &head, &self.statistics, x, Mode::Inference);
+            output.logits.into_value()
+        })
     }
 
     /// The first number that no network may hold: a parameter or a statistic that is not finite, a negative variance.

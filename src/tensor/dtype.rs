@@ -21,7 +21,7 @@ pub trait Element:
     + Neg<Output = Self>
     + AddAssign
     + Sum
-    + super::pool::Pooled
+    + super::buffer::Number
     + sealed::Stored
     + 'static
 {

@@ -7,9 +7,10 @@
 //!
 //! This module knows nothing of operations, networks or files.
 
+mod arena;
+mod buffer;
 mod dtype;
 mod integers;
-mod pool;
 mod shape;
 
 use std::marker::PhantomData;
@@ -18,10 +19,10 @@ use std::sync::Arc;
 use crate::gpu::{self, Address};
 
 pub use crate::dtype::DType;
+pub(crate) use arena::release;
+pub use buffer::Buffer;
 pub use dtype::Element;
 pub use integers::Integers;
-pub use pool::Buffer;
-pub(crate) use pool::release;
 pub use shape::Shape;
 
 /// Where a tensor's numbers live, and so which implementation of an op runs on them.

@@ -14,6 +14,7 @@ use crate::ops::optimizer;
 use crate::ops::softmax_cross_entropy::CrossEntropy;
 use crate::tape::{Tape, Var};
 use crate::tensor::{Device, Tensor};
+use crate::threads;
 
 /// How fast running statistics follow the batches during training, as in PyTorch.
 const MOMENTUM: f64 = 0.1;
@@ -271,6 +272,16 @@ pub struct StepGradients {
 
 /// Forward and backward of a batch: changes nothing. On a GPU `control` scales the loss.
 pub fn gradients(
+    model: &Model,
+    subject: &Subject,
+    loss: &CrossEntropy,
+    batch: &Batch,
+    control: Option<&Control>,
+) -> StepGradients {
+    threads::within(model.device(), || gradients_here(model, subject, loss, batch, control))
+}
+
+fn gradients_here(
     model: &Model,
     subject: &Subject,
     loss: &CrossEntropy,

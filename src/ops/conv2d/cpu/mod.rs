@@ -22,7 +22,7 @@ use std::ops::Range;
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::Geometry;
+use super::{Conv2d, Geometry};
 use crate::ops::simd::Isa;
 pub use finish::{Affine, Finish};
 pub(in crate::ops) use patches::Window;
@@ -36,6 +36,7 @@ pub fn fprop(isa: Isa, g: &Geometry, x: &[f32], w: &[f32], finish: Option<Finish
     if depthwise::applies(g) {
         return depthwise::fprop(isa, g, x, w, finish, y);
     }
+    let g = &without_window(g);
     let (len, count) = (g.group_channels(), g.k / g.conv.groups);
     for group in 0..g.conv.groups {
         let filters = &w[group * count * g.pitch..];
@@ -54,6 +55,16 @@ pub fn fprop(isa: Isa, g: &Geometry, x: &[f32], w: &[f32], finish: Option<Finish
             finish: finish.map(|finish| finish.behind(group * count)),
         };
         product.multiply(y);
+    }
+}
+
+/// Filters as large as the image see all of it as one pixel, whose channels lie in the same order.
+fn without_window(g: &Geometry) -> Geometry {
+    let sees_all = [g.p, g.q] == [1, 1] && [g.r, g.s] == [g.h, g.w];
+    let as_it_lies = g.conv.padding == [0, 0] && g.conv.dilation == [1, 1] && g.conv.groups == 1;
+    match sees_all && as_it_lies {
+        true => Geometry { h: 1, w: 1, c: g.filter_len(), r: 1, s: 1, conv: Conv2d::new(1, 0), ..*g },
+        false => *g,
     }
 }
 
@@ -105,6 +116,7 @@ pub fn dgrad(isa: Isa, g: &Geometry, dy: &[f32], w: &[f32], adds: bool, dx: &mut
         assert!(!adds, "this kernel adds to nothing");
         return depthwise::dgrad(g, dy, w, dx);
     }
+    let g = &without_window(g);
     let (channels, count) = (g.group_channels(), g.k / g.conv.groups);
     let is_unreached = |[row, column]: [usize; 2]| reaching(g, 0, row).is_empty() || reaching(g, 1, column).is_empty();
     if !adds && residues(g).any(is_unreached) {
@@ -175,7 +187,7 @@ fn reaching(g: &Geometry, axis: usize, first: usize) -> Vec<(isize, usize)> {
 pub fn wgrad(isa: Isa, g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32]) {
     match depthwise::applies(g) {
         true => depthwise::wgrad(g, x, dy, dw),
-        false => wgrad::wgrad(isa, g, x, dy, dw),
+        false => wgrad::wgrad(isa, &without_window(g), x, dy, dw),
     }
 }
 
@@ -285,10 +297,18 @@ mod tests {
     /// Slabs, panels, blocks and parts of which there are several, also behind an epilogue.
     #[test]
     fn large_products_are_those_of_the_reference() {
-        let sizes =
-            [([2, 23, 31, 40], [50, 3, 3], 1), ([3, 40, 40, 3], [70, 7, 7], 2), ([1, 9, 9, 800], [33, 1, 1], 1)];
-        for (x, [k, r, s], stride) in sizes {
-            let conv = super::super::Conv2d::new(stride, r / 2);
+        let sizes = [
+            ([2, 23, 31, 40], [50, 3, 3], 1, 1),
+            ([3, 40, 40, 3], [70, 7, 7], 2, 3),
+            ([1, 9, 9, 800], [33, 1, 1], 1, 0),
+            // Where they lie: dy and patches, one of the two, filters that see all of the image.
+            ([4, 17, 19, 16], [48, 3, 3], 1, 1),
+            ([3, 16, 21, 3], [32, 3, 3], 2, 1),
+            ([3, 13, 15, 64], [70, 3, 3], 1, 0),
+            ([5, 7, 7, 40], [33, 7, 7], 1, 0),
+        ];
+        for (x, [k, r, s], stride, padding) in sizes {
+            let conv = super::super::Conv2d::new(stride, padding);
             let g = Geometry::new(conv, x.into(), [k, r, s, x[3]].into(), r * s * x[3]);
             let mut numbers = Numbers(3);
             let [x, w, dy] = [g.x().len(), g.k * g.pitch, g.y().len()].map(|len| numbers.integers(len));

@@ -7,11 +7,13 @@ use multiversion::multiversion;
 
 use super::Geometry;
 use crate::ops::gemm::Matrix;
+use crate::tensor::Buffer;
 
 /// Floats of patches per slab: 1 MB, which a core's second-level cache holds.
 const SLAB: usize = 1 << 18;
 /// Fewer pixels than this starve the matrix product, more gain nothing.
 const PIXELS: Range<usize> = 96..1024;
+
 /// Where patches are taken from: an image tensor and the window that slides over it.
 #[derive(Clone, Copy)]
 pub struct Window<'a> {
@@ -70,19 +72,20 @@ impl<'a> Window<'a> {
     }
 }
 
+/// Floats that are kept at least, so that they begin at a line of the cache.
+const LEAST: usize = 1 << 12;
+
 thread_local! {
-    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static SCRATCH: RefCell<Option<Buffer<f32>>> = const { RefCell::new(None) };
 }
 
 /// Calls `with` on `len` floats of unspecified value that this thread keeps for the next call.
 pub fn with_scratch<R>(len: usize, with: impl FnOnce(&mut [f32]) -> R) -> R {
     // Taken, not borrowed: while this thread waits inside `with` rayon may hand it another slab.
-    let mut scratch = SCRATCH.take();
-    if scratch.len() < len {
-        scratch.resize(len, 0.0);
-    }
+    let kept = SCRATCH.take().filter(|kept| kept.len() >= len);
+    let mut scratch = kept.unwrap_or_else(|| Buffer::recycled(len.max(LEAST)));
     let result = with(&mut scratch[..len]);
-    SCRATCH.set(scratch);
+    SCRATCH.set(Some(scratch));
     result
 }
 

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! windows   y[i][j] = (y[i][j] +) Σ_l x[window i, term l] · b[l][j]      terms are read in place, where a window sees them
-//! columns   s[i][j] = (s[i][j] +) Σ_l a[l][i] · b[l][j]                  both packed, term after term
+//! columns   s[i][j] = (s[i][j] +) Σ_l a[l][i] · b[l][j]                  a packed, term after term; rows of b where they lie
+//! outer     s[i][j] = (s[i][j] +) Σ_l x[window l, i] · b[l][j]           both where they lie
 //! ```
 //!
 //! b comes in *panels*: so many columns, of one term after the other. A result is a sum in the order of its terms, of windows in stretches of
@@ -202,15 +203,142 @@ impl Job for AllTiles<'_> {
     }
 }
 
-/// Products of packed columns.
+/// Products of what windows see at one place and rows of a matrix, `s[i][j] = (s[i][j] +) Σ_w x[window w, i] · b[w][j]`: both are read where they
+/// lie.
+pub struct Outer<'a> {
+    pub x: &'a [f32],
+    /// Where the windows begin in x, and how far behind that what is multiplied.
+    pub bases: Bases<'a>,
+    pub offset: usize,
+    pub rows: usize,
+    /// A row for each window, `pitch` apart.
+    pub b: &'a [f32],
+    pub pitch: usize,
+    /// As many as a tile has, or half of them.
+    pub columns: usize,
+    /// Rows of sums, as far apart.
+    pub sums: &'a mut [f32],
+    pub adds: bool,
+}
+
+impl Outer<'_> {
+    /// # Panics
+    /// If a slice is too short, a tile is not one of this instruction set, or the processor lacks the instructions.
+    pub fn multiply(&mut self, isa: Isa) {
+        let (size, rows, pitch, columns) = (Size::of(isa), self.rows, self.pitch, self.columns);
+        let fits = (1..=size.rows).contains(&rows) && [size.columns, size.columns / 2].contains(&columns);
+        assert!(fits && columns <= pitch, "{rows}×{columns}");
+        assert!(self.bases.farthest + self.offset + rows <= self.x.len(), "beyond x");
+        assert!(self.b.len() + pitch >= self.bases.all.len() * pitch + columns, "beyond b");
+        assert!(self.sums.len() >= (rows - 1) * pitch + columns, "{rows} rows of {columns}");
+        isa.run(OuterTile(self));
+    }
+}
+
+/// Windows of which all reads and writes were checked.
+struct OuterTile<'a, 'b>(&'a mut Outer<'b>);
+
+impl Job for OuterTile<'_, '_> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        // SAFETY: the caller's promise, and what was checked.
+        unsafe {
+            match V::ISA {
+                Isa::Neon => outer_of_rows::<V, 4>(self.0),
+                Isa::Avx512 | Isa::Avx2 | Isa::Portable => outer_of_rows::<V, 2>(self.0),
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`Outer::multiply`], which has checked what is read and written.
+#[inline(always)]
+unsafe fn outer_of_rows<V: Vector, const N: usize>(job: &mut Outer) {
+    /// The tile of as many rows as there are.
+    macro_rules! of_rows {
+        ($($rows:literal)*) => {
+            match (job.rows, job.columns == N * V::LANES) {
+                $(($rows, true) => outer::<V, $rows, N>(job),)*
+                $(($rows, false) => match N {
+                    4 => outer::<V, $rows, 2>(job),
+                    _ => outer::<V, $rows, 1>(job),
+                },)*
+                (rows, _) => unreachable!("{rows} rows"),
+            }
+        };
+    }
+    // SAFETY: as the caller promises.
+    unsafe { of_rows!(1 2 3 4 5 6 7 8 9 10 11 12 13 14) }
+}
+
+/// # Safety
+/// As [`outer_of_rows`].
+#[inline(always)]
+unsafe fn outer<V: Vector, const M: usize, const N: usize>(job: &mut Outer) {
+    let (start, pitch) = (job.sums.as_mut_ptr(), job.pitch);
+    let to: [*mut f32; M] = std::array::from_fn(|i| start.wrapping_add(i * pitch));
+    let x = job.x.as_ptr().wrapping_add(job.offset);
+    // SAFETY: as the caller promises.
+    unsafe {
+        let mut sums = [[V::splat(0.0); N]; M];
+        let mut b = job.b.as_ptr();
+        for &base in job.bases.all {
+            add_outer(&mut sums, x.add(base), b);
+            b = b.wrapping_add(pitch);
+        }
+        store(sums, &to, job.columns, job.adds);
+    }
+}
+
+/// Where windows begin.
+#[derive(Clone, Copy)]
+pub struct Bases<'a> {
+    all: &'a [usize],
+    farthest: usize,
+}
+
+impl<'a> From<&'a [usize]> for Bases<'a> {
+    fn from(all: &'a [usize]) -> Bases<'a> {
+        Bases { all, farthest: farthest(all) }
+    }
+}
+
+/// Rows of a matrix, one for each term.
+#[derive(Clone, Copy)]
+pub enum Rows<'a> {
+    /// So many, one behind the other.
+    Packed(&'a [f32], usize),
+    /// Each so far behind a base.
+    At(&'a [f32], Bases<'a>, usize),
+}
+
+impl Rows<'_> {
+    /// How many there are.
+    fn terms(self) -> usize {
+        match self {
+            Rows::Packed(_, terms) => terms,
+            Rows::At(_, bases, _) => bases.all.len(),
+        }
+    }
+
+    /// Whether each of them has this many numbers.
+    fn reach(self, width: usize) -> bool {
+        match self {
+            Rows::Packed(b, terms) => terms * width <= b.len(),
+            Rows::At(b, bases, offset) => bases.farthest + offset + width <= b.len(),
+        }
+    }
+}
+
+/// Products of packed columns and rows of a matrix.
 pub struct Columns<'a> {
     /// Terms × rows, term by term.
     pub a: &'a [f32],
     pub rows: usize,
-    /// Terms × columns, term by term: as wide as a tile or half of it.
-    pub b: &'a [f32],
+    pub b: Rows<'a>,
+    /// As wide as a tile, or half of it.
     pub width: usize,
-    pub terms: usize,
     /// Rows of sums, `pitch` apart, of which `columns` are meant.
     pub sums: &'a mut [f32],
     pub pitch: usize,
@@ -222,10 +350,10 @@ impl Columns<'_> {
     /// # Panics
     /// If a slice is too short, a tile is not one of this instruction set, or the processor lacks the instructions.
     pub fn multiply(&mut self, isa: Isa) {
-        let Columns { rows, width, terms, pitch, columns, .. } = *self;
-        let size = Size::of(isa);
+        let Columns { rows, width, pitch, columns, .. } = *self;
+        let (size, terms) = (Size::of(isa), self.b.terms());
         assert!((1..=size.rows).contains(&rows) && [size.columns, size.columns / 2].contains(&width), "{rows}×{width}");
-        assert!(self.a.len() >= terms * rows && self.b.len() >= terms * width, "{terms} terms");
+        assert!(self.a.len() >= terms * rows && self.b.reach(width), "{terms} terms");
         assert!(columns <= width && self.sums.len() >= (rows - 1) * pitch + columns, "{rows} rows of {columns}");
         isa.run(OneTile(self));
     }
@@ -359,6 +487,9 @@ impl Tile<'_> {
 /// Terms that a narrow tile takes at a time.
 const TERMS: usize = 4;
 
+/// Terms of a panel that are fetched before their turn: a panel of many columns does not fit the first level of the cache.
+const AHEAD: usize = 8;
+
 /// Adds L terms from `l` on, in their order.
 ///
 /// # Safety
@@ -372,6 +503,9 @@ unsafe fn add_terms<V: Vector, const M: usize, const N: usize, const L: usize>(
 ) {
     // SAFETY: as the caller promises.
     unsafe {
+        for j in 0..N * L {
+            V::prefetch(b.wrapping_add((AHEAD * N + j) * V::LANES));
+        }
         let columns: [[V; N]; L] =
             std::array::from_fn(|t| std::array::from_fn(|j| V::load(b.add((t * N + j) * V::LANES))));
         for i in 0..M {
@@ -415,18 +549,41 @@ unsafe fn columns<V: Vector, const M: usize, const N: usize>(job: &mut Columns) 
     // SAFETY: as the caller promises.
     unsafe {
         let mut sums = [[V::splat(0.0); N]; M];
-        let (mut a, mut b) = (job.a.as_ptr(), job.b.as_ptr());
-        for _ in 0..job.terms {
-            let columns: [V; N] = std::array::from_fn(|j| V::load(b.add(j * V::LANES)));
-            for i in 0..M {
-                let a = V::splat(*a.add(i));
-                for j in 0..N {
-                    sums[i][j] = a.mul_add(columns[j], sums[i][j]);
+        let mut a = job.a.as_ptr();
+        // Loops and no closures, which would not be compiled for the instructions.
+        match job.b {
+            Rows::Packed(b, terms) => {
+                for term in 0..terms {
+                    add_outer(&mut sums, a, b.as_ptr().add(term * N * V::LANES));
+                    a = a.add(M);
                 }
             }
-            (a, b) = (a.add(M), b.add(N * V::LANES));
+            Rows::At(b, bases, offset) => {
+                for &base in bases.all {
+                    add_outer(&mut sums, a, b.as_ptr().add(offset + base));
+                    a = a.add(M);
+                }
+            }
         }
         store(sums, &to, job.columns, job.adds);
+    }
+}
+
+/// Adds M numbers times N vectors.
+///
+/// # Safety
+/// There are as many at `a` and `b`.
+#[inline(always)]
+unsafe fn add_outer<V: Vector, const M: usize, const N: usize>(sums: &mut [[V; N]; M], a: *const f32, b: *const f32) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let columns: [V; N] = std::array::from_fn(|j| V::load(b.add(j * V::LANES)));
+        for i in 0..M {
+            let a = V::splat(*a.add(i));
+            for j in 0..N {
+                sums[i][j] = a.mul_add(columns[j], sums[i][j]);
+            }
+        }
     }
 }
 

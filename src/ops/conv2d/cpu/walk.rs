@@ -57,8 +57,49 @@ impl Walk {
         })
     }
 
+    /// Calls `with` on what some lines of output pixels see: the numbers, where in them each window begins, and how far apart rows and pixels lie.
+    pub fn with_windows<R>(
+        &self,
+        input: &Input,
+        lines: Range<usize>,
+        with: impl FnOnce(&[f32], &[usize], [usize; 2]) -> R,
+    ) -> R {
+        let mut bases = Vec::with_capacity(lines.len() * self.grid[1]);
+        if self.is_inside(input) {
+            let pitches = [input.size[1] * input.channels, input.channels];
+            let first = [0, 1].map(|axis| self.reach(axis, 1).0 as usize);
+            for line in lines {
+                let (image, row) = (line / self.grid[0], line % self.grid[0] * self.step[0] + first[0]);
+                let base = (image * input.size[0] + row) * pitches[0] + first[1] * pitches[1] + input.group.0;
+                bases.extend((0..self.grid[1]).map(|column| base + column * self.step[1] * pitches[1]));
+            }
+            return with(input.data, &bases, pitches);
+        }
+        let len = input.group.1;
+        let ((left, width), (_, seen)) = (self.reach(1, self.grid[1]), self.reach(0, 1));
+        let pitches = [width * len, len];
+        // Rows from an image's first line that is computed to its last.
+        let segments: Vec<(usize, Range<usize>)> = segments(&lines, self.grid[0]);
+        let rows = |lines: &Range<usize>| (lines.len() - 1) * self.step[0] + seen;
+        let total: usize = segments.iter().map(|(_, lines)| rows(lines)).sum();
+        with_scratch(total * pitches[0], |scratch| {
+            let mut start = 0;
+            for (image, lines) in &segments {
+                let first = (lines.start * self.step[0]) as isize + self.reach(0, 1).0;
+                let to = &mut scratch[start * pitches[0]..][..rows(lines) * pitches[0]];
+                copy_with_zeros(input, *image, [first, left], width, to);
+                for line in 0..lines.len() {
+                    let base = (start + line * self.step[0]) * pitches[0];
+                    bases.extend((0..self.grid[1]).map(|column| base + column * self.step[1] * pitches[1]));
+                }
+                start += rows(lines);
+            }
+            with(scratch, &bases, pitches)
+        })
+    }
+
     /// Runs of terms, where pixels and rows of the input are so far apart.
-    fn runs(&self, len: usize, [row, pixel]: [usize; 2]) -> Vec<Run> {
+    pub fn runs(&self, len: usize, [row, pixel]: [usize; 2]) -> Vec<Run> {
         let first = [0, 1].map(|axis| self.reach(axis, 1).0);
         let mut runs: Vec<Run> = Vec::new();
         for tap in &self.taps {
@@ -111,7 +152,9 @@ impl Product<'_> {
         let y = Shared::from(y);
         let lines = self.walk.images * self.walk.grid[0];
         let pixels = if self.filters.len() > LARGE { 2 * PIXELS } else { PIXELS };
-        let lines_per_slab = (pixels / self.walk.grid[1]).max(1);
+        let slabs = lines.div_ceil((pixels / self.walk.grid[1]).max(1));
+        // Of equal size, and no more than are needed for that.
+        let lines_per_slab = lines.div_ceil(slabs);
         let slabs = lines.div_ceil(lines_per_slab);
         if slabs > 1 {
             self.filters = self.filters.packed();
@@ -132,41 +175,9 @@ impl Product<'_> {
     /// # Safety
     /// These lines of output pixels and these panels of columns are nobody else's meanwhile.
     unsafe fn multiply_slab(&self, y: Shared, lines: Range<usize>, panels: Range<usize>) {
-        let Product { walk, input, .. } = self;
-        let pixels = lines.len() * walk.grid[1];
-        let mut bases = Vec::with_capacity(pixels);
-        if walk.is_inside(input) {
-            let pitches = [input.size[1] * input.channels, input.channels];
-            let first = [0, 1].map(|axis| walk.reach(axis, 1).0 as usize);
-            for line in lines.clone() {
-                let (image, row) = (line / walk.grid[0], line % walk.grid[0] * walk.step[0] + first[0]);
-                let base = (image * input.size[0] + row) * pitches[0] + first[1] * pitches[1] + input.group.0;
-                bases.extend((0..walk.grid[1]).map(|column| base + column * walk.step[1] * pitches[1]));
-            }
+        self.walk.with_windows(&self.input, lines.clone(), |x, bases, pitches| {
             // SAFETY: as the caller promises.
-            return unsafe { self.multiply_windows((input.data, &bases), pitches, y, lines, panels) };
-        }
-        let len = input.group.1;
-        let ((left, width), (_, seen)) = (walk.reach(1, walk.grid[1]), walk.reach(0, 1));
-        let pitches = [width * len, len];
-        // Rows from an image's first line that is computed to its last.
-        let segments: Vec<(usize, Range<usize>)> = segments(&lines, walk.grid[0]);
-        let rows = |lines: &Range<usize>| (lines.len() - 1) * walk.step[0] + seen;
-        let total: usize = segments.iter().map(|(_, lines)| rows(lines)).sum();
-        with_scratch(total * pitches[0], |scratch| {
-            let mut start = 0;
-            for (image, lines) in &segments {
-                let first = (lines.start * walk.step[0]) as isize + walk.reach(0, 1).0;
-                let to = &mut scratch[start * pitches[0]..][..rows(lines) * pitches[0]];
-                copy_with_zeros(input, *image, [first, left], width, to);
-                for line in 0..lines.len() {
-                    let base = (start + line * walk.step[0]) * pitches[0];
-                    bases.extend((0..walk.grid[1]).map(|column| base + column * walk.step[1] * pitches[1]));
-                }
-                start += rows(lines);
-            }
-            // SAFETY: as the caller promises.
-            unsafe { self.multiply_windows((scratch, &bases), pitches, y, lines, panels) }
+            unsafe { self.multiply_windows((x, bases), pitches, y, lines, panels) }
         });
     }
 

@@ -10,7 +10,8 @@ use rayon::prelude::*;
 
 use super::Geometry;
 use super::patches::with_scratch;
-use super::tile::{Columns, Size};
+use super::tile::{Bases, Columns, Outer, Rows, Run, Size};
+use super::walk::{Input, Walk};
 use crate::ops::simd::Isa;
 use crate::tensor::Buffer;
 
@@ -31,6 +32,21 @@ pub fn wgrad(isa: Isa, g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32]) {
     let blocks = pixels.div_ceil(block);
     let parts = (PARTIAL_SUMS / dense).clamp(1, 16).min(blocks);
     let pixels_per_part = blocks.div_ceil(parts) * block;
+
+    if is_narrow(isa, g) {
+        let mut partial = Buffer::<f32>::recycled(parts * dense);
+        partial.par_chunks_mut(dense).enumerate().for_each(|(part, sums)| {
+            let end = ((part + 1) * pixels_per_part).min(pixels);
+            let first = (part * pixels_per_part).min(end);
+            if first == end {
+                return sums.fill(0.0);
+            }
+            for start in (first..end).step_by(block) {
+                add_narrow_block(isa, g, x, dy, start..(start + block).min(end), sums, start > first);
+            }
+        });
+        return add_up_columns(g, &partial, dw);
+    }
 
     // Bands of filters, so that no thread is without work.
     let group_filters = g.k / g.conv.groups;
@@ -99,6 +115,54 @@ fn add_up(g: &Geometry, partial: &[f32], dw: &mut [f32]) {
     });
 }
 
+/// dw from its partial sums, RSC×K each.
+fn add_up_columns(g: &Geometry, partial: &[f32], dw: &mut [f32]) {
+    let (filter_len, dense) = (g.filter_len(), g.k * g.filter_len());
+    dw.par_chunks_mut(g.pitch).enumerate().for_each(|(k, filter)| {
+        for (l, sum) in filter[..filter_len].iter_mut().enumerate() {
+            let of_parts = partial[l * g.k + k..].iter().step_by(dense);
+            *sum = of_parts.copied().reduce(|all, part| all + part).expect("a part");
+        }
+    });
+}
+
+/// The most channels of x with which packing dy takes longer than it saves.
+const NARROW: usize = 32;
+
+/// Whether dy is read where it lies too: filters are whole vectors then.
+fn is_narrow(isa: Isa, g: &Geometry) -> bool {
+    g.c <= NARROW && g.conv.groups == 1 && g.k.is_multiple_of(Size::of(isa).columns / 2)
+}
+
+/// Adds a block of pixels to the sums of all filters, RSC×K, or overwrites them: the same sums as [`add_block`]'s, bit for bit.
+fn add_narrow_block(isa: Isa, g: &Geometry, x: &[f32], dy: &[f32], pixels: Range<usize>, sums: &mut [f32], adds: bool) {
+    let size = Size::of(isa);
+    let dy = &dy[pixels.start * g.k..pixels.end * g.k];
+    with_patches(g, x, 0, pixels, |x, bases, runs| {
+        let mut row = 0;
+        for run in runs {
+            let rows = run.len.div_ceil(run.len.div_ceil(size.rows));
+            for first in (0..run.len).step_by(rows) {
+                for column in (0..g.k).step_by(size.columns) {
+                    let mut product = Outer {
+                        x,
+                        bases,
+                        offset: run.offset + first,
+                        rows: rows.min(run.len - first),
+                        b: &dy[column..],
+                        pitch: g.k,
+                        columns: (g.k - column).min(size.columns),
+                        sums: &mut sums[(row + first) * g.k + column..],
+                        adds,
+                    };
+                    product.multiply(isa);
+                }
+            }
+            row += run.len;
+        }
+    });
+}
+
 /// Adds a block of pixels to the sums of some filters of one group, or overwrites them.
 #[expect(clippy::too_many_arguments)]
 fn add_block(
@@ -113,36 +177,78 @@ fn add_block(
 ) {
     let size = Size::of(isa);
     let (terms, filter_len) = (pixels.len(), g.filter_len());
-    let segments = segments(g, pixels.clone());
     let rows = filters.len().div_ceil(filters.len().div_ceil(size.rows));
     let panels = || filters.clone().step_by(rows).map(|first| first..(first + rows).min(filters.end));
-    with_scratch(terms * (filters.len() + size.columns), |scratch| {
-        let (packed, patches) = scratch.split_at_mut(terms * filters.len());
+    let products = |packed: &[f32], b: Rows, width: usize, columns: Range<usize>, sums: &mut [f32]| {
+        for panel in panels() {
+            let own = panel.start - filters.start;
+            let mut product = Columns {
+                a: &packed[own * terms..][..panel.len() * terms],
+                rows: panel.len(),
+                b,
+                width,
+                sums: &mut sums[own * pitch + columns.start..],
+                pitch,
+                columns: columns.len(),
+                adds,
+            };
+            product.multiply(isa);
+        }
+    };
+    with_scratch(terms * filters.len(), |packed| {
         for panel in panels() {
             let to = &mut packed[(panel.start - filters.start) * terms..][..panel.len() * terms];
             pack_filters(g, dy, pixels.clone(), panel, to);
         }
         let group = filters.start / (g.k / g.conv.groups);
-        for first in (0..filter_len).step_by(size.columns) {
-            let columns = first..(first + size.columns).min(filter_len);
-            let width = if columns.len() <= size.columns / 2 { size.columns / 2 } else { size.columns };
-            pack_patches(g, x, group, &segments, columns.clone(), width, &mut patches[..terms * width]);
-            for panel in panels() {
-                let own = panel.start - filters.start;
-                let mut product = Columns {
-                    a: &packed[own * terms..][..panel.len() * terms],
-                    rows: panel.len(),
-                    b: patches,
-                    width,
-                    terms,
-                    sums: &mut sums[own * pitch + first..],
-                    pitch,
-                    columns: columns.len(),
-                    adds,
-                };
-                product.multiply(isa);
-            }
+        if lies_in_vectors(isa, g) {
+            return with_patches(g, x, group, pixels, |x, bases, runs| {
+                let mut column = 0;
+                for run in runs {
+                    for first in (0..run.len).step_by(size.columns) {
+                        let width = (run.len - first).min(size.columns);
+                        let columns = column + first..column + first + width;
+                        products(packed, Rows::At(x, bases, run.offset + first), width, columns, sums);
+                    }
+                    column += run.len;
+                }
+            });
         }
+        let segments = segments(g, pixels.clone());
+        with_scratch(terms * size.columns, |patches| {
+            for first in (0..filter_len).step_by(size.columns) {
+                let columns = first..(first + size.columns).min(filter_len);
+                let width = if columns.len() <= size.columns / 2 { size.columns / 2 } else { size.columns };
+                pack_patches(g, x, group, &segments, columns.clone(), width, &mut patches[..terms * width]);
+                products(packed, Rows::Packed(patches, terms), width, columns, sums);
+            }
+        });
+    });
+}
+
+/// The most channels of x whose patches are read where they lie: rows of more are so far apart that too many share a set of the cache.
+const CLOSE: usize = 128;
+
+/// Whether patches overlap, so that each number would be packed several times, and their runs of columns are whole vectors.
+fn lies_in_vectors(isa: Isa, g: &Geometry) -> bool {
+    if g.r * g.s == 1 || g.c > CLOSE {
+        return false;
+    }
+    let run = if g.conv.dilation[1] == 1 && g.conv.groups == 1 { g.s * g.c } else { g.group_channels() };
+    run.is_multiple_of(Size::of(isa).columns / 2)
+}
+
+/// Calls `with` on the patches of some pixels where they lie: the numbers, where in them each patch begins, and its runs of columns.
+fn with_patches(g: &Geometry, x: &[f32], group: usize, pixels: Range<usize>, with: impl FnOnce(&[f32], Bases, &[Run])) {
+    let tap = |axis: usize, tap: usize| (tap * g.conv.dilation[axis]) as isize - g.conv.padding[axis] as isize;
+    let taps = (0..g.r).flat_map(|r| (0..g.s).map(move |s| [tap(0, r), tap(1, s)])).collect();
+    let walk = Walk { images: g.n, grid: [g.p, g.q], step: g.conv.stride, taps };
+    let len = g.group_channels();
+    let input = Input { data: x, size: [g.h, g.w], channels: g.c, group: (group * len, len) };
+    let lines = pixels.start / g.q..pixels.end.div_ceil(g.q);
+    let skipped = pixels.start - lines.start * g.q;
+    walk.with_windows(&input, lines, |x, bases, pitches| {
+        with(x, Bases::from(&bases[skipped..][..pixels.len()]), &walk.runs(len, pitches));
     });
 }
 
@@ -166,7 +272,7 @@ fn pack_filters(g: &Geometry, dy: &[f32], pixels: Range<usize>, filters: Range<u
             }
         };
     }
-    of_width!(2 4 6 8)
+    of_width!(2 3 4 5 6 7 8 9 10 11 12 13 14)
 }
 
 /// Columns of patches that lie side by side in a line of the image.
