@@ -14,12 +14,12 @@ mod depthwise;
 mod finish;
 mod patches;
 mod tile;
+mod transpose;
 mod walk;
 mod wgrad;
 
 use std::ops::Range;
 
-use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::{Conv2d, Geometry};
@@ -27,6 +27,7 @@ use crate::ops::simd::Isa;
 pub use finish::{Affine, Finish};
 pub(in crate::ops) use patches::Window;
 use tile::Panels;
+use transpose::pack_transposed;
 use walk::{Input, Layout, Product, Walk};
 
 /// Numbers that a task of a simple loop takes.
@@ -41,7 +42,7 @@ pub fn fprop(isa: Isa, g: &Geometry, x: &[f32], w: &[f32], finish: Option<Finish
     for group in 0..g.conv.groups {
         let filters = &w[group * count * g.pitch..];
         let pack = |terms: Range<usize>, columns: Range<usize>, width: usize, to: &mut [f32]| {
-            pack_transposed(filters, g.pitch, terms, columns, width, to);
+            pack_transposed(isa, (filters, g.pitch), terms, columns, width, to);
         };
         let tap = |axis: usize, tap: usize| (tap * g.conv.dilation[axis]) as isize - g.conv.padding[axis] as isize;
         let taps = (0..g.r).flat_map(|r| (0..g.s).map(move |s| [tap(0, r), tap(1, s)])).collect();
@@ -65,43 +66,6 @@ fn without_window(g: &Geometry) -> Geometry {
     match sees_all && as_it_lies {
         true => Geometry { h: 1, w: 1, c: g.filter_len(), r: 1, s: 1, conv: Conv2d::new(1, 0), ..*g },
         false => *g,
-    }
-}
-
-/// Filters as columns: term by term, one number of each of these filters, then zeros.
-#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
-fn pack_transposed(
-    filters: &[f32],
-    pitch: usize,
-    terms: Range<usize>,
-    columns: Range<usize>,
-    width: usize,
-    to: &mut [f32],
-) {
-    const SIDE: usize = 8;
-    if columns.len() < width {
-        to.fill(0.0);
-    }
-    for (column, filter) in (0..).step_by(SIDE).zip(columns.clone().step_by(SIDE)) {
-        let count = SIDE.min(columns.end - filter);
-        let rows = |i: usize| &filters[(filter + i) * pitch..][terms.clone()];
-        let whole = if count == SIDE { terms.len() / SIDE * SIDE } else { 0 };
-        if whole > 0 {
-            let rows: [&[f32]; SIDE] = std::array::from_fn(rows);
-            for first in (0..whole).step_by(SIDE) {
-                let square: [[f32; SIDE]; SIDE] =
-                    std::array::from_fn(|i| rows[i][first..first + SIDE].try_into().expect("as many"));
-                for l in 0..SIDE {
-                    let to = &mut to[(first + l) * width + column..][..SIDE];
-                    to.copy_from_slice(&std::array::from_fn::<f32, SIDE, _>(|i| square[i][l]));
-                }
-            }
-        }
-        for i in 0..count {
-            for (l, &number) in rows(i).iter().enumerate().skip(whole) {
-                to[l * width + column + i] = number;
-            }
-        }
     }
 }
 
