@@ -57,6 +57,11 @@ step "tests of benches/peers"
 # Those that need PyTorch are skipped where there is none.
 python3 -m unittest discover --start-directory benches/peers
 
+step "benches/peers, small"
+# Every work of ours once: it fails on a panic, a wrong number or a missing row, never on a time.
+cargo build --locked --quiet --manifest-path benches/peers/Cargo.toml --no-default-features --features ours --target-dir target/peers
+python3 benches/peers/run.py --smoke --binary target/peers/debug/medmerge-peers --peers ours,machine >target/peers/smoke.md
+
 # What the compiler made of them. The disassembler needs no GPU either.
 step "tests/sass.py"
 disassembler=${MEDMERGE_NVDISASM:-$PWD/target/nvdisasm/nvidia/cu13/bin/nvdisasm}

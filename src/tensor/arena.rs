@@ -5,16 +5,17 @@
 //! stretch that holds it, and joins the free ones beside it when it is dropped. As the same ops run in the same order, each step finds its blocks
 //! where the one before had them.
 //!
-//! Blocks begin at lines of the cache, and pages are huge where the system has such. Free memory stays resident until [`release`].
+//! Where addresses cost nothing, all blocks lie in one stretch of them, whose pages are huge if the system has such; under a limit on addresses
+//! the allocator is asked for one segment after the other. Free memory stays until [`release`].
 
-use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, MutexGuard};
 
 /// What addresses and lengths are multiples of: a line of the cache.
 const LINE: usize = 64;
-/// Where segments begin, and what their lengths are multiples of: a huge page.
+/// A huge page.
 const PAGE: usize = 2 << 20;
 /// Addresses set aside at once where they cost nothing: in one stretch, blocks of all sizes find room.
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
@@ -77,11 +78,13 @@ fn lock() -> MutexGuard<'static, Arena> {
 struct Arena {
     free: Stretches,
     has_reserved: bool,
+    /// What the allocator gave, by where the segment in it begins: the length of that, the block's address, and its layout.
+    given: BTreeMap<usize, (usize, usize, Layout)>,
 }
 
 impl Arena {
     const fn new() -> Arena {
-        Arena { free: Stretches::new(), has_reserved: false }
+        Arena { free: Stretches::new(), has_reserved: false, given: BTreeMap::new() }
     }
 
     fn take(&mut self, len: usize) -> usize {
@@ -101,21 +104,29 @@ impl Arena {
         {
             return reserved;
         }
-        let len = len.next_multiple_of(PAGE);
         // Without an alignment that the allocator has to clear the memory for: so it stays untouched.
-        let layout = Layout::from_size_align(len + PAGE, 16).expect("less than the address space");
+        let layout = Layout::from_size_align(len + LINE, 16).expect("less than the address space");
         // SAFETY: the layout is not empty.
-        let start = unsafe { alloc_zeroed(layout) };
-        if start.is_null() {
+        let block = unsafe { alloc_zeroed(layout) };
+        if block.is_null() {
             handle_alloc_error(layout);
         }
-        let start = start.expose_provenance().next_multiple_of(PAGE);
-        ask_for_huge_pages(start, len);
+        let block = block.expose_provenance();
+        let start = block.next_multiple_of(LINE);
+        self.given.insert(start, (len, block, layout));
         (start, len)
     }
 
-    /// Gives back the pages that lie in free stretches as a whole.
+    /// Gives back segments, and of the reserved one the pages, that are free as a whole.
     fn release(&mut self) {
+        let is_free =
+            |&start: &usize, &mut (len, ..): &mut (usize, usize, Layout)| self.free.by_start.get(&start) == Some(&len);
+        for (start, (len, block, layout)) in self.given.extract_if(.., is_free).collect::<Vec<_>>() {
+            self.free.remove(start, len);
+            self.free.segments.remove(&start);
+            // SAFETY: the allocator gave it with this layout, and nobody has any of it.
+            unsafe { dealloc(std::ptr::with_exposed_provenance_mut(block), layout) };
+        }
         #[cfg(target_os = "linux")]
         for (&start, &len) in &self.free.by_start {
             let (first, end) = (start.next_multiple_of(PAGE), (start + len) / PAGE * PAGE);
@@ -146,22 +157,15 @@ fn reserve() -> Option<(usize, usize)> {
         return None;
     }
     let start = start.expose_provenance().next_multiple_of(PAGE);
-    ask_for_huge_pages(start, RESERVED);
+    // Where they are refused, small ones do.
+    // SAFETY: changes nothing but what pages are made of.
+    unsafe { libc::madvise(std::ptr::with_exposed_provenance_mut(start), RESERVED, libc::MADV_HUGEPAGE) };
     Some((start, RESERVED))
 }
 
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 fn reserve() -> Option<(usize, usize)> {
     None
-}
-
-/// Where they are refused, small ones do.
-fn ask_for_huge_pages(_start: usize, _len: usize) {
-    #[cfg(target_os = "linux")]
-    // SAFETY: changes nothing but what pages are made of.
-    unsafe {
-        libc::madvise(std::ptr::with_exposed_provenance_mut(_start), _len, libc::MADV_HUGEPAGE)
-    };
 }
 
 /// Free addresses: each stretch by where it begins, and by its length. None reaches from one segment into the next.
