@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use medmerge::checkpoint::{FloatType, Hidden, Names};
@@ -962,6 +963,11 @@ pub enum Bench {
         /// Run nothing, and tell what a step on a GPU launches, moves and needs of memory; no GPU is needed
         #[arg(long, conflicts_with_all = ["baseline", "rounds"])]
         dry_run: bool,
+        /// Run nothing, and tell how a step's convolutions would fill so many threads of a CPU, by the lists of their tasks; several numbers
+        /// are separated by commas
+        #[arg(long, value_delimiter = ',', value_name = "THREADS", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
+        #[arg(conflicts_with_all = ["baseline", "rounds", "dry_run", "launches"])]
+        scaling: Vec<usize>,
         #[command(flatten)]
         images: BenchImages,
         #[command(flatten)]

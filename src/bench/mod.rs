@@ -13,6 +13,7 @@ pub mod measure;
 mod merge;
 mod numbers;
 pub mod report;
+pub mod scaling;
 pub mod shapes;
 mod step;
 pub mod tune;
@@ -266,6 +267,15 @@ impl Bench {
             _ => None,
         };
         self.cases.iter().filter_map(of_case).collect()
+    }
+
+    /// How each step's convolutions fill so many threads of a CPU; nothing is run.
+    pub fn scaling(&self, threads: &[usize]) -> Vec<scaling::Scaling> {
+        let of_case = |case: &Case| match case {
+            Case::Step(case) => threads.iter().map(|&threads| scaling::of(case, threads)).collect(),
+            _ => Vec::new(),
+        };
+        self.cases.iter().flat_map(of_case).collect()
     }
 
     /// How each convolution is divided between blocks; nothing is run.

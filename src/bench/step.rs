@@ -15,7 +15,7 @@ use crate::merge::{Plan, Start};
 use crate::nn::{Model, Network};
 use crate::ops::Cost;
 use crate::ops::control::Control;
-use crate::ops::conv2d::Pass;
+use crate::ops::conv2d::{Geometry, Pass};
 use crate::ops::images::Images;
 use crate::ops::merge::{alpha_gradient, blend};
 use crate::ops::softmax_cross_entropy::CrossEntropy;
@@ -87,15 +87,19 @@ impl StepCase {
         format!("step/{network}/{image_size}px/{batch_size}/{}/{precision}", self.what())
     }
 
-    /// The costs of the convolutions and of merging; the rest of a step is not counted.
-    fn costs(&self, plan: Option<&Plan>) -> Vec<Cost> {
+    /// The passes of all convolutions: images have no gradient.
+    pub(super) fn passes(&self) -> impl Iterator<Item = (Geometry, Pass)> {
         let images = [self.batch_size, self.image_size, self.image_size, self.graph.input_channels];
         let convolutions = self.graph.convolutions(images.into()).expect("checked when the cases were made");
-        let mut costs = Vec::new();
-        for (index, (_, geometry)) in convolutions.iter().enumerate() {
-            let passes = Pass::ALL.into_iter().filter(|&pass| pass != Pass::Dgrad || index > 0);
-            costs.extend(passes.map(|pass| geometry.cost(pass, self.precision)));
-        }
+        convolutions.into_iter().enumerate().flat_map(|(index, (_, geometry))| {
+            let passes = Pass::ALL.into_iter().filter(move |&pass| pass != Pass::Dgrad || index > 0);
+            passes.map(move |pass| (geometry, pass))
+        })
+    }
+
+    /// The costs of the convolutions and of merging; the rest of a step is not counted.
+    fn costs(&self, plan: Option<&Plan>) -> Vec<Cost> {
+        let mut costs: Vec<Cost> = self.passes().map(|(geometry, pass)| geometry.cost(pass, self.precision)).collect();
         costs.extend(plan.iter().flat_map(|plan| {
             let (table, sources) = (&plan.table, plan.method.sources);
             [table.blend_cost(sources), table.gradient_cost(sources)]

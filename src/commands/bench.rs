@@ -33,6 +33,12 @@ pub fn run(verb: &Bench, global: &Global) -> Result<()> {
         let settings = settings(place::dry(global)?, options, images, sources, passes);
         return dry_run(&bench::Bench::new(kind, &settings)?, *launches, global);
     }
+    if let Bench::Step { scaling: threads, .. } = verb
+        && !threads.is_empty()
+    {
+        let settings = settings(place::open(global)?, options, images, sources, passes);
+        return scaling(&bench::Bench::new(kind, &settings)?, threads, global);
+    }
     if let Bench::Conv { dry_run: true, .. } = verb {
         let settings = settings(place::dry(global)?, options, images, sources, passes);
         return divisions(&bench::Bench::new(kind, &settings)?, global);
@@ -115,6 +121,22 @@ fn dry_run(bench: &bench::Bench, launches: bool, global: &Global) -> Result<()> 
         )?;
         writeln!(out, "at a time for itself, and what it is planned in. Nothing was run.")?;
         if launches { print_launches(out, &rows) } else { Ok(()) }
+    })
+}
+
+/// Reports how convolutions fill threads, without running them.
+fn scaling(bench: &bench::Bench, threads: &[usize], global: &Global) -> Result<()> {
+    let all = bench.scaling(threads);
+    report(global, &json!({"bench": "step", "scaling": json_of(&all)}), |out| {
+        writeln!(out, "{}", bench::scaling::table(&all).to_text())?;
+        writeln!(
+            out,
+            "sum: the multiplications of all convolutions' tasks; longest path: in each product those of the thread that does"
+        )?;
+        writeln!(
+            out,
+            "most, if each takes the next task when it is free. Nothing was run: bandwidth and other ops are left out."
+        )
     })
 }
 

@@ -36,6 +36,7 @@ fn read_by(verb: &Verb) -> &'static [&'static str] {
         Verb::Bench(Bench::Conv { dry_run: true, .. }) => &["precision"],
         Verb::Bench(Bench::Conv { .. }) => &["device", "precision"],
         Verb::Bench(Bench::Step { dry_run: true, .. }) => &["precision", "no_fusion"],
+        Verb::Bench(Bench::Step { scaling, .. }) if !scaling.is_empty() => &["no_fusion"],
         Verb::Bench(Bench::Step { .. } | Bench::Data(_)) => &["device", "precision", "no_fusion"],
         Verb::Selftest(_) => &["device"],
         Verb::Kernels(_) | Verb::Devices => &[],

@@ -287,3 +287,21 @@ fn loading_is_told_stage_by_stage() {
         ],
     );
 }
+
+#[test]
+fn tasks_fill_more_threads_than_there_are() {
+    let folder = Folder::new();
+    let step = "bench step --network resnet18 --image-size 224 --batch-size 8 --filter training --scaling 1,2,64";
+    let rows = folder.json(step)["scaling"].clone();
+    let of = |index: usize, name: &str| rows[index][name].as_u64().unwrap_or_else(|| panic!("{name} of {rows}"));
+    assert_eq!(rows.as_array().map(Vec::len), Some(3));
+    assert_eq!([0, 1, 2].map(|row| of(row, "threads")), [1, 2, 64]);
+    assert_eq!(of(0, "sum"), of(0, "longest_path"));
+    for row in 0..3 {
+        assert_eq!(of(row, "sum"), of(0, "sum"));
+        assert!(of(row, "fewest_tasks") >= of(row, "threads"), "row {row} of {rows}");
+    }
+    assert!(of(2, "longest_path") * 16 < of(2, "sum"), "{rows}");
+    assert!(folder.done(step).contains("sum ÷ longest path"));
+    assert_refused(&folder, &[case("threads", "bench step --scaling 0", &["1..=1024"])]);
+}

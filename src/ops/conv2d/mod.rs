@@ -301,6 +301,11 @@ pub fn dgrad(conv: Conv2d, dy: &Tensor, w: &Tensor, dx: TensorMut) {
     dgrad_to(conv, dy, w, Contribution { dx, is_added: false, norm: None });
 }
 
+/// The multiplications of each task that the CPU does a pass in, with so many threads: a list for each product, one after the other.
+pub fn tasks(g: &Geometry, pass: Pass, threads: usize) -> Vec<Vec<usize>> {
+    cpu::tasks(Isa::chosen(), g, pass, threads)
+}
+
 /// Where dgrad's result goes.
 pub struct Contribution<'a> {
     pub dx: TensorMut<'a>,

@@ -22,13 +22,13 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Conv2d, Geometry};
+use super::{Conv2d, Geometry, Pass};
 use crate::ops::simd::Isa;
 pub use finish::{Affine, Finish};
 pub(in crate::ops) use patches::Window;
 use tile::Panels;
 use transpose::pack_transposed;
-use walk::{Input, Layout, Product, Walk};
+use walk::{Cut, Input, Layout, Product, Walk};
 
 /// Numbers that a task of a simple loop takes.
 const BLOCK: usize = 1 << 14;
@@ -69,6 +69,38 @@ fn without_window(g: &Geometry) -> Geometry {
     }
 }
 
+/// The multiplications of each task of a pass with so many threads: a list for each product, one after the other.
+pub fn tasks(isa: Isa, g: &Geometry, pass: Pass, threads: usize) -> Vec<Vec<usize>> {
+    let (rows, line) = (g.n * g.p, g.q * g.r * g.s * g.c);
+    if depthwise::applies(g) {
+        return vec![if pass == Pass::Fprop { vec![line; rows] } else { vec![line * g.p; g.n] }];
+    }
+    let g = &without_window(g);
+    let (channels, count) = (g.group_channels(), g.k / g.conv.groups);
+    let product = |lines: usize, line: usize, depth: usize, columns: usize| -> Vec<usize> {
+        let filters = Panels::new(isa, depth, columns, &|_, _, _, _| {});
+        let cut = Cut::new([lines, line], &filters, threads);
+        let cost =
+            |(lines, panels): (Range<usize>, Range<usize>)| lines.len() * line * depth * filters.columns(panels).len();
+        cut.tasks().map(cost).collect()
+    };
+    let of_group = || match pass {
+        Pass::Fprop => vec![product(g.n * g.p, g.q, g.filter_len(), count)],
+        Pass::Dgrad => {
+            let of_residue = |Residue { grid, taps, .. }| product(g.n * grid[0], grid[1], taps.len() * count, channels);
+            residues_reached(g).map(of_residue).collect()
+        }
+        Pass::Wgrad => Vec::new(),
+    };
+    match pass {
+        Pass::Wgrad => {
+            let tasks = wgrad::Division::new(isa, g, threads).tasks(g);
+            vec![tasks.into_iter().map(|task| task * g.filter_len()).collect()]
+        }
+        _ => (0..g.conv.groups).flat_map(|_| of_group()).collect(),
+    }
+}
+
 /// Whether dgrad can add to what is there.
 pub fn adds(g: &Geometry) -> bool {
     !depthwise::applies(g)
@@ -87,16 +119,7 @@ pub fn dgrad(isa: Isa, g: &Geometry, dy: &[f32], w: &[f32], adds: bool, dx: &mut
         dx.par_chunks_mut(BLOCK).for_each(|dx| dx.fill(0.0));
     }
     for group in 0..g.conv.groups {
-        for first in residues(g) {
-            let grid = [0, 1].map(|axis| ([g.h, g.w][axis] - first[axis]).div_ceil(g.conv.stride[axis]));
-            let [down, right] = [0, 1].map(|axis| reaching(g, axis, first[axis]));
-            let taps: Vec<(isize, isize, usize)> = down
-                .iter()
-                .flat_map(|&(down, r)| right.iter().map(move |&(right, s)| (down, right, r * g.s + s)))
-                .collect();
-            if taps.is_empty() {
-                continue;
-            }
+        for Residue { first, grid, taps } in residues_reached(g) {
             let filters = &w[group * count * g.pitch..];
             let pack = |terms: Range<usize>, columns: Range<usize>, width: usize, to: &mut [f32]| {
                 for (term, to) in terms.zip(to.chunks_exact_mut(width)) {
@@ -129,6 +152,27 @@ pub fn dgrad(isa: Isa, g: &Geometry, dy: &[f32], w: &[f32], adds: bool, dx: &mut
             product.multiply(dx);
         }
     }
+}
+
+/// The input pixels of a residue of the stride that output pixels see.
+struct Residue {
+    first: [usize; 2],
+    /// How many there are, rows and columns.
+    grid: [usize; 2],
+    /// As of [`reaching`], and the filter's tap.
+    taps: Vec<(isize, isize, usize)>,
+}
+
+fn residues_reached(g: &Geometry) -> impl Iterator<Item = Residue> {
+    residues(g).filter_map(move |first| {
+        let grid = [0, 1].map(|axis| ([g.h, g.w][axis] - first[axis]).div_ceil(g.conv.stride[axis]));
+        let [down, right] = [0, 1].map(|axis| reaching(g, axis, first[axis]));
+        let taps: Vec<(isize, isize, usize)> = down
+            .iter()
+            .flat_map(|&(down, r)| right.iter().map(move |&(right, s)| (down, right, r * g.s + s)))
+            .collect();
+        (!taps.is_empty()).then_some(Residue { first, grid, taps })
+    })
 }
 
 /// The first input pixels of each residue of the stride.
@@ -254,6 +298,40 @@ mod tests {
                 let mut y = vec![f32::NAN; g.y().len()];
                 fprop(isa, &g, &x, &w, None, &mut y);
                 assert!(y == expected, "{:?}, {isa}", g.x());
+            }
+        }
+    }
+
+    /// Multiplications of a product for each input pixel, by all taps whose steps from there are whole strides, beyond the edges too.
+    fn of_dgrad(g: &Geometry) -> usize {
+        let (rows, columns) = ((g.h, g.r), (g.w, g.s));
+        let whole = |axis: usize, (size, taps): (usize, usize)| {
+            let Conv2d { stride, padding, dilation, .. } = g.conv;
+            let steps = (0..size).flat_map(|place| (0..taps).map(move |tap| (place, tap)));
+            steps
+                .filter(|(place, tap)| {
+                    let step = (place + padding[axis]) as isize - (tap * dilation[axis]) as isize;
+                    step.rem_euclid(stride[axis] as isize) == 0
+                })
+                .count()
+        };
+        g.n * whole(0, rows) * whole(1, columns) * g.k * g.group_channels()
+    }
+
+    /// Whatever the number of threads, tasks are all multiplications of a pass, each once.
+    #[test]
+    fn tasks_are_the_whole_pass() {
+        for case in CONV2D {
+            let g = case.geometry();
+            for (isa, threads, pass) in Isa::ALL.into_iter().flat_map(|isa| {
+                [1, 2, 7, 64].into_iter().flat_map(move |threads| Pass::ALL.map(|pass| (isa, threads, pass)))
+            }) {
+                let all: usize = tasks(isa, &g, pass, threads).concat().iter().sum();
+                let expected = match pass {
+                    Pass::Dgrad if !depthwise::applies(&g) => of_dgrad(&without_window(&g)),
+                    _ => g.flops() as usize / 2,
+                };
+                assert_eq!(all, expected, "{}, {pass}, {isa}, {threads} threads", case.name);
             }
         }
     }

@@ -147,26 +147,53 @@ pub struct Product<'a> {
     pub finish: Option<Finish<'a>>,
 }
 
-impl Product<'_> {
-    pub fn multiply(mut self, y: &mut [f32]) {
-        let y = Shared::from(y);
-        let lines = self.walk.images * self.walk.grid[0];
-        let pixels = if self.filters.len() > LARGE { 2 * PIXELS } else { PIXELS };
-        let slabs = lines.div_ceil((pixels / self.walk.grid[1]).max(1));
+/// How a product is cut into tasks: slabs of lines of output pixels, and each of them by panels of columns, so that no thread is without work.
+/// The sums are the same however it is cut.
+pub struct Cut {
+    lines: usize,
+    lines_per_slab: usize,
+    panels: usize,
+    panels_per_task: usize,
+}
+
+impl Cut {
+    /// Of so many lines of so many pixels.
+    pub fn new([lines, line]: [usize; 2], filters: &Panels, threads: usize) -> Cut {
+        let pixels = if filters.len() > LARGE { 2 * PIXELS } else { PIXELS };
+        let panels = filters.count();
+        let wanted = if threads == 1 { 1 } else { TASKS * threads };
+        // Panels are tasks first, for which lines are not copied again; then slabs are smaller.
+        let slabs = lines.div_ceil((pixels / line).max(1)).max(wanted.div_ceil(panels.max(1)).min(lines));
         // Of equal size, and no more than are needed for that.
         let lines_per_slab = lines.div_ceil(slabs);
         let slabs = lines.div_ceil(lines_per_slab);
-        if slabs > 1 {
+        Cut { lines, lines_per_slab, panels, panels_per_task: panels.div_ceil(wanted.div_ceil(slabs)).max(1) }
+    }
+
+    fn slabs(&self) -> usize {
+        self.lines.div_ceil(self.lines_per_slab)
+    }
+
+    /// Each one's lines and panels.
+    pub fn tasks(&self) -> impl IndexedParallelIterator<Item = (Range<usize>, Range<usize>)> {
+        let Cut { lines, lines_per_slab, panels, panels_per_task } = *self;
+        let chunks = panels.div_ceil(panels_per_task);
+        let part = move |index: usize, len: usize, end: usize| index * len..((index + 1) * len).min(end);
+        (0..self.slabs() * chunks)
+            .into_par_iter()
+            .map(move |task| (part(task / chunks, lines_per_slab, lines), part(task % chunks, panels_per_task, panels)))
+    }
+}
+
+impl Product<'_> {
+    pub fn multiply(mut self, y: &mut [f32]) {
+        let y = Shared::from(y);
+        let Walk { images, grid, .. } = self.walk;
+        let cut = Cut::new([images * grid[0], grid[1]], &self.filters, rayon::current_num_threads());
+        if cut.slabs() > 1 {
             self.filters = self.filters.packed();
         }
-        let threads = rayon::current_num_threads();
-        let wanted = if threads == 1 { 1 } else { (TASKS * threads).div_ceil(slabs) };
-        let panels_per_task = self.filters.count().div_ceil(wanted).max(1);
-        let chunks = self.filters.count().div_ceil(panels_per_task);
-        (0..slabs * chunks).into_par_iter().for_each(|task| {
-            let (slab, chunk) = (task / chunks, task % chunks);
-            let lines = slab * lines_per_slab..((slab + 1) * lines_per_slab).min(lines);
-            let panels = chunk * panels_per_task..((chunk + 1) * panels_per_task).min(self.filters.count());
+        cut.tasks().for_each(|(lines, panels)| {
             // SAFETY: no two tasks have lines and panels in common.
             unsafe { self.multiply_slab(y, lines, panels) }
         });

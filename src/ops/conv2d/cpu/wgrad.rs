@@ -23,17 +23,58 @@ const PIXELS: Range<usize> = 128..256;
 const PARTIAL_SUMS: usize = 1 << 20;
 /// Tasks per thread that are worth packing patches for twice.
 const TASKS: usize = 2;
+/// The fewest filters of a task, where there are more.
+const BAND: usize = 4;
+
+/// How the sums are cut into tasks: parts of the pixels, which depend on the shapes alone, and each of them by bands of filters.
+pub struct Division {
+    /// Pixels that are added at a time.
+    block: usize,
+    parts: usize,
+    pixels_per_part: usize,
+    /// Whether dy is read where it lies; each part is one task then.
+    is_narrow: bool,
+    bands: Vec<Range<usize>>,
+}
+
+impl Division {
+    pub fn new(isa: Isa, g: &Geometry, threads: usize) -> Division {
+        let (pixels, dense) = (g.n * g.p * g.q, g.k * g.filter_len());
+        let block = (BLOCK / g.k).clamp(PIXELS.start, PIXELS.end);
+        let blocks = pixels.div_ceil(block);
+        let parts = (PARTIAL_SUMS / dense).clamp(1, 16).min(blocks);
+        let pixels_per_part = blocks.div_ceil(parts) * block;
+        // So that no thread is without work.
+        let group_filters = g.k / g.conv.groups;
+        let is_narrow = is_narrow(isa, g) && parts >= threads;
+        let bands_per_group = match threads {
+            1 => 1,
+            _ if is_narrow => 1,
+            _ => (TASKS * threads).div_ceil(parts * g.conv.groups).clamp(1, group_filters.div_ceil(BAND)),
+        };
+        let band = group_filters.div_ceil(bands_per_group);
+        let bands = (0..g.conv.groups).flat_map(|group| {
+            let (first, end) = (group * group_filters, (group + 1) * group_filters);
+            (first..end).step_by(band).map(move |start| start..(start + band).min(end))
+        });
+        Division { block, parts, pixels_per_part, is_narrow, bands: bands.collect() }
+    }
+
+    /// Pixels times filters of each task.
+    pub fn tasks(&self, g: &Geometry) -> Vec<usize> {
+        let pixels = g.n * g.p * g.q;
+        let of_part = |part: usize| (pixels - (part * self.pixels_per_part).min(pixels)).min(self.pixels_per_part);
+        let parts = (0..self.parts).map(of_part).filter(|&pixels| pixels > 0);
+        parts.flat_map(|pixels| self.bands.iter().map(move |band| pixels * band.len())).collect()
+    }
+}
 
 /// Overwrites dw.
 pub fn wgrad(isa: Isa, g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32]) {
-    let pixels = g.n * g.p * g.q;
-    let dense = g.k * g.filter_len();
-    let block = (BLOCK / g.k).clamp(PIXELS.start, PIXELS.end);
-    let blocks = pixels.div_ceil(block);
-    let parts = (PARTIAL_SUMS / dense).clamp(1, 16).min(blocks);
-    let pixels_per_part = blocks.div_ceil(parts) * block;
-
-    if is_narrow(isa, g) {
+    let Division { block, parts, pixels_per_part, is_narrow, bands } =
+        Division::new(isa, g, rayon::current_num_threads());
+    let (pixels, dense) = (g.n * g.p * g.q, g.k * g.filter_len());
+    if is_narrow {
         let mut partial = Buffer::<f32>::recycled(parts * dense);
         partial.par_chunks_mut(dense).enumerate().for_each(|(part, sums)| {
             let end = ((part + 1) * pixels_per_part).min(pixels);
@@ -47,21 +88,6 @@ pub fn wgrad(isa: Isa, g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32]) {
         });
         return add_up_columns(g, &partial, dw);
     }
-
-    // Bands of filters, so that no thread is without work.
-    let group_filters = g.k / g.conv.groups;
-    let rows = Size::of(isa).rows;
-    let bands_per_group = match rayon::current_num_threads() {
-        1 => 1,
-        threads => (TASKS * threads).div_ceil(parts * g.conv.groups).clamp(1, group_filters.div_ceil(rows)),
-    };
-    let band = group_filters.div_ceil(bands_per_group).next_multiple_of(rows);
-    let bands: Vec<Range<usize>> = (0..g.conv.groups)
-        .flat_map(|group| {
-            let (first, end) = (group * group_filters, (group + 1) * group_filters);
-            (first..end).step_by(band).map(move |start| start..(start + band).min(end))
-        })
-        .collect();
 
     let sum = |part: usize, filters: &Range<usize>, sums: &mut [f32], pitch: usize| {
         let end = ((part + 1) * pixels_per_part).min(pixels);
