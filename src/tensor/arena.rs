@@ -16,11 +16,8 @@ use std::sync::{Mutex, MutexGuard};
 /// What addresses and lengths are multiples of: a line of the cache.
 const LINE: usize = 64;
 /// A huge page.
+#[cfg(target_os = "linux")]
 const PAGE: usize = 2 << 20;
-/// Addresses set aside at once where they cost nothing: in one stretch, blocks of all sizes find room.
-#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
-const RESERVED: usize = 1 << 39;
-
 /// Bytes of some value, alone in their lines.
 #[derive(Debug)]
 pub struct Block {
@@ -140,18 +137,23 @@ impl Arena {
     }
 }
 
-/// Addresses without memory, which comes as they are touched; `None` where each of them counts.
+/// Addresses without memory, which comes as they are touched: as many as the machine has memory, so that what is more has to be asked for and may
+/// be refused. `None` where each of them counts.
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 fn reserve() -> Option<(usize, usize)> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let reserved;
     // SAFETY: writes to the limit, and makes a mapping that nobody else has.
     let start = unsafe {
         if libc::getrlimit(libc::RLIMIT_AS, &mut limit) != 0 || limit.rlim_cur != libc::RLIM_INFINITY {
             return None;
         }
+        let pages = usize::try_from(libc::sysconf(libc::_SC_PHYS_PAGES)).ok()?;
+        let page = usize::try_from(libc::sysconf(libc::_SC_PAGESIZE)).ok()?;
+        reserved = pages.checked_mul(page)? / PAGE * PAGE;
         let (access, kind) =
             (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
-        libc::mmap(std::ptr::null_mut(), RESERVED + PAGE, access, kind, -1, 0)
+        libc::mmap(std::ptr::null_mut(), reserved + PAGE, access, kind, -1, 0)
     };
     if start == libc::MAP_FAILED {
         return None;
@@ -159,8 +161,8 @@ fn reserve() -> Option<(usize, usize)> {
     let start = start.expose_provenance().next_multiple_of(PAGE);
     // Where they are refused, small ones do.
     // SAFETY: changes nothing but what pages are made of.
-    unsafe { libc::madvise(std::ptr::with_exposed_provenance_mut(start), RESERVED, libc::MADV_HUGEPAGE) };
-    Some((start, RESERVED))
+    unsafe { libc::madvise(std::ptr::with_exposed_provenance_mut(start), reserved, libc::MADV_HUGEPAGE) };
+    Some((start, reserved))
 }
 
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
