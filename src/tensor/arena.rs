@@ -18,6 +18,7 @@ const LINE: usize = 64;
 /// A huge page.
 #[cfg(target_os = "linux")]
 const PAGE: usize = 2 << 20;
+
 /// Bytes of some value, alone in their lines.
 #[derive(Debug)]
 pub struct Block {

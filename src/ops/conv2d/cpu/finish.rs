@@ -120,3 +120,31 @@ impl Pixels<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In whole vectors and behind them.
+    #[test]
+    fn a_relu_keeps_nan_and_leaves_no_negative_zero() {
+        let numbers = [f32::NAN, -1.0, -0.0, 2.0, f32::INFINITY, f32::NEG_INFINITY];
+        let expected = [f32::NAN, 0.0, 0.0, 2.0, f32::INFINITY, 0.0];
+        let (channels, pixels) = (37, 3);
+        let y: Vec<f32> = (0..pixels * channels).map(|i| numbers[i % numbers.len()]).collect();
+        let places: Vec<usize> = (0..pixels).map(|pixel| pixel * channels).collect();
+        for isa in Isa::here() {
+            let mut y = y.clone();
+            let shift = vec![0.0; channels];
+            let affine = Affine { normal: None, shift: &shift };
+            let finish = Finish { affine, residual: None, relu: true };
+            // SAFETY: nobody else has y.
+            unsafe { finish.apply(isa, Shared::from(&mut y[..]), &places, 0..channels) };
+            for (i, y) in y.iter().enumerate() {
+                let expected = expected[i % expected.len()];
+                let is_same = y.to_bits() == expected.to_bits() || y.is_nan() && expected.is_nan();
+                assert!(is_same, "{isa}: {y} where {expected} belongs");
+            }
+        }
+    }
+}
