@@ -440,6 +440,10 @@ mod tests {
         let [leaves, meets] = neighbours(&network);
         let convolutions = network.layers.iter().filter(|layer| matches!(layer.operation, Operation::Conv2d { .. }));
         assert_eq!(leaves, convolutions.map(|layer| layer.name.as_str()).collect::<Vec<_>>());
+        // A shortcut's batch norm is part of the stage that adds it, whose own convolution has the other one.
+        let normalized = network.stages.iter().filter(|stage| stage.is_normalized);
+        let names: Vec<&str> = normalized.map(|stage| network.layers[stage.layers[0]].name.as_str()).collect();
+        assert_eq!(names, leaves.iter().copied().filter(|name| !name.contains("downsample")).collect::<Vec<_>>());
         // All but those that are residuals, and the last one of the last block, behind which comes a pool.
         let blocks = ["bn1", "layer1.0.bn1", "layer1.0.bn2", "layer2.0.bn1", "layer2.0.bn2", "layer3.0.bn1"];
         assert_eq!(meets, blocks);

@@ -261,6 +261,22 @@ mod tests {
     }
 
     #[test]
+    fn segments_are_given_back_when_they_are_free_as_a_whole() {
+        let mut arena = Arena { has_reserved: true, ..Arena::new() };
+        let [first, second] = [640, 1280].map(|len| arena.take(len));
+        arena.free.give(first, 640);
+        let part = arena.take(64);
+        arena.release();
+        assert_eq!((part, arena.given.len()), (first, 2));
+        arena.free.give(part, 64);
+        arena.release();
+        assert_eq!(arena.given.keys().collect::<Vec<_>>(), [&second]);
+        arena.free.give(second, 1280);
+        arena.release();
+        assert!(arena.given.is_empty() && arena.free.by_start.is_empty() && arena.free.segments.is_empty());
+    }
+
+    #[test]
     fn blocks_of_all_lengths_keep_their_bytes() {
         let mut numbers = Numbers(7);
         let mut blocks: Vec<(u8, Block)> = Vec::new();
